@@ -1,0 +1,380 @@
+"""Sound in and out: read, write, resample, loudness, mix. Every rate is in Hz, every time in s.
+
+Choices:
+
+* Files go through libsndfile (wav, flac, ogg, mp3, aiff, ...), the rest through ffmpeg where it is installed. A file
+  that is missing, damaged or holds NaN is refused by name: one bad file must not end as a silent clip in a shard.
+* One resampler, soxr at quality HQ, always to exactly ``round(L * to / from)`` samples. Resampling changes tokens, so
+  :data:`RESAMPLER` is written into every manifest.
+* PCM is scaled by 2^(bits - 1) in both directions, so reading and writing a file again gives the same samples.
+* Loudness is ITU-R BS.1770-4 (gated, K-weighted), the peak limit is on the true peak (4 x oversampled).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hafm_lightning.audio_decode import ffmpeg_available, ffmpeg_decoded, missing_bytes
+from hafm_lightning.errors import RequestError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+Samples = npt.NDArray[np.float32]
+Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
+
+RESAMPLER = "soxr-hq"
+"""Identity of :func:`resample`, recorded beside every token it helped to make."""
+PEAK_LIMIT_DBTP = -1.0
+"""Default true-peak ceiling of everything that is mixed, in dB below full scale."""
+
+_PCM_BITS = {"PCM_16": 16, "PCM_24": 24}
+_CODEC_DELAY_FRAMES = 2304
+"""Lossy formats may announce up to this many frames more than they decode to (encoder delay and padding)."""
+_LOSSY_FORMATS = frozenset({"MP3", "OGG"})
+_OVERSAMPLING = 4
+_GATING_BLOCK_S = 0.4
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Sound in memory.
+
+    Attributes:
+        samples: float32 ``[channels, L]``, full scale at 1.0.
+        rate_hz: Samples a second.
+    """
+
+    samples: Samples
+    rate_hz: int
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 2 or self.samples.shape[0] < 1:
+            raise ValueError(f"expected samples [channels, L] with at least one channel, got {self.samples.shape}")
+        if self.samples.dtype != np.float32:
+            raise ValueError(f"expected float32 samples, got {self.samples.dtype}")
+        if self.rate_hz <= 0:
+            raise ValueError(f"the sample rate must be positive, got {self.rate_hz} Hz")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return int(self.samples.shape[0])
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return float(self.samples.shape[1] / self.rate_hz)
+
+    def mono(self) -> Audio:
+        """The mean of the channels, as one channel ``[1, L]``."""
+        if self.channels == 1:
+            return self
+        return Audio(self.samples.mean(axis=0, keepdims=True, dtype=np.float32), self.rate_hz)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says: ``rate_hz``, ``channels``, ``frames`` (samples of each channel)."""
+
+    rate_hz: int
+    channels: int
+    frames: int
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.frames / self.rate_hz
+
+
+def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
+    """Rate, channels and length of a file, without decoding it (formats left to ffmpeg are decoded).
+
+    Raises:
+        RequestError: The file is missing, unreadable, truncated or empty.
+    """
+    with _opened(Path(path), 0.0, None) as (file, _):
+        return AudioInfo(file.samplerate, file.channels, file.frames)
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    rate_hz: int | None = None,
+    mono: bool = False,
+) -> Audio:
+    """Read a file or a window of it.
+
+    Args:
+        path: Any file that libsndfile reads, or that ffmpeg reads where it is installed.
+        start_s: Where the window begins, in seconds.
+        duration_s: Length of the window, in seconds; less is returned where the file ends sooner. All if None.
+        rate_hz: Resample to this rate; the file's own if None.
+        mono: Return the mean of the channels.
+
+    Returns:
+        The window: ``round(duration_s * rate_hz)`` samples, or what the file holds of them.
+
+    Raises:
+        RequestError: The file is missing, a folder, unreadable, not audio, truncated, empty or ends before
+            ``start_s``, or the window holds NaN or infinite samples.
+    """
+    path = Path(path)
+    if not (start_s >= 0 and (duration_s is None or duration_s > 0)):
+        raise ValueError(f"need start_s >= 0 and duration_s > 0, got {start_s} and {duration_s}")
+    with _opened(path, start_s, duration_s) as (file, begin_s):
+        begin = round(begin_s * file.samplerate)
+        if begin >= file.frames:
+            raise RequestError(
+                f"{path}: holds {file.frames / file.samplerate:.3f} s of audio, nothing at {start_s} s; "
+                "ask for an earlier window"
+            )
+        wanted = file.frames - begin
+        if duration_s is not None:
+            wanted = min(wanted, round(duration_s * file.samplerate))
+        frames = _read_frames(path, file, begin, wanted)
+        own_rate_hz = int(file.samplerate)
+    if not np.isfinite(frames).all():
+        bad = int(np.argmin(np.isfinite(frames).all(axis=1)))
+        raise RequestError(
+            f"{path}: sample {begin + bad} ({(begin + bad) / own_rate_hz:.3f} s) is NaN or infinite; "
+            "export the file again from its source"
+        )
+    audio = Audio(np.ascontiguousarray(frames.T), own_rate_hz)
+    if mono:
+        audio = audio.mono()
+    if rate_hz is not None and rate_hz != audio.rate_hz:
+        audio = Audio(resample(audio.samples, audio.rate_hz, rate_hz), rate_hz)
+    return audio
+
+
+def write_audio(path: str | os.PathLike[str], audio: Audio, *, subtype: Subtype = "PCM_16") -> None:
+    """Write a ``.wav`` or ``.flac`` file, whole or not at all (a temporary file beside it, then a rename).
+
+    Raises:
+        RequestError: The folder cannot be written, or the suffix is neither ``.wav`` nor ``.flac``.
+        ValueError: The samples hold NaN or infinity, or exceed full scale in a PCM format.
+    """
+    import soundfile
+
+    path = Path(path)
+    container = {".wav": "WAV", ".flac": "FLAC"}.get(path.suffix.lower())
+    if container is None or (container == "FLAC" and subtype == "FLOAT"):
+        raise RequestError(f"{path}: cannot write {subtype} there; use a .wav name (or .flac with PCM_16 or PCM_24)")
+    samples = audio.samples
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path}: refusing to write NaN or infinite samples")
+    data: npt.NDArray[Any] = samples.T
+    if subtype in _PCM_BITS:
+        peak = float(np.abs(samples).max(initial=0.0))
+        if peak > 1.0:
+            raise ValueError(f"{path}: peak {peak:.4f} is over full scale; lower the gain before writing {subtype}")
+        data = _pcm(samples.T, _PCM_BITS[subtype])
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{path}: its folder cannot be made ({error.strerror}); choose another folder") from error
+    try:
+        with soundfile.SoundFile(
+            _native(temporary), "w", audio.rate_hz, audio.channels, subtype=subtype, format=container
+        ) as file:
+            file.write(data)
+        temporary.replace(path)
+    except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
+        reason = error.strerror if isinstance(error, OSError) else str(error) or "the disk may be full"
+        raise RequestError(f"{path}: cannot be written ({reason}); choose another folder or free space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resample(samples: npt.NDArray[Any], from_hz: float, to_hz: float) -> Samples:
+    """Change the sample rate of ``[..., L]``; returns float32 ``[..., round(L * to_hz / from_hz)]``."""
+    import soxr
+
+    if not (from_hz > 0 and to_hz > 0):
+        raise ValueError(f"sample rates must be positive, got {from_hz} and {to_hz} Hz")
+    source = np.asarray(samples, dtype=np.float32)
+    if from_hz == to_hz:
+        return source.copy()
+    *leading, length = source.shape
+    wanted = round(length * to_hz / from_hz)
+    result = np.zeros((math.prod(leading), wanted), dtype=np.float32)
+    if length:
+        for row, signal in zip(result, source.reshape(-1, length), strict=True):
+            converted = soxr.resample(np.ascontiguousarray(signal), from_hz, to_hz, quality="HQ")[:wanted]
+            row[: len(converted)] = converted
+    return result.reshape(*leading, wanted)
+
+
+def loudness_lufs(audio: Audio) -> float:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4); ``-inf`` for silence.
+
+    Sound shorter than the standard's gating block of 0.4 s is measured as one block of its own length. More than
+    five channels are measured as their mean.
+    """
+    import pyloudnorm
+
+    length = audio.samples.shape[1]
+    if length == 0 or not audio.samples.any():
+        return -math.inf
+    source = audio if audio.channels <= 5 else audio.mono()
+    meter = pyloudnorm.Meter(audio.rate_hz, block_size=min(_GATING_BLOCK_S, length / audio.rate_hz))
+    return float(meter.integrated_loudness(source.samples.T.astype(np.float64)))
+
+
+def true_peak_dbtp(audio: Audio) -> float:
+    """Largest absolute value of the 4 x oversampled signal, in dB re full scale; ``-inf`` for silence."""
+    if audio.samples.size == 0 or not audio.samples.any():
+        return -math.inf
+    padded = np.pad(audio.samples, ((0, 0), (32, 32)))
+    oversampled = resample(padded, audio.rate_hz, audio.rate_hz * _OVERSAMPLING)
+    return 20 * math.log10(max(float(np.abs(oversampled).max()), float(np.abs(audio.samples).max())))
+
+
+def match_loudness(audio: Audio, target_lufs: float, peak_dbtp: float = PEAK_LIMIT_DBTP) -> Audio:
+    """Scale to ``target_lufs``, or to less where the true peak would pass ``peak_dbtp``. Silence stays silence."""
+    return limit_peak(_scaled_to(audio, target_lufs), peak_dbtp)
+
+
+def limit_peak(audio: Audio, peak_dbtp: float = PEAK_LIMIT_DBTP) -> Audio:
+    """Turn the whole signal down until its true peak is at most ``peak_dbtp``; never up."""
+    excess_db = true_peak_dbtp(audio) - peak_dbtp
+    return _with_gain(audio, -excess_db) if excess_db > 0 else audio
+
+
+def mix(
+    vocal: Audio,
+    accompaniment: Audio,
+    *,
+    gain_db: float = 0.0,
+    match_loudness: bool = True,
+    peak_dbtp: float = PEAK_LIMIT_DBTP,
+) -> Audio:
+    """Add an accompaniment to a vocal, aligned at the first sample; never clips.
+
+    Args:
+        vocal: Sets rate and length of the mix.
+        accompaniment: Same rate; cut or padded with silence to the vocal's length.
+        gain_db: Gain of the accompaniment, after loudness matching.
+        match_loudness: First bring the accompaniment to the vocal's BS.1770 loudness (where neither is silent).
+        peak_dbtp: The mix is turned down until its true peak is at most this.
+
+    Returns:
+        The mix, ``[max(channels), L of the vocal]``; a mono side is heard in every channel.
+
+    Raises:
+        ValueError: The rates differ, or the channel counts differ and neither side is mono.
+    """
+    if vocal.rate_hz != accompaniment.rate_hz:
+        raise ValueError(
+            f"cannot mix a vocal at {vocal.rate_hz} Hz with an accompaniment at {accompaniment.rate_hz} Hz; "
+            "resample one of them"
+        )
+    if vocal.channels != accompaniment.channels and 1 not in (vocal.channels, accompaniment.channels):
+        raise ValueError(f"cannot mix {vocal.channels} with {accompaniment.channels} channels; make one of them mono")
+    if match_loudness:
+        target_lufs = loudness_lufs(vocal)
+        if math.isfinite(target_lufs):
+            accompaniment = _scaled_to(accompaniment, target_lufs)
+    length = vocal.samples.shape[1]
+    other = _with_gain(accompaniment, gain_db).samples[:, :length]
+    other = np.pad(other, ((0, 0), (0, length - other.shape[1])))
+    return limit_peak(Audio(vocal.samples + other, vocal.rate_hz), peak_dbtp)
+
+
+def _native(path: Path) -> str | bytes:
+    """The path as soundfile takes it: bytes, since a name that is not UTF-8 is no valid text, except on Windows."""
+    return str(path) if sys.platform == "win32" else os.fsencode(path)
+
+
+def _with_gain(audio: Audio, gain_db: float) -> Audio:
+    return Audio(audio.samples * np.float32(10 ** (gain_db / 20)), audio.rate_hz)
+
+
+def _scaled_to(audio: Audio, target_lufs: float) -> Audio:
+    loudness = loudness_lufs(audio)
+    return _with_gain(audio, target_lufs - loudness) if math.isfinite(loudness) else audio
+
+
+def _pcm(samples: npt.NDArray[np.float32], bits: int) -> npt.NDArray[Any]:
+    """Integers as libsndfile wants them: int16, or int32 with the 24 bits on top."""
+    scale = 1 << (bits - 1)
+    whole = np.clip(np.rint(samples * np.float64(scale)), -scale, scale - 1)
+    return whole.astype(np.int16) if bits == 16 else whole.astype(np.int32) << 8
+
+
+def _read_frames(path: Path, file: SoundFile, begin: int, wanted: int) -> npt.NDArray[np.float32]:
+    """``[wanted, channels]`` from frame ``begin`` on; RequestError where the decoder fails or stops early."""
+    import soundfile
+
+    try:
+        file.seek(begin)
+        frames: npt.NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise _damaged(path, error.error_string) from error
+    allowed = _CODEC_DELAY_FRAMES if file.format in _LOSSY_FORMATS else 0
+    if len(frames) == 0 or wanted - len(frames) > allowed:
+        raise _damaged(path, f"{wanted} frames announced from frame {begin} on, {len(frames)} found")
+    return frames
+
+
+def _damaged(path: Path, reason: str) -> RequestError:
+    return RequestError(f"{path}: truncated or damaged ({reason.rstrip('.')}); fetch or export the file again")
+
+
+@contextmanager
+def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tuple[SoundFile, float]]:
+    """The open file, and where ``start_s`` lies in it (0 where ffmpeg has already cut the window out)."""
+    import soundfile
+
+    try:
+        if path.is_dir():
+            raise RequestError(f"{path}: is a folder; name an audio file in it")
+        missing = missing_bytes(path)
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be opened ({error.strerror or error}); check its permissions") from error
+    if missing:
+        raise _damaged(path, f"the header announces {missing} bytes more than the file holds")
+    if path.stat().st_size == 0:
+        raise RequestError(f"{path}: is empty (0 bytes); fetch or export the file again")
+    if path.suffix.lower() == ".raw":
+        raise RequestError(f"{path}: raw samples have no header; convert the file to WAV")
+    try:
+        file = soundfile.SoundFile(_native(path))
+    except soundfile.LibsndfileError as error:
+        if not ffmpeg_available():
+            raise RequestError(
+                f"{path}: libsndfile cannot read it ({error.error_string.rstrip('.')}) and ffmpeg is not installed; "
+                "convert it to WAV, FLAC, OGG or MP3, or install ffmpeg"
+            ) from error
+        with (
+            ffmpeg_decoded(path, start_s=start_s, duration_s=duration_s) as decoded,
+            soundfile.SoundFile(_native(decoded)) as file,
+        ):
+            _check_not_empty(path, file)
+            yield file, 0.0
+        return
+    with file:
+        _check_not_empty(path, file)
+        yield file, start_s
+
+
+def _check_not_empty(path: Path, file: SoundFile) -> None:
+    if file.frames <= 0:
+        raise RequestError(f"{path}: holds no audio (0 frames); fetch or export the file again")

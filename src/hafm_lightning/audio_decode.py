@@ -1,0 +1,90 @@
+"""Below :mod:`hafm_lightning.audio`: what libsndfile does not do by itself.
+
+* It reads a wav or aiff whose end is missing as a shorter file, without an error. :func:`missing_bytes` compares the
+  sizes in the header with the size of the file.
+* It does not know m4a, aac, wma or the sound of a video. :func:`ffmpeg_decoded` decodes those, where ffmpeg is
+  installed, into a float wav for the time of a ``with`` block.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hafm_lightning.errors import RequestError
+
+_UNKNOWN_SIZE = 0x7FFFF000
+"""Programs that write to a pipe cannot know the size and declare this much or more: not a truncation."""
+
+
+def missing_bytes(path: Path) -> int:
+    """Bytes of sound that the header of a wav, RF64 or aiff file declares and the file does not hold; 0 for others.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        form, kind = struct.unpack("4s4x4s", file.read(12).ljust(12, b"\0"))
+        if form in (b"RIFF", b"RF64") and kind == b"WAVE":
+            order, sound = "<", b"data"
+        elif form == b"FORM" and kind in (b"AIFF", b"AIFC"):
+            order, sound = ">", b"SSND"
+        else:
+            return 0
+        wide_size = None
+        position = 12
+        while position + 8 <= size:
+            file.seek(position)
+            name, declared = struct.unpack(f"{order}4sI", file.read(8))
+            if name == b"ds64":
+                wide_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
+            elif name == sound:
+                if declared == 0xFFFFFFFF and wide_size is not None:
+                    declared = wide_size
+                elif declared >= _UNKNOWN_SIZE:
+                    return 0
+                return max(0, position + 8 + int(declared) - size)
+            position += 8 + int(declared) + int(declared) % 2
+    return 0
+
+
+def ffmpeg_available() -> bool:
+    """Whether an ``ffmpeg`` program is on the PATH."""
+    return shutil.which("ffmpeg") is not None
+
+
+@contextmanager
+def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None = None) -> Iterator[Path]:
+    """Decode the first sound track of ``path`` into a temporary float wav, which is gone after the block.
+
+    Args:
+        path: File of any format that ffmpeg knows.
+        start_s: Where to begin, in seconds.
+        duration_s: How much to decode, in seconds; everything if None.
+
+    Raises:
+        RequestError: ffmpeg cannot decode the file either.
+    """
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise RequestError(f"{path}: ffmpeg is not installed; install it, or convert the file to WAV")
+    with tempfile.TemporaryDirectory(prefix="hafm-ffmpeg-") as folder:
+        decoded = Path(folder) / "decoded.wav"
+        command = [program, "-nostdin", "-loglevel", "error", "-xerror", "-protocol_whitelist", "file"]
+        command += ["-ss", repr(float(start_s))]
+        if duration_s is not None:
+            command += ["-t", repr(float(duration_s))]
+        command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto"]
+        command += ["-f", "wav", str(decoded)]
+        run = subprocess.run(command, capture_output=True, check=False)
+        if run.returncode != 0 or not decoded.is_file():
+            lines = run.stderr.decode("utf-8", "replace").strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {run.returncode}"
+            raise RequestError(f"{path}: not readable as audio (ffmpeg: {reason}); convert it to WAV or FLAC")
+        yield decoded
