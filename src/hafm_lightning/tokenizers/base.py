@@ -1,0 +1,281 @@
+"""What every tokenizer shares: its identity, its interface, and the folder it is kept in.
+
+A tokenizer turns sound into tokens; acoustic ones also turn tokens back into sound. Two families exist, the paper's
+(`hubert`, `encodec`) and one that needs no download (`offline`), behind the same two protocols.
+
+Choices:
+
+* A :class:`TokenizerIdentity` names everything that changes a token: the family, a sha256 over all weights and
+  settings, sample rate, frame rate, and the resampler that brought the audio to that rate. Shards and checkpoints carry
+  it, so that parts which do not belong together are refused by name.
+* A clip's tokens never depend on the batch it rides in, and ``L`` samples give exactly ``L * rate / sample rate``
+  frames: anything else is refused rather than cropped.
+* A folder holds `tokenizer.json` and safetensors files: data only, nothing that runs when it is loaded. It appears
+  under its final name complete or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
+
+SEMANTIC_SAMPLE_RATE_HZ = 16_000
+"""Sample rate that HuBERT and the offline semantic tokenizer hear."""
+ACOUSTIC_SAMPLE_RATE_HZ = 24_000
+"""Sample rate that EnCodec's 24 kHz model and the offline acoustic tokenizer hear and sound at."""
+SEMANTIC_HOP = SEMANTIC_SAMPLE_RATE_HZ // SEMANTIC_RATE_HZ
+"""Samples a semantic frame."""
+ACOUSTIC_HOP = ACOUSTIC_SAMPLE_RATE_HZ // ACOUSTIC_RATE_HZ
+"""Samples an acoustic frame."""
+
+FORMAT_VERSION = 1
+"""Version of the folder layout; a reader refuses the ones it does not know."""
+DESCRIPTION_FILE = "tokenizer.json"
+ARRAYS_FILE = "arrays.safetensors"
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """Everything that decides which token a sound gets.
+
+    Attributes:
+        kind: Family: ``offline-semantic``, ``offline-acoustic``, ``hubert`` or ``encodec``.
+        sha256: Hex digest over all weights, centroids and settings that change tokens.
+        sample_rate_hz: Rate of the audio that goes in (and comes out of an acoustic tokenizer).
+        rate_hz: Frames a second.
+        codebooks: Tokens a frame.
+        vocabulary: Ids run from 0 to ``vocabulary - 1``.
+        resampler: Name of the resampler that audio of another rate goes through first.
+        settings: The settings themselves, as JSON values, for people to read.
+    """
+
+    kind: str
+    sha256: str
+    sample_rate_hz: int
+    rate_hz: int
+    codebooks: int
+    vocabulary: int
+    resampler: str
+    settings: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The identity as JSON values. Inverse: :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TokenizerIdentity:
+        """Inverse of :meth:`as_dict`; RequestError names missing and unknown keys."""
+        known = {field.name for field in fields(cls)}
+        missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
+        if missing or unknown:
+            raise RequestError(
+                f"this is not a tokenizer identity: missing keys {missing}, unknown keys {unknown}; "
+                "it was written by another version: prepare the shards (or train the tokenizers) again"
+            )
+        return cls(**{name: values[name] for name in known})
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return self.sample_rate_hz // self.rate_hz
+
+    def frames(self, samples: int) -> int:
+        """Frames ``T`` of a clip of ``samples`` samples; ValueError unless that is a positive whole number."""
+        if samples < self.hop or samples % self.hop:
+            raise ValueError(
+                f"{self.kind}: {samples} samples at {self.sample_rate_hz} Hz are {samples / self.hop:g} frames at "
+                f"{self.rate_hz} Hz; crop or pad the clip to a positive multiple of {self.hop} samples"
+            )
+        return samples // self.hop
+
+
+class SemanticTokenizer(Protocol):
+    """Sound -> one token a frame that says what is sung or played, not how it sounds to the last detail."""
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """What decides the tokens."""
+
+    @property
+    def centroids(self) -> Tensor:
+        """Feature vector of each token, float32 ``[V, d]``."""
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, 1, T]``."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all."""
+
+
+class AcousticTokenizer(Protocol):
+    """Sound -> ``K`` tokens a frame, coarse to fine, and back."""
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """What decides the tokens."""
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, K, T]``."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, L]``, ``L = T * hop``."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all."""
+
+
+def check_audio(identity: TokenizerIdentity, audio: Tensor) -> int:
+    """Number of frames ``T`` that ``audio [B, L]`` will have.
+
+    Raises:
+        ValueError: Wrong shape, wrong dtype or a length that is not a whole number of frames.
+        RequestError: NaN or infinite samples; the message names the first clip that has them.
+    """
+    if audio.dim() != 2 or not audio.shape[0] or not audio.is_floating_point():
+        raise ValueError(f"{identity.kind}: expected float audio [B, L], got {audio.dtype} {tuple(audio.shape)}")
+    finite = torch.isfinite(audio).all(dim=1)
+    if not bool(finite.all()):
+        clip = int((~finite).nonzero()[0])
+        raise RequestError(f"{identity.kind}: clip {clip} of the batch holds NaN or infinite samples; repair the audio")
+    return identity.frames(audio.shape[1])
+
+
+def check_codes(identity: TokenizerIdentity, codes: Tensor) -> None:
+    """Raise ValueError unless ``codes`` are int64 ids ``[B, k, T]`` of the first ``1 <= k <= K`` codebooks."""
+    if codes.dim() != 3 or codes.dtype != torch.int64 or 0 in codes.shape or codes.shape[1] > identity.codebooks:
+        raise ValueError(
+            f"{identity.kind}: expected int64 codes [B, 1..{identity.codebooks}, T], "
+            f"got {codes.dtype} {tuple(codes.shape)}"
+        )
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= identity.vocabulary:
+        raise ValueError(f"{identity.kind}: codes {low}..{high} are outside 0..{identity.vocabulary - 1}")
+
+
+def content_sha256(arrays: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """Hex digest over named arrays (name, dtype, shape, bytes) and settings, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(array.numpy().tobytes())
+    digest.update(json.dumps(settings, sort_keys=True, allow_nan=False).encode())
+    return digest.hexdigest()
+
+
+def write_folder(
+    folder: str | Path, identity: TokenizerIdentity, arrays: Mapping[str, Tensor], report: Mapping[str, Any]
+) -> None:
+    """Write a tokenizer's folder; it appears complete or not at all, replacing an earlier tokenizer there.
+
+    Args:
+        folder: Where to; parents are made. A tokenizer of the same identity already there is left as it is.
+        identity: Goes to `tokenizer.json`.
+        arrays: Go to `arrays.safetensors`.
+        report: How the tokenizer came about (JSON values); for people, not part of the identity.
+
+    Raises:
+        RequestError: Something other than a tokenizer is at ``folder``.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / DESCRIPTION_FILE).is_file():
+            raise RequestError(f"{target} is not empty and holds no tokenizer; name another folder")
+        if _described_sha256(target) == identity.sha256:
+            return
+    elif target.exists() and not target.is_dir():
+        raise RequestError(f"{target} is a file; a tokenizer needs a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        draft.chmod(0o755)
+        if arrays:
+            save_file({name: array.detach().cpu().contiguous() for name, array in arrays.items()}, draft / ARRAYS_FILE)
+        description = {"format_version": FORMAT_VERSION, "identity": identity.as_dict(), "report": dict(report)}
+        (draft / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
+        for path in draft.iterdir():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        _put_in_place(draft, target, identity.sha256)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _put_in_place(draft: Path, target: Path, sha256: str) -> None:
+    """Rename ``draft`` to ``target``; when another process wins the race with the same tokenizer, that is fine."""
+    old = draft.with_name(draft.name + ".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        draft.rename(target)
+    except OSError:
+        if _described_sha256(target) != sha256:
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _described_sha256(folder: Path) -> str | None:
+    """The sha256 that a folder's description claims; None when there is no readable description."""
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_text())
+        return str(description["identity"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_description(folder: str | Path) -> tuple[TokenizerIdentity, dict[str, Any]]:
+    """Identity and report of the tokenizer in ``folder``, without loading its arrays.
+
+    Raises:
+        RequestError: No tokenizer there, or its description is damaged or of another format version.
+    """
+    path = Path(folder) / DESCRIPTION_FILE
+    if not path.is_file():
+        raise RequestError(f"no tokenizer in {folder}: {DESCRIPTION_FILE} is missing; prepare the shards first")
+    try:
+        description = json.loads(path.read_text())
+        version, identity, report = description["format_version"], description["identity"], description["report"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{path} is damaged ({error}); prepare the shards (or train the tokenizers) again"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise RequestError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
+    return TokenizerIdentity.from_dict(identity), dict(report)
+
+
+def read_arrays(folder: str | Path) -> dict[str, Tensor]:
+    """The arrays kept in ``folder``; RequestError when they are missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(folder) / ARRAYS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path} cannot be read ({error}); train the tokenizers again") from error
+
+
+def check_sha256(folder: str | Path, identity: TokenizerIdentity, found: str) -> None:
+    """Raise RequestError unless the content read from ``folder`` has the digest that its description claims."""
+    if found != identity.sha256:
+        raise RequestError(
+            f"{folder}: the content has sha256 {found[:12]}, {DESCRIPTION_FILE} says {identity.sha256[:12]}; "
+            "the folder was changed or damaged: train the tokenizers again"
+        )

@@ -1,0 +1,133 @@
+"""Spectra for the offline tokenizers: framing, mel and chroma filters, and the way back to sound.
+
+Choices:
+
+* Frame ``t`` is centred on the middle of the samples ``[t * hop, (t + 1) * hop)`` and the clip is padded with silence,
+  so ``L`` samples give exactly ``L / hop`` frames and sound comes back with exactly ``L`` samples.
+* Analysis runs in float64: a token is a comparison, and rounding must not decide it differently for another batch,
+  thread count or machine.
+* The acoustic window spans a whole number of hops, so overlap-add is a sum of shifted rows.
+* The way back is Griffin-Lim with momentum (Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm",
+  WASPAA 2013), from a seeded start.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def hann(length: int) -> Tensor:
+    """Periodic Hann window, float64 ``[length]``."""
+    return torch.hann_window(length, periodic=True, dtype=torch.float64)
+
+
+def frame(audio: Tensor, window: int, hop: int) -> Tensor:
+    """``[L]`` -> overlapping frames ``[L / hop, window]``, each centred on its hop; silence beyond the ends."""
+    before = (window - hop) // 2
+    padded = torch.nn.functional.pad(audio, (before, window - hop - before))
+    return padded.unfold(0, window, hop)
+
+
+def magnitudes(audio: Tensor, window: int, hop: int) -> Tensor:
+    """Magnitude spectrum of ``audio [L]``: float64 ``[L / hop, window / 2 + 1]``; a full-scale sine peaks at 1."""
+    shape = hann(window)
+    spectrum: Tensor = torch.fft.rfft(frame(audio.double(), window, hop) * (shape * (2 / shape.sum())))
+    return spectrum.abs()
+
+
+def hz_to_mel(frequency_hz: Tensor) -> Tensor:
+    """Mel scale of O'Shaughnessy (HTK's formula)."""
+    return 1127.0 * torch.log1p(frequency_hz / 700.0)
+
+
+def mel_to_hz(mel: Tensor) -> Tensor:
+    """Inverse of :func:`hz_to_mel`."""
+    return 700.0 * torch.expm1(mel / 1127.0)
+
+
+def mel_filters(sample_rate_hz: int, window: int, bands: int, low_hz: float, high_hz: float) -> Tensor:
+    """Triangular filters, equally spaced in mel: float64 ``[bands, window / 2 + 1]``, each summing to 1.
+
+    A filter narrower than the spacing of the spectrum's bins is widened to that spacing, so that none is empty.
+    """
+    bins_hz = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate_hz / window)
+    limits = hz_to_mel(torch.tensor([low_hz, high_hz], dtype=torch.float64))
+    edges_hz = mel_to_hz(torch.linspace(float(limits[0]), float(limits[1]), bands + 2, dtype=torch.float64))
+    centre, spacing = edges_hz[1:-1, None], sample_rate_hz / window
+    lower = torch.minimum(edges_hz[:-2, None], centre - spacing)
+    upper = torch.maximum(edges_hz[2:, None], centre + spacing)
+    rising, falling = (bins_hz - lower) / (centre - lower), (upper - bins_hz) / (upper - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0)
+    return filters / filters.sum(dim=1, keepdim=True)
+
+
+def chroma_filters(sample_rate_hz: int, window: int, low_hz: float, high_hz: float) -> Tensor:
+    """Weight of each spectrum bin in each pitch class (C = 0): float64 ``[12, window / 2 + 1]``.
+
+    A bin counts for the pitch classes within a semitone of it, linearly; A4 = 440 Hz. Bins outside
+    ``low_hz..high_hz`` count for none.
+    """
+    bins_hz = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate_hz / window)
+    heard = (bins_hz >= low_hz) & (bins_hz <= high_hz)
+    midi = 69 + 12 * torch.log2(bins_hz.clamp(min=1.0) / 440.0)
+    distance = (midi[None, :] - torch.arange(12, dtype=torch.float64)[:, None] + 6) % 12 - 6
+    return (1 - distance.abs()).clamp(min=0) * heard
+
+
+def cosine_transform(size: int, coefficients: int) -> Tensor:
+    """Orthonormal DCT-II: float64 ``[coefficients, size]``."""
+    angle = math.pi / size * (torch.arange(size, dtype=torch.float64) + 0.5)
+    basis = torch.cos(torch.arange(coefficients, dtype=torch.float64)[:, None] * angle) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Sum of frames ``[T, R * hop]`` laid ``hop`` apart, cut to the ``T * hop`` samples that they frame."""
+    count, window = frames.shape
+    rows = window // hop
+    total = frames.new_zeros(count + rows - 1, hop)
+    for row, part in enumerate(frames.view(count, rows, hop).unbind(1)):
+        total[row : row + count] += part
+    before = (window - hop) // 2
+    return total.view(-1)[before : before + count * hop]
+
+
+def griffin_lim(target: Tensor, hop: int, iterations: int, seed: int, momentum: float = 0.99) -> Tensor:
+    """Sound whose magnitude spectrum comes near ``target``.
+
+    Args:
+        target: Magnitudes ``[T, window / 2 + 1]`` as of :func:`magnitudes`; the window is a multiple of ``hop``.
+        hop: Samples a frame.
+        iterations: Projections onto the consistent spectra.
+        seed: Seed of the first phases.
+        momentum: 0 is plain Griffin-Lim.
+
+    Returns:
+        Float32 ``[T * hop]``.
+    """
+    window = 2 * (target.shape[1] - 1)
+    target = target.float()
+    shape = hann(window).float()
+    scale = shape * (2 / shape.sum())
+    ones = torch.ones(target.shape[0], 1) * (scale * scale)
+    # Near the ends fewer windows overlap; the floor keeps a division by almost nothing from blowing them up.
+    norm = overlap_add(ones, hop)
+    norm = norm.clamp(min=float(norm.max()) * 1e-3)
+
+    def sound(spectrum: Tensor) -> Tensor:
+        return overlap_add(torch.fft.irfft(spectrum, n=window) * scale, hop) / norm
+
+    generator = torch.Generator().manual_seed(seed)
+    phase = torch.rand(target.shape, generator=generator) * (2 * math.pi)
+    spectrum = torch.polar(target, phase)
+    previous = torch.zeros_like(spectrum)
+    for _ in range(iterations):
+        consistent = torch.fft.rfft(frame(sound(spectrum), window, hop) * scale)
+        spectrum = consistent + momentum * (consistent - previous)
+        previous = consistent
+        spectrum = target * spectrum / spectrum.abs().clamp(min=1e-12)
+    return sound(spectrum)
