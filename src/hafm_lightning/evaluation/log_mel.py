@@ -1,0 +1,107 @@
+"""The log-mel front end of VGGish, and the two ways in use to cut its patches.
+
+Recipe: 16 kHz mono; frames of 400 samples every 160 (25 ms every 10 ms), no padding at the ends; periodic Hann window;
+512-point FFT; **magnitude**, not power; 64 triangles, straight-sided on the HTK mel scale, between 125 and 7500 Hz;
+``log(x + 0.01)``; patches of 96 frames. The constant of the mel scale is 1127, as published.
+
+Two framings exist, and their numbers cannot be compared:
+
+* ``contiguous``: the frames of the whole clip are cut in patches of 0.96 s without overlap (10 s: 10 rows).
+* ``google``: the waveform is first cut in windows of 1 s every 0.5 s, and the first 96 frames of each are its patch
+  (10 s: 19 rows), as the program of the FAD paper does.
+
+Sources: Hershey et al., *CNN architectures for large-scale audio classification* (arXiv 1609.09430); Kilgour et al.,
+*Frechet Audio Distance* (arXiv 1812.08466).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+RATE_HZ = 16000
+FRAME_SAMPLES = 400
+HOP_SAMPLES = 160
+FFT_SAMPLES = 512
+BANDS = 64
+LOW_HZ = 125.0
+HIGH_HZ = 7500.0
+LOG_OFFSET = 0.01
+PATCH_FRAMES = 96
+MEL_BREAK_HZ = 700.0
+MEL_SCALE = 1127.0
+
+FRAMINGS = ("contiguous", "google")
+GOOGLE_WINDOW_S = 1.0
+GOOGLE_HOP_S = 0.5
+PATCH_S = PATCH_FRAMES * HOP_SAMPLES / RATE_HZ
+"""Seconds from one contiguous patch to the next: 0.96."""
+
+
+def hertz_to_mel(frequency_hz: Tensor) -> Tensor:
+    """HTK mel scale with the published constants."""
+    return MEL_SCALE * torch.log1p(frequency_hz / MEL_BREAK_HZ)
+
+
+def mel_weights() -> Tensor:
+    """Matrix ``[257, 64]`` (float64) from FFT magnitudes to mel bands; triangles have straight sides in mel, and the
+    bin at 0 Hz belongs to none."""
+    bins_mel = hertz_to_mel(torch.linspace(0, RATE_HZ / 2, FFT_SAMPLES // 2 + 1, dtype=torch.float64))
+    low, high = hertz_to_mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64)).tolist()
+    edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
+    rising = (bins_mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])  # [257, 64]
+    falling = (edges[2:] - bins_mel[:, None]) / (edges[2:] - edges[1:-1])
+    weights = torch.minimum(rising, falling).clamp_min(0.0)
+    weights[0] = 0.0
+    return weights
+
+
+def log_mel(audio: Tensor) -> Tensor:
+    """Waveforms ``[..., L]`` at 16 kHz -> log-mel frames float32 ``[..., T, 64]``, ``T = 1 + (L - 400) // 160``.
+
+    Raises:
+        ValueError: Fewer samples than one frame.
+    """
+    if audio.shape[-1] < FRAME_SAMPLES:
+        raise ValueError(f"the log-mel front end needs at least {FRAME_SAMPLES} samples, got {audio.shape[-1]}")
+    signal = audio.to(torch.float64)
+    frames = signal.unfold(-1, FRAME_SAMPLES, HOP_SAMPLES)  # [..., T, 400]
+    window = torch.hann_window(FRAME_SAMPLES, periodic=True, dtype=torch.float64, device=audio.device)
+    magnitude = torch.fft.rfft(frames * window, n=FFT_SAMPLES).abs()  # [..., T, 257]
+    return torch.log(magnitude @ mel_weights().to(audio.device) + LOG_OFFSET).to(torch.float32)
+
+
+def window_samples(framing: str) -> int:
+    """Samples that the first patch of ``framing`` needs."""
+    check_framing(framing)
+    if framing == "google":
+        return round(GOOGLE_WINDOW_S * RATE_HZ)
+    return FRAME_SAMPLES + (PATCH_FRAMES - 1) * HOP_SAMPLES
+
+
+def patches(audio: Tensor, framing: str) -> Tensor:
+    """Waveform ``[L]`` at 16 kHz -> patches float32 ``[n, 96, 64]``; what does not fill a last patch is left out.
+
+    Raises:
+        ValueError: Unknown framing, or less audio than one patch.
+    """
+    needed = window_samples(framing)
+    if audio.dim() != 1 or audio.shape[0] < needed:
+        raise ValueError(
+            f"{framing} framing needs a mono waveform of at least {needed} samples ({math.ceil(needed / 160) / 100} s "
+            f"at {RATE_HZ} Hz), got shape {tuple(audio.shape)}"
+        )
+    if framing == "google":
+        windows = audio.unfold(0, needed, round(GOOGLE_HOP_S * RATE_HZ))  # [n, 16000]
+        return log_mel(windows)[:, :PATCH_FRAMES]
+    frames = log_mel(audio)  # [T, 64]
+    count = frames.shape[0] // PATCH_FRAMES
+    return frames[: count * PATCH_FRAMES].reshape(count, PATCH_FRAMES, BANDS)
+
+
+def check_framing(framing: str) -> None:
+    """ValueError unless ``framing`` is one of :data:`FRAMINGS`."""
+    if framing not in FRAMINGS:
+        raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
