@@ -142,7 +142,7 @@ def stream_named(name: str) -> TokenStream:
 
 
 def split_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Acoustic codes ``[..., 8, T]`` -> coarse ``[..., 4, T]`` and fine ``[..., 4, T]``. Inverse: :func:`join_codes`."""
+    """Codes ``[..., 8, T]`` -> coarse ``[..., 4, T]`` and fine ``[..., 4, T]``. Inverse: :func:`join_codes`."""
     if codes.shape[-2] != ACOUSTIC_CODEBOOKS:
         raise ValueError(f"expected {ACOUSTIC_CODEBOOKS} codebooks, got shape {tuple(codes.shape)}")
     return codes[..., :COARSE_CODEBOOKS, :], codes[..., COARSE_CODEBOOKS:, :]

@@ -1,0 +1,112 @@
+"""Token embeddings, and conditions laid on the target's clock.
+
+Choices:
+
+* One embedding table for each codebook of each stream (the paper's parameter counts need it).
+* A dropped condition is a *token*: every id of the clip becomes :data:`~hafm_lightning.tokens.NULL`, whose learned
+  vector stands at every frame, so the length and all positions stay as they are. The unconditional pass of guidance
+  uses the same ids.
+* Negative ids other than the special ones this stream knows fail in the look-up.
+* ``aligned`` conditioning: the condition frame that sounds at each target frame is added to the target's input, after
+  a depth-wise convolution that mixes a stated look-behind and look-ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hafm_lightning.modeling.layout import SequenceLayout
+from hafm_lightning.tokens import EMPTY, NULL, TokenStream, nearest_frames
+
+EMBEDDING_STD = 0.02
+
+
+class StreamEmbedding(nn.Module):
+    """Vectors for the tokens of one stream, with one table a codebook and one learned vector for a special id.
+
+    Args:
+        stream: The stream.
+        width: ``D``.
+        special: The negative id that may stand in this stream: ``NULL`` for conditions, ``EMPTY`` for targets.
+    """
+
+    def __init__(self, stream: TokenStream, width: int, special: int) -> None:
+        super().__init__()
+        if special not in (NULL, EMPTY):
+            raise ValueError(f"special id must be NULL or EMPTY, got {special}")
+        self.stream = stream
+        self.special_id = special
+        self.weight = nn.Parameter(torch.randn(stream.codebooks, stream.vocabulary, width) * EMBEDDING_STD)
+        self.special = nn.Parameter(torch.randn(width) * EMBEDDING_STD)
+
+    def forward(self, ids: Tensor, codebooks: slice = slice(None)) -> Tensor:
+        """Ids ``[B, K', ...]`` of the chosen codebooks -> vectors ``[B, K', ..., D]``."""
+        tables = self.weight[codebooks]
+        absent = ids == self.special_id
+        first = torch.arange(tables.shape[0], device=ids.device) * self.stream.vocabulary
+        first = first.view(1, -1, *[1] * (ids.dim() - 2))
+        # an id that is out of range must fail, not read the next codebook's table
+        known = (ids >= 0) & (ids < self.stream.vocabulary)
+        row = torch.where(known, ids + first, torch.where(absent, 0, -1))
+        vectors = F.embedding(row, tables.flatten(0, 1))
+        return torch.where(absent[..., None], self.special.to(vectors.dtype), vectors)
+
+
+def drop_conditions(
+    streams: Mapping[str, Tensor], conditions: tuple[TokenStream, ...], drop: Tensor
+) -> dict[str, Tensor]:
+    """The streams with all conditions of the clips marked in ``drop [B]`` (bool) replaced by null tokens."""
+    dropped = dict(streams)
+    for stream in conditions:
+        ids = dropped[stream.name]
+        dropped[stream.name] = torch.where(drop.view(-1, 1, 1), NULL, ids)
+    return dropped
+
+
+def null_conditions(streams: Mapping[str, Tensor], conditions: tuple[TokenStream, ...]) -> dict[str, Tensor]:
+    """The streams with the conditions of every clip replaced by null tokens."""
+    some = next(iter(streams.values()))
+    return drop_conditions(streams, conditions, torch.ones(some.shape[0], dtype=torch.bool, device=some.device))
+
+
+class AlignedConditions(nn.Module):
+    """Conditions on the target's frame clock, ``[B, T, D]``, to be added to the target's steps.
+
+    Args:
+        layout: The sequence layout; its conditions are embedded elsewhere and passed in.
+        width: ``D``.
+        look_ahead_s: How far into the future of the vocal a frame may hear, in seconds.
+        look_behind_s: How far into the past the convolution reaches (the causal attention remembers further).
+    """
+
+    def __init__(
+        self, layout: SequenceLayout, width: int, look_ahead_s: float = 0.3, look_behind_s: float = 0.3
+    ) -> None:
+        super().__init__()
+        if look_ahead_s < 0 or look_behind_s < 0:
+            raise ValueError(f"look-ahead and look-behind must be 0 or more, got {look_ahead_s} and {look_behind_s} s")
+        self.layout = layout
+        self.ahead = round(look_ahead_s * layout.target.rate_hz)
+        self.behind = round(look_behind_s * layout.target.rate_hz)
+        self.mix = nn.Conv1d(width, width, self.behind + 1 + self.ahead, groups=width)
+
+    def forward(self, embedded: list[Tensor], frames: int) -> Tensor:
+        """Condition vectors ``[B, T_c, D]`` in the layout's order -> ``[B, T, D]`` for ``frames`` target frames."""
+        clock, whole_clip = [], []
+        for stream, vectors in zip(self.layout.conditions, embedded, strict=True):
+            if not stream.rate_hz:
+                whole_clip.append(vectors[:, :1])
+                continue
+            index = nearest_frames(stream, self.layout.target, frames).to(vectors.device)
+            clock.append(vectors[:, index])
+        total = torch.stack(clock).sum(0) if clock else embedded[0].new_zeros(1, frames, embedded[0].shape[-1])
+        if clock:
+            padded = F.pad(total.transpose(1, 2), (self.behind, self.ahead))
+            total = total + self.mix(padded).transpose(1, 2)
+        for vectors in whole_clip:
+            total = total + vectors
+        return total
