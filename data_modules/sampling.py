@@ -1,0 +1,214 @@
+"""The order of clips, as a pure function: which clips, cropped where, make batch ``i`` of an epoch on one process.
+
+Nothing here reads data or keeps a random state. ``(seed, epoch, rank, world, index)`` decide a batch, so that a resumed
+run, another number of loader workers or a second look at one batch gives the same clips.
+
+Choices:
+
+* Random numbers are raw words of Philox, a counter-based generator, keyed by the seed and counted from (epoch,
+  purpose). Unlike the convenience methods of numpy's and torch's generators, its raw words are fixed by definition, so
+  an upgrade of either cannot change the order of a run in progress.
+* Training deals out the global batch: global batch ``i`` is the same set of clips on any number of processes, as long
+  as ``batch_size * world`` is the same, and every process makes the same number of steps.
+* Evaluation deals out whole batches, nothing padded, nothing repeated. A batch holds the same clips whatever the number
+  of processes, so that a metric that compares clips within a batch does not depend on it, and its clips lie far apart
+  in the split, so that they come from different songs.
+* The samplers yield batches, not clips: a batch is gathered from the memory map at once. ``DataLoader(...,
+  batch_size=None, sampler=order)`` takes them as they are, and Lightning calls ``set_epoch`` on ``loader.sampler``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokens import FRAME_GRID_S
+
+ORDER_WORDS, CROP_WORDS = 0, 1
+"""Purposes that draw from separate streams of random words."""
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """Which clips make a batch.
+
+    Attributes:
+        clips: Indices into the split, int64 ``[B]``.
+        starts: First kept instant of each clip, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
+            frames of every stream), int64 ``[B]``.
+    """
+
+    clips: Indices
+    starts: Indices
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+def random_words(seed: int, epoch: int, purpose: int, count: int) -> NDArray[np.uint64]:
+    """``count`` random 64-bit words that depend on the arguments alone."""
+    counter = np.array([0, 0, purpose, epoch], dtype=np.uint64)
+    generator = np.random.Philox(key=np.array([seed % 2**64, 0], dtype=np.uint64), counter=counter)
+    words: NDArray[np.uint64] = generator.random_raw(count)
+    return words
+
+
+def shuffled(clips: int, seed: int, epoch: int) -> Indices:
+    """A permutation of ``0 .. clips - 1``: int64 ``[clips]``."""
+    return np.argsort(random_words(seed, epoch, ORDER_WORDS, clips), kind="stable").astype(np.int64)
+
+
+def crop_starts(clips: int, choices: int, seed: int, epoch: int) -> Indices:
+    """Where each clip of the split is cropped in this epoch, in grid steps below ``choices``: int64 ``[clips]``."""
+    if choices == 1:
+        return np.zeros(clips, dtype=np.int64)
+    return (random_words(seed, epoch, CROP_WORDS, clips) % np.uint64(choices)).astype(np.int64)
+
+
+def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
+    """Number of places at which a crop may start in a clip; 1 without cropping.
+
+    Raises:
+        RequestError: The crop is longer than the clip or off the grid on which all streams have whole frames.
+    """
+    if crop_s is None:
+        return 1
+    grid = Fraction(FRAME_GRID_S).limit_denominator(10**6)
+    steps = Fraction(crop_s).limit_denominator(10**6) / grid
+    whole = Fraction(clip_duration_s).limit_denominator(10**6) / grid
+    if steps <= 0 or steps.denominator != 1:
+        raise RequestError(
+            f"data.crop_s is {crop_s} s, which is not a whole number of frames of every stream\n"
+            f"use a positive multiple of {FRAME_GRID_S} s, for example 3.0"
+        )
+    if steps > whole:
+        raise RequestError(
+            f"data.crop_s is {crop_s} s, but the clips of these shards last {clip_duration_s} s\n"
+            "use a shorter crop, or none to take whole clips"
+        )
+    return int(whole - steps) + 1
+
+
+class TrainingOrder(Sampler[BatchRequest]):
+    """The batches of one process in training: shuffled anew each epoch, equally many on every process.
+
+    Args:
+        clips: Number of clips in the split.
+        batch_size: Clips a batch on one process.
+        seed: Of the order and the crops.
+        rank: This process, ``0 .. world - 1``.
+        world: Number of processes.
+        choices: Number of crop starts (:func:`crop_choices`).
+        shuffle: Whether to draw a new permutation each epoch; False keeps the order of the split.
+        drop_last: Whether to leave out the clips that do not fill a last global batch. If kept, they are dealt out as
+            evenly as they go; fewer than one clip a process are left out, since every process must take the step.
+    """
+
+    def __init__(
+        self,
+        clips: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        choices: int = 1,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        if clips < 1 or batch_size < 1 or choices < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"need clips, batch_size and choices of at least 1 and 0 <= rank < world, got clips={clips}, "
+                f"batch_size={batch_size}, choices={choices}, rank={rank}, world={world}"
+            )
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.rank, self.world, self.choices = rank, world, choices
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.epoch = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, also in the epoch that a resumed run enters in the middle."""
+        full, rest = divmod(self.clips, self.batch_size * self.world)
+        return full + int(not self.drop_last and rest >= self.world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration walks through (called by Lightning)."""
+        self.epoch = epoch
+        if self._resume is not None and self._resume[0] != epoch:
+            self._resume = None
+
+    def resume(self, epoch: int, batches: int) -> None:
+        """Let iterations over ``epoch`` skip the first ``batches``, which an earlier process has consumed."""
+        self.epoch = epoch
+        self._resume = (epoch, batches) if batches else None
+
+    def batch(self, epoch: int, index: int) -> BatchRequest:
+        """Batch ``index`` of an epoch on this process; IndexError beyond the epoch's end."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of an epoch of {len(self)}")
+        return next(self._walk(epoch, index))
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        first = self._resume[1] if self._resume is not None and self._resume[0] == self.epoch else 0
+        return self._walk(self.epoch, first)
+
+    def _walk(self, epoch: int, first: int) -> Iterator[BatchRequest]:
+        order = shuffled(self.clips, self.seed, epoch) if self.shuffle else np.arange(self.clips, dtype=np.int64)
+        starts = crop_starts(self.clips, self.choices, self.seed, epoch)
+        size = self.batch_size * self.world
+        for index in range(first, len(self)):
+            whole = order[index * size : (index + 1) * size]
+            chosen = np.array_split(whole, self.world)[self.rank]
+            yield BatchRequest(chosen, starts[chosen])
+
+
+class EvaluationOrder(Sampler[BatchRequest]):
+    """The batches of one process in validation or test: each clip of the split exactly once over all processes.
+
+    The split is cut in ``N`` batches of nearly equal size, batch ``j`` being the clips ``j, j + N, j + 2 N, ...``;
+    process ``r`` gets the batches ``r, r + world, ...``. Processes may differ by one batch. Crops never change.
+
+    Args:
+        clips: Number of clips in the split; at least one for each process.
+        batch_size: At most this many clips a batch.
+        seed: Of the crops.
+        rank: This process.
+        world: Number of processes. Where there are fewer batches than processes, batches shrink so that all have work.
+        choices: Number of crop starts.
+    """
+
+    def __init__(
+        self, clips: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1, choices: int = 1
+    ) -> None:
+        if batch_size < 1 or choices < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"need batch_size and choices of at least 1 and 0 <= rank < world, got batch_size={batch_size}, "
+                f"choices={choices}, rank={rank}, world={world}"
+            )
+        if clips < world:
+            raise RequestError(
+                f"{clips} clips cannot be shared among {world} processes, each of which needs one\n"
+                f"evaluate with --trainer.devices {max(clips, 1)} or fewer, or prepare more clips for this split"
+            )
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.rank, self.world, self.choices = rank, world, choices
+        self.batches = max(-(-clips // batch_size), world)
+
+    def __len__(self) -> int:
+        """Batches on this process."""
+        return len(range(self.rank, self.batches, self.world))
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        starts = crop_starts(self.clips, self.choices, self.seed, epoch=0)
+        for index in range(self.rank, self.batches, self.world):
+            chosen = np.arange(index, self.clips, self.batches, dtype=np.int64)
+            yield BatchRequest(chosen, starts[chosen])

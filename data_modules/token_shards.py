@@ -1,0 +1,439 @@
+"""Batches of tokens from shards on disk, in an order that survives anything.
+
+:class:`TokenShards` is the data module of every stage: it opens the splits that ``prepare`` wrote, refuses what does
+not fit before the first step, and deals clips out to processes and loader workers.
+
+Choices:
+
+* A worker fills the batch's int64 tensors straight from the memory map (cast and crop in one pass), instead of
+  collating items: the loader is then an order of magnitude faster than the paper's models can read.
+* All ids are checked once, when a split is opened (about 0.2 s for the paper's 0.7 GB), never per batch.
+* The checkpoint holds how many batches of which epoch are done, and what the order depends on. A run that would
+  continue differently (other data, batch size, processes) is refused by name; ``allow_changes`` lets it go on.
+* Loader workers draw from their own generators, so that looking at validation data does not move the training's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hafm_lightning.data_modules.sampling import BatchRequest, EvaluationOrder, TrainingOrder, crop_choices
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.shards import STORED_STREAMS, Manifest, ShardReader, open_shards
+from hafm_lightning.tokens import (
+    COARSE_CODEBOOKS,
+    FRAME_GRID_S,
+    INSTRUMENTAL_COARSE,
+    INSTRUMENTAL_CODES,
+    INSTRUMENTAL_FINE,
+    STREAMS,
+    TokenBatch,
+    TokenStream,
+    stream_named,
+)
+
+Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+STATE_VERSION = 1
+"""Version of what :meth:`TokenShards.state_dict` stores."""
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """Where a stream lies in a shard: the array's name and the range of its codebooks."""
+
+    array: str
+    first: int
+    last: int
+
+
+def stored_as(stream: TokenStream) -> StoredAs:
+    """Shards keep the coarse and the fine codebooks of the accompaniment in one array; other streams lie alone."""
+    if stream == INSTRUMENTAL_COARSE:
+        return StoredAs(INSTRUMENTAL_CODES, 0, COARSE_CODEBOOKS)
+    if stream == INSTRUMENTAL_FINE:
+        return StoredAs(INSTRUMENTAL_CODES, COARSE_CODEBOOKS, COARSE_CODEBOOKS + INSTRUMENTAL_FINE.codebooks)
+    return StoredAs(stream.name, 0, stream.codebooks)
+
+
+class ClipBatches(Dataset[TokenBatch]):
+    """A split as a map from :class:`BatchRequest` to :class:`TokenBatch`.
+
+    Args:
+        reader: The split's shards.
+        crop_s: Length of a crop in seconds; None takes whole clips.
+        streams: Names of the streams to deliver; None takes all that the shards hold.
+
+    Raises:
+        RequestError: A stream is unknown or not in the shards.
+    """
+
+    def __init__(self, reader: ShardReader, crop_s: float | None = None, streams: Sequence[str] | None = None) -> None:
+        self.reader = reader
+        manifest = reader.manifest
+        held = [stream for stream in STREAMS.values() if stored_as(stream).array in manifest.streams]
+        names = [stream.name for stream in held] if streams is None else list(streams)
+        missing = [name for name in names if name not in {stream.name for stream in held}]
+        if missing or not names:
+            raise RequestError(
+                f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(none asked for)'}\n"
+                f"it holds {', '.join(stream.name for stream in held)}; prepare shards with the stream, "
+                "or leave it out of the stage's conditions and of data.streams"
+            )
+        self.streams = [stream_named(name) for name in names]
+        self.duration_s = manifest.duration_s if crop_s is None else crop_s
+        self._ends = np.cumsum([shard.clips for shard in manifest.shards], dtype=np.int64)
+        self._grid_hz = round(1 / FRAME_GRID_S)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, request: BatchRequest) -> TokenBatch:
+        """Gather the clips of one batch: each stream int64 ``[B, K, T]``."""
+        return as_tensors(*self.gather(request, np.int64))
+
+    def gather(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> tuple[dict[str, Ids], list[str]]:
+        """Streams ``[B, K, T]`` of the requested clips, cast and cropped in one pass, and the clips' ids."""
+        size = len(request)
+        shards = np.searchsorted(self._ends, request.clips, side="right")
+        counts = [shard.clips for shard in self.reader.manifest.shards]
+        places = [
+            (self.reader.arrays(int(shard)), int(clip - self._ends[shard]) + counts[shard])
+            for shard, clip in zip(shards, request.clips, strict=True)
+        ]
+        starts = request.starts.tolist()
+        batch: dict[str, Ids] = {}
+        for stream in self.streams:
+            stored = stored_as(stream)
+            if not stream.rate_hz:
+                tags = np.array([arrays[stored.array][row] for arrays, row in places], dtype=dtype)
+                batch[stream.name] = tags.reshape(size, 1, 1)
+                continue
+            frames, per_step = stream.frames(self.duration_s), stream.rate_hz // self._grid_hz
+            ids = np.empty((size, stream.codebooks, frames), dtype=dtype)
+            for place, ((arrays, row), start) in enumerate(zip(places, starts, strict=True)):
+                clip = arrays[stored.array][row]
+                kept = slice(start * per_step, start * per_step + frames)
+                ids[place] = clip[stored.first : stored.last, kept] if clip.ndim == 2 else clip[kept]
+            batch[stream.name] = ids
+        clip_ids = self.reader.clip_ids
+        return batch, [clip_ids[clip] for clip in request.clips]
+
+
+def as_tensors(streams: dict[str, Ids], clip_ids: list[str]) -> TokenBatch:
+    """A batch of int64 tensors from integer arrays ``[B, K, T]``."""
+    tensors = {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in streams.items()}
+    return TokenBatch(tensors, clip_ids)
+
+
+class WorkerClipBatches(ClipBatches):
+    """The same split inside a loader worker: batches travel as 16-bit ids through the worker's pipe.
+
+    Sending int64 tensors through shared memory, as torch does, costs a file descriptor a stream and four times the
+    bytes: several times more than reading the clips.
+    """
+
+    def __getitem__(self, request: BatchRequest) -> Parcel:  # type: ignore[override]
+        return Parcel(*self.gather(request, np.uint16))
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A batch that pickles as 16-bit ids and unpickles as a :class:`TokenBatch`."""
+
+    streams: dict[str, Ids]
+    clip_ids: list[str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return as_tensors, (self.streams, self.clip_ids)
+
+
+def check_split(reader: ShardReader) -> None:
+    """Read every id of a split once; RequestError names the shard, the stream and the clip that do not fit."""
+    for number, info in enumerate(reader.manifest.shards):
+        for name, rows in reader.arrays(number).items():
+            vocabulary = STORED_STREAMS[name].vocabulary
+            if int(rows.max()) < vocabulary:
+                continue
+            row = int((rows.reshape(info.clips, -1) >= vocabulary).any(axis=1).argmax())
+            raise RequestError(
+                f"{info.file} of split {reader.manifest.split!r}: clip {info.clip_ids[row]!r} has the id "
+                f"{int(rows[row].max())} in {name!r}, allowed are 0..{vocabulary - 1}\n"
+                "the shard is damaged or comes from other tokenizers: prepare it again"
+            )
+
+
+def check_manifests(manifests: dict[str, Manifest], root: str) -> None:
+    """RequestError unless the splits come from the same tokenizers and have clips of one length."""
+    splits = list(manifests)
+    for split in splits[1:]:
+        first, other = manifests[splits[0]], manifests[split]
+        for what, a, b in (
+            ("tokenizers", first.tokenizers, other.tokenizers),
+            ("resampler", first.resampler, other.resampler),
+            ("duration_s", first.duration_s, other.duration_s),
+        ):
+            if a != b:
+                detail = "" if isinstance(a, dict) else f" ({a!r} and {b!r})"
+                raise RequestError(
+                    f"the splits {splits[0]!r} and {split!r} of {root} were prepared with different {what}{detail}\n"
+                    "their tokens do not mean the same: prepare both in one run"
+                )
+
+
+class TokenShards(LightningDataModule):
+    """Training, validation and test batches of the shards under ``root``."""
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int,
+        eval_batch_size: int | None = None,
+        crop_s: float | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        streams: list[str] | None = None,
+        cache_dir: str | None = None,
+        allow_changes: bool = False,
+    ) -> None:
+        """Remember the request; files are opened by :meth:`setup`.
+
+        Args:
+            root: Folder (or remote address) that ``prepare`` wrote, with ``train/``, ``validation/``, ``test/``.
+            batch_size: Training clips a step and process.
+            eval_batch_size: Clips a validation or test batch; by default ``batch_size``.
+            crop_s: Length of random crops in seconds, a multiple of 0.04; by default whole clips.
+            seed: Of the order of clips and the places of crops.
+            workers: Loader processes; 0 loads in the training process. Never changes the batches.
+            shuffle: Whether training walks through the clips in a new order each epoch.
+            drop_last: Whether training leaves out the clips that do not fill a last batch.
+            streams: Streams to deliver; by default all that the shards hold.
+            cache_dir: Where shards of a remote root are kept.
+            allow_changes: Whether a checkpoint of other data, batch size or number of processes may be continued, not
+                exactly as the uninterrupted run would have gone on.
+        """
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
+            raise RequestError(
+                f"data.batch_size is {batch_size}, data.eval_batch_size {eval_batch_size}, data.workers {workers}\n"
+                "batch sizes start at 1 and workers at 0"
+            )
+        self.root = root
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.crop_s = crop_s
+        self.seed = seed
+        self.workers = workers
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.streams = streams
+        self.cache_dir = cache_dir
+        self.allow_changes = allow_changes
+        self._splits: dict[str, ClipBatches] = {}
+        self._position: tuple[int, int] | None = None
+
+    # What the shards are
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """Split -> manifest of the splits that were opened."""
+        return {split: clips.reader.manifest for split, clips in self._splits.items()}
+
+    @property
+    def tokenizers(self) -> dict[str, dict[str, Any]]:
+        """Identities of the tokenizers that made the shards, ``semantic`` and ``acoustic``."""
+        if not self._splits:
+            return open_shards(self.root, "train", self.cache_dir).manifest.tokenizers
+        return next(iter(self.manifests.values())).tokenizers
+
+    def setup(self, stage: str) -> None:
+        """Open and check the splits that ``stage`` (fit, validate, test, predict) needs.
+
+        Raises:
+            RequestError: A folder, split, shard, stream or id does not fit; nothing was computed yet.
+        """
+        wanted = {"fit": ["train"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}[str(stage)]
+        if stage == TrainerFn.FITTING and (self.trainer is None or self.trainer.limit_val_batches != 0):
+            wanted.append("validation")
+        for split in wanted:
+            self._open(split)
+        check_manifests(self.manifests, self.root)
+        if "train" in wanted:
+            self._order()
+
+    def _open(self, split: str) -> ClipBatches:
+        if split not in self._splits:
+            reader = open_shards(self.root, split, self.cache_dir)
+            if not len(reader):
+                raise RequestError(
+                    f"split {split!r} of {self.root} holds no clips\n"
+                    "the preparation's quality filter may have dropped them all: read its report"
+                )
+            check_split(reader)
+            self._splits[split] = ClipBatches(reader, self.crop_s, self.streams)
+        return self._splits[split]
+
+    # Loaders
+
+    def _ranks(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _choices(self, split: str) -> int:
+        return crop_choices(self._open(split).reader.manifest.duration_s, self.crop_s)
+
+    def _order(self) -> TrainingOrder:
+        rank, world = self._ranks()
+        clips = len(self._open("train"))
+        order = TrainingOrder(
+            clips,
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            choices=self._choices("train"),
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+        )
+        if not len(order):
+            raise RequestError(
+                f"split 'train' of {self.root} has {clips} clips, fewer than one step takes "
+                f"({self.batch_size} a process, {world} processes)\n"
+                f"use --data.batch_size {max(clips // world, 1)} or smaller, or --data.drop_last false"
+            )
+        return order
+
+    def train_dataloader(self) -> DataLoader[TokenBatch]:
+        """Batches of this process; continues where a loaded checkpoint stopped."""
+        order = self._order()
+        if self.trainer is not None:
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            order.set_epoch(progress.processed)
+        if self._position is not None:
+            order.resume(*self._position)
+            self._position = None
+        return self._loader("train", order)
+
+    def _evaluation_loader(self, split: str) -> DataLoader[TokenBatch]:
+        rank, world = self._ranks()
+        clips = self._open(split)
+        order = EvaluationOrder(
+            len(clips), self.eval_batch_size, seed=self.seed, rank=rank, world=world, choices=self._choices(split)
+        )
+        return self._loader(split, order)
+
+    def val_dataloader(self) -> DataLoader[TokenBatch]:
+        """Each clip of ``validation`` once over all processes."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[TokenBatch]:
+        """Each clip of ``test`` once over all processes."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[TokenBatch]:
+        """The clips of ``test``."""
+        return self._evaluation_loader("test")
+
+    def _loader(self, split: str, order: Sampler[BatchRequest]) -> DataLoader[TokenBatch]:
+        clips = self._open(split)
+        return DataLoader(
+            clips if not self.workers else WorkerClipBatches(clips.reader, self.crop_s, self.streams),
+            batch_size=None,
+            sampler=order,
+            num_workers=self.workers,
+            collate_fn=as_gathered,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; copies from page-locked memory overlap with the step before."""
+        if isinstance(batch, TokenBatch):
+            return batch.to(device, non_blocking=device.type == "cuda")
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    # Exact resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the training data, and what the order depends on."""
+        if self.trainer is None or "train" not in self._splits:
+            return {}
+        epoch, batches = self._next_batch()
+        return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **self._order_depends_on()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a checkpoint's position.
+
+        Raises:
+            RequestError: The shards or the settings differ from those of the checkpoint, so that the run would go on
+                with other batches than the uninterrupted one.
+        """
+        if state.get("tokenizers") not in (None, self._tokenizer_hashes()):
+            raise RequestError(
+                f"the checkpoint was trained on tokens of other tokenizers than the shards in {self.root}\n"
+                "use the shards that it was trained on, or prepare these songs with its tokenizers"
+            )
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        changed = [
+            f"{name} {state.get(name)} -> {now}"
+            for name, now in self._order_depends_on().items()
+            if state.get(name) != now
+        ]
+        if (changed or state.get("version") != STATE_VERSION) and not self.allow_changes:
+            raise RequestError(
+                f"the checkpoint cannot be continued exactly; changed: {', '.join(changed) or 'the state version'}\n"
+                "set it back, or go on all the same with --data.allow_changes true"
+            )
+        self._position = (int(state["epoch"]), min(int(state["batches"]), len(self._order())))
+
+    def _next_batch(self) -> tuple[int, int]:
+        """Epoch and index of the first training batch that no finished step has used."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epoch: Any = loop.epoch_progress.current
+        batch: Any = loop.epoch_loop.batch_progress
+        if epoch.processed == epoch.ready:  # between two epochs
+            return epoch.processed, 0
+        if epoch.started < epoch.ready:  # the epoch is about to begin; the counters of batches are the last one's
+            return epoch.ready - 1, 0
+        if batch.is_last_batch and batch.current.processed == batch.current.ready:
+            return epoch.ready, 0
+        return epoch.ready - 1, batch.current.processed
+
+    def _order_depends_on(self) -> dict[str, Any]:
+        manifest = self._open("train").reader.manifest
+        contents = hashlib.sha256("\n".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
+        return {
+            "shards": contents[:16],
+            "clips": manifest.clips,
+            "batch_size": self.batch_size,
+            "processes": self._ranks()[1],
+            "seed": self.seed,
+            "crop_s": self.crop_s,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "tokenizers": self._tokenizer_hashes(),
+        }
+
+    def _tokenizer_hashes(self) -> dict[str, str]:
+        return {name: str(identity.get("sha256", "")) for name, identity in self.tokenizers.items()}
+
+
+def as_gathered(batch: Any) -> Any:
+    """The collating function of loaders whose dataset returns whole batches."""
+    return batch
+
+
+__all__ = ["ClipBatches", "TokenShards", "check_manifests", "check_split", "stored_as"]
