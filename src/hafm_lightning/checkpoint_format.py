@@ -1,0 +1,69 @@
+"""What a stage's checkpoint says of itself, and how a file is read: data only, refused by name when it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokens import stream_named
+
+CHECKPOINT_FORMAT = 1
+"""Version of what a stage's checkpoint says of itself."""
+METADATA_KEY = "hafm_lightning"
+"""Key of that description in the checkpoint file."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file, data only.
+
+    Raises:
+        RequestError: A URL, a missing or unreadable file, or one that holds code.
+    """
+    if "://" in str(path):
+        raise RequestError(f"{path}: checkpoints are loaded from local files only; download it first")
+    if not Path(path).is_file():
+        raise RequestError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise RequestError(
+            f"{path}: not a readable checkpoint ({reason}); it may be cut short, or hold code"
+        ) from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: not a checkpoint of this project")
+    return content
+
+
+def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The stage's description in a checkpoint; RequestError if there is none, or it is newer, or streams changed."""
+    saved = checkpoint.get(METADATA_KEY)
+    if saved is None or "state_dict" not in checkpoint:
+        raise RequestError(f"{where}: not a checkpoint of a hafm_lightning stage (no {METADATA_KEY!r} entry)")
+    if saved["format"] > CHECKPOINT_FORMAT:
+        raise RequestError(f"{where}: checkpoint format {saved['format']} is newer than {CHECKPOINT_FORMAT}; upgrade")
+    for name, facts in saved["streams"].items():
+        stream = stream_named(name)
+        mine = {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
+        if mine != facts:
+            raise RequestError(f"{where}: stream {name!r} differs: " + describe_difference(facts, mine))
+    return cast(dict[str, Any], saved)
+
+
+def describe_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """The first keys in which two plain descriptions differ, nested keys with dots."""
+    found = []
+
+    def walk(a: Any, b: Any, name: str) -> None:
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            for key in {**a, **b}:
+                walk(a.get(key), b.get(key), f"{name}.{key}" if name else str(key))
+        elif a != b:
+            found.append(f"{name}: {a!r} in the checkpoint, {b!r} here")
+
+    walk(saved, current, "")
+    return "; ".join(found[:3])

@@ -1,0 +1,377 @@
+"""The three stages as LightningModules: one behaviour, three layouts.
+
+A :class:`Stage` is the training coat of a plain :class:`~hafm_lightning.modeling.token_model.TokenModel`: loss, token
+metrics, guidance dropout, optimizer, and what its checkpoints say of themselves. Lightning owns the loop, precision
+and devices. Everything optional (audio metrics, dashboards, probes) is a callback.
+
+Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are codebooks of the target):
+
+``*/loss``, ``*/accuracy``, ``*/accuracy_top10``
+    Cross-entropy in nats, mean over codebooks; how often the true token ranks first, and within the first ten.
+``*/loss_q0``, ``*/accuracy_q0``, ``*/accuracy_top10_q0`` ...
+    The same for each codebook, where there is more than one.
+``val/loss_null``, ``val/conditioning_gain``
+    Loss with null conditions, and loss_null - loss: what the conditions are worth, in nats.
+``val/loss_other``, ``val/other_clip_gap``
+    Loss with the conditions of another clip of the batch, and loss_other - loss: above 0 where the stage listens. It
+    depends on which clips share a batch.
+
+Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from hafm_lightning.checkpoint_format import (
+    CHECKPOINT_FORMAT,
+    METADATA_KEY,
+    checked_metadata,
+    describe_difference,
+    read_checkpoint,
+)
+from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.attention import AttentionBackend
+from hafm_lightning.modeling.conditioning import drop_conditions, null_conditions
+from hafm_lightning.modeling.layout import Conditioning, Pattern
+from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
+from hafm_lightning.modeling.scores import TokenScores, other_clips, summarise
+from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
+from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule; the defaults are the paper's.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        warmup_steps: Optimizer steps over which the rate rises linearly from 0; 0 starts at the peak.
+        schedule: ``constant`` after warm-up, or ``cosine`` down to ``final_fraction``.
+        total_steps: Optimizer steps at which ``cosine`` ends; required for it.
+        final_fraction: Share of the peak rate at which ``cosine`` ends.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    total_steps: int | None = None
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
+        if self.schedule == "cosine" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
+            raise ValueError("schedule 'cosine' needs total_steps, above warmup_steps: set it to trainer.max_steps")
+
+    def factor(self, step: int) -> float:
+        """Share of the peak rate at optimizer step ``step``, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant" or self.total_steps is None:
+            return 1.0
+        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Stage(pl.LightningModule):
+    """One stage in training.
+
+    The class says what is written (``target``) and, unless told otherwise, from what (``default_conditions``).
+
+    Args:
+        pattern: ``flattened`` (the paper), ``delay``, ``parallel`` or ``nonautoregressive``.
+        conditioning: ``prefix`` (the paper) or ``aligned`` (recommended).
+        relative_position: ``time`` or ``index`` (the paper to the letter); they differ with a prefix.
+        backbone: Size of the Transformer.
+        conditions: Names of the condition streams, in order; default: the paper's for this stage.
+        prefix_mask: ``causal`` (the paper) or ``bidirectional`` among the conditions of a prefix.
+        look_ahead_s: For ``aligned``: seconds of the conditions heard ahead.
+        look_behind_s: For ``aligned``: seconds that the conditions' convolution reaches back.
+        guidance_dropout: Probability with which all conditions of a training clip become null tokens.
+        optimizer: AdamW settings.
+        attention: ``auto`` takes FlexAttention on CUDA and query blocks on the CPU; ``dense`` one additive mask.
+        compile_blocks: Compile each Transformer layer with ``torch.compile`` (CUDA).
+    """
+
+    target: ClassVar[str]
+    default_conditions: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        pattern: Pattern = "flattened",
+        conditioning: Conditioning = "prefix",
+        relative_position: RelativePositionKind = "time",
+        backbone: BackboneConfig = BackboneConfig(),
+        conditions: list[str] | None = None,
+        prefix_mask: PrefixMask = "causal",
+        look_ahead_s: float = 0.3,
+        look_behind_s: float = 0.3,
+        guidance_dropout: float = 0.1,
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        attention: AttentionBackend = "auto",
+        compile_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= guidance_dropout < 1:
+            raise RequestError(f"guidance_dropout must be in [0, 1), got {guidance_dropout}")
+        config = TokenModelConfig(
+            conditions=self.default_conditions if conditions is None else tuple(conditions),
+            target=self.target,
+            pattern=pattern,
+            conditioning=conditioning,
+            relative_position=relative_position,
+            prefix_mask=prefix_mask,
+            look_ahead_s=look_ahead_s,
+            look_behind_s=look_behind_s,
+            backbone=backbone,
+        )
+        self.model = TokenModel(config, attention)
+        if compile_blocks:
+            for layer in self.model.backbone.layers:
+                layer.compile(dynamic=False)
+        self.guidance_dropout = guidance_dropout
+        self.optimizer_config = optimizer
+        self.tokenizers: dict[str, Any] = {}
+        self.tokenizers_folder: str | None = None
+        self.duration_s: float | None = None
+        codebooks = self.model.layout.target.codebooks
+        names = ["loss", "accuracy", "accuracy_top10", "loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
+        if codebooks > 1:
+            names += [f"{kind}_q{k}" for kind in ("loss", "accuracy", "accuracy_top10") for k in range(codebooks)]
+        self.means = nn.ModuleDict(
+            {
+                split: nn.ModuleDict(
+                    {name: MeanMetric(sync_on_compute=True).set_dtype(torch.float64) for name in names}
+                )
+                for split in ("val", "test")
+            }
+        )
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take over the tokenizers' identities from the data, and refuse data of other streams."""
+        data = getattr(self.trainer, "datamodule", None)
+        identities = getattr(data, "tokenizers", None)
+        if not identities:
+            return
+        if self.tokenizers and self.tokenizers != identities:
+            raise RequestError(
+                "this checkpoint was trained on tokens of other tokenizers than the data's; "
+                + describe_difference(self.tokenizers, identities)
+            )
+        self.tokenizers = dict(identities)
+        folder = getattr(data, "tokenizers_folder", None)
+        self.tokenizers_folder = str(folder) if folder is not None else None
+
+    def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
+        """Mean cross-entropy over codebooks, with guidance dropout."""
+        del batch_index
+        layout, streams = self.model.layout, batch.streams
+        if self.duration_s is None:
+            self.duration_s = batch.duration_s
+        if self.guidance_dropout and layout.conditions:
+            drop = torch.rand(len(batch), device=self.device) < self.guidance_dropout
+            streams = drop_conditions(streams, layout.conditions, drop)
+        targets = batch[layout.target.name]
+        codebook = None
+        if layout.pattern == "nonautoregressive":
+            codebook = int(torch.randint(layout.target.codebooks, ()))
+            targets = targets[:, codebook : codebook + 1]
+        logits = self.model(streams, codebook)
+        every: int = getattr(self.trainer, "log_every_n_steps", 1)
+        if self.global_step % every:
+            loss = F.cross_entropy(logits.movedim(-1, 1).float(), targets)
+        else:
+            scores = TokenScores.of(logits, targets)
+            loss = scores.cross_entropy.mean()
+            values = summarise(scores, first_codebook=codebook or 0, total=layout.target.codebooks)
+            values.pop("loss")
+            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=len(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
+        """Loss and accuracy with true, null and another clip's conditions."""
+        del batch_index
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: TokenBatch, batch_index: int) -> None:
+        """As validation, under ``test/``."""
+        del batch_index
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: TokenBatch, batch_index: int) -> dict[str, Any]:
+        """Per clip: id, cross-entropy with true and null conditions, and accuracy (``predict`` writes them)."""
+        del batch_index
+        true = self.clip_losses(batch)
+        null = self.clip_losses(batch, null_conditions(batch.streams, self.model.layout.conditions))
+        return {"clip_ids": batch.clip_ids, "loss": true.cpu(), "loss_null": null.cpu()}
+
+    def _evaluate(self, split: str, batch: TokenBatch) -> None:
+        layout = self.model.layout
+        targets = batch[layout.target.name]
+        scores = TokenScores.of(self.model(batch.streams), targets)
+        values = summarise(scores, first_codebook=0, total=layout.target.codebooks)
+        if layout.conditions:
+            null = self._cross_entropy(null_conditions(batch.streams, layout.conditions), targets)
+            values |= {"loss_null": null, "conditioning_gain": null - values["loss"]}
+            other = other_clips(batch, [s.name for s in layout.conditions])
+            if other is not None:
+                wrong = self._cross_entropy(other, targets)
+                values |= {"loss_other": wrong, "other_clip_gap": wrong - values["loss"]}
+        means = cast(nn.ModuleDict, self.means[split])
+        for name, value in values.items():
+            metric = cast(MeanMetric, means[name])
+            metric.update(value.double(), weight=float(len(batch)))
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "loss")
+
+    def _cross_entropy(self, streams: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(streams).movedim(-1, 1).float(), targets)
+
+    def clip_losses(self, batch: TokenBatch, streams: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Mean cross-entropy of each clip in nats, ``[B]``; ``streams`` replaces the batch's own, say by nulls."""
+        targets = batch[self.model.layout.target.name]
+        logits = self.model(batch.streams if streams is None else streams)
+        return F.cross_entropy(logits.movedim(-1, 1).float(), targets, reduction="none").mean((1, 2))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over all parameters, with the schedule as a function of the step alone."""
+        config = self.optimizer_config
+        mixed = self._trainer is not None and self.trainer.precision == "16-mixed"
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=not mixed,  # the fused step unscales gradients itself, which forbids clipping in 16-mixed
+        )
+        if config.schedule == "constant" and not config.warmup_steps:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint says of itself: plain values only."""
+        layout = self.model.layout
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "stage": type(self).__name__,
+            "model": self.model.config.as_dict(),
+            "guidance_dropout": self.guidance_dropout,
+            "optimizer": asdict(self.optimizer_config),
+            "streams": {
+                s.name: {"rate_hz": s.rate_hz, "codebooks": s.codebooks, "vocabulary": s.vocabulary}
+                for s in (*layout.conditions, layout.target)
+            },
+            "tokenizers": self.tokenizers,
+            "tokenizers_folder": self.tokenizers_folder,
+            "duration_s": self.duration_s,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add :meth:`metadata`."""
+        checkpoint[METADATA_KEY] = self.metadata()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another stage or layout before any weight is copied."""
+        saved = checked_metadata(checkpoint, "the checkpoint")
+        mine = self.metadata()
+        if saved["stage"] != mine["stage"]:
+            raise RequestError(
+                f"the checkpoint holds a {saved['stage']}, this run trains a {mine['stage']}; "
+                "give the checkpoint of the same stage to --ckpt_path"
+            )
+        if saved["model"] != mine["model"]:
+            raise RequestError(
+                "the checkpoint's network differs from this run's: "
+                + describe_difference(saved["model"], mine["model"])
+            )
+        if saved["tokenizers"] and self.tokenizers and saved["tokenizers"] != self.tokenizers:
+            raise RequestError(
+                "the checkpoint was trained on tokens of other tokenizers than the data's: "
+                + describe_difference(saved["tokenizers"], self.tokenizers)
+            )
+        self.duration_s = saved["duration_s"]
+
+
+class SemanticStage(Stage):
+    """Vocal semantic tokens -> instrumental semantic tokens (38.6 M parameters at the paper's size)."""
+
+    target = "instrumental_semantic"
+    default_conditions = ("vocal_semantic",)
+
+
+class CoarseStage(Stage):
+    """Vocal and instrumental semantic tokens -> acoustic codebooks 0-3 (42.5 M parameters at the paper's size)."""
+
+    target = "instrumental_coarse"
+    default_conditions = ("vocal_semantic", "instrumental_semantic")
+
+
+class FineStage(Stage):
+    """Acoustic codebooks 0-3 -> acoustic codebooks 4-7 (44.1 M parameters at the paper's size)."""
+
+    target = "instrumental_fine"
+    default_conditions = ("instrumental_coarse",)
+
+
+STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
+
+
+def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage:
+    """The stage in a checkpoint, in eval mode.
+
+    Args:
+        path: A local ``.ckpt`` file. Only data is read: pickled code is refused, and so are URLs.
+        device: Where to put it.
+
+    Raises:
+        RequestError: The file is missing, unreadable, not a stage of this project, or of a newer format.
+    """
+    checkpoint = read_checkpoint(path)
+    saved = checked_metadata(checkpoint, str(path))
+    kind = STAGES.get(saved["stage"])
+    if kind is None:
+        raise RequestError(f"{path}: unknown stage {saved['stage']!r}; known: {', '.join(STAGES)}")
+    settings = dict(saved["model"])
+    target = settings.pop("target")
+    stage = kind(
+        **settings | {"backbone": BackboneConfig(**settings["backbone"])},
+        guidance_dropout=saved["guidance_dropout"],
+        optimizer=OptimizerConfig(**saved["optimizer"]),
+    )
+    if stage.model.layout.target.name != target:
+        raise RequestError(
+            f"{path}: a {saved['stage']} writes {stage.model.layout.target.name!r}, the file says {target!r}"
+        )
+    stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
+    stage.tokenizers_folder = saved["tokenizers_folder"]
+    state = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("means.")}
+    missing, unexpected = stage.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not name.startswith("means.")]
+    if missing or unexpected:
+        raise RequestError(f"{path}: weights do not fit; missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return stage.to(device).eval()
