@@ -1,0 +1,65 @@
+# Everything happens in .venv, which the first target that needs it creates and which is reused until setup.cfg,
+# pyproject.toml or constraints.txt changes.
+#
+#   make demo        the whole chain on the toy band: synthesise, tokenize, fit, generate, score (DEMO_ARGS="--minutes 30")
+#   make test        the tests that take seconds (PYTEST_ARGS="-k layout")
+#   make test-all    also the slow ones, among them the page in a real browser
+#   make lint        ruff: rules and formatting
+#   make typecheck   mypy --strict on the package
+#   make install     only the environment
+#
+# TORCH_INDEX=URL adds a package index, such as PyTorch's CPU one (README.md, "Installing"). PYTHON=... picks the interpreter.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECT_FILES := setup.cfg pyproject.toml constraints.txt
+
+# The first interpreter of a supported version; named explicitly, PYTHON is taken as it is.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$python && break; done)
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+JOBS ?= 2
+
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+.PHONY: help install demo test test-all lint typecheck
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#  /s/^#   //p' Makefile
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/python -m hafm_lightning demo $(DEMO_ARGS)
+
+test: install
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-app
+	$(PYTEST) $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install
+	$(BIN)/mypy
+
+# An interpreter that no longer starts (a moved checkout, a removed Python) is replaced.
+$(VENV)/.installed: $(PROJECT_FILES)
+	@test -n "$(PYTHON)" || { echo "hafm_lightning needs Python 3.10 to 3.13; none was found: install one, or say which: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) \
+		|| { rm -rf $(VENV); echo "$(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@echo "Installing into $(VENV); PyTorch alone is 200 MB (CPU build) to several GB (CUDA build)"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	@$(PIP_INSTALL) --editable '.[dev,app]'
+	@touch $@
