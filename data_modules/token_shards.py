@@ -5,8 +5,8 @@ not fit before the first step, and deals clips out to processes and loader worke
 
 Choices:
 
-* A worker fills the batch's int64 tensors straight from the memory map (cast and crop in one pass), instead of
-  collating items: the loader is then an order of magnitude faster than the paper's models can read.
+* A batch's int64 tensors are filled straight from the memory map, cast and cropped in one pass, instead of collating
+  items. This is so cheap (``benchmarks/data.py``) that loader workers pay off for remote or cold storage only.
 * All ids are checked once, when a split is opened (about 0.2 s for the paper's 0.7 GB), never per batch.
 * The checkpoint holds how many batches of which epoch are done, and what the order depends on. A run that would
   continue differently (other data, batch size, processes) is refused by name; ``allow_changes`` lets it go on.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,8 @@ class TokenShards(LightningDataModule):
             eval_batch_size: Clips a validation or test batch; by default ``batch_size``.
             crop_s: Length of random crops in seconds, a multiple of 0.04; by default whole clips.
             seed: Of the order of clips and the places of crops.
-            workers: Loader processes; 0 loads in the training process. Never changes the batches.
+            workers: Loader processes; 0 loads in the training process, which is the fastest for shards on a local
+                disk (reading a batch costs less than sending it). Never changes the batches.
             shuffle: Whether training walks through the clips in a new order each epoch.
             drop_last: Whether training leaves out the clips that do not fill a last batch.
             streams: Streams to deliver; by default all that the shards hold.
@@ -256,6 +258,14 @@ class TokenShards(LightningDataModule):
         if not self._splits:
             return open_shards(self.root, "train", self.cache_dir).manifest.tokenizers
         return next(iter(self.manifests.values())).tokenizers
+
+    @property
+    def tokenizers_folder(self) -> Path | None:
+        """The folder with those tokenizers, where ``root`` is local and holds it."""
+        if "://" in self.root:
+            return None
+        folder = Path(self.root).expanduser().resolve() / "tokenizers"
+        return folder if folder.is_dir() else None
 
     def setup(self, stage: str) -> None:
         """Open and check the splits that ``stage`` (fit, validate, test, predict) needs.
