@@ -1,0 +1,252 @@
+"""The toy band's sheet music: what is sung and played when, drawn from a seed, before any sound is made.
+
+The music is written so that an accompaniment can only be right by listening to the voice:
+
+* **Harmony.** Every two beats the voice moves to a pitch drawn afresh, independently of what came before, and the
+  chord is the key's triad on that pitch. Whoever hears the voice knows the chord; whoever hears only the chords so far
+  knows no more than the key (2.5 bits of the next chord are left open, out of 2.6 for six equally likely ones).
+* **Rhythm.** In every two beats the syllables fall on a pattern drawn afresh; bass, kick and comping strike with them.
+* **Form.** Phrases last 2 to 5 of these windows and end in a rest of the voice, which a drum fill answers.
+
+Keys are chosen a tritone apart (C and F sharp, and their relative minors). Their six usable triads have no root in
+common, so that one absolute pitch means one chord in every song: a model need not find the key first. The relation
+holds at the moment itself: a window's syllables stay on its pitch, except for some short notes on other chord tones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hafm_lightning.errors import RequestError
+
+Quality = Literal["major", "minor"]
+
+PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+LOWEST_MIDI, HIGHEST_MIDI = 55, 72
+"""The voice's range, G3 to C5: one and a half octaves."""
+BEATS_PER_BAR = 4
+BEATS_PER_CHORD = 2
+SINGERS = ("alto", "mezzo", "tenor", "countertenor")
+CHORD_TIMBRES = ("piano", "guitar", "organ")
+BASS_TIMBRES = ("finger", "synth")
+VOWELS = ("a", "e", "i", "o", "u")
+CONSONANTS = ("t", "k", "s", "sh", "m")
+
+_TRIADS: dict[int, Quality] = {0: "major", 2: "minor", 4: "minor", 5: "major", 7: "major", 9: "minor"}
+"""Semitones above the major tonic -> quality of the key's triad there (the diminished one is left out)."""
+_KEYS: tuple[tuple[int, Quality], ...] = ((0, "major"), (9, "minor"), (6, "major"), (3, "minor"))
+_SLOTS = 4
+"""Eighth notes in a window of two beats."""
+_PATTERNS = ((0,), (0, 2), (0, 3), (0, 1, 2), (0, 2, 3), (0, 1, 3))
+"""Eighths on which syllables fall in a window."""
+_LAST_PATTERNS = ((0,), (0, 1))
+"""The same for a phrase's last window, whose second beat is a rest."""
+_TEMPO_BPM = (80.0, 130.0)
+_SHORTEST_NOTE_S = 0.15
+
+
+@dataclass(frozen=True)
+class Note:
+    """One sung syllable; its vowel sets in at ``start_s``, its consonant just before."""
+
+    start_s: float
+    end_s: float
+    midi: int
+    vowel: str
+    consonant: str
+    velocity: float
+
+
+@dataclass(frozen=True)
+class Chord:
+    """A triad; ``root`` is a pitch class, 0 for C."""
+
+    start_s: float
+    end_s: float
+    root: int
+    quality: Quality
+
+    @property
+    def pitch_classes(self) -> tuple[int, int, int]:
+        """Root, third and fifth."""
+        third = 4 if self.quality == "major" else 3
+        return self.root, (self.root + third) % 12, (self.root + 7) % 12
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time."""
+
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class ToyTruth:
+    """Everything that is known about a song of the toy band; ``truth.json`` beside its sound.
+
+    Attributes:
+        seed: Draws the song, together with ``duration_s``.
+        duration_s: Length of the song.
+        tempo_bpm: Beats a minute.
+        key: Tonic and mode, such as ``"F# major"``.
+        singer: One of :data:`SINGERS`.
+        chord_timbre: One of :data:`CHORD_TIMBRES`.
+        bass_timbre: One of :data:`BASS_TIMBRES`.
+        beats_s: Times of the beats; every :data:`BEATS_PER_BAR`-th starts a bar, from the first on.
+        chords: Without gaps from the first beat on.
+        notes: The sung notes.
+        fills: Rests at phrase ends, which the drums answer.
+    """
+
+    seed: int
+    duration_s: float
+    tempo_bpm: float
+    key: str
+    singer: str
+    chord_timbre: str
+    bass_timbre: str
+    beats_s: tuple[float, ...]
+    chords: tuple[Chord, ...]
+    notes: tuple[Note, ...]
+    fills: tuple[Span, ...]
+
+    @property
+    def beat_s(self) -> float:
+        """Seconds from beat to beat."""
+        return 60.0 / self.tempo_bpm
+
+    def chord_at(self, time_s: float) -> Chord | None:
+        """The chord that sounds at a time; None before the first."""
+        return next((chord for chord in self.chords if chord.start_s <= time_s < chord.end_s), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, path: Path) -> ToyTruth:
+        """Read ``truth.json``.
+
+        Raises:
+            RequestError: The file is missing or is not a truth file of this toy band.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            parts = {"chords": Chord, "notes": Note, "fills": Span}
+            lists = {name: tuple(part(**entry) for entry in content.pop(name)) for name, part in parts.items()}
+            return cls(**{**content, **lists, "beats_s": tuple(content["beats_s"])})
+        except FileNotFoundError as error:
+            raise RequestError(f"{path}: no such file; the toy band writes it beside each song") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RequestError(
+                f"{path}: not a truth file of the toy band ({error}); synthesise the song again"
+            ) from error
+
+
+def compose(seed: int, duration_s: float) -> ToyTruth:
+    """Write the song that belongs to a seed.
+
+    Args:
+        seed: Any number from 0 on.
+        duration_s: Length in seconds; at least 4.
+
+    Raises:
+        ValueError: The song would be too short to hold a phrase.
+    """
+    if not duration_s >= 4:
+        raise ValueError(f"a song needs at least 4 s, got {duration_s} s")
+    draw = np.random.default_rng(np.random.SeedSequence([seed, 0]))
+    tempo_bpm = float(np.round(draw.uniform(*_TEMPO_BPM), 2))
+    beat_s = 60.0 / tempo_bpm
+    first_beat_s = float(np.round(draw.uniform(0.3, 0.3 + beat_s), 3))
+    tonic, mode = _KEYS[draw.integers(len(_KEYS))]
+    singer, chord_timbre, bass_timbre = (
+        names[draw.integers(len(names))] for names in (SINGERS, CHORD_TIMBRES, BASS_TIMBRES)
+    )
+    chords, notes, fills = _melody(draw, tonic, mode, first_beat_s, beat_s, duration_s)
+    beats = math.ceil((duration_s - first_beat_s) / beat_s)
+    return ToyTruth(
+        seed=seed,
+        duration_s=float(duration_s),
+        tempo_bpm=tempo_bpm,
+        key=f"{PITCH_CLASSES[tonic]} {mode}",
+        singer=singer,
+        chord_timbre=chord_timbre,
+        bass_timbre=bass_timbre,
+        beats_s=tuple(_rounded(first_beat_s + beat * beat_s) for beat in range(beats)),
+        chords=tuple(chords),
+        notes=tuple(notes),
+        fills=tuple(fills),
+    )
+
+
+def _melody(
+    draw: np.random.Generator, tonic: int, mode: Quality, first_beat_s: float, beat_s: float, duration_s: float
+) -> tuple[list[Chord], list[Note], list[Span]]:
+    major_tonic = tonic if mode == "major" else (tonic + 3) % 12
+    degrees = list(_TRIADS)
+    # The tonic comes somewhat more often, so that the key can be heard.
+    weights = np.array([1.6 if (major_tonic + degree) % 12 == tonic else 1.0 for degree in degrees])
+    slot_s = beat_s / 2
+    chords: list[Chord] = []
+    notes: list[Note] = []
+    fills: list[Span] = []
+    midi = int(draw.integers(LOWEST_MIDI + 5, HIGHEST_MIDI - 4))
+    start_s = first_beat_s
+    while start_s < duration_s:
+        windows = int(draw.integers(2, 6))
+        for window in range(windows):
+            last = window == windows - 1
+            degree = degrees[draw.choice(len(degrees), p=weights / weights.sum())]
+            root = (major_tonic + degree) % 12
+            midi = _nearest(root, midi)
+            slots = _SLOTS + (_SLOTS if last and draw.random() < 0.3 else 0)
+            end_s = start_s + slots * slot_s
+            chord = Chord(_rounded(start_s), _rounded(min(end_s, duration_s)), root, _TRIADS[degree])
+            patterns = _LAST_PATTERNS if last else _PATTERNS
+            pattern = patterns[draw.integers(len(patterns))]
+            sung_slots = _SLOTS // 2 if last else _SLOTS
+            for place, slot in enumerate(pattern):
+                ends = pattern[place + 1] if place + 1 < len(pattern) else sung_slots
+                pitch = midi if slot == 0 or draw.random() < 0.75 else _other_chord_tone(draw, chord, midi)
+                note = Note(
+                    start_s=_rounded(start_s + slot * slot_s),
+                    end_s=_rounded(min(start_s + ends * slot_s, duration_s)),
+                    midi=pitch,
+                    vowel=VOWELS[draw.integers(len(VOWELS))],
+                    consonant=CONSONANTS[draw.integers(len(CONSONANTS))],
+                    velocity=float(np.round((1.0 if slot == 0 else 0.85) * draw.uniform(0.9, 1.0), 3)),
+                )
+                if note.end_s - note.start_s >= _SHORTEST_NOTE_S:
+                    notes.append(note)
+            chords.append(chord)
+            rest_s = start_s + sung_slots * slot_s
+            if last and rest_s < duration_s:
+                fills.append(Span(_rounded(rest_s), chord.end_s))
+            start_s = end_s
+            if start_s >= duration_s:
+                break
+    return chords, notes, fills
+
+
+def _nearest(pitch_class: int, midi: int) -> int:
+    """The note of a pitch class in the voice's range that is nearest to ``midi``."""
+    inside = range(LOWEST_MIDI, HIGHEST_MIDI + 1)
+    return min((note for note in inside if note % 12 == pitch_class), key=lambda note: (abs(note - midi), note))
+
+
+def _other_chord_tone(draw: np.random.Generator, chord: Chord, midi: int) -> int:
+    """The third or the fifth, near ``midi``."""
+    return _nearest(chord.pitch_classes[draw.integers(1, 3)], midi)
+
+
+def _rounded(time_s: float) -> float:
+    """Times are whole microseconds, so that they read well in JSON and compare exactly after it."""
+    return round(time_s, 6)
