@@ -15,6 +15,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation import log_mel
 from hafm_lightning.evaluation.frechet import IDENTITY_KEY
 
@@ -36,13 +38,15 @@ class Embedding(ABC):
         rate_hz: Sample rate that :meth:`rows` expects.
         dimensions: Width ``d`` of a row.
         settings: Everything that changes a row, as JSON values (weights' sha256, layer, framing, window).
+        source: Where the weights came from, for people to read; not part of the identity.
     """
 
-    def __init__(self, name: str, rate_hz: int, dimensions: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, rate_hz: int, dimensions: int, settings: Mapping[str, Any], source: str = "") -> None:
         self.name = name
         self.rate_hz = rate_hz
         self.dimensions = dimensions
         self.settings = dict(settings)
+        self.source = source
 
     @property
     def identity(self) -> str:
@@ -58,6 +62,7 @@ class Embedding(ABC):
             "rate_hz": self.rate_hz,
             "dimensions": self.dimensions,
             "settings": self.settings,
+            "source": self.source,
             **more,
         }
 
@@ -133,3 +138,70 @@ class LogMelEmbedding(Embedding):
         """Rows ``[n, 128]``; coefficient (time i, band j) is at column ``16 i + j``."""
         found = log_mel.patches(waveform, self.framing)  # [n, 96, 64]
         return (self._over_time @ found @ self._over_bands.T).flatten(1)
+
+
+EMBEDDINGS = ("logmel", "vggish", "clap", "encodec", "hubert")
+
+
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """Which embedding to load, as a configuration names it. Keys that do not apply to the named one must stay unset.
+
+    Attributes:
+        name: One of :data:`EMBEDDINGS`.
+        weights: Local file (``vggish``), local folder or Hub id (the others); None for the published model.
+        sha256: Expected sha256 of the weights file; another file is refused.
+        revision: Commit of the Hub repository.
+        framing: ``contiguous`` or ``google``, for ``logmel`` and ``vggish``.
+        window_s: Seconds a row covers, for ``clap``, ``encodec`` and ``hubert``.
+        layer: Hidden layer, for ``hubert``.
+    """
+
+    name: str = "logmel"
+    weights: str | None = None
+    sha256: str | None = None
+    revision: str | None = None
+    framing: str | None = None
+    window_s: float | None = None
+    layer: int | None = None
+
+
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "logmel": ("framing",),
+    "vggish": ("weights", "sha256", "framing"),
+    "clap": ("weights", "sha256", "revision", "window_s"),
+    "encodec": ("weights", "sha256", "revision", "window_s"),
+    "hubert": ("weights", "sha256", "revision", "window_s", "layer"),
+}
+
+
+def load_embedding(source: EmbeddingSource) -> Embedding:
+    """Build the embedding that ``source`` names.
+
+    Raises:
+        RequestError: Unknown name, a key that the named embedding does not have, or weights that cannot be had.
+    """
+    if source.name not in _KEYS:
+        raise RequestError(f"unknown embedding {source.name!r}; choose one of {', '.join(EMBEDDINGS)}")
+    given = {key: value for key, value in asdict(source).items() if key != "name" and value is not None}
+    foreign = sorted(set(given) - set(_KEYS[source.name]))
+    if foreign:
+        raise RequestError(
+            f"embedding {source.name!r} does not take {', '.join(foreign)}; it takes {', '.join(_KEYS[source.name])}"
+        )
+    if source.name == "logmel":
+        return LogMelEmbedding(**given)
+    if source.name == "vggish":
+        from hafm_lightning.evaluation.vggish import VGGishEmbedding
+
+        return VGGishEmbedding(**given)
+    from hafm_lightning.evaluation.hub_embeddings import ClapEmbedding, EncodecEmbedding, HubertEmbedding
+
+    if "weights" in given:
+        given["source"] = given.pop("weights")
+    classes: dict[str, type[Embedding]] = {
+        "clap": ClapEmbedding,
+        "encodec": EncodecEmbedding,
+        "hubert": HubertEmbedding,
+    }
+    return classes[source.name](**given)

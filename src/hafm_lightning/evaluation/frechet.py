@@ -23,8 +23,8 @@ extrapolation.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.files import write_atomic
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -89,19 +90,16 @@ class GaussianStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write an ``.npz`` without pickles, atomically: format, rows, mean, covariance, provenance (JSON text)."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                format=np.int64(STATISTICS_FORMAT),
-                rows=np.int64(self.rows),
-                mean=self.mean,
-                covariance=self.covariance,
-                provenance=np.str_(json.dumps(dict(self.provenance), sort_keys=True)),
-            )
-        partial.replace(target)
+        content = io.BytesIO()
+        np.savez(
+            content,
+            format=np.int64(STATISTICS_FORMAT),
+            rows=np.int64(self.rows),
+            mean=self.mean,
+            covariance=self.covariance,
+            provenance=np.str_(json.dumps(dict(self.provenance), sort_keys=True)),
+        )
+        write_atomic(Path(path), content.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> GaussianStatistics:
