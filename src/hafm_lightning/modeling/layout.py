@@ -205,6 +205,7 @@ class SequenceLayout:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept tensors must serve training too, wherever they were first made
 def _plan(layout: SequenceLayout, target_frames: int) -> SequencePlan:
     if target_frames < 1:
         raise ValueError(f"a sequence needs at least 1 target frame, got {target_frames}")

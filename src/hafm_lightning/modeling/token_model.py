@@ -113,7 +113,7 @@ class TokenModel(nn.Module):
         codebooks, vocabulary = layout.target.codebooks, layout.target.vocabulary
         self.head_weight = nn.Parameter(torch.randn(codebooks, vocabulary, width) * EMBEDDING_STD)
         self.head_bias = nn.Parameter(torch.zeros(codebooks, vocabulary))
-        self._geometries: dict[tuple[int, str], tuple[StepPositions, Geometry]] = {}
+        self._geometries: dict[tuple[int, int, str], Geometry] = {}
 
     @property
     def device(self) -> torch.device:
@@ -173,14 +173,26 @@ class TokenModel(nn.Module):
         here = slice(plan.condition_steps, None)
         return self.place(plan.place[here].to(self.device)), plan.frame[here].to(self.device)
 
+    @torch.inference_mode(False)  # what is kept must serve training too, wherever it was first made
     def positions(self, frames: int) -> tuple[StepPositions, Geometry]:
         """Positions and attention geometry for a target of ``frames`` frames, kept for the next call."""
-        key = (frames, str(self.device))
+        positions = StepPositions.of(self.layout.plan(frames), self.device)
+        return positions, self._geometry(frames, positions)
+
+    @torch.inference_mode(False)
+    def prefix_geometry(self, frames: int, steps: int) -> Geometry:
+        """Attention geometry of the first ``steps`` steps of that sequence."""
+        whole = StepPositions.of(self.layout.plan(frames), self.device)
+        return self._geometry(
+            frames, StepPositions(whole.segment[:steps], whole.ticks[:steps], min(whole.condition_steps, steps))
+        )
+
+    def _geometry(self, frames: int, positions: StepPositions) -> Geometry:
+        key = (frames, positions.steps, str(self.device))
         if key not in self._geometries:
-            positions = StepPositions.of(self.layout.plan(frames), self.device)
             while len(self._geometries) >= KEPT_GEOMETRIES:
                 self._geometries.pop(next(iter(self._geometries)))
-            self._geometries[key] = positions, prepare(self.relative_position, positions, self.attention_backend)
+            self._geometries[key] = prepare(self.relative_position, positions, self.attention_backend)
         return self._geometries[key]
 
     # --- outputs ----------------------------------------------------------------------------------------------

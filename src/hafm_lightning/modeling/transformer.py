@@ -157,6 +157,13 @@ class Attention(nn.Module):
         mixed = attend(queries, keys, values, table, geometry)
         return self.project_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
+        """As :meth:`forward`, and keep keys and values as the cache's first steps."""
+        queries, keys, values = self._split(x)
+        cache.write(layer, 0, keys, values)
+        mixed = attend(queries, keys, values, table, geometry)
+        return self.project_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
     def cached(self, x: Tensor, layer: int, at: CachedSteps) -> Tensor:
         """New steps ``[B, Q, D]`` that also see the cached ones."""
         queries, keys, values = self._split(x)
@@ -187,6 +194,11 @@ class Layer(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), table, geometry))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))  # type: ignore[no-any-return]
 
+    def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
+        """As :meth:`forward`, filling the cache."""
+        x = x + self.attention.prefill(self.attention_norm(x), layer, table, geometry, cache)
+        return x + self.feedforward(self.feedforward_norm(x))  # type: ignore[no-any-return]
+
     def cached(self, x: Tensor, layer: int, at: CachedSteps) -> Tensor:
         """New steps ``[B, Q, D]`` -> ``[B, Q, D]``."""
         x = x + self.attention.cached(self.attention_norm(x), layer, at)
@@ -214,6 +226,12 @@ class Transformer(nn.Module):
                 x = torch.utils.checkpoint.checkpoint(layer, x, table, geometry, use_reentrant=False)
             else:
                 x = layer(x, table, geometry)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def prefill(self, x: Tensor, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
+        """First steps ``[B, P, D]`` into an empty cache -> their hidden states ``[B, P, D]``."""
+        for number, layer in enumerate(self.layers):
+            x = cast(Layer, layer).prefill(x, number, table, geometry, cache)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def cached(self, x: Tensor, at: CachedSteps) -> Tensor:
