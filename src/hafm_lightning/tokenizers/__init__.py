@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import AcousticTokenizer, SemanticTokenizer, TokenizerIdentity, read_description
 
@@ -42,23 +44,53 @@ class Tokenizers:
         return {"semantic": self.semantic.identity.as_dict(), "acoustic": self.acoustic.identity.as_dict()}
 
 
-def load_semantic(folder: str | Path) -> SemanticTokenizer:
-    """The semantic tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another sort."""
+def load_semantic(
+    folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
+) -> SemanticTokenizer:
+    """The semantic tokenizer kept in ``folder``.
+
+    Args:
+        folder: What its ``save`` wrote.
+        weights: Where HuBERT's weights are now, when not where they were; the offline tokenizer has none.
+        device: Where to run; the offline tokenizer runs on the CPU.
+
+    Raises:
+        RequestError: Missing, damaged or of another sort, or the weights are not reachable.
+    """
     kind = read_description(folder)[0].kind
     if kind == "offline-semantic":
         from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
 
         return OfflineSemanticTokenizer.load(folder)
+    if kind == "hubert":
+        from hafm_lightning.tokenizers.hubert import HubertTokenizer
+
+        return HubertTokenizer.load(folder, weights=weights, device=device)
     raise RequestError(f"{folder} holds a tokenizer of kind {kind!r}, which is not a semantic one")
 
 
-def load_acoustic(folder: str | Path) -> AcousticTokenizer:
-    """The acoustic tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another sort."""
+def load_acoustic(
+    folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
+) -> AcousticTokenizer:
+    """The acoustic tokenizer kept in ``folder``.
+
+    Args:
+        folder: What its ``save`` wrote.
+        weights: Where EnCodec's weights are now, when not where they were; the offline tokenizer has none.
+        device: Where to run; the offline tokenizer runs on the CPU.
+
+    Raises:
+        RequestError: Missing, damaged or of another sort, or the weights are not reachable.
+    """
     kind = read_description(folder)[0].kind
     if kind == "offline-acoustic":
         from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer
 
         return OfflineAcousticTokenizer.load(folder)
+    if kind == "encodec":
+        from hafm_lightning.tokenizers.encodec import EncodecTokenizer
+
+        return EncodecTokenizer.load(folder, weights=weights, device=device)
     raise RequestError(f"{folder} holds a tokenizer of kind {kind!r}, which is not an acoustic one")
 
 
@@ -68,12 +100,24 @@ def load_tokenizer(folder: str | Path) -> SemanticTokenizer | AcousticTokenizer:
     return load_semantic(folder) if kind in ("offline-semantic", "hubert") else load_acoustic(folder)
 
 
-def save_tokenizers(semantic: SemanticTokenizer, acoustic: AcousticTokenizer, folder: str | Path) -> None:
-    """Write both to ``folder/semantic`` and ``folder/acoustic``."""
-    semantic.save(Path(folder) / SEMANTIC_FOLDER)
-    acoustic.save(Path(folder) / ACOUSTIC_FOLDER)
+def save_tokenizers(
+    semantic: SemanticTokenizer, acoustic: AcousticTokenizer, folder: str | Path, *, include_weights: bool = False
+) -> None:
+    """Write both to ``folder/semantic`` and ``folder/acoustic``.
+
+    Args:
+        semantic: Written to ``semantic``.
+        acoustic: Written to ``acoustic``.
+        folder: Where to.
+        include_weights: Keep pretrained weights there too, so that nothing outside the folder is needed to load it.
+    """
+    semantic.save(Path(folder) / SEMANTIC_FOLDER, include_weights=include_weights)
+    acoustic.save(Path(folder) / ACOUSTIC_FOLDER, include_weights=include_weights)
 
 
-def load_tokenizers(folder: str | Path) -> Tokenizers:
+def load_tokenizers(folder: str | Path, *, device: str | torch.device = "cpu") -> Tokenizers:
     """The pair that :func:`save_tokenizers` wrote; RequestError when either is missing or damaged."""
-    return Tokenizers(load_semantic(Path(folder) / SEMANTIC_FOLDER), load_acoustic(Path(folder) / ACOUSTIC_FOLDER))
+    return Tokenizers(
+        load_semantic(Path(folder) / SEMANTIC_FOLDER, device=device),
+        load_acoustic(Path(folder) / ACOUSTIC_FOLDER, device=device),
+    )

@@ -24,13 +24,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SEMANTIC_SAMPLE_RATE_HZ = 16_000
 """Sample rate that HuBERT and the offline semantic tokenizer hear."""
@@ -45,6 +50,8 @@ FORMAT_VERSION = 1
 """Version of the folder layout; a reader refuses the ones it does not know."""
 DESCRIPTION_FILE = "tokenizer.json"
 ARRAYS_FILE = "arrays.safetensors"
+MODEL_FOLDER = "model"
+"""Folder inside a tokenizer's folder that holds pretrained weights, where they were saved along."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,8 @@ class SemanticTokenizer(Protocol):
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, 1, T]``."""
 
-    def save(self, folder: str | Path) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all."""
+    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; its pretrained weights too where asked for."""
 
 
 class AcousticTokenizer(Protocol):
@@ -133,8 +140,8 @@ class AcousticTokenizer(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, L]``, ``L = T * hop``."""
 
-    def save(self, folder: str | Path) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all."""
+    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; its pretrained weights too where asked for."""
 
 
 def check_audio(identity: TokenizerIdentity, audio: Tensor) -> int:
@@ -165,6 +172,14 @@ def check_codes(identity: TokenizerIdentity, codes: Tensor) -> None:
         raise ValueError(f"{identity.kind}: codes {low}..{high} are outside 0..{identity.vocabulary - 1}")
 
 
+def whole_frames(clip: NDArray[np.float32], hop: int) -> Tensor:
+    """A mono training clip ``[L]`` as a tensor, cut to a whole number of frames of ``hop`` samples."""
+    samples = torch.from_numpy(np.ascontiguousarray(clip, dtype=np.float32))
+    if samples.dim() != 1:
+        raise ValueError(f"training clips are mono, [L]; got {tuple(samples.shape)}")
+    return samples[: len(samples) // hop * hop]
+
+
 def content_sha256(arrays: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
     """Hex digest over named arrays (name, dtype, shape, bytes) and settings, whatever their order."""
     digest = hashlib.sha256()
@@ -177,15 +192,20 @@ def content_sha256(arrays: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
 
 
 def write_folder(
-    folder: str | Path, identity: TokenizerIdentity, arrays: Mapping[str, Tensor], report: Mapping[str, Any]
+    folder: str | Path,
+    identity: TokenizerIdentity,
+    arrays: Mapping[str, Tensor],
+    report: Mapping[str, Any],
+    model: PreTrainedModel | None = None,
 ) -> None:
     """Write a tokenizer's folder; it appears complete or not at all, replacing an earlier tokenizer there.
 
     Args:
-        folder: Where to; parents are made. A tokenizer of the same identity already there is left as it is.
+        folder: Where to; parents are made. A complete tokenizer of the same identity already there is left as it is.
         identity: Goes to `tokenizer.json`.
         arrays: Go to `arrays.safetensors`.
         report: How the tokenizer came about (JSON values); for people, not part of the identity.
+        model: A transformers model whose weights are kept too, in a folder `model`.
 
     Raises:
         RequestError: Something other than a tokenizer is at ``folder``.
@@ -196,7 +216,7 @@ def write_folder(
     if target.is_dir() and any(target.iterdir()):
         if not (target / DESCRIPTION_FILE).is_file():
             raise RequestError(f"{target} is not empty and holds no tokenizer; name another folder")
-        if _described_sha256(target) == identity.sha256:
+        if _described_sha256(target) == identity.sha256 and (model is None or (target / MODEL_FOLDER).is_dir()):
             return
     elif target.exists() and not target.is_dir():
         raise RequestError(f"{target} is a file; a tokenizer needs a folder")
@@ -206,11 +226,14 @@ def write_folder(
         draft.chmod(0o755)
         if arrays:
             save_file({name: array.detach().cpu().contiguous() for name, array in arrays.items()}, draft / ARRAYS_FILE)
+        if model is not None:
+            model.save_pretrained(draft / MODEL_FOLDER)
         description = {"format_version": FORMAT_VERSION, "identity": identity.as_dict(), "report": dict(report)}
         (draft / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
-        for path in draft.iterdir():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
         _put_in_place(draft, target, identity.sha256)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -239,11 +262,11 @@ def _described_sha256(folder: Path) -> str | None:
         return None
 
 
-def read_description(folder: str | Path) -> tuple[TokenizerIdentity, dict[str, Any]]:
+def read_description(folder: str | Path, kind: str | None = None) -> tuple[TokenizerIdentity, dict[str, Any]]:
     """Identity and report of the tokenizer in ``folder``, without loading its arrays.
 
     Raises:
-        RequestError: No tokenizer there, or its description is damaged or of another format version.
+        RequestError: No tokenizer there, or its description is damaged, of another format version, or not of ``kind``.
     """
     path = Path(folder) / DESCRIPTION_FILE
     if not path.is_file():
@@ -257,19 +280,25 @@ def read_description(folder: str | Path) -> tuple[TokenizerIdentity, dict[str, A
         ) from error
     if version != FORMAT_VERSION:
         raise RequestError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
-    return TokenizerIdentity.from_dict(identity), dict(report)
+    found = TokenizerIdentity.from_dict(identity)
+    if kind is not None and found.kind != kind:
+        raise RequestError(f"{folder} holds a tokenizer of kind {found.kind!r}, expected {kind!r}")
+    return found, dict(report)
 
 
-def read_arrays(folder: str | Path) -> dict[str, Tensor]:
-    """The arrays kept in ``folder``; RequestError when they are missing or damaged."""
+def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
+    """The arrays called ``names`` kept in ``folder``; RequestError when they are missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder) / ARRAYS_FILE
     try:
-        return load_file(path)
+        arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} cannot be read ({error}); train the tokenizers again") from error
+    if set(arrays) != names:
+        raise RequestError(f"{path} holds {sorted(arrays)}, expected {sorted(names)}; train the tokenizers again")
+    return arrays
 
 
 def check_sha256(folder: str | Path, identity: TokenizerIdentity, found: str) -> None:

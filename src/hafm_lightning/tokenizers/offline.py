@@ -41,6 +41,7 @@ from hafm_lightning.tokenizers.base import (
     content_sha256,
     read_arrays,
     read_description,
+    whole_frames,
     write_folder,
 )
 from hafm_lightning.tokenizers.kmeans import FrameSample, assign, train_kmeans
@@ -87,14 +88,6 @@ SEMANTIC_TRAINING_FRAMES = 60_000
 ACOUSTIC_TRAINING_FRAMES = 60_000
 ACOUSTIC_ITERATIONS = 8
 GRIFFIN_LIM_ITERATIONS = 24
-
-
-def _clip(clip: NDArray[np.float32], hop: int) -> Tensor:
-    """A training clip as a tensor ``[L]``, cut to whole frames."""
-    samples = torch.from_numpy(np.ascontiguousarray(clip, dtype=np.float32))
-    if samples.dim() != 1:
-        raise ValueError(f"training clips are mono, [L]; got {tuple(samples.shape)}")
-    return samples[: len(samples) // hop * hop]
 
 
 class OfflineSemanticTokenizer:
@@ -164,7 +157,9 @@ class OfflineSemanticTokenizer:
         front_end = _SemanticFrontEnd(settings)
         sample = FrameSample(max_frames, seed)
         for clip in clips:
-            sample.add(front_end(_clip(clip, SEMANTIC_HOP)).float().numpy())
+            samples = whole_frames(clip, SEMANTIC_HOP)
+            if len(samples):
+                sample.add(front_end(samples).float().numpy())
         frames = torch.from_numpy(sample.frames()).double()
         offset = frames.mean(dim=0).float()
         scale = front_end.scales(frames).float()
@@ -182,15 +177,17 @@ class OfflineSemanticTokenizer:
         check_audio(self._identity, audio)
         return torch.stack([assign(self.features(clip), self.centroids)[None] for clip in audio.detach().cpu()])
 
-    def save(self, folder: str | Path) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all."""
+    def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
         write_folder(folder, self._identity, self._arrays, self.report)
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineSemanticTokenizer:
         """The tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another kind."""
-        identity, report, arrays = _read(folder, SEMANTIC_KIND, {"offset", "scale", "centroids"})
-        tokenizer = cls(**arrays, settings=identity.settings, report=report)
+        identity, report = read_description(folder, SEMANTIC_KIND)
+        tokenizer = cls(
+            **read_arrays(folder, {"offset", "scale", "centroids"}), settings=identity.settings, report=report
+        )
         check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer
 
@@ -302,7 +299,9 @@ class OfflineAcousticTokenizer:
         front_end = _AcousticFrontEnd(settings)
         sample = FrameSample(max_frames, seed)
         for clip in clips:
-            sample.add(front_end(_clip(clip, ACOUSTIC_HOP)).float().numpy())
+            samples = whole_frames(clip, ACOUSTIC_HOP)
+            if len(samples):
+                sample.add(front_end(samples).float().numpy())
         frames = torch.from_numpy(sample.frames()).double()
         mean = frames.mean(dim=0)
         centred = frames - mean
@@ -349,15 +348,17 @@ class OfflineAcousticTokenizer:
         check_codes(self._identity, codes)
         return torch.stack([self._front_end.sound(self.decode_log_mel(clip)) for clip in codes.detach().cpu()])
 
-    def save(self, folder: str | Path) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all."""
+    def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
         write_folder(folder, self._identity, self._arrays, self.report)
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineAcousticTokenizer:
         """The tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another kind."""
-        identity, report, arrays = _read(folder, ACOUSTIC_KIND, {"mean", "basis", "codebooks"})
-        tokenizer = cls(**arrays, settings=identity.settings, report=report)
+        identity, report = read_description(folder, ACOUSTIC_KIND)
+        tokenizer = cls(
+            **read_arrays(folder, {"mean", "basis", "codebooks"}), settings=identity.settings, report=report
+        )
         check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer
 
@@ -385,17 +386,3 @@ class _AcousticFrontEnd:
         """Inverse of the call, as far as there is one: ``[T, M]`` -> float32 ``[T * 320]``."""
         mel = (log_mel.exp() - self._floor).clamp(min=0)
         return spectra.griffin_lim(mel @ self._spread, ACOUSTIC_HOP, GRIFFIN_LIM_ITERATIONS, seed=0)
-
-
-def _read(
-    folder: str | Path, kind: str, names: set[str]
-) -> tuple[TokenizerIdentity, dict[str, Any], dict[str, Tensor]]:
-    from hafm_lightning.errors import RequestError
-
-    identity, report = read_description(folder)
-    if identity.kind != kind:
-        raise RequestError(f"{folder} holds a tokenizer of kind {identity.kind!r}, expected {kind!r}")
-    arrays = read_arrays(folder)
-    if set(arrays) != names:
-        raise RequestError(f"{folder} holds arrays {sorted(arrays)}, expected {sorted(names)}; train it again")
-    return identity, report, arrays

@@ -1,0 +1,180 @@
+"""Pretrained weights of the paper's tokenizers: where they come from, and how they are run.
+
+Choices:
+
+* A source is a local folder in the Hub's format or a Hub id. The published models are pinned to a revision; other Hub
+  ids follow their main branch unless a revision is given. What counts in the end is the sha256 of the weights.
+* That digest is taken over the arrays alone, not over their names or the file that held them: the same weights have
+  the same digest from safetensors or a converted checkpoint, through transformers or through another library.
+* Tokens are made in full float32. A GPU's TF32 and autocast would flip ids, so both are off while a tokenizer runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hafm_lightning.errors import RequestError
+
+PINNED_REVISIONS: Mapping[str, str] = {
+    "facebook/hubert-base-ls960": "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
+    "facebook/hubert-large-ll60k": "ff022d095678a2995f3c49bab18a96a9e553f782",
+    "facebook/encodec_24khz": "c1dbe2ae3f1de713481a3b3e7c47f357092ee040",
+}
+"""Revision of each published model that is used when none is asked for."""
+
+
+def resolve_source(source: str | Path, revision: str | None) -> tuple[str, str | None]:
+    """Folder or Hub id to load from, and the revision (None for a folder).
+
+    Raises:
+        RequestError: The source looks like a path and no such folder exists.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise RequestError(f"{path} is a local folder; a revision ({revision!r}) is for Hub ids: leave it out")
+        return str(path), None
+    name = str(source)
+    if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise RequestError(f"no weights at {source}: the folder does not exist; name a folder, or a Hub id owner/name")
+    return name, revision or PINNED_REVISIONS.get(name)
+
+
+def load_config(source: str | Path, revision: str | None, model_type: str) -> Any:
+    """Configuration of the model at ``source``.
+
+    Raises:
+        RequestError: Not reachable, or of another type of model.
+    """
+    from transformers import AutoConfig
+
+    name, pinned = resolve_source(source, revision)
+    with _readable_errors(name, pinned, model_type):
+        config = AutoConfig.from_pretrained(name, revision=pinned or "main")
+    if config.model_type != model_type:
+        raise RequestError(f"{name} holds a model of type {config.model_type!r}, expected {model_type!r}")
+    return config
+
+
+def load_pretrained(
+    model_class: Any, source: str | Path, revision: str | None, unused: Iterable[str] = (), **config: Any
+) -> Any:
+    """A transformers model in eval mode and float32, with every weight taken from ``source``.
+
+    Args:
+        model_class: Class with ``from_pretrained``.
+        source: Local folder or Hub id.
+        revision: See :func:`resolve_source`.
+        unused: Names of weights that may be missing because they are not used.
+        config: Values of the model's configuration to override.
+
+    Raises:
+        RequestError: Weights not reachable, damaged, or not those of this class.
+    """
+    name, pinned = resolve_source(source, revision)
+    with _readable_errors(name, pinned, model_class.__name__), _quiet_transformers():
+        model, info = model_class.from_pretrained(
+            name, revision=pinned or "main", output_loading_info=True, dtype=torch.float32, **config
+        )
+    missing = sorted(set(info["missing_keys"]) - set(unused))
+    if missing:
+        raise RequestError(
+            f"{name} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]!r}; "
+            "it holds another model: name the right one"
+        )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[None]:
+    """Turn what transformers raises while loading ``what`` into a RequestError that says how to mend it."""
+    from safetensors import SafetensorError
+
+    where = f"{name} (revision {revision})" if revision else name
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RequestError(
+            f"the weights {where} are not reachable: {' '.join(str(error).split())[:200]}\n"
+            "connect to the network (or log in, for a private model), or name a local folder that holds "
+            "config.json and model.safetensors"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise RequestError(f"{where} does not hold a {what}: {' '.join(str(error).split())[:200]}") from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No loading report: layers left out on purpose fill it, and missing weights are refused by the caller."""
+    from transformers.utils import logging as transformers_logging
+
+    logging = cast(Any, transformers_logging)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def preprocessor_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """What `preprocessor_config.json` beside the weights says; empty when there is none."""
+    from transformers.utils.hub import cached_file
+
+    name, pinned = resolve_source(source, revision)
+    path = cached_file(
+        name,
+        "preprocessor_config.json",
+        revision=pinned or "main",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return dict(json.loads(Path(path).read_text())) if path else {}
+
+
+def weights_sha256(arrays: Iterable[Tensor]) -> str:
+    """Hex digest over a set of arrays, whatever their order and names."""
+    digests = []
+    for array in arrays:
+        plain = array.detach().cpu().contiguous()
+        digest = hashlib.sha256(json.dumps([str(plain.dtype), list(plain.shape)]).encode())
+        digest.update(plain.numpy().tobytes())
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def stride_and_field(kernels: Iterable[int], strides: Iterable[int]) -> tuple[int, int]:
+    """Samples between frames, and samples that one frame sees, of a stack of convolutions without padding."""
+    kernels, strides = list(kernels), list(strides)
+    field = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        field = (field - 1) * stride + kernel
+    return math.prod(strides), field
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Inference in plain float32: no autograd, no autocast, no TF32; the caller's settings come back afterwards."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
