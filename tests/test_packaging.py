@@ -1,0 +1,201 @@
+"""Nothing is lost on the way to a user: package list, wheel, sdist, environment, versions, continuous integration."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+PACKAGE = "hafm_lightning"
+LEAVES = ("callbacks", "data_modules")
+NAMED_BY_THE_USER = {
+    "torch",
+    "lightning",
+    "torchaudio",
+    "transformers",
+    "encodec",
+    "faiss-cpu",
+    "wandb",
+    "torchmetrics",
+    "omegaconf",
+    "librosa",
+}
+PULLS_CUDA = {"torchaudio", "torchvision"}
+SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+@pytest.fixture(scope="session")
+def setup_cfg(repository: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(repository / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+@pytest.fixture(scope="session")
+def constraints(repository: Path) -> list[Requirement]:
+    lines = (repository / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def requirements(text: str) -> list[Requirement]:
+    return [Requirement(line) for line in text.split("\n") if line.strip()]
+
+
+def modules_on_disk(repository: Path) -> set[str]:
+    """Paths inside a wheel that the checkout's modules should have."""
+    source = repository / "src" / PACKAGE
+    found = {path.relative_to(source.parent).as_posix() for path in source.rglob("*.py")}
+    for leaf in LEAVES:
+        found |= {f"{PACKAGE}/{path.relative_to(repository).as_posix()}" for path in (repository / leaf).rglob("*.py")}
+    return found
+
+
+def test_setup_cfg_lists_every_package_on_disk(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
+    listed = set(setup_cfg["options"]["packages"].split())
+    on_disk = {str(Path(module).parent).replace(os.sep, ".") for module in modules_on_disk(repository)}
+    assert listed == on_disk
+
+
+def checkout(repository: Path, target: Path, *, links: bool) -> Path:
+    """A copy of what the build needs, with or without the two links under src."""
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", *(() if links else ("callbacks", "data_modules")))
+    shutil.copytree(repository / "src", target / "src", symlinks=True, ignore=skip)
+    for leaf in LEAVES:
+        shutil.copytree(repository / leaf, target / leaf, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(repository / name, target / name)
+    return target
+
+
+def build(kind: str, source: Path, output: Path) -> Path:
+    """Run the build backend in ``source``, in the environment at hand; the built file."""
+    code = f"import setuptools.build_meta as backend; backend.build_{kind}({str(output)!r})"
+    output.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (built,) = output.iterdir()
+    return built
+
+
+def planned_by_make(folder: Path, *arguments: str) -> str:
+    """What make would run in ``folder``, untouched by the flags of a make that runs these tests."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")}
+    command = ["make", "--dry-run", *arguments]
+    return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=True).stdout
+
+
+def python_files(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if name.endswith(".py")}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with the links", "without the links"])
+def test_the_wheel_holds_every_module(repository: Path, tmp_path: Path, links: bool) -> None:
+    source = checkout(repository, tmp_path / "checkout", links=links)
+    wheel = build("wheel", source, tmp_path / "wheels")
+    assert python_files(wheel) == modules_on_disk(repository)
+    with zipfile.ZipFile(wheel) as archive:
+        assert f"{PACKAGE}/py.typed" in archive.namelist()
+
+
+def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_path: Path) -> None:
+    source = checkout(repository, tmp_path / "checkout", links=True)
+    sdist = build("sdist", source, tmp_path / "sdists")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert python_files(build("wheel", unpacked, tmp_path / "wheels")) == modules_on_disk(repository)
+
+
+def test_a_plain_install_pulls_no_cuda_only_package(setup_cfg: configparser.ConfigParser) -> None:
+    plain = requirements(setup_cfg["options"]["install_requires"])
+    for extra in ("dev", "app", "ray", "separation"):
+        plain += requirements(setup_cfg["options.extras_require"][extra])
+    assert {requirement.name for requirement in plain} & (PULLS_CUDA | {"encodec"}) == set()
+
+
+def test_weights_are_loaded_as_data_by_every_allowed_torch(setup_cfg: configparser.ConfigParser) -> None:
+    (torch,) = [r for r in requirements(setup_cfg["options"]["install_requires"]) if r.name == "torch"]
+    assert not torch.specifier.contains("2.5.1"), "torch below 2.6 unpickles by default"
+    assert torch.specifier.contains("2.6.0")
+
+
+def test_everything_the_project_names_is_installed_or_an_extra(setup_cfg: configparser.ConfigParser) -> None:
+    named = requirements(setup_cfg["options"]["install_requires"])
+    named += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
+    assert {requirement.name for requirement in named} >= NAMED_BY_THE_USER
+
+
+def test_the_conda_environment_holds_every_named_package(repository: Path) -> None:
+    environment = yaml.safe_load((repository / "environment.yml").read_text(encoding="utf-8"))
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert set(pip) >= NAMED_BY_THE_USER
+    assert "--constraint constraints.txt" in pip
+
+
+@pytest.mark.parametrize("python", SUPPORTED_PYTHONS)
+def test_constraints_pin_each_direct_dependency_once_and_in_range(
+    setup_cfg: configparser.ConfigParser, constraints: list[Requirement], python: str
+) -> None:
+    holds = [c for c in constraints if c.marker is None or c.marker.evaluate({"python_version": python})]
+    pins: dict[str, Version] = {}
+    for pin in holds:
+        name = re.sub(r"[-_.]+", "-", pin.name).lower()
+        (specifier,) = pin.specifier
+        assert specifier.operator == "=="
+        assert name not in pins, f"{pin.name} is pinned twice for Python {python}"
+        pins[name] = Version(specifier.version)
+    direct = requirements(setup_cfg["options"]["install_requires"])
+    direct += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
+    for requirement in direct:
+        pinned = pins.get(re.sub(r"[-_.]+", "-", requirement.name).lower())
+        assert pinned is not None, f"constraints.txt does not pin {requirement.name} for Python {python}"
+        assert requirement.specifier.contains(pinned), f"{requirement} excludes the pinned {pinned}"
+
+
+def test_constraints_leave_torchvision_out(constraints: list[Requirement]) -> None:
+    assert "torchvision" not in {pin.name for pin in constraints}
+
+
+@pytest.mark.parametrize("target", ["install", "demo", "test", "test-all", "lint", "typecheck"])
+def test_every_make_target_starts_from_nothing(repository: Path, tmp_path: Path, target: str) -> None:
+    for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(repository / name, tmp_path / name)
+    plan = planned_by_make(tmp_path, target, "TORCH_INDEX=https://example.org/cpu")
+    assert "-m venv --clear .venv" in plan
+    installs = [line for line in plan.replace("\\\n", " ").splitlines() if "pip install" in line]
+    assert installs
+    for line in installs:
+        assert "--constraint constraints.txt" in line
+        assert "--extra-index-url https://example.org/cpu" in line
+
+
+def test_an_up_to_date_environment_is_reused_until_the_requirements_change(repository: Path, tmp_path: Path) -> None:
+    for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(repository / name, tmp_path / name)
+    stamp = tmp_path / ".venv" / ".installed"
+    stamp.parent.mkdir()
+    stamp.touch()
+
+    assert "pip install" not in planned_by_make(tmp_path, "test")
+    later = stamp.stat().st_mtime + 10
+    os.utime(tmp_path / "setup.cfg", (later, later))
+    assert "pip install" in planned_by_make(tmp_path, "test")
+
+
+def test_continuous_integration_runs_rules_types_and_tests(repository: Path) -> None:
+    script = repository / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "lint typecheck test" in script.read_text(encoding="utf-8")
