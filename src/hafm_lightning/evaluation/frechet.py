@@ -6,9 +6,10 @@ FAD compares two sets of embedding rows by the Frechet distance of the Gaussians
 
 Choices:
 
-* The last trace is the sum of the square roots of the eigenvalues of ``S C_y S`` with ``S = C_x^1/2``: two symmetric
-  eigenproblems in place of a general matrix square root. It stays real, and exact to rounding, where the covariances
-  are rank-deficient and ``scipy.linalg.sqrtm`` drifts into complex numbers.
+* The last trace is the sum of the square roots of the eigenvalues of ``F^T C_y F`` for any factor ``C_x = F F^T``:
+  Cholesky's where the covariance has full rank, else the symmetric square root. One symmetric eigenproblem replaces a
+  general matrix square root; it stays real, and exact to rounding, where the covariances are rank-deficient and
+  ``scipy.linalg.sqrtm`` drifts into complex numbers.
 * Everything is float64. A set is kept as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
   parts of a set are merged about their common mean (Chan, Golub and LeVeque, 1979). Rows far from zero lose no
   digits, and the number is the same, to rounding, on 1 and on N processes and in any order of batches.
@@ -45,6 +46,8 @@ Float64Array = npt.NDArray[np.float64]
 
 STATISTICS_FORMAT = 1
 """Version of the ``.npz`` layout; files of a newer one are refused."""
+BLOCK_ROWS = 1024
+"""Rows taken at once when moments are formed."""
 IDENTITY_KEY = "embedding_identity"
 """Key of the provenance that says which embedding (weights, layer, framing) made the rows."""
 
@@ -145,14 +148,20 @@ def moments_of(rows: npt.ArrayLike) -> Float64Array:
     if n == 0:
         return moments
     shift = values[0].astype(np.float64)
-    centred = values - shift
-    mean = np.full(n, 1 / n) @ centred
-    if not np.isfinite(mean).all():
+    total, scatter = np.zeros(d), moments[2:]
+    buffer = np.empty((min(n, BLOCK_ROWS), d))
+    for start in range(0, n, BLOCK_ROWS):  # a block stays in the processor's cache
+        part = values[start : start + BLOCK_ROWS]
+        centred = np.subtract(part, shift, out=buffer[: len(part)])
+        total += np.ones(len(part)) @ centred
+        scatter += centred.T @ centred
+    if not np.isfinite(total).all():
         bad = int((~np.isfinite(values).all(axis=1)).sum())
         raise ValueError(f"{bad} of {n} embedding rows hold NaN or infinite values")
+    mean = total / n
     moments[0] = n
     moments[1] = shift + mean
-    moments[2:] = centred.T @ centred - n * np.outer(mean, mean)
+    scatter -= n * np.outer(mean, mean)
     return moments
 
 
@@ -179,6 +188,16 @@ def statistics_of(moments: Float64Array, provenance: Mapping[str, Any] | None = 
     return GaussianStatistics(rows, moments[1].copy(), moments[2:] / (rows - 1), dict(provenance or {}))
 
 
+def _factor(covariance: Float64Array) -> Float64Array:
+    """A matrix ``F [d, d]`` with ``F F^T`` = ``covariance``, which may be singular."""
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
+    return np.asarray(factor, dtype=np.float64)
+
+
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:
     """Squared Frechet distance between two Gaussians, in the embedding's squared units; 0 for equal ones.
 
@@ -193,9 +212,8 @@ def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistic
     left, right = generated.provenance.get(IDENTITY_KEY), reference.provenance.get(IDENTITY_KEY)
     if left is not None and right is not None and left != right:
         raise ValueError(f"rows of different embeddings cannot be compared: {left} and {right}")
-    values, vectors = np.linalg.eigh(generated.covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    inner = root @ reference.covariance @ root
+    factor = _factor(generated.covariance)
+    inner = factor.T @ reference.covariance @ factor
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0.0)).sum()
     offset = generated.mean - reference.mean
     spread = np.trace(generated.covariance) + np.trace(reference.covariance) - 2 * cross
