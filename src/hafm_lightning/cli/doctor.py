@@ -1,0 +1,289 @@
+"""``doctor``: what this machine has for the work, and the command that mends each lack.
+
+A finding is ``ok``, ``note`` (optional and absent), or ``broken`` (something the work needs, or something installed
+that does harm). Packages are imported in a process of their own: a package built for another PyTorch can fail in ways
+that no ``except`` catches, and importing all of them here would take half a minute.
+
+Exit code: 0 when nothing is broken, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from hafm_lightning.progress import progress
+
+REQUIRED_PACKAGES = {
+    "torch": "torch",
+    "lightning": "lightning",
+    "torchmetrics": "torchmetrics",
+    "transformers": "transformers",
+    "omegaconf": "omegaconf",
+    "jsonargparse": "jsonargparse",
+    "librosa": "librosa",
+    "faiss-cpu": "faiss",
+    "safetensors": "safetensors",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+    "wandb": "wandb",
+}
+"""Distribution -> module, for what setup.cfg requires."""
+EXTRAS = {
+    "gradio": ("app", "the page (`app`)"),
+    "ray": ("ray", "preparation on a cluster"),
+    "onnxruntime": ("separation", "MDX-Net separation"),
+}
+"""Distribution (and module) -> extra that installs it, and what it is for."""
+HARMFUL_WHEN_BROKEN = ("torchaudio", "torchvision")
+"""Packages that nothing here needs, and that break transformers where they do not fit PyTorch."""
+HUB_WEIGHTS = {
+    "facebook/hubert-base-ls960": "semantic tokens of the paper",
+    "facebook/encodec_24khz": "acoustic tokens of the paper",
+}
+"""Hub id -> what it is for."""
+FREE_DISK_GIB = 10
+"""Below this, preparing a corpus and keeping checkpoints becomes tight."""
+IMPORT_LIMIT_S = 120
+
+State = Literal["ok", "note", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        what: Its name.
+        state: ``ok``, ``note`` (optional and absent) or ``broken``.
+        detail: What was found.
+        mend: A command or step that mends it; empty where nothing needs mending.
+    """
+
+    what: str
+    state: State
+    detail: str
+    mend: str = ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command with its arguments; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hafm_lightning doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    arguments = parser.parse_args(argv)
+    findings = list(examine())
+    if arguments.json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
+    else:
+        print("\n".join(table(findings)))
+    return 1 if any(finding.state == "broken" for finding in findings) else 0
+
+
+def examine() -> Iterator[Finding]:
+    """Every finding, in the order in which a newcomer should read them."""
+    yield python_finding()
+    imports = try_imports([*REQUIRED_PACKAGES.values(), *EXTRAS, *HARMFUL_WHEN_BROKEN, "encodec"])
+    for distribution, module in REQUIRED_PACKAGES.items():
+        yield required_finding(distribution, imports[module])
+    for package in HARMFUL_WHEN_BROKEN:
+        yield harmful_finding(package, imports[package])
+    yield encodec_finding(imports["encodec"])
+    for package, (extra, purpose) in EXTRAS.items():
+        yield extra_finding(package, extra, purpose, imports[package])
+    if not imports["torch"]:
+        yield from device_findings()
+    yield from machine_findings()
+    yield ffmpeg_finding()
+    for repository, purpose in HUB_WEIGHTS.items():
+        yield weights_finding(repository, purpose)
+    yield wandb_finding()
+
+
+def table(findings: Sequence[Finding]) -> Iterator[str]:
+    """The findings as aligned lines, with the mend below each lack."""
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        yield f"{finding.state:6}  {finding.what:{width}}  {finding.detail}"
+        if finding.mend:
+            yield f"{'':6}  {'':{width}}  -> {finding.mend}"
+    broken = sum(finding.state == "broken" for finding in findings)
+    yield "Nothing is broken." if not broken else f"{broken} broken: follow the arrows above."
+
+
+def try_imports(modules: Sequence[str]) -> dict[str, str]:
+    """Import each module in a process of its own: module -> empty text, or the last line of what went wrong."""
+    command = [sys.executable, "-c", "import importlib, sys; importlib.import_module(sys.argv[1])"]
+
+    def outcome(module: str) -> str:
+        if not _found(module):
+            return "not installed"
+        try:
+            done = subprocess.run(
+                [*command, module], capture_output=True, text=True, timeout=IMPORT_LIMIT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return f"importing it took more than {IMPORT_LIMIT_S} s"
+        if done.returncode == 0:
+            return ""
+        lines = done.stderr.strip().splitlines()
+        return lines[-1] if lines else f"the import ended with exit code {done.returncode}"
+
+    with (
+        ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool,
+        progress("Importing packages", len(modules), "packages") as bar,
+    ):
+        outcomes = {}
+        for module, result in zip(modules, pool.map(outcome, modules), strict=True):
+            outcomes[module] = result
+            bar.advance(note=module)
+    return outcomes
+
+
+def python_finding() -> Finding:
+    """Version of the interpreter, and whether it runs in an environment of its own."""
+    here = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
+    if sys.version_info < (3, 10):
+        return Finding("Python", "broken", here, "install Python 3.10 to 3.13, then: make install")
+    return Finding("Python", "ok", here)
+
+
+def required_finding(distribution: str, problem: str) -> Finding:
+    """A package that setup.cfg requires."""
+    if problem:
+        return Finding(distribution, "broken", problem, f"pip install -c constraints.txt {distribution}")
+    return Finding(distribution, "ok", _version(distribution))
+
+
+def harmful_finding(package: str, problem: str) -> Finding:
+    """torchaudio and torchvision: fine when absent, fine when they load, harmful when they do not fit PyTorch."""
+    if problem == "not installed":
+        return Finding(package, "ok", "not installed, and not needed")
+    if problem:
+        return Finding(
+            package,
+            "broken",
+            f"{_version(package)} does not fit PyTorch {_version('torch')}, and breaks transformers: {problem}",
+            f"pip uninstall -y {package}",
+        )
+    return Finding(package, "ok", f"{_version(package)}, fits PyTorch {_version('torch')}")
+
+
+def encodec_finding(problem: str) -> Finding:
+    """The optional ``encodec`` package; EnCodec itself runs from transformers."""
+    if not problem:
+        return Finding("encodec", "ok", _version("encodec"))
+    if problem == "not installed":
+        return Finding("encodec", "ok", "not installed, and not needed: EnCodec runs from transformers")
+    return Finding("encodec", "note", problem, "pip uninstall -y encodec torchaudio  (EnCodec runs from transformers)")
+
+
+def extra_finding(package: str, extra: str, purpose: str, problem: str) -> Finding:
+    """A package of one of the optional extras."""
+    if problem == "not installed":
+        return Finding(package, "note", f"not installed: {purpose}", f"pip install -c constraints.txt -e '.[{extra}]'")
+    if problem:
+        return Finding(package, "broken", problem, f"pip install --force-reinstall -c constraints.txt {package}")
+    return Finding(package, "ok", f"{_version(package)}: {purpose}")
+
+
+def device_findings() -> Iterator[Finding]:
+    """What PyTorch can compute on."""
+    import torch
+
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            memory_gib = device.total_memory / 2**30
+            yield Finding(f"GPU {index}", "ok", f"{device.name}, {memory_gib:.0f} GiB, {build}")
+    elif torch.backends.mps.is_available():
+        yield Finding("GPU", "ok", "Apple GPU (MPS)")
+    elif shutil.which("nvidia-smi"):
+        detail = f"nvidia-smi is here, but PyTorch ({build}) sees no GPU"
+        mend = (
+            "update the NVIDIA driver, or install a PyTorch build for it: make install TORCH_INDEX=..."
+            if torch.version.cuda
+            else "pip install --force-reinstall -c constraints.txt torch  (the CUDA build)"
+        )
+        yield Finding("GPU", "broken", detail, mend)
+    else:
+        yield Finding("GPU", "note", f"none ({build}): the quickstart and generation run, full training needs one")
+    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+
+
+def machine_findings() -> Iterator[Finding]:
+    """Memory and disk."""
+    memory = Path("/proc/meminfo")
+    if memory.is_file():
+        total_kib = int(memory.read_text().splitlines()[0].split()[1])
+        yield Finding("memory", "ok", f"{total_kib / 2**20:.0f} GiB")
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    if free_gib < FREE_DISK_GIB:
+        yield Finding("disk", "note", f"{free_gib:.1f} GiB free here", "free some space before preparing a corpus")
+    else:
+        yield Finding("disk", "ok", f"{free_gib:.0f} GiB free here")
+
+
+def ffmpeg_finding() -> Finding:
+    """ffmpeg, for formats that libsndfile does not read (m4a, wma, video)."""
+    if shutil.which("ffmpeg"):
+        return Finding("ffmpeg", "ok", str(shutil.which("ffmpeg")))
+    mends = {"Darwin": "brew install ffmpeg", "Windows": "winget install ffmpeg"}
+    detail = "not found: wav, flac, ogg and mp3 are read without it, m4a and video are not"
+    return Finding("ffmpeg", "note", detail, mends.get(platform.system(), "apt install ffmpeg"))
+
+
+def weights_finding(repository: str, purpose: str) -> Finding:
+    """Whether published weights are in the local cache of the Hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    kept = [path for path in folder.glob("*/*") if path.suffix in (".safetensors", ".bin") and path.exists()]
+    if kept:
+        return Finding(repository, "ok", f"in {folder.parent}")
+    detail = f"not downloaded: {purpose} (the offline tokenizers need no weights)"
+    return Finding(repository, "note", detail, f"hf download {repository}")
+
+
+def wandb_finding() -> Finding:
+    """Whether runs can be logged online; offline logging always works."""
+    if os.environ.get("WANDB_API_KEY"):
+        return Finding("W&B login", "ok", "WANDB_API_KEY is set")
+    if _netrc_knows("api.wandb.ai"):
+        return Finding("W&B login", "ok", "logged in")
+    detail = "not logged in: runs are logged offline, and beside them as CSV"
+    return Finding("W&B login", "note", detail, "wandb login   (later: wandb sync wandb/offline-run-*)")
+
+
+def _netrc_knows(host: str) -> bool:
+    import netrc
+
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return path.is_file() and host in netrc.netrc(path).hosts
+    except (netrc.NetrcParseError, OSError):
+        return False
+
+
+def _found(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown version"
