@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -41,6 +42,9 @@ _PCM_SCALE = 32768
 _SONGS_A_WORKER = 8
 """A process costs seconds to start: none is started for fewer songs than this."""
 _SPLITS = ("train", "test")
+_UNFINISHED = ".unfinished-"
+_ABANDONED_S = 3600.0
+"""What is unfinished for so long was left by a process that is gone."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,9 @@ def synthesise_corpus(
     try:
         for split in _SPLITS:
             (root / split).mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(f"{_UNFINISHED}*"):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(leftover, ignore_errors=True)
     except OSError as error:
         raise RequestError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
     with progress("Synthesising the toy band", len(missing), "songs") as bar:
@@ -151,9 +158,12 @@ def song_seed(corpus_seed: int, split: str, number: int) -> int:
 
 
 def write_song(folder: Path, seed: int, duration_s: float) -> None:
-    """Synthesise a song into ``folder``, which appears when all its files are complete."""
+    """Synthesise a song into ``folder``, which appears when all its files are complete.
+
+    Until then they lie in a hidden folder beside the split, where no reader of the corpus looks.
+    """
     song = synthesise_song(seed, duration_s)
-    unfinished = folder.with_name(f".{uuid.uuid4().hex}.tmp")
+    unfinished = folder.parent.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
     try:
         for name in STEMS:
             write_audio(unfinished / f"{name}.wav", song.stems[name])
