@@ -1,0 +1,58 @@
+"""``prepare``: songs to shards, resumably; and ``prepare --verify ROOT``: are the shards whole?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hafm_lightning.errors import RequestError
+
+DESCRIPTION = "Turn songs into shards of tokens; a stopped run continues where it was."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``prepare``."""
+    parser.add_argument("--config", metavar="FILE", help="settings, for example experiments/prepare.yaml")
+    parser.add_argument("--verify", metavar="ROOT", help="read every byte of prepared shards and report what is wrong")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings to change, for example root=data/mine clips.hop_s=5"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare or verify.
+
+    Returns:
+        0 when done; 1 when ``--verify`` found something wrong.
+
+    Raises:
+        RequestError: The request was wrong; the message says what to do.
+    """
+    if args.verify and args.config is None and not args.overrides:
+        from hafm_lightning.preparation.verification import verify_root
+
+        findings = verify_root(args.verify)
+        print(findings.summary())
+        return 1 if findings.problems else 0
+    if args.config is None or args.verify:
+        raise RequestError("prepare needs either --config FILE (with key=value overrides) or --verify ROOT")
+    from hafm_lightning.preparation.pipeline import prepare, read_config
+
+    print(prepare(read_config(args.config, args.overrides)).summary())
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse ``argv`` (without the program's name) and run; a wrong request prints its message and returns 2."""
+    parser = argparse.ArgumentParser(prog="python -m hafm_lightning prepare", description=DESCRIPTION)
+    add_arguments(parser)
+    args = parser.parse_args(sys.argv[2:] if argv is None else argv)
+    try:
+        return run(args)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,192 @@
+"""The plan: which songs go to which split, and which songs make up which shard.
+
+It depends on the songs, their lengths and the settings alone. A shard is a fixed list of songs, so that any process,
+on any machine, in any order, makes the same shard.
+
+Choices:
+
+* Songs are divided between train and validation by groups: all songs of an artist stay together where the artist is
+  known, and a song always does. Groups are put in an order that depends on the seed and the group's name, and the first
+  ones become validation until they hold their share of the songs.
+* Of a recording that occurs twice the copy in ``test`` is kept before the one in ``validation``, and that before the
+  one in ``train``, so that no test song is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hafm_lightning.preparation.clips import ClipSettings, clip_starts
+from hafm_lightning.preparation.corpora import Quarantined, Song
+from hafm_lightning.preparation.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
+from hafm_lightning.preparation.survey import SongFacts
+
+_PREFERENCE = {"test": 0, "validation": 1, "train": 2}
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How songs of ``train`` are divided between train and validation.
+
+    Attributes:
+        validation_share: Share of the songs that become validation; 0 makes no validation split.
+        by_artist: Keep all songs of an artist on one side, where artists are known.
+        seed: Another seed draws other songs.
+        validation_songs: Song ids that are validation in any case; with any of them given, none is drawn.
+    """
+
+    validation_share: float = 0.1
+    by_artist: bool = True
+    seed: int = 0
+    validation_songs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share is {self.validation_share}, must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The work unit: one shard.
+
+    Attributes:
+        split: Its split.
+        number: Its number in the split.
+        songs: What it is made of, in order.
+        duration_s: Total length of the songs, in seconds.
+    """
+
+    split: str
+    number: int
+    songs: tuple[Song, ...]
+    duration_s: float
+
+    @property
+    def file(self) -> str:
+        """Name of the shard's file."""
+        return f"shard-{self.number:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the work begins.
+
+    Attributes:
+        units: The shards of all splits.
+        quarantined: Songs that the survey could not read.
+        left_out: Songs that are not used though they can be read: duplicates, songs shorter than a clip.
+    """
+
+    units: list[Unit]
+    quarantined: list[Quarantined]
+    left_out: list[Quarantined]
+
+    def songs(self, split: str) -> list[Song]:
+        """Songs of a split."""
+        return [song for unit in self.units if unit.split == split for song in unit.songs]
+
+    @property
+    def duration_s(self) -> float:
+        """Total length of the songs, in seconds."""
+        return sum(unit.duration_s for unit in self.units)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values. Inverse: :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        """Inverse of :meth:`as_dict`."""
+        units = [
+            Unit(
+                unit["split"],
+                unit["number"],
+                tuple(Song(**(song | {"accompaniment": tuple(song["accompaniment"])})) for song in unit["songs"]),
+                unit["duration_s"],
+            )
+            for unit in values["units"]
+        ]
+        quarantined, left_out = ([Quarantined(**entry) for entry in values[key]] for key in ("quarantined", "left_out"))
+        return cls(units, list(quarantined), list(left_out))
+
+
+def make_plan(
+    songs: Sequence[Song],
+    facts: Iterable[SongFacts],
+    *,
+    clips: ClipSettings,
+    split: SplitSettings,
+    duplicates: DuplicateSettings,
+    clips_per_shard: int,
+) -> Plan:
+    """Choose songs, divide them, and deal them out to shards of about ``clips_per_shard`` clips (before the filter)."""
+    known = {fact.id: fact for fact in facts}
+    quarantined = [Quarantined(song.id, known[song.id].problem) for song in songs if known[song.id].problem]
+    usable = [song for song in songs if not known[song.id].problem]
+    left_out = []
+    if duplicates.enabled:
+        preferred = sorted(usable, key=lambda song: (_PREFERENCE[song.split], song.id))
+        same = find_duplicates({song.id: sketch_from_text(known[song.id].sketch) for song in preferred}, duplicates)
+        left_out += [Quarantined(song.id, f"duplicate of {same[song.id]}") for song in usable if song.id in same]
+        usable = [song for song in usable if song.id not in same]
+    starts = {song.id: clip_starts(known[song.id].duration_s, clips) for song in usable}
+    for song in usable:
+        if not starts[song.id]:
+            seconds = known[song.id].duration_s
+            left_out.append(Quarantined(song.id, f"shorter than a clip ({seconds:.3f} s of {clips.duration_s:g} s)"))
+    usable = [song for song in usable if starts[song.id]]
+    units = []
+    divided = divide_songs(usable, split)
+    for name in ("train", "validation", "test"):
+        chosen = sorted((song for song in divided if song.split == name), key=lambda song: song.id)
+        batch: list[Song] = []
+        numbered = 0
+        for index, song in enumerate(chosen):
+            batch.append(song)
+            if sum(len(starts[item.id]) for item in batch) >= clips_per_shard or index == len(chosen) - 1:
+                duration_s = sum(known[item.id].duration_s for item in batch)
+                units.append(Unit(name, numbered, tuple(batch), round(duration_s, 6)))
+                batch, numbered = [], numbered + 1
+    return Plan(units, quarantined, left_out)
+
+
+def divide_songs(songs: Sequence[Song], settings: SplitSettings) -> list[Song]:
+    """Give each song of ``train`` its final split, ``train`` or ``validation``; others keep theirs.
+
+    Raises:
+        ValueError: ``validation_songs`` names a song that is not there.
+    """
+    pool = [song for song in songs if song.split == "train"]
+    if settings.validation_songs:
+        missing = sorted(set(settings.validation_songs) - {song.id for song in songs})
+        if missing:
+            raise ValueError(
+                f"split.validation_songs names {missing[0]!r}, which is not among the {len(songs)} usable songs"
+            )
+        chosen = set(settings.validation_songs)
+    else:
+        chosen = _drawn(pool, settings)
+    return [
+        replace(song, split="validation") if song.split == "train" and song.id in chosen else song for song in songs
+    ]
+
+
+def _drawn(pool: Sequence[Song], settings: SplitSettings) -> set[str]:
+    """Ids of the songs that become validation."""
+    groups: dict[str, list[str]] = {}
+    for song in pool:
+        key = f"artist:{song.artist}" if settings.by_artist and song.artist else f"song:{song.id}"
+        groups.setdefault(key, []).append(song.id)
+    wanted = round(settings.validation_share * len(pool))
+    if settings.validation_share and len(groups) > 1:
+        wanted = max(wanted, 1)
+    order = sorted(groups, key=lambda key: hashlib.sha256(f"{settings.seed}:{key}".encode()).digest())
+    chosen: set[str] = set()
+    for key in order[:-1]:  # one group stays for training
+        if len(chosen) >= wanted:
+            break
+        chosen.update(groups[key])
+    return chosen

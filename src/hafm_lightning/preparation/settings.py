@@ -1,0 +1,148 @@
+"""From a YAML file to checked, frozen settings: the one place where the keys of ``prepare.yaml`` meet the code.
+
+Every group of settings is a frozen dataclass beside the code that it steers; :func:`build` fills it from plain values
+and names the key, the value and the mend when they do not fit. A misspelt key is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hafm_lightning.errors import RequestError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file, with ``${...}`` interpolation and ``key=value`` overrides applied.
+
+    Args:
+        path: The file.
+        overrides: Dotted assignments, ``clips.hop_s=5``; a list element is named by its number.
+
+    Raises:
+        RequestError: The file is missing or is not a YAML mapping, or an override is not an assignment.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.load(path)
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals or not key:
+                raise RequestError(f"{override!r} is not an override; write key=value, for example clips.hop_s=5")
+            OmegaConf.update(config, key.removeprefix("--"), yaml.safe_load(value), merge=True)
+        content = OmegaConf.to_container(config, resolve=True)
+    except FileNotFoundError:
+        raise RequestError(f"configuration {path} does not exist; see experiments/prepare.yaml for one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"configuration {path} cannot be read: {error}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RequestError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} holds no settings (a YAML mapping with `root`, `corpora`, ...)")
+    return {str(key): value for key, value in content.items()}
+
+
+def build(kind: type[T], values: Any, where: str) -> T:
+    """Fill a dataclass from plain values.
+
+    Args:
+        kind: The dataclass.
+        values: Mapping of its fields, as YAML gives them.
+        where: Dotted path of this group in the file, for messages.
+
+    Raises:
+        RequestError: Unknown or missing keys, wrong types, or values that the dataclass itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{where}: expected settings (key: value), got {values!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind)) if field.init}
+    for key in values:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
+            raise RequestError(f"{_join(where, str(key))}: unknown key; {hint}")
+    content = {key: convert(value, hints[key], _join(where, key)) for key, value in values.items()}
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in content and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise RequestError(f"{where or 'settings'}: missing key {', '.join(missing)}")
+    try:
+        return kind(**content)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"{where}: {error}" if where else str(error)) from error
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type that ``hint`` asks for; RequestError where it is none.
+
+    A field that may hold one of several dataclasses takes a mapping whose ``kind`` names the dataclass.
+    """
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if value is None and len(options) < len(typing.get_args(hint)):
+            return None
+        if len(options) > 1 and all(
+            isinstance(option, type) and dataclasses.is_dataclass(option) for option in options
+        ):
+            return _one_of(value, {option.__name__: option for option in options}, where)
+        return convert(value, options[0], where)
+    if origin in (list, tuple):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise RequestError(f"{where}: expected a list, got {value!r}")
+        inner = typing.get_args(hint)[0]
+        items = [convert(item, inner, f"{where}.{index}") for index, item in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise RequestError(f"{where}: expected key: value pairs, got {value!r}")
+        return {str(key): item for key, item in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise RequestError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _one_of(value: Any, options: Mapping[str, type[Any]], where: str) -> Any:
+    name = str(value.get("kind")) if isinstance(value, Mapping) else "nothing"
+    if name not in options:
+        close = difflib.get_close_matches(name, options, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(options)}"
+        raise RequestError(f"{where}.kind: got {name!r}; {hint}")
+    rest = {key: item for key, item in value.items() if key != "kind"}
+    return build(options[name], rest, where)
+
+
+def as_plain(settings: Any) -> Any:
+    """Dataclasses as mappings (with their ``kind`` where a list may hold several), everything else as it is."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        content = {field.name: as_plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+        return {"kind": type(settings).__name__} | content
+    if isinstance(settings, list | tuple):
+        return [as_plain(item) for item in settings]
+    if isinstance(settings, dict):
+        return {key: as_plain(item) for key, item in settings.items()}
+    return settings
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
