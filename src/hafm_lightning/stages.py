@@ -29,7 +29,6 @@ from typing import Any, ClassVar, Literal, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -45,7 +44,7 @@ from hafm_lightning.modeling.attention import AttentionBackend
 from hafm_lightning.modeling.conditioning import drop_conditions, null_conditions
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
-from hafm_lightning.modeling.scores import TokenScores, other_clips, summarise
+from hafm_lightning.modeling.scores import TokenScores, other_clips, summarise, token_cross_entropy
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.tokens import TokenBatch
@@ -201,7 +200,7 @@ class Stage(pl.LightningModule):
         logits = self.model(streams, codebook)
         every: int = getattr(self.trainer, "log_every_n_steps", 1)
         if self.global_step % every:
-            loss = F.cross_entropy(logits.movedim(-1, 1).float(), targets)
+            loss = token_cross_entropy(logits, targets).mean()
         else:
             scores = TokenScores.of(logits, targets)
             loss = scores.cross_entropy.mean()
@@ -247,13 +246,13 @@ class Stage(pl.LightningModule):
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "loss")
 
     def _cross_entropy(self, streams: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(streams).movedim(-1, 1).float(), targets)
+        return token_cross_entropy(self.model(streams), targets).mean()
 
     def clip_losses(self, batch: TokenBatch, streams: Mapping[str, Tensor] | None = None) -> Tensor:
         """Mean cross-entropy of each clip in nats, ``[B]``; ``streams`` replaces the batch's own, say by nulls."""
         targets = batch[self.model.layout.target.name]
         logits = self.model(batch.streams if streams is None else streams)
-        return F.cross_entropy(logits.movedim(-1, 1).float(), targets, reduction="none").mean((1, 2))
+        return token_cross_entropy(logits, targets).mean((1, 2))
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""

@@ -14,6 +14,12 @@ TOP = 10
 """The true token counts for ``accuracy_top10`` when fewer than this many tokens score higher."""
 
 
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token in nats: logits ``[..., V]``, true ids ``[...]`` -> float32 ``[...]``."""
+    rows = logits.reshape(-1, logits.shape[-1]).float()  # vocabulary last and contiguous: the fast kernel
+    return F.cross_entropy(rows, targets.flatten(), reduction="none").view(targets.shape)
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """Per-token scores of a batch, each float ``[B, K, T]``: cross-entropy in nats, and ranks of the true tokens."""
@@ -24,7 +30,7 @@ class TokenScores:
     @classmethod
     def of(cls, logits: Tensor, targets: Tensor) -> TokenScores:
         """From logits ``[B, K, T, V]`` and true ids ``[B, K, T]``."""
-        cross_entropy = F.cross_entropy(logits.movedim(-1, 1).float(), targets, reduction="none")
+        cross_entropy = token_cross_entropy(logits, targets)
         true_logit = logits.gather(-1, targets[..., None])
         return cls(cross_entropy, (logits > true_logit).sum(-1))
 
