@@ -150,7 +150,7 @@ def _separate(path: Path, info: SongInfo, separator: Separator, start_s: float, 
     from_s, to_s = max(0.0, start_s - separator.margin_s), min(info.duration_s, stop_s + separator.margin_s)
     start, stop = round(from_s * info.rate_hz), min(round(to_s * info.rate_hz), info.frames)
     mixture = resample(to_stereo(read_stretch(path, info.rate_hz, start, stop)), info.rate_hz, rate)
-    stems = separator.separate(mixture)
+    stems = separator.separate(mixture, round(from_s * rate))
     first, length = round((start_s - from_s) * rate), round(stop_s * rate) - round(start_s * rate)
     vocal, instrumental = (_fixed(part[:, first:], length) for part in (stems.vocals, stems.instrumental))
     return Block(round(start_s * rate), vocal, instrumental)
