@@ -44,6 +44,14 @@ from hafm_lightning.tokens import (
 
 Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
 
+SPLITS_OF = {
+    TrainerFn.FITTING: ("train",),
+    TrainerFn.VALIDATING: ("validation",),
+    TrainerFn.TESTING: ("test",),
+    TrainerFn.PREDICTING: ("test",),
+}
+"""What each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
+
 STATE_VERSION = 1
 """Version of what :meth:`TokenShards.state_dict` stores."""
 
@@ -273,7 +281,7 @@ class TokenShards(LightningDataModule):
         Raises:
             RequestError: A folder, split, shard, stream or id does not fit; nothing was computed yet.
         """
-        wanted = {"fit": ["train"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}[str(stage)]
+        wanted = list(SPLITS_OF[TrainerFn(stage)])
         if stage == TrainerFn.FITTING and (self.trainer is None or self.trainer.limit_val_batches != 0):
             wanted.append("validation")
         for split in wanted:
