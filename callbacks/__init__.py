@@ -1,1 +1,29 @@
-"""Callbacks."""
+"""Lightning callbacks, loggers and the checkpoint writer: what surrounds a training run.
+
+Named in YAML by ``class_path``; nothing in the core imports this package.
+"""
+
+if __name__ != "hafm_lightning.callbacks":
+    raise ImportError(
+        f"imported as {__name__!r}: that would make a second, unequal copy of each class; "
+        "import hafm_lightning.callbacks"
+    )
+
+from hafm_lightning.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
+from hafm_lightning.callbacks.dashboard import Dashboard
+from hafm_lightning.callbacks.ema import EMA
+from hafm_lightning.callbacks.exact_resume import ExactResume
+from hafm_lightning.callbacks.guards import NonFiniteError, NonFiniteGuard
+from hafm_lightning.callbacks.loggers import CsvLog, WandbDashboard
+
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "CsvLog",
+    "Dashboard",
+    "ExactResume",
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "WandbDashboard",
+]

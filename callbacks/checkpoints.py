@@ -1,0 +1,225 @@
+"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when the run is told to stop.
+
+A run's ``checkpoints/`` holds the newest few ``step-00001000.ckpt`` and ``best.ckpt``; each continues the run exactly
+(:mod:`.exact_resume`) and describes its stage (``load_stage``).
+
+Choices:
+
+* A file is written under a temporary name in the same folder, flushed to the disk and renamed. Lightning's own writer
+  goes through TMPDIR, and on a full disk leaves a part of a file under the final name.
+* Files are read as data only; a URL or a pickle with code is refused.
+* Nothing is saved when an exception ends the run: what could be saved then may be the cause of the exception.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
+from hafm_lightning.checkpoint_format import read_checkpoint
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.files import TEMPORARY_PREFIX, sync_folder
+
+FOLDER = "checkpoints"
+BEST_NAME = "best.ckpt"
+
+
+def step_name(step: int) -> str:
+    """File name of the checkpoint after ``step`` optimizer steps."""
+    return f"step-{step:08d}.ckpt"
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint whole or not at all, reads data only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``; OSError leaves the file as it was."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=target.suffix, dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint as data; RequestError for a missing or damaged file, a URL, or code."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """Saves the run, and stops it when asked to."""
+
+    def __init__(
+        self,
+        every_steps: int | None = 1000,
+        every_minutes: float | None = None,
+        keep: int = 2,
+        monitor: str | None = "val/loss",
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        """Settings of ``checkpoints`` in the configuration.
+
+        Args:
+            every_steps: Save after so many optimizer steps.
+            every_minutes: Save after so many minutes too.
+            keep: Number of newest checkpoints to keep, beside the best one.
+            monitor: Metric whose best value ``best.ckpt`` keeps; none keeps no best.
+            mode: Whether the best value is the lowest or the highest.
+        """
+        super().__init__()
+        for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
+            if value is not None and value <= 0:
+                raise RequestError(f"checkpoints.{name} must be above 0, got {value}")
+        self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
+        self.monitor, self.mode = monitor, mode
+        self.best_score: float | None = None
+        self.folder: Path | None = None
+        self._signals = StopSignals()
+        self._saved_step = -1
+        self._saved_time = time.monotonic()
+        self._common_validation_batches = 0
+
+    @property
+    def best_model_path(self) -> str:
+        """The best checkpoint (the name by which Lightning asks for it), or an empty string."""
+        best = self.folder / BEST_NAME if self.folder is not None else None
+        return str(best) if best is not None and best.is_file() else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best_score": self.best_score, "monitor": self.monitor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing with the best value of the checkpoint, if it is of the same metric."""
+        if state_dict.get("monitor") == self.monitor:
+            self.best_score = state_dict["best_score"]
+
+    # --- when to save -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Settle the folder, and clear what an interrupted save left in it."""
+        if stage != TrainerFn.FITTING:
+            return
+        self.folder = Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir) / FOLDER)))
+        if trainer.is_global_zero and self.folder.is_dir():
+            for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
+                unfinished.unlink()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen for signals; the step from which the run continues is saved already."""
+        self._signals.install()
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step: save where it is time, stop where it was asked."""
+        if trainer.fit_loop._should_accumulate():
+            return  # gradients of half a step are in no checkpoint
+        step = trainer.global_step
+        minutes = (time.monotonic() - self._saved_time) / 60
+        overdue = self.every_minutes is not None and minutes >= self.every_minutes
+        stop, overdue = self._agree(trainer, self._asked_to_stop(trainer), overdue)
+        if stop:
+            self._save_and_stop(trainer)
+        if overdue or (self.every_steps is not None and step % self.every_steps == 0):
+            self._save_step(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out how many validation batches all processes have in common."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            batches = torch.tensor(float(sum(trainer.num_val_batches)), device=pl_module.device)
+            self._common_validation_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop in the middle of a validation rather than let it outlast the grace period."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if batch_idx < self._common_validation_batches and self._agree(trainer, self._asked_to_stop(trainer))[0]:
+            self._save_and_stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights if they are the best so far."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.monitor is None:
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            return
+        score = float(value)
+        better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
+        if better:
+            self.best_score = score
+            self._save(trainer, BEST_NAME)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the end of the run."""
+        self._signals.restore()
+        self._save_step(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back; save nothing."""
+        self._signals.restore()
+
+    # --- saving -----------------------------------------------------------------------------------------------
+
+    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
+        return self._signals.received is not None or trainer.received_sigterm
+
+    def _agree(self, trainer: pl.Trainer, *flags: bool) -> list[bool]:
+        """What at least one process wants, so that all do the same at the same step."""
+        if trainer.world_size == 1:
+            return list(flags)
+        wanted = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in wanted.tolist()]
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        if self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.folder / name, weights_only=False)
+
+    def _save_step(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved_step:
+            return
+        self._save(trainer, step_name(step))
+        self._saved_step, self._saved_time = step, time.monotonic()
+        if trainer.is_global_zero and self.folder is not None:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
+
+    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+        self._save_step(trainer)
+        rank_zero_info(
+            f"stopped by a signal after step {trainer.global_step}; the run is saved, continue it with --ckpt_path auto"
+        )
+        if trainer.is_global_zero and self._signals.asks_to_requeue:
+            requeue_slurm_job()
+        trainer.strategy.barrier("saved before stopping")
+        trainer._signal_connector.received_sigterm = True
+        raise SIGTERMException

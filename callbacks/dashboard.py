@@ -1,0 +1,202 @@
+"""What the training itself does: speed, utilisation, memory, learning rate, and the paper's values to compare with.
+
+Logged beside the stage's own metrics, at the trainer's ``log_every_n_steps``:
+
+``speed/tokens_per_s``, ``speed/steps_per_s``
+    Target tokens and optimizer steps a second of wall time since the last row, all processes together; validation and
+    saving are left out.
+``speed/data_wait``
+    Share of that time in which the training waited for its batch.
+``speed/mfu``
+    Model FLOPs utilisation: FLOPs that the model needs (``stage.flops_per_step(batch)``, attention included, nothing
+    counted for recomputation) over what the device could do at the run's precision without sparsity. Missing where
+    either is unknown; a line says so once.
+``system/memory_gib``, ``system/gpu_memory_gib``
+    Peak memory of the process, and of PyTorch on the GPU.
+``train/learning_rate``
+    Of the first parameter group.
+``val/loss_paper``, ``val/accuracy_paper``
+    The paper's best values for this stage, a level line in every plot; only where the tokens are the paper's.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class PaperValues:
+    """What the paper reports for a stage on its validation clips.
+
+    Attributes:
+        loss: Best cross-entropy, in nats.
+        accuracy: Top-1 accuracy at that point.
+    """
+
+    loss: float
+    accuracy: float
+
+
+PAPER_VALUES = {
+    "SemanticStage": PaperValues(2.4441, 0.46),
+    "CoarseStage": PaperValues(3.9029, 0.20),
+    "FineStage": PaperValues(4.7696, 0.10),
+}
+"""Stage -> figures 4 to 6 and section 4 of HAFM (arXiv 2604.09054)."""
+PAPER_TOKENIZERS = {"semantic": "hubert", "acoustic": "encodec"}
+
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    # chip: matrix TFLOP/s without sparsity, from the vendors' data sheets
+    "b200": {"half": 2250, "tf32": 1125, "single": 75},
+    "h200": {"half": 989, "tf32": 495, "single": 67},
+    "h100 nvl": {"half": 835, "tf32": 418, "single": 60},
+    "h100 pcie": {"half": 756, "tf32": 378, "single": 51},
+    "h100": {"half": 989, "tf32": 495, "single": 67},
+    "a100": {"half": 312, "tf32": 156, "single": 19.5},
+    "a40": {"half": 149.7, "tf32": 74.8, "single": 37.4},
+    "a10": {"half": 125, "tf32": 62.5, "single": 31.2},
+    "a6000": {"half": 154.8, "tf32": 77.4, "single": 38.7},
+    "l40s": {"half": 362, "tf32": 183, "single": 91.6},
+    "l40": {"half": 181, "tf32": 90.5, "single": 90.5},
+    "l4": {"half": 121, "tf32": 60, "single": 30.3},
+    "rtx 4090": {"half": 165.2, "tf32": 82.6, "single": 82.6},
+    "rtx 3090": {"half": 71, "tf32": 35.6, "single": 35.6},
+    "v100": {"half": 125, "tf32": 15.7, "single": 15.7},
+    "t4": {"half": 65, "tf32": 8.1, "single": 8.1},
+}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that a device reaches at best at a trainer's ``precision``; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).lower()
+    for chip, peaks in PEAK_TFLOPS.items():
+        if all(part in name.replace("-", " ").split() for part in chip.split()):
+            half = "16" in precision
+            single = "single" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+            return peaks["half" if half else single] * 1e12
+    return None
+
+
+class Dashboard(pl.Callback):
+    """Logs speed, utilisation, memory and the paper's values."""
+
+    def __init__(self, paper: bool | None = None) -> None:
+        """Settings of ``dashboard`` in the configuration.
+
+        Args:
+            paper: Whether to log the paper's values; by default where the shards hold the paper's tokens.
+        """
+        self.paper = paper
+        self._told: set[str] = set()
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._seconds = self._waited = 0.0
+        self._tokens = self._steps = self._batches = 0
+        self._flops: float | None = 0.0
+        self._ready: float | None = None
+        self._last: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._restart_clock()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is there."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._waited += now - self._last
+            self._seconds += now - self._last
+        self._ready = now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step, and log at the trainer's interval."""
+        stepped = not trainer.fit_loop._should_accumulate()
+        self._tokens += target_tokens(pl_module, batch)
+        self._batches += 1
+        self._steps += int(stepped)
+        flops = getattr(pl_module, "flops_per_step", None)
+        if self._flops is not None:
+            self._flops = self._flops + float(flops(batch)) if callable(flops) else None
+        logging = stepped and trainer._logger_connector.should_update_logs and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if logging and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        now = time.perf_counter()
+        if self._ready is not None:
+            self._seconds += now - self._ready
+        self._last, self._ready = now, None
+        if logging:
+            pl_module.log_dict(self._values(trainer, pl_module), batch_size=1)
+            self._restart_clock()
+            self._last = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation is not training time."""
+        self._last = None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the paper's values as level lines."""
+        values = PAPER_VALUES.get(type(pl_module).__name__)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or values is None:
+            return
+        kinds = {name: identity.get("kind") for name, identity in getattr(pl_module, "tokenizers", {}).items()}
+        if self.paper or (self.paper is None and kinds == PAPER_TOKENIZERS):
+            pl_module.log_dict({"val/loss_paper": values.loss, "val/accuracy_paper": values.accuracy}, batch_size=1)
+
+    def _values(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        seconds = max(self._seconds, 1e-9)
+        values = {
+            "speed/tokens_per_s": self._tokens * trainer.world_size / seconds,
+            "speed/steps_per_s": self._steps / seconds,
+            "speed/data_wait": self._waited / seconds,
+            "system/memory_gib": peak_memory_gib(),
+            "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+        }
+        if pl_module.device.type == "cuda":
+            values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / GIB
+        peak = peak_flops(pl_module.device, str(trainer.precision))
+        if peak is None:
+            self._tell_once(f"no speed/mfu: the peak FLOP/s of this {pl_module.device.type} device are not known")
+        elif self._flops is None:
+            self._tell_once(f"no speed/mfu: {type(pl_module).__name__} has no flops_per_step(batch)")
+        else:
+            values["speed/mfu"] = self._flops / seconds / peak
+        return values
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            rank_zero_info(line)
+
+
+def target_tokens(pl_module: pl.LightningModule, batch: Any) -> int:
+    """Tokens of a batch that the stage learns to write; all its tokens where the stage does not say which."""
+    streams = getattr(batch, "streams", {})
+    name = getattr(pl_module, "target", None)
+    return sum(ids.numel() for stream, ids in streams.items() if name is None or stream == name)
+
+
+def peak_memory_gib() -> float:
+    """Most memory that this process has held."""
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

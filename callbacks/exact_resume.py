@@ -1,0 +1,145 @@
+"""Continue a run as if it had never stopped: the same batches, the same random numbers, the same validations.
+
+Together with a data module that remembers its place (``TokenShards``), a run that is killed anywhere and continued from
+its last checkpoint ends with the weights of the uninterrupted run, bit for bit.
+
+Choices:
+
+* Before every training batch all generators are seeded with a hash of (seed, number of the batch, process). The random
+  numbers of a step are then a pure function, like the order of the data: there is no generator state to save or to
+  gather, and nothing that runs between two steps (validation, sampling of audio) can shift them.
+* Every checkpoint holds the counters of Lightning's loops as they were when the last training batch ended, whichever
+  hook saves it, so that there is one way to continue and not four. A validation that was due but not finished at that
+  point is marked, and the continued run makes it up first; Lightning alone would skip it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from hafm_lightning.errors import RequestError
+
+TRAINING_WEIGHTS = "training_weights"
+"""Checkpoint entry with the weights in training, where ``state_dict`` holds averaged ones (:mod:`.ema`)."""
+
+
+def seed_step(seed: int, batch: int, rank: int) -> None:
+    """Seed torch (all devices), numpy and Python from a hash of the arguments."""
+    words = np.random.SeedSequence([seed % 2**64, batch, rank]).generate_state(4, np.uint32)
+    torch.manual_seed((int(words[0]) << 32) | int(words[1]))
+    np.random.seed(int(words[2]))  # noqa: NPY002  (libraries draw from the global generator)
+    random.seed(int(words[3]))
+
+
+class ExactResume(pl.Callback):
+    """Makes a continued run equal to the uninterrupted one. The command line interface adds it to every fit."""
+
+    def __init__(self) -> None:
+        self.seed = 0
+        self._batches = 0
+        self._epoch = 0
+        self._validation_due = False
+        self._validation_missed = False
+        self._loops: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the seed that ``seed_everything`` announced."""
+        if stage == TrainerFn.FITTING:
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    # --- what is saved ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, number of batches done, and whether a validation is due."""
+        return {
+            "seed": self.seed,
+            "batches": self._batches,
+            "epoch": self._epoch,
+            "validation_due": self._validation_due or self._validation_missed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the seed of the checkpoint, also where the configuration has another by now."""
+        if state_dict["seed"] != self.seed:
+            rank_zero_info(f"continuing with seed {state_dict['seed']} of the checkpoint, not {self.seed}")
+        self.seed = state_dict["seed"]
+        self._batches = state_dict["batches"]
+        self._epoch = state_dict["epoch"]
+        self._validation_missed = state_dict["validation_due"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the counters of the end of the last training batch in the place of the present ones."""
+        if self._loops is not None:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse a checkpoint of averaged weights where nothing would bring back those in training."""
+        averaged = any(getattr(callback, "restores_training_weights", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if trainer.state.fn == TrainerFn.FITTING and TRAINING_WEIGHTS in checkpoint and not averaged:
+            raise RequestError(
+                "the checkpoint comes from a run with averaged weights (EMA), which this configuration does not have\n"
+                "add hafm_lightning.callbacks.EMA to trainer.callbacks to continue it"
+            )
+
+    # --- the run ----------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make up a validation that the checkpoint's run still owed."""
+        self._make_up_validation(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same for a run whose training was complete, and which therefore did not start."""
+        if not trainer.interrupted:
+            self._make_up_validation(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the step."""
+        self._loops = None
+        seed_step(self.seed, self._batches, trainer.global_rank)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note where the run stands, before anything that follows the step moves the counters."""
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        self._batches += 1
+        self._epoch = trainer.current_epoch
+        self._validation_due = loop._should_check_val_fx(fetcher)
+        if self._validation_due or loop._num_ready_batches_reached():
+            self._loops = copy.deepcopy(trainer.fit_loop.state_dict())
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The validation is done; checkpoints saved from here on do not owe it."""
+        if not trainer.sanity_checking:
+            self._validation_due = self._validation_missed = False
+
+    def _make_up_validation(self, trainer: pl.Trainer) -> None:
+        if not self._validation_missed:
+            return
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        validation.restarting = False
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        now = (epoch.processed, epoch.completed)
+        epoch.processed = epoch.completed = self._epoch  # so that it is logged under the epoch to which it belongs
+        trainer.validating = True
+        validation.run()
+        trainer.training = True
+        epoch.processed, epoch.completed = now
+        self._validation_missed = False

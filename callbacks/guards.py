@@ -1,0 +1,121 @@
+"""A guard against training on numbers that are none.
+
+Lightning trains on silently after a NaN. Here the loss and the gradient are looked at before every optimizer step; if
+either is not finite, the run stops there with the names of the clips, and nothing is saved.
+
+With ``precision: 16-mixed`` the loss scaler provokes infinite gradients now and then, skips those steps and lowers its
+scale. That is not a fault; many such steps in a row are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+CLIPS_NAMED = 8
+"""At most so many clips of a process are named."""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is NaN or infinite."""
+
+
+class NonFiniteGuard(pl.Callback):
+    """Stops before a step that would ruin the weights; logs ``train/gradient_norm``. Added to every fit."""
+
+    def __init__(self, skipped_steps: int = 50) -> None:
+        """Set the patience.
+
+        Args:
+            skipped_steps: With ``16-mixed``, stop after so many steps in a row that the loss scaler had to skip.
+        """
+        self.skipped_steps = skipped_steps
+        self._skipped = 0
+        self._clips: list[str] = []
+        self._finite_loss: Tensor | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the clips of the step."""
+        self._clips += [str(clip) for clip in getattr(batch, "clip_ids", [f"batch {batch_idx}"])]
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Look at the loss; judged together with the gradient, so that all processes stop together."""
+        finite = torch.isfinite(loss.detach()).all()
+        self._finite_loss = finite if self._finite_loss is None else self._finite_loss & finite
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Judge loss and gradient.
+
+        Raises:
+            NonFiniteError: On every process, naming the clips of those whose loss is not finite.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        pl_module.log("train/gradient_norm", norm)
+        loss_is_finite = self._finite_loss if self._finite_loss is not None else torch.tensor(True, device=norm.device)
+        faults = torch.stack([~loss_is_finite.to(norm.device), ~torch.isfinite(norm)]).float()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(faults, torch.distributed.ReduceOp.MAX)
+        loss_fault, gradient_fault = (bool(fault) for fault in faults.tolist())
+        mine, self._clips = self._clips, []
+        self._finite_loss = None
+        if gradient_fault and not loss_fault and getattr(trainer.precision_plugin, "scaler", None) is not None:
+            self._skipped += 1
+            if self._skipped < self.skipped_steps:
+                return
+        elif not loss_fault and not gradient_fault:
+            self._skipped = 0
+            return
+        raise NonFiniteError(self._message(trainer, pl_module, loss_fault, not bool(loss_is_finite), mine))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to save weights that are not finite (an optimizer can overflow on finite gradients)."""
+        for name, value in checkpoint["state_dict"].items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise NonFiniteError(f"step {trainer.global_step}: {name} is not finite; this checkpoint is not saved")
+
+    def _message(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loss_fault: bool,
+        my_loss_fault: bool,
+        mine: list[str],
+    ) -> str:
+        """What is wrong; every process calls this, and gets the clips of all."""
+        named = mine if my_loss_fault or not loss_fault else []
+        everyone: list[list[str]] = [named]
+        if trainer.world_size > 1:
+            everyone = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(everyone, named)
+        clips = "; ".join(
+            f"process {rank}: {', '.join(names[:CLIPS_NAMED])}{' ...' if len(names) > CLIPS_NAMED else ''}"
+            for rank, names in enumerate(everyone)
+            if names
+        )
+        if loss_fault:
+            what = "the loss is not finite"
+        else:
+            bad = [name for name, p in pl_module.named_parameters() if not is_finite(p.grad)]
+            what = f"the gradient is not finite ({', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''})"
+            what += f" {self._skipped} times in a row" if self._skipped else ""
+        return (
+            f"step {trainer.global_step}: {what}\nclips: {clips}\n"
+            "the step was not taken and nothing was saved; continue from the last checkpoint with a lower learning "
+            "rate, gradient clipping or precision bf16-mixed"
+        )
+
+
+def is_finite(gradient: Tensor | None) -> bool:
+    """Whether a gradient holds no NaN and no infinity; a missing one does not."""
+    return gradient is None or bool(torch.isfinite(gradient).all())

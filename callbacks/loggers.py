@@ -1,0 +1,232 @@
+"""Where metrics go: a CSV file always, Weights & Biases where it is wanted.
+
+Choices:
+
+* ``metrics.csv`` has a row each time something is logged, a column a metric, and survives a continued run: rows that
+  the continued run will log again are dropped, the others stay. Lightning's own CSV logger deletes the file.
+* W&B goes online when there is a key, else offline with one line that says so. A run keeps its id in the run folder, so
+  that a continued run goes on in the same curves.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import netrc
+import os
+import secrets
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from hafm_lightning.preparation.files import write_atomic
+
+METRICS_FILE = "metrics.csv"
+WANDB_ID_FILE = "wandb-run-id.txt"
+FIRST_COLUMNS = ["step", "epoch", "seconds"]
+"""Optimizer step, epoch, and seconds of training, those of earlier parts of a continued run included."""
+
+
+class CsvLog(Logger):
+    """``metrics.csv`` in the run folder. The command line interface adds it to every fit."""
+
+    def __init__(self, folder: str) -> None:
+        """Set the folder; it is made when the first metric comes.
+
+        Args:
+            folder: The run folder.
+        """
+        super().__init__()
+        self.folder = Path(folder)
+        self._columns: list[str] = []
+        self._seconds_before = 0.0
+        self._start = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder's parent, by which Lightning calls the logger."""
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> None:
+        """None: the run folder's number is part of :attr:`save_dir`."""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / METRICS_FILE
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings are in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row.
+
+        Args:
+            metrics: Name -> value.
+            step: Optimizer step, counted from 0.
+        """
+        if not self._columns:
+            self._open(int(step or 0), set(metrics))
+        row: dict[str, Any] = {"step": step, **metrics}
+        row["seconds"] = round(self._seconds_before + time.monotonic() - self._start, 3)
+        unseen = [name for name in row if name not in self._columns]
+        if unseen:
+            self._columns += sorted(unseen)
+            self._rewrite(read_rows(self.path))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _open(self, step: int, names: set[str]) -> None:
+        """Start the file, or drop the rows of an earlier part of the run that will be logged again."""
+        kept = []
+        for row in read_rows(self.path):
+            at = int(float(row["step"] or 0))
+            again = at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))
+            if at < step or (at == step and not again):
+                kept.append(row)
+        self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in kept for name in row)]))
+        self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
+        self._start = time.monotonic()
+        self._rewrite(kept)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics file, without one that a crash cut short; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row and None not in row.values() and row.get("step")]
+
+
+class WandbDashboard(WandbLogger):
+    """Weights & Biases, online when it can be, offline when not."""
+
+    def __init__(
+        self,
+        project: str = "hafm_lightning",
+        name: str | None = None,
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+        entity: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        save_dir: str | None = None,
+    ) -> None:
+        """Describe the run; nothing is contacted yet.
+
+        Args:
+            project: W&B project.
+            name: Shown name of the run; by default that of the run folder.
+            mode: ``auto`` is online with a key (``wandb login`` or WANDB_API_KEY), else offline.
+            entity: W&B user or team.
+            group: Runs to show together, such as the three stages of one model.
+            tags: Labels.
+            save_dir: Where W&B writes; by default the run folder.
+        """
+        self.chosen_mode = chosen_mode(mode)
+        self._given_dir = save_dir
+        super().__init__(
+            name=name,
+            save_dir=save_dir or ".",
+            project=project,
+            entity=entity,
+            group=group,
+            tags=tags,
+            mode=self.chosen_mode,
+        )
+
+    def use_run_folder(self, folder: Path) -> None:
+        """Keep files and the run's id in the run folder (called by the command line interface)."""
+        if self._given_dir is None:
+            self._save_dir = self._wandb_init["dir"] = str(folder)
+        self._id_file = folder / WANDB_ID_FILE
+        self._wandb_init["name"] = self._name = self._name or "/".join(folder.parts[-2:])
+        if self._id_file.is_file():
+            self._id = self._wandb_init["id"] = self._id_file.read_text(encoding="utf-8").strip()
+
+    _id_file: Path | None = None
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, started when first asked for."""
+        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self._start()
+        return super().experiment
+
+    def _start(self) -> None:
+        import wandb
+
+        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
+        if self._wandb_init.get("id") is None:
+            self._id = self._wandb_init["id"] = secrets.token_hex(4)
+        try:
+            run = wandb.init(**self._wandb_init)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            reason = str(error).splitlines()[0]
+            rank_zero_info(f"W&B cannot be reached ({reason}): logging offline, `wandb sync` sends it later")
+            self._wandb_init["mode"] = self.chosen_mode = "offline"
+            run = wandb.init(**self._wandb_init)
+        self._experiment = run
+        define_metrics(run)
+        if self._id_file is not None and self._id is not None:
+            write_atomic(self._id_file, (self._id + "\n").encode())
+
+
+def define_metrics(run: Any) -> None:
+    """Say which metric is the step, and which value of each sums up a run."""
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    for split in ("val", "test"):
+        for name, best in (
+            ("loss", "min"),
+            ("accuracy", "max"),
+            ("accuracy_top10", "max"),
+            ("conditioning_gain", "max"),
+            ("other_clip_gap", "max"),
+        ):
+            run.define_metric(f"{split}/{name}", summary=f"{best},last", step_metric="trainer/global_step")
+    run.define_metric("train/loss", summary="min,last", step_metric="trainer/global_step")
+
+
+def chosen_mode(mode: str) -> Literal["online", "offline", "disabled"]:
+    """``auto`` settled: WANDB_MODE, else online with a key, else offline with a line that says so."""
+    asked = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if asked in ("online", "offline", "disabled"):
+        return asked  # type: ignore[return-value]
+    if asked == "dryrun" or not has_key():
+        rank_zero_info("W&B: no key, logging offline (`wandb login` once, or mode: offline, ends this line)")
+        return "offline"
+    return "online"
+
+
+def has_key() -> bool:
+    """Whether this user is logged in, by the environment or netrc; asks no server."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

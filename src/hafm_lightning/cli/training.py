@@ -1,0 +1,305 @@
+"""``fit``, ``validate``, ``test``, ``predict``: LightningCLI over any stage and any data module.
+
+The configuration names classes (``class_path``) and their settings; every setting can be overridden on the command line
+(``--data.root X``). What is not optional is added here rather than in every file:
+
+* exact resume, the guard against NaN, atomic checkpoints, graceful stop, and the CSV log;
+* ``use_distributed_sampler: false``, since the data modules deal clips out themselves, without padding;
+* a run folder of its own for every fit (:mod:`hafm_lightning.cli.runs`), and ``--ckpt_path auto``.
+
+Checkpoints, the metrics of the training itself and W&B have their keys in the configuration (``checkpoints``,
+``dashboard``, ``trainer.logger``). The classes are found by their paths, as those in the YAML are: the core does not
+import callbacks.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from omegaconf.errors import OmegaConfBaseException
+
+from hafm_lightning.cli.config_errors import config_files, explain, places_of, refuse_lost_overrides
+from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, newest_checkpoint, newest_run, next_run
+from hafm_lightning.errors import RequestError
+
+CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
+DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"
+ALWAYS_IN_FIT = ("hafm_lightning.callbacks.ExactResume", "hafm_lightning.callbacks.NonFiniteGuard")
+CHECKPOINT_IO = "hafm_lightning.callbacks.AtomicCheckpointIO"
+CSV_LOG = "hafm_lightning.callbacks.CsvLog"
+DEFAULT_SEED = 0
+CONFIG_NAME = "config.yaml"
+
+
+def class_at(path: str) -> Any:
+    """The class behind a dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+class ParserStop(SystemExit):
+    """What the parser wanted to say before it would have printed its usage and left."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+class StageParser(LightningArgumentParser):
+    """A parser that hands its complaint on instead of printing the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise :class:`ParserStop`."""
+        raise ParserStop(message) from ex
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder and hands it to the loggers that want it."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Once, on the first process; a run that continues writes it again."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": text})
+
+
+class StageCLI(LightningCLI):
+    """LightningCLI for one command; :meth:`execute` runs it.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: The command line after the command.
+        build: Whether to make the model, the data module and the trainer, or only to read the configuration.
+
+    Raises:
+        RequestError: The configuration or the command line is wrong.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str], build: bool = True) -> None:
+        self.command, self.arguments, self.build = command, list(arguments), build
+        self.root = Path()
+        super().__init__(
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SavedConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={"use_distributed_sampler": False},
+            seed_everything_default=DEFAULT_SEED,
+            parser_class=StageParser,
+            parser_kwargs={"parser_mode": "omegaconf"},
+            args=[command, *self.arguments],
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # --- the configuration ------------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the command asked for: building the parsers of the others costs seconds."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The keys beside ``model``, ``data`` and ``trainer``."""
+        parser.add_lightning_class_args(class_at(CHECKPOINTS_CALLBACK), "checkpoints")
+        parser.add_lightning_class_args(class_at(DASHBOARD_CALLBACK), "dashboard")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and tell mistakes with file and line."""
+        for file in config_files(self.arguments):
+            if not file.is_file():
+                raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
+        refuse_lost_overrides(self.arguments)
+        actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
+        top_level = sorted({str(action.dest).partition(".")[0] for action in actions} - {"help"})
+        try:
+            self.config = parser.parse_args(args)
+        except ParserStop as stop:
+            raise explain(stop.message, self.arguments, top_level) from stop
+        except OmegaConfBaseException as error:
+            raise self._interpolation_error(error) from error
+
+    def _interpolation_error(self, error: OmegaConfBaseException) -> RequestError:
+        key = str(getattr(error, "full_key", "") or "")
+        places = places_of(key, self.arguments) if key else []
+        files = ", ".join(map(str, config_files(self.arguments)))
+        return RequestError(
+            f"{key or 'configuration'}: {str(error).splitlines()[0]}\n"
+            f"where: {places[0].where if places else files}\n"
+            "${...} takes the full path of a key in the same file, or ${oc.env:NAME} for an environment variable"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration as it was given: a checkpoint of another stage is refused, never adopted."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check that there is data, and settle the run folder and the checkpoint."""
+        config = self.config[self.command]
+        if not self.build:
+            return
+        if config.get("data") is None:
+            raise RequestError(
+                "the configuration names no data\nadd `data: {class_path: hafm_lightning.data_modules.TokenShards, "
+                "init_args: {root: FOLDER, batch_size: 8}}`"
+            )
+        files = config_files(self.arguments)
+        default = Path("logs") / (files[0].stem if files else "run")
+        self.root = Path(config.trainer.default_root_dir or default)
+        asked = config.ckpt_path
+        if asked is not None and "://" in str(asked):
+            raise RequestError(f"--ckpt_path {asked}: checkpoints are read from local files only\ndownload it first")
+        if self.command == "fit":
+            run, checkpoint = self._run_to_fit(asked)
+            config.trainer.default_root_dir, config.ckpt_path = str(run), checkpoint
+            return
+        config.trainer.default_root_dir = str(self.root)
+        if asked in (AUTO, "best"):
+            config.ckpt_path = str(best_checkpoint(self.root))
+        elif asked is None:
+            print("no --ckpt_path: the weights are untrained (`--ckpt_path auto` takes the best)", file=sys.stderr)
+        elif not Path(asked).is_file():
+            raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds {BEST} under {self.root}")
+
+    def _run_to_fit(self, asked: Any) -> tuple[Path, str | None]:
+        """The run folder and the checkpoint to continue from."""
+        if asked == AUTO:
+            run = newest_run(self.root)
+            checkpoint = newest_checkpoint(run) if run is not None else None
+            if checkpoint is None:
+                print(f"--ckpt_path auto: no checkpoint under {run or self.root}, starting anew", file=sys.stderr)
+                return run or next_run(self.root), None
+            print(f"--ckpt_path auto: continuing from {checkpoint}", file=sys.stderr)
+            return checkpoint.parent.parent, str(checkpoint)
+        if asked is None:
+            return next_run(self.root), None
+        path = Path(asked)
+        if not path.is_file():
+            raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest by itself")
+        continues = path.resolve().parent.parent
+        return (continues if continues.parent == self.root.resolve() else next_run(self.root)), str(path)
+
+    # --- the objects ------------------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what their constructors refuse is the request's fault."""
+        if not self.build:
+            return
+        try:
+            super().instantiate_classes()
+        except RequestError:
+            raise
+        except ParserStop as stop:
+            raise explain(stop.message, self.arguments, []) from stop
+        except (ValueError, MisconfigurationException) as error:
+            files = ", ".join(map(str, config_files(self.arguments)))
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise RequestError("\n".join([*lines[:3], f"where: {files or 'command line'}"])) from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        fitting = self.command == "fit"
+        loggers = config.get("logger")
+        if loggers is not False:
+            given = loggers if isinstance(loggers, list) else [] if loggers in (None, True) else [loggers]
+            for logger in given:
+                if fitting and hasattr(logger, "use_run_folder"):
+                    logger.use_run_folder(Path(config["default_root_dir"]))
+            config["logger"] = [*given, class_at(CSV_LOG)(config["default_root_dir"])] if fitting else False
+        plugins = config.get("plugins")
+        given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in given):
+            config["plugins"] = [*given, class_at(CHECKPOINT_IO)()]
+        if not fitting:
+            callbacks = []
+        elif config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, class_at(CHECKPOINTS_CALLBACK))]
+        extra = [class_at(path)() for path in ALWAYS_IN_FIT] if fitting else []
+        return super()._instantiate_trainer(config, [*extra, *callbacks])
+
+    # --- the work ---------------------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Wait for :meth:`execute`."""
+
+    def execute(self) -> None:
+        """Run the command."""
+        assert self.subcommand is not None
+        super()._run_subcommand(self.subcommand)
+
+    def predict(self, **arguments: Any) -> None:
+        """Predict, and write one row a clip to ``predictions.csv`` in the root folder (one file a process)."""
+        batches = self.trainer.predict(**arguments) or []
+        rank = self.trainer.global_rank
+        path = self.root / (f"predictions-{rank}.csv" if self.trainer.world_size > 1 else "predictions.csv")
+        rows = [row for batch in batches if isinstance(batch, dict) for row in rows_of(batch)]
+        if not rows:
+            raise RequestError("this model predicts nothing that could be written (predict_step returns no columns)")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        print(path)
+
+
+def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """A batch of columns (lists or tensors of one length) as rows."""
+    columns = {name: values.tolist() if hasattr(values, "tolist") else list(values) for name, values in batch.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def read_config(command: str, arguments: Sequence[str]) -> Namespace:
+    """The resolved configuration of a command, without building anything.
+
+    Raises:
+        RequestError: The configuration or the command line is wrong.
+    """
+    config: Namespace = StageCLI(command, arguments, build=False).config[command]
+    return config
+
+
+def run(command: str, arguments: Sequence[str]) -> int:
+    """Run one of LightningCLI's commands and return its exit code."""
+    cli = StageCLI(command, arguments)
+    try:
+        cli.execute()
+    except MisconfigurationException as error:
+        raise RequestError(str(error)) from error
+    except SystemExit:
+        if cli.trainer.interrupted and not cli.trainer.received_sigterm:  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from None
+        raise
+    return 0
+
+
+def fit(argv: Sequence[str]) -> int:
+    """Train a stage."""
+    return run("fit", argv)
+
+
+def validate(argv: Sequence[str]) -> int:
+    """Score a checkpoint on the validation clips."""
+    return run("validate", argv)
+
+
+def test(argv: Sequence[str]) -> int:
+    """Score a checkpoint on the test clips."""
+    return run("test", argv)
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Write the loss of every test clip."""
+    return run("predict", argv)
