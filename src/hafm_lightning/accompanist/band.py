@@ -1,0 +1,405 @@
+"""Three stages and two tokenizers as one object: a vocal goes in, an accompaniment comes out. No Trainer in sight.
+
+    vocal -> vocal_semantic -> semantic stage -> coarse stage -> fine stage -> acoustic decoder -> mix
+
+Choices:
+
+* Vocals of any length: windows as long as the stages' training clips, each beginning with what the one before wrote
+  (:mod:`~hafm_lightning.accompanist.windows`). Each window is tokenized by itself, as clips were in training. A vocal
+  shorter than a window is followed by silence, and the result is cut to its length.
+* Several vocals ride together, window by window. All random numbers come from (seed, stage, window), so that a take
+  does not depend on its companions.
+* Two stages only when asked for (``stages=2``): the sound of four codebooks is coarser, and nobody should hear it by
+  accident.
+
+Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.5.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hafm_lightning.accompanist.live import LiveOptions, LiveSession
+from hafm_lightning.accompanist.model_folder import read_model_folder
+from hafm_lightning.accompanist.networks import (
+    Precision,
+    StageNetwork,
+    check_belonging,
+    network_from_checkpoint,
+    pick_device,
+    pick_precision,
+    stage_files,
+    tokenizers_folder,
+)
+from hafm_lightning.accompanist.rendering import render
+from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
+from hafm_lightning.accompanist.take import (
+    TAKE_FORMAT,
+    MixOptions,
+    Take,
+    machine_facts,
+    mix_settings,
+    mix_take,
+)
+from hafm_lightning.accompanist.windows import (
+    GRID_S,
+    Window,
+    covering_units,
+    frames_at,
+    grid_units,
+)
+from hafm_lightning.audio import Audio
+from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.decoding import generate
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
+from hafm_lightning.tokens import (
+    INSTRUMENTAL_COARSE,
+    INSTRUMENTAL_FINE,
+    NULL,
+    STYLE,
+    VOCAL_ACOUSTIC,
+    VOCAL_SEMANTIC,
+)
+
+_HEARD = {stream.name: stream for stream in (VOCAL_SEMANTIC, VOCAL_ACOUSTIC)}
+"""Streams that are read off the vocal, window by window."""
+
+
+class Accompanist:
+    """Accompanies vocals.
+
+    Made by :meth:`from_checkpoints` or :meth:`from_pretrained`.
+
+    Args:
+        networks: The stages in the order in which they write: semantic, coarse and, unless two were asked for, fine.
+        tokenizers: The pair that the stages were trained with.
+        styles: Names of the ids of the ``style`` stream.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        precision: ``fp32``, ``bf16``, or ``auto``.
+
+    Raises:
+        RequestError: Stages and tokenizers do not belong together, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[StageNetwork],
+        tokenizers: Tokenizers,
+        *,
+        styles: Sequence[str] = (),
+        device: str = "auto",
+        precision: Precision = "auto",
+    ) -> None:
+        check_belonging(networks, tokenizers)
+        self.device = pick_device(device)
+        self.dtype = pick_precision(precision, self.device)
+        self.tokenizers, self.styles = tokenizers, tuple(styles)
+        self.networks = tuple(networks)
+        for network in self.networks:
+            network.model.to(device=self.device, dtype=self.dtype)
+        self.window = min(grid_units(network.duration_s) for network in self.networks)
+        look_ahead_s = sum(network.look_ahead_s for network in self.networks)
+        self.margin = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0
+
+    # --- making one -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        semantic: str | Path,
+        coarse: str | Path,
+        fine: str | Path | None = None,
+        *,
+        tokenizers: str | Path | Tokenizers | None = None,
+        stages: Literal[2, 3] = 3,
+        device: str = "auto",
+        precision: Precision = "auto",
+    ) -> Accompanist:
+        """From the checkpoints of three training runs.
+
+        Args:
+            semantic: Checkpoint of a SemanticStage.
+            coarse: Checkpoint of a CoarseStage.
+            fine: Checkpoint of a FineStage; may be left out with ``stages=2``.
+            tokenizers: The shards' folder `tokenizers`, or the loaded pair; default: where training found it.
+            stages: 2 stops after the coarse stage and decodes its four codebooks alone.
+            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+            precision: ``fp32``, ``bf16``, or ``auto``.
+
+        Raises:
+            RequestError: A file is missing, unreadable or of another stage, or they do not belong together.
+        """
+        paths = stage_files(semantic, coarse, fine, stages)
+        networks = [network_from_checkpoint(role, path) for role, path in paths]
+        check_belonging(networks, None)
+        if not isinstance(tokenizers, Tokenizers):
+            tokenizers = load_tokenizers(tokenizers_folder(networks, tokenizers), device=pick_device(device))
+        styles = networks[0].metadata.get("styles") or ()
+        return cls(networks, tokenizers, styles=styles, device=device, precision=precision)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        revision: str | None = None,
+        stages: Literal[2, 3] = 3,
+        device: str = "auto",
+        precision: Precision = "auto",
+    ) -> Accompanist:
+        """From a model folder that ``export`` wrote, or its copy on the Hub.
+
+        Args:
+            folder_or_hub_id: A folder, or ``owner/name``.
+            revision: Commit, tag or branch on the Hub.
+            stages: As in :meth:`from_checkpoints`.
+            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+            precision: ``fp32``, ``bf16``, or ``auto``.
+
+        Raises:
+            RequestError: No model folder there, damaged, of a newer format, or its parts do not belong together.
+        """
+        folder = read_model_folder(folder_or_hub_id, revision=revision, stages=stages, device=pick_device(device))
+        return cls(folder.networks, folder.tokenizers, styles=folder.styles, device=device, precision=precision)
+
+    # --- accompanying -----------------------------------------------------------------------------------------
+
+    def accompany(
+        self,
+        vocal: Vocal,
+        *,
+        seed: int = 0,
+        guidance: float = 3.0,
+        temperature: float = 0.9,
+        top_k: int | None = 250,
+        top_p: float | None = None,
+        style: str | None = None,
+        overlap_s: float | None = None,
+        mix: MixOptions = MixOptions(),
+        on_progress: Progress | None = None,
+    ) -> Take:
+        """Accompany one vocal of any length.
+
+        Args:
+            vocal: A file or sound, of any rate.
+            seed: The same seed gives the same take on the same machine.
+            guidance: 1 follows the vocal as learnt, above 1 exaggerates it, 0 ignores it.
+            temperature: Below 1 more conventional, 0 always the likeliest token.
+            top_k: Draw among this many likeliest tokens; None for all.
+            top_p: Draw among the likeliest tokens that reach this probability together; None for all.
+            style: Name of a style, for models trained with them.
+            overlap_s: How much of each window of a long vocal the one before has written, in seconds; default: half.
+            mix: Loudness, gain, sample rate and channels.
+            on_progress: Called with the share done; may raise to cancel.
+
+        Raises:
+            RequestError: The vocal is missing, unreadable, silent or holds NaN; an option is out of range.
+        """
+        (take,) = self.accompany_batch(
+            [vocal],
+            seeds=[seed],
+            options=_sampling(guidance, temperature, top_k, top_p),
+            style=style,
+            overlap_s=overlap_s,
+            mix=mix,
+            on_progress=on_progress,
+        )
+        return take
+
+    def accompany_batch(
+        self,
+        vocals: Sequence[Vocal],
+        *,
+        seeds: Sequence[int],
+        options: SamplingOptions = SamplingOptions(),
+        style: str | None = None,
+        overlap_s: float | None = None,
+        mix: MixOptions = MixOptions(),
+        on_progress: Progress | None = None,
+    ) -> list[Take]:
+        """Accompany several vocals in one batch; arguments as :meth:`accompany`, with one seed for each vocal.
+
+        The real-time factor of each take is that of the batch: seconds of computing for each second of music in all.
+        """
+        if not vocals or len(vocals) != len(seeds):
+            raise ValueError(f"need one seed for each vocal, got {len(vocals)} vocals and {len(seeds)} seeds")
+        began = time.perf_counter()
+        style_id = self._style_id(style)
+        overlap = (
+            (self.window - self.margin) // 2 if overlap_s is None else covering_units(round(overlap_s * 1000), 1000)
+        )
+        if (overlap_s is not None and not overlap_s * 1000 > 0) or overlap + self.margin >= self.window:
+            most_s = float((self.window - self.margin) * GRID_S)
+            raise RequestError(f"overlap_s must be above 0 and below {most_s:g} s, got {overlap_s}")
+        songs = [
+            Song.of(vocal, seed, self.window, overlap, self.margin) for vocal, seed in zip(vocals, seeds, strict=True)
+        ]
+        counter = ShareCounter(sum(len(song.windows) for song in songs) * len(self.networks), on_progress)
+        for number in range(max(len(song.windows) for song in songs)):
+            active = [song for song in songs if number < len(song.windows)]
+            for known in sorted({song.windows[number].known for song in active}):
+                together = [song for song in active if song.windows[number].known == known]
+                self._write_window(together, number, options, style_id, counter)
+        sounds = [mix_take(song.vocal, self._sound(song), mix) for song in songs]
+        seconds = sum(song.vocal.duration_s for song in songs)
+        factor = (time.perf_counter() - began) / seconds
+        takes = []
+        settings = {
+            **asdict(options),
+            "style": style,
+            "overlap_s": float(overlap * GRID_S),
+            "stages": len(self.networks),
+        }
+        for index, (song, (instrumental, mixed)) in enumerate(zip(songs, sounds, strict=True)):
+            record = self._record(songs, index, settings, mix) | {"real_time_factor": factor}
+            tokens = {name: ids.numpy() for name, ids in song.written.items()}
+            takes.append(Take(instrumental, mixed, tokens, factor, record))
+        return takes
+
+    def stream(
+        self,
+        blocks: Iterable[Audio],
+        *,
+        seed: int = 0,
+        options: SamplingOptions = SamplingOptions(),
+        live: LiveOptions = LiveOptions(),
+        style: str | None = None,
+    ) -> Iterator[Audio]:
+        """Accompany a vocal while it comes in.
+
+        Args:
+            blocks: The vocal, a piece at a time: any lengths, all of one rate.
+            seed: As in :meth:`accompany`.
+            options: Guidance and sampling.
+            live: Size of the steps and what is kept in mind.
+            style: Name of a style, for models trained with them.
+
+        Yields:
+            Mono accompaniment at the acoustic tokenizer's rate (24 kHz), piece after piece; all of it together is as
+            long as the vocal. A piece depends on nothing of the vocal later than its end plus
+            :attr:`LiveSession.look_ahead_s`.
+
+        Raises:
+            RequestError: The stages need the whole vocal (prefix conditioning), or blocks differ in rate.
+        """
+        session = self.live_session(seed=seed, options=options, live=live, style=style)
+        for block in blocks:
+            yield from session.push(block)
+        yield from session.finish()
+
+    def live_session(
+        self,
+        *,
+        seed: int = 0,
+        options: SamplingOptions = SamplingOptions(),
+        live: LiveOptions = LiveOptions(),
+        style: str | None = None,
+    ) -> LiveSession:
+        """The session behind :meth:`stream`, for callers that push and pull at their own pace."""
+        numbers = Seeds(seed)
+        return LiveSession(
+            self.networks, self.tokenizers, options, live, numbers.of, self.window, self._style_id(style)
+        )
+
+    # --- within -----------------------------------------------------------------------------------------------
+
+    def _write_window(
+        self, songs: Sequence[Song], number: int, options: SamplingOptions, style_id: int, counter: ShareCounter
+    ) -> None:
+        """Write one window of several songs, all with as much of it known."""
+        windows = [song.windows[number] for song in songs]
+        conditions = self._conditions(songs, windows, style_id)
+        for name in _HEARD.keys() & conditions.keys():
+            for row, (song, window) in enumerate(zip(songs, windows, strict=True)):
+                song.keep(_HEARD[name], window, conditions[name][row])
+        for network in self.networks:
+            target = network.model.layout.target
+            known = frames_at(target, windows[0].known)
+            prefix = None
+            if known:
+                prefix = torch.stack([song.known(target, w) for song, w in zip(songs, windows, strict=True)])
+            frames = frames_at(target, self.window)
+            ids = generate(
+                network.model,
+                conditions,
+                options,
+                [song.seeds.of(network.role, w.start) for song, w in zip(songs, windows, strict=True)],
+                frames=frames,
+                prefix=prefix,
+                on_frame=counter.within(known, frames),
+            ).cpu()
+            counter.next(len(songs))
+            conditions[target.name] = ids
+            for row, (song, window) in enumerate(zip(songs, windows, strict=True)):
+                song.keep(target, window, ids[row])
+
+    def _conditions(self, songs: Sequence[Song], windows: Sequence[Window], style_id: int) -> dict[str, Tensor]:
+        """What is given: tokens of the vocals' windows, ``[B, K, T]``, and the style."""
+        needed = {stream.name for network in self.networks for stream in network.model.layout.conditions}
+        given = {}
+        for name, tokenizer in (
+            (VOCAL_SEMANTIC.name, self.tokenizers.semantic),
+            (VOCAL_ACOUSTIC.name, self.tokenizers.acoustic),
+        ):
+            if name in needed:
+                rate_hz = tokenizer.identity.sample_rate_hz
+                clips = [song.cut(window, self.window, rate_hz) for song, window in zip(songs, windows, strict=True)]
+                given[name] = tokenizer.encode(torch.stack(clips)).cpu()
+        if STYLE.name in needed:
+            given[STYLE.name] = torch.full((len(songs), 1, 1), style_id)
+        return given
+
+    def _sound(self, song: Song) -> Audio:
+        """Decode a song's acoustic tokens."""
+        codes = song.written[INSTRUMENTAL_COARSE.name]
+        if INSTRUMENTAL_FINE.name in song.written:
+            codes = torch.cat((codes, song.written[INSTRUMENTAL_FINE.name]))
+        acoustic = self.tokenizers.acoustic
+        return Audio(render(acoustic, codes)[None], acoustic.identity.sample_rate_hz)
+
+    def _style_id(self, style: str | None) -> int:
+        """Id of a style; NULL, the learned "no condition", when none is asked for."""
+        takes_style = any(STYLE in network.model.layout.conditions for network in self.networks)
+        if style is None:
+            return NULL
+        if not takes_style:
+            raise RequestError(f"style {style!r} was asked for, but these stages were trained without styles")
+        if style not in self.styles:
+            raise RequestError(f"unknown style {style!r}; this model knows: {', '.join(self.styles) or 'no names'}")
+        return self.styles.index(style)
+
+    def _record(self, songs: Sequence[Song], index: int, settings: dict[str, Any], mix: MixOptions) -> dict[str, Any]:
+        """What `take.json` holds."""
+        return {
+            "format": TAKE_FORMAT,
+            "seed": songs[index].seeds.seed,
+            "settings": settings | {"mix": mix_settings(mix)},
+            "vocal": songs[index].source,
+            "batch": {
+                "index": index,
+                "vocals": [song.source for song in songs],
+                "seeds": [song.seeds.seed for song in songs],
+            },
+            "model": {
+                "stages": {n.role: {"source": n.source, "sha256": n.sha256} for n in self.networks},
+                "tokenizers": {name: i["sha256"] for name, i in self.tokenizers.identities().items()},
+                "window_s": float(self.window * GRID_S),
+            },
+            "machine": machine_facts(self.device, self.dtype),
+        }
+
+
+def _sampling(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
+    """Sampling options; a value out of range is the request's fault."""
+    try:
+        return SamplingOptions(guidance, temperature, top_k, top_p)
+    except ValueError as error:
+        raise RequestError(str(error)) from error

@@ -1,0 +1,313 @@
+"""One folder that holds a whole model, and describes itself: for sharing, and for machines without Lightning.
+
+    config.json                  what is here: stages, streams, tokenizer identities, sha256 of every weights file
+    semantic.safetensors ...     weights of each stage, float32
+    tokenizers/{semantic,acoustic}/
+    README.md                    the model card
+
+Everything is data. A folder is written under a temporary name and renamed, so that it is complete or absent; on
+reading, every weights file is checked against its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hafm_lightning.accompanist.networks import (
+    Role,
+    StageNetwork,
+    build_network,
+    check_belonging,
+)
+from hafm_lightning.accompanist.take import file_sha256
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
+
+MODEL_FORMAT = 1
+"""Version of the folder's layout; a reader refuses newer ones."""
+CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokenizers"
+KIND = "hafm_lightning"
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
+"""What is fetched from the Hub: data, nothing that runs."""
+TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
+"""Parts of a checkpoint's description that a model folder leaves out."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the model card says besides what the model says of itself.
+
+    Attributes:
+        name: Title.
+        data: What it was trained on.
+        license: Licence of the weights, as an SPDX identifier or `other`.
+        metrics: Name -> value, from an evaluation.
+        notes: Free Markdown at the end.
+    """
+
+    name: str = "Vocal-to-accompaniment model"
+    data: str = "not stated"
+    license: str = "other"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds, loaded."""
+
+    networks: list[StageNetwork]
+    tokenizers: Tokenizers
+    styles: list[str]
+
+
+def write_model_folder(
+    folder: str | Path,
+    networks: Sequence[StageNetwork],
+    tokenizers: Tokenizers,
+    *,
+    styles: Sequence[str] = (),
+    card: CardFacts = CardFacts(),
+    include_tokenizer_weights: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write stages and tokenizers as one folder.
+
+    Args:
+        folder: Where to; it appears complete or not at all.
+        networks: Stages in the order in which they write, with float32 weights.
+        tokenizers: The pair that they were trained with.
+        styles: Names of the ids of the ``style`` stream.
+        card: Facts for the model card.
+        include_tokenizer_weights: Also copy HuBERT's and EnCodec's weights, so that nothing else is needed.
+        overwrite: Replace a model folder that is already there.
+
+    Raises:
+        RequestError: The parts do not belong together, or something else is at ``folder``.
+    """
+    from safetensors.torch import save_file
+
+    check_belonging(networks, tokenizers)
+    target = Path(folder)
+    _check_target(target, overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        draft.chmod(0o755)
+        stages = {}
+        for network in networks:
+            name = f"{network.role}.safetensors"
+            state = {
+                key: value.detach().float().cpu().contiguous() for key, value in network.model.state_dict().items()
+            }
+            save_file(state, draft / name, metadata={"format": "pt"})
+            description = {key: value for key, value in network.metadata.items() if key not in TRAINING_ONLY}
+            stages[network.role] = description | {"file": name, "sha256": file_sha256(draft / name)}
+        save_tokenizers(
+            tokenizers.semantic,
+            tokenizers.acoustic,
+            draft / TOKENIZERS_FOLDER,
+            include_weights=include_tokenizer_weights,
+        )
+        config = {
+            "kind": KIND,
+            "format": MODEL_FORMAT,
+            "stages": stages,
+            "tokenizers": tokenizers.identities(),
+            "styles": list(styles),
+            "card": {"data": card.data, "license": card.license, "metrics": dict(card.metrics)},
+        }
+        (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (draft / CARD_FILE).write_text(model_card(networks, tokenizers, card), encoding="utf-8")
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        old = draft.with_name(draft.name + ".old")
+        if target.exists():
+            target.rename(old)
+        draft.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    """Refuse to write over anything but a model folder that may be replaced, or an empty folder."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / CONFIG_FILE).is_file():
+        raise RequestError(f"{target} exists and is no model folder; name another one")
+    if not overwrite:
+        raise RequestError(f"{target} already holds a model; name another folder, or replace it with --overwrite")
+
+
+def read_model_folder(
+    folder_or_hub_id: str | Path, *, revision: str | None = None, stages: int = 3, device: torch.device | str = "cpu"
+) -> ModelFolder:
+    """Load a model folder, or a copy of one on the Hub.
+
+    Args:
+        folder_or_hub_id: A folder, or ``owner/name``.
+        revision: Commit, tag or branch on the Hub.
+        stages: 2 leaves the fine stage out.
+        device: Where the tokenizers run.
+
+    Raises:
+        RequestError: Nothing there, damaged, of a newer format, or without a fine stage when three are asked for.
+    """
+    folder = locate_model_folder(folder_or_hub_id, revision)
+    config = read_config(folder)
+    held = config["stages"]
+    roles: list[Role] = ["semantic", "coarse"] if stages == 2 else ["semantic", "coarse", "fine"]
+    missing = [role for role in roles if role not in held]
+    if missing:
+        raise RequestError(
+            f"{folder} holds no {missing[0]} stage, only {', '.join(held)}"
+            + ("; ask for two stages (stages=2, --stages 2) to use it" if missing == ["fine"] else "")
+        )
+    networks = [_read_network(folder, role, held[role]) for role in roles]
+    return ModelFolder(networks, load_tokenizers(folder / TOKENIZERS_FOLDER, device=device), list(config["styles"]))
+
+
+def locate_model_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """The local folder: as named, or fetched from the Hub into its cache.
+
+    Raises:
+        RequestError: No such folder, and not a Hub id that can be fetched.
+    """
+    folder = Path(folder_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(folder_or_hub_id)
+    if isinstance(folder_or_hub_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise RequestError(
+            f"no model at {folder_or_hub_id}: the folder does not exist; name one, or a Hub id owner/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"{name}: no such folder, and the Hub cannot provide it ({reason}); check the name and the connection"
+        ) from error
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The description of a model folder; RequestError when it is missing, damaged or newer."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise RequestError(f"{folder} is no model folder: {CONFIG_FILE} is missing; make one with `export`")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, version = config["kind"], int(config["format"])
+        described = isinstance(config["stages"], dict) and {"tokenizers", "styles"} <= set(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is damaged or not of this project ({error!r}); export the model again") from error
+    if kind != KIND or not described:
+        raise RequestError(f"{path} does not describe a model of this project; make one with `export`")
+    if version > MODEL_FORMAT:
+        raise RequestError(f"{path}: model format {version} is newer than {MODEL_FORMAT}; upgrade hafm_lightning")
+    return dict(config)
+
+
+def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> StageNetwork:
+    """One stage from its weights file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / str(description["file"])
+    if path.parent != folder or path.suffix != ".safetensors":
+        raise RequestError(
+            f"{folder}: the weights file {description['file']!r} must be a safetensors file in the folder"
+        )
+    try:
+        state = load_file(path)
+        digest = file_sha256(path)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path} cannot be read ({error}); fetch or export the model again") from error
+    if digest != description["sha256"]:
+        raise RequestError(
+            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} says {str(description['sha256'])[:12]}; "
+            "fetch or export the model again"
+        )
+    return build_network(role, str(path), description, state)
+
+
+def model_card(networks: Sequence[StageNetwork], tokenizers: Tokenizers, card: CardFacts) -> str:
+    """The folder's README.md: Hub metadata, what the model is, data, licence, metrics, how to use it."""
+    rows = []
+    for network in networks:
+        config = network.model.config
+        parameters = sum(parameter.numel() for parameter in network.model.parameters())
+        heard = ", ".join(config.conditions)
+        rows.append(
+            f"| {network.role} | {parameters / 1e6:.1f} M | {heard} → {config.target} | {config.pattern} | "
+            f"{config.conditioning} | `{network.sha256[:12]}` |"
+        )
+    identities = tokenizers.identities()
+    kinds = "\n".join(
+        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`" for name, identity in identities.items()
+    )
+    metrics = "\n".join(f"| {name} | {value:g} |" for name, value in card.metrics.items())
+    return "\n".join(
+        [
+            "---",
+            f"license: {card.license}",
+            "library_name: hafm_lightning",
+            "pipeline_tag: audio-to-audio",
+            "tags: [music, accompaniment, singing]",
+            "---",
+            "",
+            f"# {card.name}",
+            "",
+            "Writes an accompaniment for a singing voice: three Transformers over audio tokens",
+            "(after HAFM, arXiv 2604.09054).",
+            "",
+            "| stage | parameters | tokens | pattern | conditioning | weights |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "Tokenizers:",
+            "",
+            kinds,
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from hafm_lightning import Accompanist",
+            "",
+            'Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")',
+            "```",
+            "",
+            "## Training data",
+            "",
+            card.data,
+            "",
+            "## Licence",
+            "",
+            f"Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.",
+            "",
+            "## Metrics",
+            "",
+            *(["| metric | value |", "|---|---|", metrics] if metrics else ["Not stated."]),
+            *(["", card.notes] if card.notes else []),
+            "",
+        ]
+    )

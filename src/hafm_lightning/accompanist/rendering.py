@@ -1,0 +1,81 @@
+"""Acoustic tokens to one long waveform, a stretch at a time, without audible joints.
+
+Each stretch is decoded with what came before it as context, and fades into the next over :data:`FADE_S`. The fade
+keeps the loudness whether the two decodings agree sample by sample (EnCodec, whose decoder is causal) or only in their
+spectrum (Griffin-Lim, whose phases differ): weights are divided by the level of their weighted sum, which follows from
+the measured correlation of the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hafm_lightning.audio import Samples
+from hafm_lightning.tokenizers import AcousticTokenizer
+
+STRETCH_S = 20.0
+"""Length of a stretch of a whole song; it bounds memory."""
+CONTEXT_S = 1.0
+"""How much of what came before is decoded again with each stretch."""
+FADE_S = 0.08
+"""Length of the fade between two stretches; also how long the newest sound is held back."""
+
+
+class Renderer:
+    """Turns frames into sound as they come.
+
+    Args:
+        acoustic: Decodes tokens.
+        context_s: Seconds of earlier frames decoded again with each push.
+        fade_s: Seconds of fade between two decodings.
+    """
+
+    def __init__(self, acoustic: AcousticTokenizer, context_s: float = CONTEXT_S, fade_s: float = FADE_S) -> None:
+        self._acoustic = acoustic
+        rate_hz = acoustic.identity.rate_hz
+        self.context_frames, self.held_frames = round(context_s * rate_hz), round(fade_s * rate_hz)
+        self._hop = acoustic.identity.hop
+        self._codes: Tensor | None = None  # [K, n]: the context and the frames whose sound is still held back
+        self._sounded = 0  # of these, frames whose sound has been given out
+        self._tail: Samples = np.zeros(0, np.float32)  # sound of the held frames, as decoded by the last push
+
+    def push(self, codes: Tensor, *, last: bool = False) -> Samples:
+        """Add frames ``[K, n]``; the sound that is ready, float32 ``[L]``.
+
+        All but the newest ``held_frames`` frames are given out, with ``last`` all of them.
+        """
+        known = codes if self._codes is None else torch.cat((self._codes, codes), dim=1)
+        frames = known.shape[1]
+        held = 0 if last else min(self.held_frames, frames - self._sounded)
+        if frames == self._sounded:
+            return np.zeros(0, np.float32)
+        sound = self._acoustic.decode(known[None])[0].float().cpu().numpy()[self._sounded * self._hop :]
+        if len(self._tail):
+            sound[: len(self._tail)] = crossfade(self._tail, sound[: len(self._tail)])
+        ready = len(sound) - held * self._hop
+        self._tail = sound[ready:].copy()
+        given_out = frames - held
+        first = max(0, given_out - self.context_frames)
+        self._codes, self._sounded = known[:, first:], given_out - first
+        return sound[:ready]
+
+
+def render(acoustic: AcousticTokenizer, codes: Tensor, stretch_s: float = STRETCH_S) -> Samples:
+    """The whole sound of codes ``[K, T]``: float32 ``[T * hop]``."""
+    renderer, stretch = Renderer(acoustic), round(stretch_s * acoustic.identity.rate_hz)
+    parts = [
+        renderer.push(codes[:, start : start + stretch], last=start + stretch >= codes.shape[1])
+        for start in range(0, codes.shape[1], stretch)
+    ]
+    return np.concatenate(parts)
+
+
+def crossfade(old: Samples, new: Samples) -> Samples:
+    """From ``old [L]`` to ``new [L]`` at constant loudness, whatever their correlation."""
+    rise = (np.arange(len(old), dtype=np.float64) + 0.5) / len(old)
+    energy = float(np.sqrt(np.square(old, dtype=np.float64).sum() * np.square(new, dtype=np.float64).sum()))
+    correlation = float(np.dot(old.astype(np.float64), new.astype(np.float64))) / energy if energy else 1.0
+    level = np.sqrt(rise**2 + (1 - rise) ** 2 + 2 * max(0.0, correlation) * rise * (1 - rise))
+    return ((1 - rise) / level * old + rise / level * new).astype(np.float32)

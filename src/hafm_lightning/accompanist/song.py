@@ -1,0 +1,128 @@
+"""What :class:`~hafm_lightning.accompanist.band.Accompanist` keeps of each vocal while it works through the windows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hafm_lightning.accompanist.networks import Role
+from hafm_lightning.accompanist.take import audio_sha256, file_sha256
+from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
+from hafm_lightning.audio import Audio, read_audio, resample
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokens import TokenStream
+
+Vocal = str | Path | Audio
+"""A file, or sound in memory."""
+Progress = Callable[[float], None]
+"""Receives the share of the work that is done, 0 to 1. It may raise, which cancels."""
+
+SILENCE_PEAK = 1e-4
+"""A vocal that stays below this (-80 dBFS) holds nothing to accompany."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds for every stage and window of a take, so that no two draw the same numbers."""
+
+    seed: int
+
+    def of(self, role: Role, start: int) -> int:
+        """Seed of ``role`` in the window that begins at grid unit ``start``."""
+        digest = hashlib.sha256(f"{self.seed}/{role}/{start}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Song:
+    """A vocal on its way through the windows."""
+
+    vocal: Audio
+    source: dict[str, Any]
+    seeds: Seeds
+    windows: list[Window]
+    total: int
+    written: dict[str, Tensor] = field(default_factory=dict)  # stream -> ids [K, T so far], at most `total`
+    _resampled: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, margin: int) -> Song:
+        """Read and check a vocal, and lay out its windows (lengths in grid units).
+
+        Raises:
+            RequestError: The vocal is missing, unreadable, empty, silent or holds NaN.
+        """
+        audio = vocal if isinstance(vocal, Audio) else read_audio(vocal)
+        name = "the vocal" if isinstance(vocal, Audio) else str(vocal)
+        if not audio.samples.shape[1]:
+            raise RequestError(f"{name}: holds no audio (0 samples)")
+        if not np.isfinite(audio.samples).all():
+            raise RequestError(f"{name}: holds NaN or infinite samples; export it again from its source")
+        if float(np.abs(audio.samples).max()) < SILENCE_PEAK:
+            raise RequestError(f"{name}: is silent; there is nothing to accompany")
+        total = covering_units(audio.samples.shape[1], audio.rate_hz)
+        digest = audio_sha256(audio) if isinstance(vocal, Audio) else file_sha256(vocal)
+        return cls(
+            vocal=audio,
+            source={
+                "path": None if isinstance(vocal, Audio) else str(Path(vocal).resolve()),
+                "sha256": digest,
+                "seconds": audio.duration_s,
+                "rate_hz": audio.rate_hz,
+            },
+            seeds=Seeds(seed),
+            windows=plan_windows(total, window, overlap, margin),
+            total=total,
+        )
+
+    def cut(self, window: Window, length: int, rate_hz: int) -> Tensor:
+        """The vocal's window, mono ``[L]`` at ``rate_hz``; silence after its end."""
+        if rate_hz not in self._resampled:
+            mono = self.vocal.mono().samples[0]
+            self._resampled[rate_hz] = torch.from_numpy(resample(mono, self.vocal.rate_hz, rate_hz))
+        start, samples = int(window.start * GRID_S * rate_hz), int(length * GRID_S * rate_hz)
+        clip = self._resampled[rate_hz][start : start + samples]
+        return F.pad(clip, (0, samples - len(clip)))
+
+    def known(self, stream: TokenStream, window: Window) -> Tensor:
+        """Ids ``[K, T0]`` already written for the window's beginning."""
+        start = frames_at(stream, window.start)
+        return self.written[stream.name][:, start : start + frames_at(stream, window.known)]
+
+    def keep(self, stream: TokenStream, window: Window, ids: Tensor) -> None:
+        """Take over a window's ids ``[K, T]`` after what is known, up to what is kept."""
+        known, keep = frames_at(stream, window.known), frames_at(stream, min(window.keep, self.total - window.start))
+        before = self.written.get(stream.name, ids[:, :0])
+        self.written[stream.name] = torch.cat((before, ids[:, known:keep]), dim=1)
+
+
+class ShareCounter:
+    """Turns frames of stages of windows into one share of the whole work."""
+
+    def __init__(self, total: int, report: Progress | None) -> None:
+        self._total, self._done, self._report = total, 0, report
+
+    def within(self, known: int, frames: int) -> Callable[[int], None] | None:
+        """A callback for the frames of the stage that is being written."""
+        if self._report is None:
+            return None
+        report, done, total = self._report, self._done, self._total
+
+        def on_frame(frame: int) -> None:
+            report((done + max(0, frame - known) / max(1, frames - known)) / total)
+
+        return on_frame
+
+    def next(self, songs: int) -> None:
+        """Count one stage of one window of ``songs`` songs as done."""
+        self._done += songs
+        if self._report is not None:
+            self._report(self._done / self._total)

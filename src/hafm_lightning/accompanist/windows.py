@@ -1,0 +1,94 @@
+"""Where the windows of a long vocal lie: pure arithmetic on a grid that every stream shares.
+
+A stage was trained on clips of one length. A longer vocal is covered by windows of that length which overlap: the
+tokens already written for the overlap are the known beginning of the next window, so the music goes on from itself::
+
+    window 0   |■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■--|
+    window 1            |known known known ■■■■■■■■■■■■■■■■■■--|
+    window 2 (last)                |known known known known ■■■■■■■■■■■■|   ends where the vocal ends
+                                                                            (-- written but not kept: the margin)
+
+The margin is the stages' look-ahead: frames so close to a window's end heard less of the vocal than they should, so
+they are written again by the next window. Positions are whole multiples of :data:`GRID_S`, which are whole frames of
+every stream.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from hafm_lightning.tokens import FRAME_GRID_S, TokenStream
+
+GRID_S = Fraction(FRAME_GRID_S).limit_denominator(1000)
+"""Seconds of one grid unit; every position below is counted in these units."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window, in grid units.
+
+    Attributes:
+        start: Where it begins.
+        known: How much of its beginning is already written.
+        keep: Up to where, from its beginning, its tokens are kept.
+    """
+
+    start: int
+    known: int
+    keep: int
+
+
+def grid_units(duration_s: float) -> int:
+    """``duration_s`` in grid units; ValueError unless it is a positive whole number of them."""
+    exact = Fraction(duration_s).limit_denominator(10**6) / GRID_S
+    if exact.denominator != 1 or exact < 1:
+        raise ValueError(f"{duration_s} s is not a positive multiple of {float(GRID_S)} s")
+    return int(exact)
+
+
+def covering_units(samples: int, rate_hz: int) -> int:
+    """Fewest grid units that cover ``samples`` samples at ``rate_hz``; at least 1."""
+    return max(1, math.ceil(Fraction(samples, rate_hz) / GRID_S))
+
+
+def frames_at(stream: TokenStream, units: int) -> int:
+    """Frames of ``stream`` in ``units`` grid units."""
+    return int(units * GRID_S * stream.rate_hz)
+
+
+def plan_windows(total: int, window: int, overlap: int, margin: int = 0) -> list[Window]:
+    """Cover ``total`` grid units by windows of ``window`` units.
+
+    Args:
+        total: Length of the vocal.
+        window: Length of each window; a shorter vocal has one window, longer than itself.
+        overlap: How much of each window the one before has written, at least.
+        margin: How much at a window's end is written but not kept; the last window keeps all.
+
+    Returns:
+        Windows in order. Each begins where the one before was kept to, less its ``known``; all but a lone short
+        one end by ``total``, the last exactly there.
+
+    Raises:
+        ValueError: Overlap and margin leave nothing of the window.
+    """
+    if min(total, window) < 1 or min(overlap, margin) < 0:
+        raise ValueError(f"need positive lengths, got total {total}, window {window}, {overlap}, {margin}")
+    if overlap + margin >= window:
+        unit_s = float(GRID_S)
+        raise ValueError(
+            f"overlap {overlap * unit_s:g} s and margin {margin * unit_s:g} s leave nothing of a window of "
+            f"{window * unit_s:g} s; use a smaller overlap"
+        )
+    if total <= window:
+        return [Window(0, 0, window)]
+    windows = [Window(0, 0, window - margin)]
+    written = window - margin
+    while written < total:
+        start = min(written - overlap, total - window)
+        keep = window if start + window == total else window - margin
+        windows.append(Window(start, written - start, keep))
+        written = start + keep
+    return windows
