@@ -1,0 +1,281 @@
+"""Music at each validation epoch: the stage in training plays for held-out singers, and is measured and heard.
+
+On vocal-active segments of MUSDB18's test songs (the paper's 33 x 3 s by default; the toy band where that is the data)
+the stage writes its target from true conditions, the target is decoded, and logged are
+
+``music/fad_<embedding>``
+    Frechet audio distance of the decoded clips to the true accompaniments. A stage that no sound can be made of (a
+    semantic one without later checkpoints) logs ``music/semantic_centroid_frechet`` instead, which is no FAD.
+``music/fad_<embedding>_codec``
+    The same distance of the true accompaniments through the codec with as many codebooks: the best that is possible.
+``music/accuracy``, ``music/accuracy_top10``, ``music/loss``, each also per codebook
+    Teacher-forced token metrics on the same clips.
+``music/clips``, ``music/failed``, ``music/seconds``
+    Clips over all processes; those whose sound was not finite (they count as silence); seconds that this took.
+
+Choices:
+
+* Clips are dealt out over the processes, and all numbers are summed states: they are the same on 1 and on N.
+* Each clip is generated from a seed of its own, so that two epochs differ by the weights alone.
+* No random number of the run is used: generators are put back as they were, and losses with and without this callback
+  are equal bit for bit.
+* The cost is bounded by ``clips``, ``duration_s`` and ``every_n_validations``.
+* Weights & Biases gets a table with sound and spectrograms; the same files lie under ``<log folder>/music/``.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torchmetrics import SumMetric
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.embeddings import EmbeddingSource
+from hafm_lightning.evaluation.frechet import FrechetAudioDistance
+from hafm_lightning.evaluation.segments import SegmentSettings, select_segments
+from hafm_lightning.evaluation.stage_material import SOUNDS, StageMaterial, read_material, write_sounds
+from hafm_lightning.evaluation.stage_music import (
+    LaterStages,
+    TokenAccuracy,
+    Waveforms,
+    centroid_rows,
+    check_later_stages,
+    codes_for,
+    decode_clips,
+    embedding_rows,
+    write_target,
+)
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.progress import progress
+from hafm_lightning.stages import Stage, load_stage
+from hafm_lightning.tokenizers import load_tokenizers
+from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, TokenBatch
+
+PAPER_SAMPLING = SamplingOptions()
+
+
+class MusicEvaluation(Callback):
+    """Generate, decode and measure at each validation epoch.
+
+    Args:
+        root: Folder with ``test`` in the layout of MUSDB18-HQ.
+        split: ``test`` or ``train``.
+        clips: Segments over all processes.
+        duration_s: Length of a segment in seconds.
+        every_n_validations: Measure at every n-th validation epoch, from the first on.
+        embeddings: Embeddings that FAD is computed with.
+        sampling: Guidance and sampling; the defaults are the paper's.
+        seed: Draws the segments and, with each clip's number, its tokens.
+        tokenizers: Folder of the tokenizers; by default the one beside the shards.
+        coarse: Checkpoint through which a semantic stage is heard.
+        fine: Checkpoint after it; without one, 4 codebooks are decoded.
+        vocal_noise_sigma: Noise on the vocals before they are tokenized (preparation's sigma); 0 for clean vocals.
+        batch_clips: Clips generated at once.
+        audio_clips: Clips whose sound and spectrograms are kept at each measurement; 0 for none.
+        gate_db: See :class:`~hafm_lightning.evaluation.segments.SegmentSettings`.
+        active: See there.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str = "test",
+        clips: int = 33,
+        duration_s: float = 3.0,
+        every_n_validations: int = 1,
+        embeddings: list[EmbeddingSource] | None = None,
+        sampling: SamplingOptions = PAPER_SAMPLING,
+        seed: int = 0,
+        tokenizers: str | None = None,
+        coarse: str | None = None,
+        fine: str | None = None,
+        vocal_noise_sigma: float = 0.0,
+        batch_clips: int = 16,
+        audio_clips: int = 3,
+        gate_db: float = -30.0,
+        active: float = 0.7,
+    ) -> None:
+        if clips < 1 or every_n_validations < 1 or batch_clips < 1 or audio_clips < 0:
+            raise RequestError(
+                "MusicEvaluation: clips, every_n_validations and batch_clips start at 1, audio_clips at 0; "
+                f"got {clips}, {every_n_validations}, {batch_clips} and {audio_clips}"
+            )
+        self.segments = SegmentSettings(root, split, duration_s, clips=clips, gate_db=gate_db, active=active, seed=seed)
+        self.every_n_validations = every_n_validations
+        self.sources = [EmbeddingSource()] if embeddings is None else embeddings
+        self.sampling = sampling
+        self.seed = seed
+        self.tokenizers_folder = tokenizers
+        self.later_paths = {name: path for name, path in (("coarse", coarse), ("fine", fine)) if path is not None}
+        self.vocal_noise_sigma = vocal_noise_sigma
+        self.batch_clips = batch_clips
+        self.audio_clips = audio_clips
+        self.validations = 0
+        self._material: StageMaterial | None = None
+
+    # --- hooks ------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read and tokenize the clips now, so that a wrong path ends the run before training, not after."""
+        self._prepare(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure, at every n-th validation outside the sanity check."""
+        if trainer.sanity_checking:
+            return
+        self.validations += 1
+        if (self.validations - 1) % self.every_n_validations:
+            return
+        material = self._prepare(trainer, pl_module)
+        with isolate_rng(), torch.inference_mode():
+            values = self._measure(trainer, _stage_of(pl_module), material)
+        for name, value in values.items():
+            pl_module.log(f"music/{name}", value, sync_dist=False, prog_bar=name.startswith("fad"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations went by, so that a resumed run keeps its rhythm."""
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.validations = int(state_dict["validations"])
+
+    # --- preparation ------------------------------------------------------------------------------------------
+
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> StageMaterial:
+        if self._material is None:
+            with isolate_rng(), torch.inference_mode():
+                self._material = self._read(trainer, _stage_of(pl_module))
+        return self._material
+
+    def _read(self, trainer: pl.Trainer, stage: Stage) -> StageMaterial:
+        folder = self._folder(trainer, stage)
+        tokenizers = load_tokenizers(folder, device=stage.device)
+        if stage.tokenizers and tokenizers.identities() != stage.tokenizers:
+            raise RequestError(
+                f"MusicEvaluation: the tokenizers in {folder} are not those of the training data; "
+                "name the folder beside the shards in `tokenizers`"
+            )
+        later = {name: load_stage(path, device=stage.device) for name, path in self.later_paths.items()}
+        check_later_stages(stage, later)
+        selection = select_segments(self.segments)
+        if trainer.is_global_zero and (selection.missing or selection.problems):
+            warnings.warn(
+                f"MusicEvaluation: {len(selection.segments)} of {self.segments.clips} clips from {selection.songs} "
+                f"songs; {len(selection.problems)} songs could not be read"
+                + "".join(f"\n  {problem}" for problem in selection.problems[:3]),
+                stacklevel=2,
+            )
+        return read_material(
+            selection,
+            tokenizers,
+            LaterStages(later["coarse"].model, later["fine"].model if "fine" in later else None) if later else None,
+            self.sources,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            noise_sigma=self.vocal_noise_sigma,
+            device=stage.device,
+        )
+
+    def _folder(self, trainer: pl.Trainer, stage: Stage) -> str:
+        beside_shards = getattr(getattr(trainer, "datamodule", None), "tokenizers_folder", None)
+        folder = self.tokenizers_folder or beside_shards or stage.tokenizers_folder
+        if folder is None:
+            raise RequestError("MusicEvaluation: no tokenizers beside the data; name their folder in `tokenizers`")
+        return str(folder)
+
+    # --- measurement ------------------------------------------------------------------------------------------
+
+    def _measure(self, trainer: pl.Trainer, stage: Stage, material: StageMaterial) -> dict[str, float]:
+        started = time.perf_counter()
+        was_training = stage.training
+        stage.eval()
+        target = stage.model.layout.target
+        device = stage.device if stage.device.type == "cuda" else torch.device("cpu")
+        accuracy, failures = TokenAccuracy(target.codebooks).to(device), SumMetric().to(device)
+        waveforms: Waveforms = []
+        sounds = target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None
+        if sounds:
+            widths = {f"fad_{embedding.name}": embedding.dimensions for embedding in material.embeddings}
+            widths |= {f"{name}_codec": width for name, width in widths.items()}
+        else:
+            widths = {"semantic_centroid_frechet": material.tokenizers.semantic.centroids.shape[1]}
+        distances = {
+            name: FrechetAudioDistance(width, name=f"music/{name}").to(device) for name, width in widths.items()
+        }
+        if material.batch is not None:
+            batch = material.batch
+            with progress("Music evaluation", total=len(batch), unit="clips") as bar:
+                written = write_target(stage.model, batch, self.sampling, material.seeds, self.batch_clips, bar.advance)
+            self._teacher_force(stage, batch, accuracy)
+            codes = codes_for(
+                target.name, written, batch, material.later, self.sampling, material.seeds, self.batch_clips
+            )
+            if codes is None:
+                centroids = material.tokenizers.semantic.centroids
+                metric = distances["semantic_centroid_frechet"]
+                metric.update(torch.from_numpy(centroid_rows(centroids, written)))
+                metric.update(torch.from_numpy(centroid_rows(centroids, batch[target.name])), real=True)
+            else:
+                waveforms, failed = decode_clips(material.tokenizers.acoustic, codes)
+                failures.update(float(failed))
+                self._compare(material, waveforms, codes.shape[1], distances)
+        values = {name: float(metric.compute()) for name, metric in distances.items()}
+        values |= {name: float(value) for name, value in accuracy.compute().items()}
+        values |= {"clips": float(material.total), "failed": float(failures.compute())}
+        self._keep_sound(trainer, material, waveforms)
+        stage.train(was_training)
+        # the slowest process decides: every one reports the same number
+        seconds = trainer.strategy.reduce(torch.tensor(time.perf_counter() - started, device=device), reduce_op="max")
+        return values | {"seconds": float(seconds)}
+
+    def _teacher_force(self, stage: Stage, batch: TokenBatch, accuracy: TokenAccuracy) -> None:
+        for start in range(0, len(batch), self.batch_clips):
+            part = batch.rows(range(start, min(start + self.batch_clips, len(batch)))).to(stage.device)
+            accuracy.update(stage.model(part.streams), part[stage.model.layout.target.name])
+
+    def _compare(
+        self, material: StageMaterial, waveforms: Waveforms, codebooks: int, distances: dict[str, FrechetAudioDistance]
+    ) -> None:
+        for embedding in material.embeddings:
+            true, ceiling = material.reference_rows(embedding, codebooks)
+            name = f"fad_{embedding.name}"
+            distances[name].update(torch.from_numpy(embedding_rows(embedding, waveforms, material.rate_hz)))
+            distances[f"{name}_codec"].update(torch.from_numpy(ceiling))
+            for metric in (distances[name], distances[f"{name}_codec"]):
+                metric.update(torch.from_numpy(true), real=True)
+
+    # --- sound ------------------------------------------------------------------------------------------------
+
+    def _keep_sound(self, trainer: pl.Trainer, material: StageMaterial, waveforms: Waveforms) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes: not inside a branch
+        if not trainer.is_global_zero or not self.audio_clips or not waveforms:
+            return
+        step = Path(folder) / "music" / f"step-{trainer.global_step:08d}"
+        written = write_sounds(material.clips[: self.audio_clips], waveforms[: self.audio_clips], step)
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if not loggers:
+            return
+        import wandb
+
+        for logger in loggers:
+            table = wandb.Table(columns=["clip", *SOUNDS, "spectrograms"])
+            for clip_id, stem in written:
+                sounds = [wandb.Audio(f"{stem}.{name}.wav", caption=f"{clip_id} {name}") for name in SOUNDS]
+                table.add_data(clip_id, *sounds, wandb.Image(f"{stem}.png"))
+            logger.experiment.log({"music/samples": table, "trainer/global_step": trainer.global_step})
+
+
+def _stage_of(module: pl.LightningModule) -> Stage:
+    if not isinstance(module, Stage):
+        raise RequestError(f"MusicEvaluation: expected one of this project's stages, got {type(module).__name__}")
+    return module

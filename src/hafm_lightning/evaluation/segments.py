@@ -1,0 +1,272 @@
+"""Which seconds of which songs are evaluated, and their sound and tokens.
+
+Songs lie in the layout of MUSDB18-HQ (the toy band's too). A segment is *vocal-active*: at least a stated share of its
+0.1 s frames has a vocal RMS above a gate, measured from the song's own loud frames. Segments are drawn with a seed, do
+not overlap within a song, and are taken in rounds: one of every song, then a second of every song, until there are
+enough. So the paper's 33 x 3 s are 33 different songs of MUSDB18, and the same rule serves ten toy songs.
+
+What cannot be read is listed with its reason; too few segments are counted, never silently made up for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hafm_lightning.audio import read_audio
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.clips import MARGIN_S, ClipSound, clip_sound, with_noise
+from hafm_lightning.preparation.corpora import MusdbHQ, Song
+from hafm_lightning.preparation.shards import clip_id
+from hafm_lightning.preparation.stems import Window, probe_song, read_stretch, to_stereo
+from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokens import (
+    FRAME_GRID_S,
+    INSTRUMENTAL_COARSE,
+    INSTRUMENTAL_FINE,
+    INSTRUMENTAL_SEMANTIC,
+    VOCAL_SEMANTIC,
+    TokenBatch,
+    split_codes,
+)
+
+GATE_FRAME_S = 0.1
+LOUD_PERCENTILE = 95.0
+"""The gate is counted from this percentile of the song's vocal frames."""
+TOKENIZE_CLIPS = 8
+"""Clips that go through a tokenizer at once."""
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """Which segments are drawn.
+
+    Attributes:
+        root: Folder with ``train`` and ``test`` in the layout of MUSDB18-HQ.
+        split: ``test`` or ``train``.
+        duration_s: Length of a segment in seconds, a multiple of 0.04.
+        clips: Segments in all; 0 takes ``per_song`` of every song.
+        per_song: Most segments of one song; 0 for no limit.
+        gate_db: Frames this far below the song's loud vocal frames are silent.
+        active: Least share of a segment's frames above the gate.
+        seed: Of the draw.
+    """
+
+    root: str
+    split: str = "test"
+    duration_s: float = 3.0
+    clips: int = 33
+    per_song: int = 0
+    gate_db: float = -30.0
+    active: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        steps = self.duration_s / FRAME_GRID_S
+        if not self.duration_s > 0 or abs(steps - round(steps)) > 1e-6:
+            raise ValueError(f"duration_s is {self.duration_s}, must be a positive multiple of {FRAME_GRID_S} s")
+        if self.clips < 0 or self.per_song < 0 or not (self.clips or self.per_song):
+            raise ValueError("clips and per_song must be 0 or more, and one of them above 0")
+        if not 0 <= self.active <= 1 or not self.gate_db < 0:
+            raise ValueError(f"need active in 0..1 and gate_db below 0, got {self.active} and {self.gate_db}")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One stretch of a song: ``song``, ``start_s``, ``duration_s``."""
+
+    song: Song
+    start_s: float
+    duration_s: float
+
+    @property
+    def clip_id(self) -> str:
+        """``song@start_s``, as shards name clips."""
+        return clip_id(self.song.id, self.start_s)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The drawn segments and what the draw met.
+
+    Attributes:
+        settings: What was asked for.
+        segments: In the order of the draw.
+        songs: Songs that could be read.
+        problems: Songs that could not, with the reason.
+        spare: Vocal-active segments that were not drawn, for controls that need other music.
+    """
+
+    settings: SegmentSettings
+    segments: list[Segment]
+    songs: int
+    problems: list[str] = field(default_factory=list)
+    spare: list[Segment] = field(default_factory=list)
+
+    @property
+    def missing(self) -> int:
+        """Segments that were asked for and are not there."""
+        return max(0, self.settings.clips - len(self.segments))
+
+
+def select_segments(settings: SegmentSettings) -> Selection:
+    """Draw vocal-active segments; the same settings and songs give the same segments.
+
+    Raises:
+        RequestError: No such corpus or split, or not one vocal-active segment in it.
+    """
+    listing = MusdbHQ(settings.root, allow_partial=True).listing()
+    songs = sorted((song for song in listing.songs if song.split == settings.split), key=lambda song: song.id)
+    problems = [f"{entry.name}: {entry.reason}" for entry in listing.quarantined]
+    found: list[list[Segment]] = []
+    for index in np.random.default_rng(settings.seed).permutation(len(songs)):
+        song = songs[index]
+        try:
+            found.append(_drawn_order(song, _active_starts(song, settings), settings))
+        except RequestError as error:
+            problems.append(f"{song.id}: {str(error).splitlines()[0]}")
+    rounds = max((len(segments) for segments in found), default=0)
+    drawn = [segments[turn] for turn in range(rounds) for segments in found if turn < len(segments)]
+    if settings.per_song:
+        kept = [segment for segments in found for segment in segments[: settings.per_song]]
+        drawn = [segment for segment in drawn if segment in kept]
+    if not drawn:
+        raise RequestError(
+            f"{settings.root}/{settings.split}: no vocal-active segment of {settings.duration_s} s in {len(songs)} "
+            f"songs ({len(problems)} unreadable)\n"
+            "give a folder in the layout of MUSDB18-HQ, or lower `active` or `gate_db`"
+        )
+    chosen = drawn[: settings.clips] if settings.clips else drawn
+    taken = set(chosen)
+    spare = [segment for segments in found for segment in segments if segment not in taken]
+    return Selection(settings, chosen, len(found), problems, spare)
+
+
+def vocal_activity(vocal: npt.NDArray[np.float32], rate_hz: int, gate_db: float) -> npt.NDArray[np.bool_]:
+    """For each 0.1 s of a mono vocal ``[L]``: whether its RMS is above the gate."""
+    size = round(GATE_FRAME_S * rate_hz)
+    count = len(vocal) // size
+    rms = np.sqrt(np.square(vocal[: count * size].reshape(count, size), dtype=np.float64).mean(axis=1))
+    loud = float(np.percentile(rms, LOUD_PERCENTILE)) if count else 0.0
+    return np.asarray((rms > loud * 10 ** (gate_db / 20)) & (loud > 0))
+
+
+def _active_starts(song: Song, settings: SegmentSettings) -> list[float]:
+    """Starts of vocal-active windows on a grid of half a window, which may overlap, in seconds."""
+    info = probe_song(song)
+    vocal = read_audio(song.vocals, mono=True)
+    active = vocal_activity(vocal.samples[0], vocal.rate_hz, settings.gate_db)
+    step = max(1, round(settings.duration_s / 2 / FRAME_GRID_S))
+    last = math.floor((info.duration_s - settings.duration_s) / FRAME_GRID_S + 1e-6)
+    starts = []
+    for index in range(0, last + 1, step):
+        start_s = index * FRAME_GRID_S
+        frames = active[round(start_s / GATE_FRAME_S) : round((start_s + settings.duration_s) / GATE_FRAME_S)]
+        if len(frames) and frames.mean() >= settings.active:
+            starts.append(round(start_s, 6))
+    return starts
+
+
+def _drawn_order(song: Song, starts: Sequence[float], settings: SegmentSettings) -> list[Segment]:
+    """Segments of one song that do not overlap, in an order that depends on seed and song id alone."""
+    digest = hashlib.sha256(f"{settings.seed}:{song.id}".encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    order: list[Segment] = []
+    for index in generator.permutation(len(starts)):
+        start_s = starts[index]
+        if all(abs(start_s - other.start_s) >= settings.duration_s - 1e-6 for other in order):
+            order.append(Segment(song, start_s, settings.duration_s))
+    return order
+
+
+def read_segment(segment: Segment, semantic_hz: int, acoustic_hz: int) -> ClipSound:
+    """A segment's vocal and accompaniment, mono, at the rates of the tokenizers; cut as preparation cuts clips.
+
+    Raises:
+        RequestError: A file is damaged or ends too soon.
+    """
+    song, info = segment.song, probe_song(segment.song)
+    start = round(segment.start_s * info.rate_hz)
+    length = round(segment.duration_s * info.rate_hz)
+    margin = round(MARGIN_S * info.rate_hz)
+    low, high = max(0, start - margin), min(info.frames, start + length + margin)
+    if high < start + length:
+        raise RequestError(f"{song.id}: ends before {segment.start_s + segment.duration_s:.2f} s")
+    files = [Path(name) for name in (song.vocals, *song.accompaniment)]
+    stems = [to_stereo(read_stretch(file, info.rate_hz, low, high)) for file in files]
+    window = Window(segment.start_s, start - low, length, info.rate_hz, stems[0], np.sum(stems[1:], axis=0))
+    return clip_sound(window, semantic_hz, acoustic_hz, vocal_acoustic=True)
+
+
+@dataclass(frozen=True)
+class MusicClip:
+    """A segment in memory.
+
+    Attributes:
+        segment: Where it lies.
+        sound: Vocal and accompaniment at the tokenizers' rates.
+        semantic_hz: Rate of ``sound.vocal`` and ``sound.instrumental``.
+        acoustic_hz: Rate of ``sound.vocal_acoustic`` and ``sound.instrumental_acoustic``.
+    """
+
+    segment: Segment
+    sound: ClipSound
+    semantic_hz: int
+    acoustic_hz: int
+
+    @property
+    def clip_id(self) -> str:
+        """``song@start_s``."""
+        return self.segment.clip_id
+
+    @property
+    def vocal(self) -> npt.NDArray[np.float32]:
+        """The vocal ``[L]`` at ``acoustic_hz``."""
+        assert self.sound.vocal_acoustic is not None
+        return self.sound.vocal_acoustic
+
+    @property
+    def accompaniment(self) -> npt.NDArray[np.float32]:
+        """The true accompaniment ``[L]`` at ``acoustic_hz``."""
+        return self.sound.instrumental_acoustic
+
+
+def load_clip(segment: Segment, tokenizers: Tokenizers) -> MusicClip:
+    """Read a segment at the rates of ``tokenizers``."""
+    semantic_hz = tokenizers.semantic.identity.sample_rate_hz
+    acoustic_hz = tokenizers.acoustic.identity.sample_rate_hz
+    return MusicClip(segment, read_segment(segment, semantic_hz, acoustic_hz), semantic_hz, acoustic_hz)
+
+
+def tokenize_clips(clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sigma: float = 0.0) -> TokenBatch:
+    """Tokens of clips of one length: vocal and instrumental semantic, coarse and fine.
+
+    Args:
+        clips: At least one.
+        tokenizers: The pair that the shards were made with.
+        noise_sigma: Gaussian noise on the vocal before it is tokenized, as preparation adds it (full scale is 1).
+    """
+    semantic, acoustic = [], []
+    vocals = [with_noise(clip.sound.vocal, clip.clip_id, noise_sigma, seed=0) for clip in clips]
+    for start in range(0, len(clips), TOKENIZE_CLIPS):
+        part = clips[start : start + TOKENIZE_CLIPS]
+        heard = vocals[start : start + TOKENIZE_CLIPS] + [clip.sound.instrumental for clip in part]
+        ids = tokenizers.semantic.encode(torch.from_numpy(np.stack(heard))).cpu()  # [2 n, 1, T]
+        semantic.append((ids[: len(part)], ids[len(part) :]))
+        played = np.stack([clip.sound.instrumental_acoustic for clip in part])
+        acoustic.append(tokenizers.acoustic.encode(torch.from_numpy(played)).cpu())
+    coarse, fine = split_codes(torch.cat(acoustic))
+    streams = {
+        VOCAL_SEMANTIC.name: torch.cat([vocal for vocal, _ in semantic]),
+        INSTRUMENTAL_SEMANTIC.name: torch.cat([instrumental for _, instrumental in semantic]),
+        INSTRUMENTAL_COARSE.name: coarse,
+        INSTRUMENTAL_FINE.name: fine,
+    }
+    return TokenBatch(streams, [clip.clip_id for clip in clips])
