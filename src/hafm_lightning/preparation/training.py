@@ -109,9 +109,11 @@ class ExcerptWork:
 
     Attributes:
         sound: What decides the waveforms.
+        filtered: Whether clips have to pass the filter; False for those that did before.
     """
 
     sound: SoundSettings
+    filtered: bool
 
     def __call__(self, excerpts: tuple[Excerpt, ...]) -> list[ClipSound | None]:
         """Sound of each excerpt; vocals carry their noise."""
@@ -127,7 +129,7 @@ class ExcerptWork:
             reason_of(error)  # raises what is not the song's fault
             return None
         sound = clip_sound(window, SEMANTIC_SAMPLE_RATE_HZ, ACOUSTIC_SAMPLE_RATE_HZ, vocal_acoustic=False)
-        if broken_rules(measure(window, sound, self.sound.filters), self.sound.filters):
+        if self.filtered and broken_rules(measure(window, sound, self.sound.filters), self.sound.filters):
             return None
         name = clip_id(song.id, excerpt.start_s)
         noisy = with_noise(sound.vocal, name, self.sound.noise_sigma, self.sound.seed)
@@ -204,9 +206,10 @@ class TrainingSounds:
 
     def __init__(self, drawn: Sequence[Excerpt], wanted: int, sound: SoundSettings, engine: Engine) -> None:
         self._drawn = drawn
-        self._wanted = wanted
-        self._work = ExcerptWork(sound)
+        self._wanted = min(wanted, len(drawn))
+        self._sound = sound
         self._engine = engine
+        self._chosen: list[Excerpt] = []
 
     def semantic(self) -> Waves:
         """At 16 kHz: a vocal, its accompaniment, the next vocal, ..."""
@@ -220,30 +223,40 @@ class TrainingSounds:
             yield sound.instrumental_acoustic
 
     def _sounds(self, description: str) -> Iterator[ClipSound]:
-        wanted = min(self._wanted, len(self._drawn))
-        found = 0
-        with progress(description, wanted, "clips") as bar:
-            for first in range(0, len(self._drawn), wanted):
-                for sound in self._read(self._drawn[first : first + wanted]):
-                    if found < wanted:
-                        found += 1
-                        yield sound
-                        bar.advance(1)
-                if found == wanted:
-                    return
-        if not found:
+        with progress(description, self._wanted, "clips") as bar:
+            for sound in self._again() if self._chosen else self._first_time():
+                yield sound
+                bar.advance(1)
+
+    def _first_time(self) -> Iterator[ClipSound]:
+        """Read in the drawn order until enough clips pass, and remember them."""
+        chosen: list[Excerpt] = []
+        for first in range(0, len(self._drawn), self._wanted):
+            for excerpt, sound in self._read(self._drawn[first : first + self._wanted], filtered=True):
+                if sound is not None and len(chosen) < self._wanted:
+                    chosen.append(excerpt)
+                    yield sound
+            if len(chosen) == self._wanted:
+                break
+        if not chosen:
             raise RequestError(
                 "no clip of the training songs passes the filter, so no tokenizer can be trained\n"
                 "loosen the thresholds under `filters`, or take trained tokenizers by `tokenizers.folder`"
             )
+        self._chosen = chosen
 
-    def _read(self, excerpts: Sequence[Excerpt]) -> Iterator[ClipSound]:
+    def _again(self) -> Iterator[ClipSound]:
+        for _, sound in self._read(self._chosen, filtered=False):
+            if sound is not None:
+                yield sound
+
+    def _read(self, excerpts: Sequence[Excerpt], filtered: bool) -> Iterator[tuple[Excerpt, ClipSound | None]]:
         """Sounds in the order of the excerpts, whatever the order in which they are read."""
         tasks = [tuple(excerpts[i : i + _CLIPS_PER_TASK]) for i in range(0, len(excerpts), _CLIPS_PER_TASK)]
         early: dict[int, list[ClipSound | None]] = {}
         following = 0
-        for index, sounds in self._engine.map(self._work, tasks):
+        for index, sounds in self._engine.map(ExcerptWork(self._sound, filtered), tasks):
             early[index] = sounds
             while following in early:
-                yield from (sound for sound in early.pop(following) if sound is not None)
+                yield from zip(tasks[following], early.pop(following), strict=True)
                 following += 1
