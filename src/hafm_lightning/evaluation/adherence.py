@@ -133,9 +133,7 @@ def random_partners(songs: Sequence[Hashable], seed: int) -> list[int]:
     places = {song: place for place, song in enumerate(dict.fromkeys(songs[index] for index in order))}
     order = np.array(sorted(order, key=lambda index: places[songs[index]]))
     largest = max(sum(song == other for other in songs) for song in places)
-    shift = (
-        largest if len(songs) == 2 * largest else int(draw.integers(largest, max(len(songs) - largest, largest) + 1))
-    )
+    shift = int(draw.integers(largest, max(len(songs) - largest, largest) + 1))
     partners = [0] * len(songs)
     for place, index in enumerate(order):
         partner = int(order[(place + shift) % len(order)])
