@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tiny_band import TinyBand
+
+    from hafm_lightning.tokenizers import Tokenizers
 
 # Set before any package reads them: tests never reach a hub, a dashboard or a display.
 os.environ.update(
@@ -24,3 +30,28 @@ def repository() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokenizers]:
+    """A folder with trained offline tokenizers, and the pair itself."""
+    from tiny_band import tiny_tokenizers
+
+    folder = tmp_path_factory.mktemp("band") / "tokenizers"
+    return folder, tiny_tokenizers(folder)
+
+
+@pytest.fixture(scope="session")
+def paper_band(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tuple[Path, Tokenizers]) -> TinyBand:
+    """Checkpoints in the paper's manner: flattened, conditions in a prefix."""
+    from tiny_band import make_band
+
+    return make_band(tmp_path_factory.mktemp("paper"), *tiny_pair, "paper")
+
+
+@pytest.fixture(scope="session")
+def live_band(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tuple[Path, Tokenizers]) -> TinyBand:
+    """Checkpoints for live use: aligned conditions, delay pattern, non-autoregressive fine stage."""
+    from tiny_band import make_band
+
+    return make_band(tmp_path_factory.mktemp("live"), *tiny_pair, "live")

@@ -19,11 +19,12 @@ from hafm_lightning.stages import CoarseStage, FineStage, SemanticStage, Stage
 from hafm_lightning.tokenizers import Tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 
-WINDOW_S = 0.8
+WINDOW_S = 0.4
 LOOK_AHEAD_S = 0.04
 TINY = BackboneConfig(width=32, layers=2, heads=2)
+PAPER = {"pattern": "flattened", "conditioning": "prefix"}
 VARIANTS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "paper": ({"pattern": "flattened", "conditioning": "prefix"}, {"pattern": "flattened", "conditioning": "prefix"}),
+    "paper": (PAPER, PAPER),
     "live": (
         {"pattern": "delay", "conditioning": "aligned"},
         {"pattern": "nonautoregressive", "conditioning": "aligned"},

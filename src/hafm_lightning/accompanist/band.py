@@ -18,7 +18,7 @@ Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.5.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,7 @@ class Accompanist:
         networks: The stages in the order in which they write: semantic, coarse and, unless two were asked for, fine.
         tokenizers: The pair that the stages were trained with.
         styles: Names of the ids of the ``style`` stream.
+        origin: Where all this came from, for `take.json`: the arguments of the maker.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: ``fp32``, ``bf16``, or ``auto``.
 
@@ -95,10 +96,12 @@ class Accompanist:
         tokenizers: Tokenizers,
         *,
         styles: Sequence[str] = (),
+        origin: Mapping[str, str | None] | None = None,
         device: str = "auto",
         precision: Precision = "auto",
     ) -> None:
         check_belonging(networks, tokenizers)
+        self.origin = dict(origin or {})
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
@@ -140,10 +143,13 @@ class Accompanist:
         paths = stage_files(semantic, coarse, fine, stages)
         networks = [network_from_checkpoint(role, path) for role, path in paths]
         check_belonging(networks, None)
+        origin: dict[str, str | None] = {role: str(Path(path).resolve()) for role, path in paths}
         if not isinstance(tokenizers, Tokenizers):
-            tokenizers = load_tokenizers(tokenizers_folder(networks, tokenizers), device=pick_device(device))
+            folder = tokenizers_folder(networks, tokenizers)
+            origin["tokenizers"] = str(folder.resolve())
+            tokenizers = load_tokenizers(folder, device=pick_device(device))
         styles = networks[0].metadata.get("styles") or ()
-        return cls(networks, tokenizers, styles=styles, device=device, precision=precision)
+        return cls(networks, tokenizers, styles=styles, origin=origin, device=device, precision=precision)
 
     @classmethod
     def from_pretrained(
@@ -168,7 +174,15 @@ class Accompanist:
             RequestError: No model folder there, damaged, of a newer format, or its parts do not belong together.
         """
         folder = read_model_folder(folder_or_hub_id, revision=revision, stages=stages, device=pick_device(device))
-        return cls(folder.networks, folder.tokenizers, styles=folder.styles, device=device, precision=precision)
+        name = str(Path(folder_or_hub_id).resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
+        return cls(
+            folder.networks,
+            folder.tokenizers,
+            styles=folder.styles,
+            origin={"model": name, "revision": revision},
+            device=device,
+            precision=precision,
+        )
 
     # --- accompanying -----------------------------------------------------------------------------------------
 
@@ -311,6 +325,15 @@ class Accompanist:
 
     # --- within -----------------------------------------------------------------------------------------------
 
+    def _overlap(self, overlap_s: float | None) -> int:
+        """Overlap of the windows in grid units; by default half of what is kept of each."""
+        free = self.window - self.margin
+        if overlap_s is None:
+            return free // 2
+        if not 0 < overlap_s < float(free * GRID_S) or covering_units(round(overlap_s * 1000), 1000) >= free:
+            raise RequestError(f"overlap_s must be above 0 and below {float(free * GRID_S):g} s, got {overlap_s}")
+        return covering_units(round(overlap_s * 1000), 1000)
+
     def _write_window(
         self, songs: Sequence[Song], number: int, options: SamplingOptions, style_id: int, counter: ShareCounter
     ) -> None:
@@ -389,6 +412,7 @@ class Accompanist:
                 "seeds": [song.seeds.seed for song in songs],
             },
             "model": {
+                "origin": self.origin,
                 "stages": {n.role: {"source": n.source, "sha256": n.sha256} for n in self.networks},
                 "tokenizers": {name: i["sha256"] for name, i in self.tokenizers.identities().items()},
                 "window_s": float(self.window * GRID_S),

@@ -1,0 +1,81 @@
+"""``export``: checkpoints of training to one self-describing model folder, loadable without Lightning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
+from hafm_lightning.accompanist.networks import check_belonging, network_from_checkpoint, stage_files, tokenizers_folder
+from hafm_lightning.cli.band_arguments import PROGRAM, Parser, add_checkpoint_arguments, parse
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers import load_tokenizers
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0 when the folder is written."""
+    parser = Parser(prog=f"{PROGRAM} export", description="Write one self-describing model folder.")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the model folder to write")
+    parser.add_argument("--stages", type=int, default=3, help="2 leaves the fine stage out (default: 3)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is already there")
+    parser.add_argument(
+        "--include-tokenizer-weights", action="store_true", help="also copy HuBERT's and EnCodec's weights"
+    )
+    card = parser.add_argument_group("model card")
+    card.add_argument("--name", default=CardFacts.name, help="title")
+    card.add_argument("--data", default=CardFacts.data, help="what the model was trained on")
+    card.add_argument("--license", default=CardFacts.license, help="licence of the weights (SPDX), or other")
+    card.add_argument("--metrics", metavar="JSON", help="a JSON file of metrics; its top-level numbers are shown")
+    card.add_argument("--notes", metavar="FILE", help="Markdown for the end of the card")
+    add_checkpoint_arguments(parser)
+    arguments = parse(parser, argv)
+    if arguments.semantic is None or arguments.coarse is None:
+        raise RequestError("export needs --semantic, --coarse and --fine checkpoints")
+    facts = CardFacts(
+        name=arguments.name,
+        data=arguments.data,
+        license=arguments.license,
+        metrics=read_metrics(arguments.metrics) if arguments.metrics else {},
+        notes=read_notes(arguments.notes) if arguments.notes else "",
+    )
+    files = stage_files(arguments.semantic, arguments.coarse, arguments.fine, arguments.stages)
+    networks = [network_from_checkpoint(role, path) for role, path in files]
+    check_belonging(networks, None)
+    folder = write_model_folder(
+        arguments.out,
+        networks,
+        load_tokenizers(tokenizers_folder(networks, arguments.tokenizers)),
+        styles=networks[0].metadata.get("styles") or (),
+        card=facts,
+        include_tokenizer_weights=arguments.include_tokenizer_weights,
+        overwrite=arguments.overwrite,
+    )
+    size_mb = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    print(f"{folder}: {len(networks)} stages, {size_mb:.0f} MB")
+    return 0
+
+
+def read_metrics(path: str) -> dict[str, float]:
+    """The numbers of a JSON object, by name; RequestError when there are none."""
+    try:
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--metrics {path}: cannot be read ({error})") from error
+    numbers = {
+        name: float(value)
+        for name, value in (content.items() if isinstance(content, dict) else ())
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if not numbers:
+        raise RequestError(f"--metrics {path}: holds no numbers at its top level")
+    return numbers
+
+
+def read_notes(path: str) -> str:
+    """A Markdown file; RequestError when it is missing."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--notes {path}: cannot be read ({error})") from error

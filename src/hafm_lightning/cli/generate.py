@@ -1,0 +1,274 @@
+"""``generate``: vocals in, accompaniments and mixes out; and ``generate --take``: the same take once more."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hafm_lightning.accompanist import Accompanist, MixOptions, Take
+from hafm_lightning.accompanist.take import RECORD_FILE, TAKE_FORMAT, file_sha256
+from hafm_lightning.cli.band_arguments import (
+    PROGRAM,
+    Parser,
+    add_mix_arguments,
+    add_model_arguments,
+    add_sampling_arguments,
+    load_band,
+    mix_options,
+    parse,
+    sampling_options,
+)
+from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.progress import progress
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4a", ".aac", ".wma"})
+"""What is taken from a folder of vocals."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; 0 done, 1 a repeated take differs. A file that cannot be used raises at the end."""
+    parser = Parser(prog=f"{PROGRAM} generate", description="Accompany vocals of any length.")
+    parser.add_argument(
+        "--vocal", action="append", metavar="FILE_OR_DIR", help="a vocal, or a folder of them; repeatable"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to; each vocal of several gets a folder")
+    parser.add_argument("--take", metavar="FILE", help="a take.json: make that take again and compare")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same take (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=1, help="vocals that ride together (default: 1)")
+    add_model_arguments(parser)
+    add_sampling_arguments(parser)
+    add_mix_arguments(parser)
+    arguments = parse(parser, argv)
+    out = Path(arguments.out)
+    if (arguments.take is None) == (arguments.vocal is None):
+        raise RequestError("give either --vocal (what to accompany) or --take (a take.json to make again)")
+    check_writable(out)
+    if arguments.take is not None:
+        return repeat(Path(arguments.take), out, arguments.model)
+    if arguments.batch_size < 1:
+        raise RequestError(f"--batch-size must be 1 or more, got {arguments.batch_size}")
+    options, mix = sampling_options(arguments), mix_options(arguments)
+    vocals = find_vocals([Path(name) for name in arguments.vocal])
+    folders = output_folders(vocals, out)
+    band = load_band(arguments)
+    refused = []
+    for start in range(0, len(vocals), arguments.batch_size):
+        batch = vocals[start : start + arguments.batch_size]
+        try:
+            takes = accompany(
+                band,
+                batch,
+                [arguments.seed] * len(batch),
+                options,
+                arguments.style,
+                arguments.overlap_s,
+                mix,
+                f"{start + 1}-{start + len(batch)} of {len(vocals)}",
+            )
+        except RequestError as error:
+            if len(vocals) == 1:
+                raise
+            refused.append(str(error))
+            continue
+        for vocal, take in zip(batch, takes, strict=True):
+            print(summary(take.save(folders[vocal]), take), flush=True)
+    if refused:
+        shown = "\n".join(refused[:3])
+        raise RequestError(
+            f"{len(refused)} of {len(vocals)} vocals (or batches with them) were not accompanied:\n{shown}"
+        )
+    return 0
+
+
+def accompany(
+    band: Accompanist,
+    vocals: Sequence[Path],
+    seeds: Sequence[int],
+    options: SamplingOptions,
+    style: str | None,
+    overlap_s: float | None,
+    mix: MixOptions,
+    title: str,
+) -> list[Take]:
+    """Accompany a batch behind a progress bar that counts percent."""
+    with progress(f"Accompanying {vocals[0].name} ({title})", 100, "%") as bar:
+        shown = 0.0
+
+        def report(share: float) -> None:
+            nonlocal shown
+            bar.advance(round(100 * share, 2) - shown)
+            shown = round(100 * share, 2)
+
+        return band.accompany_batch(
+            vocals, seeds=seeds, options=options, style=style, overlap_s=overlap_s, mix=mix, on_progress=report
+        )
+
+
+def summary(folder: Path, take: Take) -> str:
+    """A line about a finished take, as JSON."""
+    facts = {
+        "folder": str(folder),
+        "seconds": round(take.instrumental.duration_s, 3),
+        "real_time_factor": round(take.real_time_factor, 3),
+        "seed": take.record["seed"],
+    }
+    return json.dumps(facts)
+
+
+def find_vocals(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the audio files of the folders named; RequestError for a missing or empty one."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
+            )
+            if not inside:
+                raise RequestError(f"{path}: no audio files in this folder")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise RequestError(f"{path}: no such file or folder; check --vocal")
+    return list(dict.fromkeys(found))
+
+
+def output_folders(vocals: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where each take goes: ``out`` itself for one vocal, else a folder each, named after its file."""
+    if len(vocals) == 1:
+        return {vocals[0]: out}
+    folders: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for vocal in vocals:
+        name, number = vocal.stem, 2
+        while name in taken:
+            name, number = f"{vocal.stem}-{number}", number + 1
+        taken.add(name)
+        folders[vocal] = out / name
+    return folders
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed."""
+    import tempfile
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def repeat(record_path: Path, out: Path, model: str | None) -> int:
+    """Make a recorded take again and compare the files.
+
+    Args:
+        record_path: The `take.json`.
+        out: Where the new take goes.
+        model: A model folder to use in place of the recorded one.
+
+    Returns:
+        0 when both files are the same bit for bit, else 1.
+
+    Raises:
+        RequestError: Not a take, or its vocal or model is gone or has changed.
+    """
+    record = read_record(record_path)
+    batch, settings, machine = record["batch"], record["settings"], record["machine"]
+    for vocal in batch["vocals"]:
+        if vocal["path"] is None:
+            raise RequestError(
+                f"{record_path}: the vocal was given as sound in memory, so there is no file to read again"
+            )
+        if not Path(vocal["path"]).is_file():
+            raise RequestError(f"{record_path}: the vocal {vocal['path']} is gone")
+        if file_sha256(vocal["path"]) != vocal["sha256"]:
+            raise RequestError(f"{record_path}: the vocal {vocal['path']} has changed since")
+    torch.set_num_threads(machine["threads"])
+    band = recorded_band(record, model)
+    takes = accompany(
+        band,
+        [Path(vocal["path"]) for vocal in batch["vocals"]],
+        batch["seeds"],
+        SamplingOptions(settings["guidance"], settings["temperature"], settings["top_k"], settings["top_p"]),
+        settings["style"],
+        settings["overlap_s"],
+        MixOptions(**settings["mix"]),
+        "again",
+    )
+    take = takes[batch["index"]]
+    folder = take.save(out)
+    print(summary(folder, take), flush=True)
+    again = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    if again["outputs"] == record["outputs"]:
+        print("identical: both files are the same, bit for bit", file=sys.stderr)
+        return 0
+    changed = [
+        f"{name}: {machine.get(name)} -> {now}"
+        for name, now in take.record["machine"].items()
+        if machine.get(name) != now
+    ]
+    print(
+        "the files differ from the recorded ones; the machine differs in "
+        + (", ".join(changed) or "nothing that is recorded"),
+        file=sys.stderr,
+    )
+    return 1
+
+
+def recorded_band(record: Mapping[str, Any], model: str | None) -> Accompanist:
+    """The model of a record, checked by its hashes."""
+    origin, machine = record["model"]["origin"], record["machine"]
+    stages = record["settings"]["stages"]
+    if model is not None or "model" in origin:
+        band = Accompanist.from_pretrained(
+            model if model is not None else origin["model"],
+            revision=None if model is not None else origin["revision"],
+            stages=stages,
+            device=machine["device"],
+            precision=machine["precision"],
+        )
+    elif "semantic" in origin:
+        band = Accompanist.from_checkpoints(
+            semantic=origin["semantic"],
+            coarse=origin["coarse"],
+            fine=origin.get("fine"),
+            tokenizers=origin.get("tokenizers"),
+            stages=stages,
+            device=machine["device"],
+            precision=machine["precision"],
+        )
+    else:
+        raise RequestError("the take does not say where its model came from; name a model folder with --model")
+    for network in band.networks:
+        recorded = record["model"]["stages"][network.role]["sha256"]
+        if network.sha256 != recorded:
+            raise RequestError(
+                f"{network.source}: these are not the weights of the take "
+                f"(sha256 {network.sha256[:12]}, recorded {recorded[:12]}); name the right model with --model"
+            )
+    return band
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A `take.json`; RequestError when it is missing, damaged or newer."""
+    if not path.is_file():
+        raise RequestError(f"--take {path}: no such file; name a {RECORD_FILE}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = int(record["format"])
+        complete = {"seed", "settings", "batch", "model", "machine", "outputs"} <= set(record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"--take {path}: not a take of this program ({error!r})") from error
+    if version > TAKE_FORMAT:
+        raise RequestError(f"--take {path}: format {version} is newer than {TAKE_FORMAT}; upgrade hafm_lightning")
+    if not complete:
+        raise RequestError(f"--take {path}: not a complete take; make it again with --vocal")
+    return dict(record)

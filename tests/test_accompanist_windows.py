@@ -1,0 +1,67 @@
+"""Windows of a long vocal: every grid unit is written once, from a beginning that is already known."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hafm_lightning.accompanist.windows import Window, covering_units, frames_at, grid_units, plan_windows
+from hafm_lightning.tokens import INSTRUMENTAL_COARSE, VOCAL_SEMANTIC
+
+
+@given(
+    total=st.integers(1, 2000), window=st.integers(2, 300), share=st.floats(0, 0.99), margin_share=st.floats(0, 0.99)
+)
+def test_windows_cover_the_vocal_once_and_end_with_it(
+    total: int, window: int, share: float, margin_share: float
+) -> None:
+    overlap = int(share * (window - 1))
+    margin = int(margin_share * (window - 1 - overlap))
+    windows = plan_windows(total, window, overlap, margin)
+    written = 0
+    for number, here in enumerate(windows):
+        assert here.start >= 0
+        assert here.start + here.known == written  # begins exactly where the one before was kept to
+        assert 0 <= here.known < here.keep <= window
+        assert number == 0 or here.known >= overlap
+        written = here.start + here.keep
+    if total > window:
+        assert written == total
+        assert windows[-1].keep == window  # the last one keeps everything
+        assert all(here.keep == window - margin for here in windows[:-1])
+    else:
+        assert windows == [Window(0, 0, window)]
+
+
+def test_a_minute_by_hand() -> None:
+    # 25 s in windows of 10 s (250 units), 4 s overlap, 1 s margin: kept to 9 s, 14 s, 19 s, 24 s, then the end
+    windows = plan_windows(625, 250, 100, 25)
+    assert [(w.start, w.known, w.keep) for w in windows] == [
+        (0, 0, 225),
+        (125, 100, 225),
+        (250, 100, 225),
+        (375, 100, 250),
+    ]
+
+
+@pytest.mark.parametrize(("overlap", "margin"), [(10, 0), (5, 5), (0, 10)])
+def test_nothing_left_of_a_window_is_refused(overlap: int, margin: int) -> None:
+    with pytest.raises(ValueError, match="leave nothing"):
+        plan_windows(100, 10, overlap, margin)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate_hz", "units"),
+    [(1, 44100, 1), (1764, 44100, 1), (1765, 44100, 2), (441000, 44100, 250), (441441, 44100, 251), (960, 24000, 1)],
+)
+def test_a_unit_begun_counts(samples: int, rate_hz: int, units: int) -> None:
+    assert covering_units(samples, rate_hz) == units
+
+
+def test_units_are_whole_frames_of_both_rates() -> None:
+    assert (frames_at(VOCAL_SEMANTIC, 1), frames_at(INSTRUMENTAL_COARSE, 1)) == (2, 3)
+    assert (frames_at(VOCAL_SEMANTIC, 250), frames_at(INSTRUMENTAL_COARSE, 250)) == (500, 750)
+    assert grid_units(10.0) == 250
+    with pytest.raises(ValueError, match="multiple"):
+        grid_units(0.05)
