@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 
 from hafm_lightning.errors import RequestError
 
@@ -42,17 +42,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse ``argv`` (without the program's name) and run; a wrong request prints its message and returns 2."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``prepare``: parse ``argv`` (without the command's name) and run."""
     parser = argparse.ArgumentParser(prog="python -m hafm_lightning prepare", description=DESCRIPTION)
     add_arguments(parser)
-    args = parser.parse_args(sys.argv[2:] if argv is None else argv)
-    try:
-        return run(args)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return run(parser.parse_args(argv))

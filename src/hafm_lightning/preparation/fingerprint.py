@@ -60,15 +60,15 @@ class Fingerprinter:
     def __init__(self) -> None:
         self._numbers = np.zeros(0, np.uint32)
         self._frames = np.zeros(0, np.uint32)
-        self._offset = 0
+        self._samples = 0
 
     def add(self, mono: npt.NDArray[np.float32], rate_hz: int) -> None:
         """The next stretch ``[L]`` of the song."""
         signal = resample(mono, rate_hz, RATE_HZ)
         numbers, frames = landmarks(signal)
         self._numbers = np.concatenate((self._numbers, numbers))
-        self._frames = np.concatenate((self._frames, frames + np.uint32(self._offset)))
-        self._offset += len(signal) // HOP
+        self._frames = np.concatenate((self._frames, frames + np.uint32(round(self._samples / HOP))))
+        self._samples += len(signal)
         self._prune()
 
     def sketch(self) -> Sketch:

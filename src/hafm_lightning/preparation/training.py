@@ -25,9 +25,9 @@ from hafm_lightning.preparation.filters import broken_rules, measure
 from hafm_lightning.preparation.shards import clip_id
 from hafm_lightning.preparation.stems import read_window
 from hafm_lightning.preparation.survey import reason_of
-from hafm_lightning.preparation.work import SoundSettings, cached_separator, single_threaded
+from hafm_lightning.preparation.work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
 from hafm_lightning.progress import progress
-from hafm_lightning.tokenizers import AcousticTokenizer, SemanticTokenizer, load_tokenizers, save_tokenizers
+from hafm_lightning.tokenizers import AcousticTokenizer, SemanticTokenizer, save_tokenizers
 from hafm_lightning.tokenizers.base import ACOUSTIC_SAMPLE_RATE_HZ, SEMANTIC_SAMPLE_RATE_HZ
 
 Waves = Iterator[npt.NDArray[np.float32]]
@@ -140,8 +140,10 @@ def make_tokenizers(
     settings: TokenizerSettings,
     folder: Path,
     excerpts: Sequence[Excerpt],
+    *,
     sound: SoundSettings,
     engine: Engine,
+    load: TokenizerLoader,
     device: str,
 ) -> None:
     """Write the tokenizers to ``folder``; those that are there already are kept.
@@ -152,16 +154,16 @@ def make_tokenizers(
         excerpts: All clips that may be trained on.
         sound: What decides their waveforms.
         engine: Reads them.
+        load: Reads tokenizers from a folder.
         device: Where HuBERT runs while its centroids are trained.
 
     Raises:
         RequestError: Weights are not reachable, or the corpus is too small to train on.
     """
     if (folder / "semantic").is_dir() and (folder / "acoustic").is_dir():
-        load_tokenizers(folder)
         return
     if settings.folder:
-        taken = load_tokenizers(Path(settings.folder).expanduser())
+        taken = load(Path(settings.folder).expanduser(), "cpu")
         save_tokenizers(taken.semantic, taken.acoustic, folder)
         return
     drawn = list(excerpts)
