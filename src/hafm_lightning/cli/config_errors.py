@@ -183,9 +183,10 @@ def explain(message: str, arguments: Sequence[str], top_level: Sequence[str]) ->
     match = UNKNOWN_ARGUMENT.search(message)
     if match:
         name = match["arguments"].split()[0].partition("=")[0]
-        path = tuple(name.removeprefix("--").split("."))
-        known = accepted_keys(path, top_level, arguments)
-        return RequestError(f"unknown argument {name!r}\nwhere: command line\n{guess(path[-1], known)}")
+        if not name.startswith("-"):
+            return RequestError(f"unexpected argument {name!r}\nwhere: command line\nsettings are given as --key value")
+        unknown, known = first_unknown(tuple(name.removeprefix("--").split(".")), top_level, arguments)
+        return RequestError(f"unknown argument {name!r}\nwhere: command line\n{guess(unknown[-1], known)}")
     match = UNKNOWN_KEY.search(message)
     if match:
         key = match["a"] or match["b"] or match["c"]
@@ -207,13 +208,24 @@ def explain(message: str, arguments: Sequence[str], top_level: Sequence[str]) ->
         where = places[0].where if places else files
         dotted = ".".join(p for p in places[0].path if p not in NOT_A_KEY) if places else match["key"]
         expected = EXPECTED.search(match["detail"])
-        if expected:
-            kind = re.sub(r"<class '([^']+)'>", r"\1", expected["type"]).replace("typing.", "")
-            return RequestError(f"{dotted!r} must be {kind}, got {expected['value']!r}\nwhere: {where}")
+        if expected and "Union subtypes" not in match["detail"]:
+            kind, value = plain_type(expected["type"]), expected["value"]
+            return RequestError(f"{dotted!r} must be {kind}, got {value!r}\nwhere: {where}")
+        given = re.search(r"Given value: (.*)", match["detail"])
+        choices = dict.fromkeys(re.findall(r"Expected an? (.+?)\. Got value", match["detail"]))
+        wanted = [f"one of: {' | '.join(plain_type(c) for c in choices)}"[:300]] if choices else []
         detail = [line.strip(" -") for line in match["detail"].splitlines() if line.strip()]
-        return RequestError("\n".join([f"{dotted!r}: {detail[0] if detail else 'not valid'}", f"where: {where}"]))
+        what = f"cannot be {given[1]}" if given else (detail[0] if detail else "is not valid")
+        return RequestError("\n".join([f"{dotted!r} {what}", f"where: {where}", *wanted]))
+    if "arguments are required" in message and not config_files(arguments):
+        return RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return RequestError("\n".join([*lines[:3], f"where: {files}"]))
+
+
+def plain_type(text: str) -> str:
+    """A type as the parser prints it, without the decoration."""
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.", "")
 
 
 def first_unknown(

@@ -14,10 +14,12 @@ import callbacks.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +263,20 @@ def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+@contextlib.contextmanager
+def less_talk() -> Iterator[None]:
+    """Keep Lightning's remarks on devices and products to itself while a request is being checked."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def read_config(command: str, arguments: Sequence[str]) -> Namespace:
     """The resolved configuration of a command, without building anything.
 
@@ -273,7 +289,8 @@ def read_config(command: str, arguments: Sequence[str]) -> Namespace:
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of LightningCLI's commands and return its exit code."""
-    cli = StageCLI(command, arguments)
+    with less_talk():
+        cli = StageCLI(command, arguments)
     try:
         cli.execute()
     except MisconfigurationException as error:
