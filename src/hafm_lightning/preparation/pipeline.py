@@ -289,7 +289,15 @@ class _Run:
             for song in plan.songs("train")
             for start_s in clip_starts(facts[song.id], self.config.clips)
         ]
-        make_tokenizers(self.config.tokenizers, self.root / "tokenizers", excerpts, self.sound, engine, self.device)
+        make_tokenizers(
+            self.config.tokenizers,
+            self.root / "tokenizers",
+            excerpts,
+            sound=self.sound,
+            engine=engine,
+            load=self.load,
+            device=self.device,
+        )
 
     def _make_shards(self, plan: Plan, styles: list[str], engine: Engine) -> dict[str, dict[str, Any]]:
         """Records of all units, by ``split/number``; makes what is missing."""
