@@ -131,7 +131,7 @@ def _query_blocks(module: RelativePosition, positions: StepPositions) -> tuple[Q
         keys = stop if module.causal else positions.steps
         if module.prefix_mask == "bidirectional" and start < positions.condition_steps:
             keys = max(keys, positions.condition_steps)
-        rows = module.rows(positions, torch.arange(start, stop), torch.arange(keys))
+        rows = module.rows(positions, torch.arange(start, stop, device="cpu"), torch.arange(keys, device="cpu"))
         blocks.append(QueryBlock(start, stop, keys, rows.int().flatten()))
     return tuple(blocks)
 

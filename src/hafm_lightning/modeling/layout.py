@@ -214,10 +214,10 @@ def _plan(layout: SequenceLayout, target_frames: int) -> SequencePlan:
     if layout.conditioning == "prefix":
         for segment, (stream, frames) in enumerate(zip(layout.conditions, frames_of, strict=True)):
             width = stream.codebooks if layout.pattern == "flattened" else 1
-            step = torch.arange(frames * width)
+            step = torch.arange(frames * width, device="cpu")
             parts.append((step // width, step % width, segment, stream))
     condition_steps = sum(len(frame) for frame, *_ in parts)
-    step = torch.arange(layout.target_steps(target_frames))
+    step = torch.arange(layout.target_steps(target_frames), device="cpu")
     width = layout.target.codebooks if layout.pattern == "flattened" else 1
     parts.append(((step // width).clamp(max=target_frames - 1), step % width, len(layout.conditions), layout.target))
     return SequencePlan(

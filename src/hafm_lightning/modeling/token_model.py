@@ -79,6 +79,9 @@ class TokenModelConfig:
         unknown = set(values) - known
         if unknown:
             raise ValueError(f"unknown model settings {', '.join(sorted(unknown))}; written by a newer version?")
+        missing = {"conditions", "target", "backbone"} - set(values)
+        if missing:
+            raise ValueError(f"missing model settings {', '.join(sorted(missing))}")
         backbone = BackboneConfig(**values["backbone"])
         return cls(**dict(values) | {"conditions": tuple(values["conditions"]), "backbone": backbone})
 
@@ -243,9 +246,9 @@ class TokenModel(nn.Module):
     def _fill(self, codes: Tensor, prefix: Tensor | None, clocked: Tensor | None, codebook: int) -> Tensor:
         """Logits ``[B, T, V]`` of one codebook, from the conditions and the codebooks below it."""
         frames = codes.shape[-1]
-        x = self.begin.expand(len(codes), frames, -1)
-        if codebook:
-            x = x + self.target(codes[:, :codebook], slice(0, codebook)).sum(1)
+        # an empty sum for the lowest codebook: every parameter still gets a gradient, as DDP needs
+        below = self.target(codes[:, :codebook], slice(0, codebook)).sum(1)
+        x = self.begin.expand(len(codes), frames, -1) + below
         x = x + self.place.weight[self.layout.first_place(len(self.layout.conditions)) + codebook]
         if clocked is not None:
             x = x + clocked
