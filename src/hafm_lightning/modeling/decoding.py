@@ -57,7 +57,7 @@ def generate(
         Target ids ``[B, K, T]``.
 
     Raises:
-        ValueError: Conditions missing or of unequal durations, or a prefix that does not fit.
+        ValueError: Conditions missing, of unequal durations or not one clip a seed, or a prefix that does not fit.
     """
     length = target_frames(model, conditions) if frames is None else frames
     if model.layout.pattern == "nonautoregressive":
@@ -171,6 +171,7 @@ class Decoder:
         """
         if self.cache is not None and self.model.aligned is None:
             raise ValueError("conditions in a prefix cannot change once decoding began")
+        check_clips(self.model, conditions, self.batch)
         self.streams, self.rows = guidance_rows(self.model, conditions, self.options)
         clocked = self.model.frame_conditions(self.streams, self.frames)
         if clocked is not None:
@@ -305,6 +306,7 @@ def fill(
 ) -> Tensor:
     """Non-autoregressive writing: one pass for each codebook; arguments and result as :func:`generate`."""
     target, batch = model.layout.target, len(seeds)
+    check_clips(model, conditions, batch)
     streams, rows = guidance_rows(model, conditions, options)
     uniform = uniform_numbers(seeds, (target.codebooks, frames)).to(model.device)
     codes = torch.zeros(batch, target.codebooks, frames, dtype=torch.int64, device=model.device)
@@ -321,6 +323,16 @@ def fill(
         if on_frame is not None:
             on_frame(frames * (k + 1) // target.codebooks)
     return codes
+
+
+def check_clips(model: TokenModel, conditions: Mapping[str, Tensor], seeds: int) -> None:
+    """Raise ValueError unless the model's conditions, each ``[B, K, T]``, hold one clip for each seed."""
+    for stream in model.layout.conditions:
+        ids = conditions.get(stream.name)
+        if ids is not None and len(ids) != seeds:
+            raise ValueError(
+                f"condition {stream.name!r} holds {len(ids)} clips for {seeds} seeds; give one seed for each clip"
+            )
 
 
 def check_prefix(prefix: Tensor, shape: tuple[int, int, int]) -> None:
