@@ -74,7 +74,7 @@ def choose(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
     Guidance is not applied here. An id of probability zero is never drawn.
     """
     logits = logits.float()
-    if options.temperature == 0:
+    if options.temperature == 0 or options.top_k == 1:  # ties included: keep_top_k would keep them all
         return logits.argmax(-1)
     logits = keep_top_p(keep_top_k(logits / options.temperature, options.top_k), options.top_p)
     probabilities = logits.softmax(-1)

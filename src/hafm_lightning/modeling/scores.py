@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.tokens import TokenBatch
 
 TOP = 10
-"""The true token counts for ``accuracy_top10`` when fewer than this many tokens score higher."""
+"""The true token counts for ``accuracy_top10`` when fewer than this many tokens rank before it."""
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -31,8 +32,12 @@ class TokenScores:
     def of(cls, logits: Tensor, targets: Tensor) -> TokenScores:
         """From logits ``[B, K, T, V]`` and true ids ``[B, K, T]``."""
         cross_entropy = token_cross_entropy(logits, targets)
-        true_logit = logits.gather(-1, targets[..., None])
-        return cls(cross_entropy, (logits > true_logit).sum(-1))
+        true = targets[..., None]
+        true_logit = logits.gather(-1, true)
+        # equal logits, common in half precision, rank by id as argmax does: counted as hits they would flatter accuracy
+        earlier = torch.arange(logits.shape[-1], device=logits.device) < true
+        ahead = (logits > true_logit) | ((logits == true_logit) & earlier)
+        return cls(cross_entropy, ahead.sum(-1))
 
 
 def summarise(scores: TokenScores, first_codebook: int, total: int) -> dict[str, Tensor]:
