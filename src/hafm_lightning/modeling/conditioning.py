@@ -13,6 +13,7 @@ Choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -73,14 +74,19 @@ def null_conditions(streams: Mapping[str, Tensor], conditions: tuple[TokenStream
     return drop_conditions(streams, conditions, torch.ones(some.shape[0], dtype=torch.bool, device=some.device))
 
 
+def whole_frames(duration_s: float, stream: TokenStream) -> int:
+    """Frames of ``stream`` that fit into ``duration_s`` seconds: what is stated is never exceeded."""
+    return math.floor(duration_s * stream.rate_hz + 1e-6)
+
+
 class AlignedConditions(nn.Module):
     """Conditions on the target's frame clock, ``[B, T, D]``, to be added to the target's steps.
 
     Args:
         layout: The sequence layout; its conditions are embedded elsewhere and passed in.
         width: ``D``.
-        look_ahead_s: How far into the future of the vocal a frame may hear, in seconds.
-        look_behind_s: How far into the past the convolution reaches (the causal attention remembers further).
+        look_ahead_s: How far into the future of the vocal a frame may hear, in seconds; rounded down to whole frames.
+        look_behind_s: How far into the past the convolution reaches, likewise (the causal attention remembers further).
     """
 
     def __init__(
@@ -90,8 +96,8 @@ class AlignedConditions(nn.Module):
         if look_ahead_s < 0 or look_behind_s < 0:
             raise ValueError(f"look-ahead and look-behind must be 0 or more, got {look_ahead_s} and {look_behind_s} s")
         self.layout = layout
-        self.ahead = round(look_ahead_s * layout.target.rate_hz)
-        self.behind = round(look_behind_s * layout.target.rate_hz)
+        self.ahead = whole_frames(look_ahead_s, layout.target)
+        self.behind = whole_frames(look_behind_s, layout.target)
         self.mix = nn.Conv1d(width, width, self.behind + 1 + self.ahead, groups=width)
 
     def forward(self, embedded: list[Tensor], frames: int) -> Tensor:
