@@ -60,12 +60,11 @@ def accompaniment_prompt_adherence(
     if any(rows.ndim != 2 or rows.shape[1] != sets[0].shape[1] for rows in sets):
         raise ValueError(f"expected rows [n, d] of one width, got shapes {[rows.shape for rows in sets]}")
     true, swapped, candidate = sets
-    to_swapped, to_true, between = (
-        max(0.0, float(distance(first, second)))
-        for first, second in ((candidate, swapped), (candidate, true), (true, swapped))
-    )
-    if not all(map(math.isfinite, (to_swapped, to_true, between))):
-        raise ValueError(f"a distance is not finite: {to_swapped}, {to_true}, {between}")
+    pairs = ((candidate, swapped), (candidate, true), (true, swapped))
+    distances = [float(distance(first, second)) for first, second in pairs]
+    if not all(map(math.isfinite, distances)):
+        raise ValueError(f"a distance is not finite: {distances} for C to R', C to R, R to R'")
+    to_swapped, to_true, between = (max(0.0, value) for value in distances)
     gain = to_swapped - to_true
     scale = max(abs(gain), between)
     return 0.5 + gain / (2 * scale) if scale > 0 else 0.5
