@@ -1,0 +1,190 @@
+"""`generate` as a user meets it: files, folders, records, and every wrong request answered in a few lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_band import TinyBand, sing
+
+from hafm_lightning.audio import write_audio
+from hafm_lightning.cli import main
+from hafm_lightning.cli.generate import find_vocals, output_folders
+
+
+@pytest.fixture
+def vocal(tmp_path: Path) -> Path:
+    path = tmp_path / "vocal.wav"
+    write_audio(path, sing(0.5, 44100))
+    return path
+
+
+@pytest.fixture
+def model(live_band: TinyBand) -> list[str]:
+    files = {"semantic": live_band.semantic, "coarse": live_band.coarse, "fine": live_band.fine}
+    return [word for role, path in files.items() for word in (f"--{role}", str(path))]
+
+
+def generate(*words: object) -> int:
+    return main(["generate", *map(str, words)])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The answer to a wrong request: exit code 2, at most five lines, no traceback."""
+    capsys.readouterr()
+    assert generate(*words) == 2
+    answer = capsys.readouterr().err
+    lines = [line for line in answer.splitlines() if line.startswith("error") or "elapsed" not in line]
+    assert 1 <= len(lines) <= 5
+    assert "Traceback" not in answer
+    return answer
+
+
+def test_one_vocal_becomes_three_files(
+    vocal: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert generate("--vocal", vocal, "--out", out, *model, "--seed", 4) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["instrumental.wav", "mix.wav", "take.json"]
+    sound, rate_hz = soundfile.read(out / "instrumental.wav")
+    assert (len(sound), rate_hz) == (12000, 24000)
+    assert np.abs(sound).max() > 0.01
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["seed"] == 4
+    assert printed["real_time_factor"] > 0
+
+
+def test_a_folder_of_vocals_becomes_a_folder_each(tmp_path: Path, model: list[str]) -> None:
+    vocals = tmp_path / "vocals"
+    for name, seconds in (("a.wav", 0.3), ("deeper/b.flac", 0.5)):
+        (vocals / name).parent.mkdir(parents=True, exist_ok=True)
+        write_audio(vocals / name, sing(seconds, 24000))
+    (vocals / "notes.txt").write_text("not a vocal")
+    out = tmp_path / "out"
+    assert generate("--vocal", vocals, "--out", out, *model, "--batch-size", 2) == 0
+    assert soundfile.info(out / "a" / "mix.wav").frames == 7200
+    assert soundfile.info(out / "b" / "mix.wav").frames == 12000
+
+
+def test_one_bad_vocal_does_not_stop_the_others(
+    tmp_path: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocals = tmp_path / "vocals"
+    vocals.mkdir()
+    (vocals / "a.wav").write_bytes(b"no sound")
+    write_audio(vocals / "b.wav", sing(0.3, 24000))
+    answer = refusal(capsys, "--vocal", vocals, "--out", tmp_path / "out", *model)
+    assert "1 of 2" in answer
+    assert "a.wav" in answer
+    assert (tmp_path / "out" / "b" / "mix.wav").is_file()
+
+
+def test_a_recorded_take_comes_out_bit_for_bit(
+    vocal: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert generate("--vocal", vocal, "--out", first, *model, "--seed", 9, "--guidance", 1.5, "--gain-db", 2) == 0
+    assert generate("--take", first / "take.json", "--out", again) == 0
+    assert "identical" in capsys.readouterr().err
+    for name in ("instrumental.wav", "mix.wav"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+
+    record = json.loads((first / "take.json").read_text())
+    record["seed"] = record["batch"]["seeds"][0] = 10
+    (first / "take.json").write_text(json.dumps(record))
+    assert generate("--take", first / "take.json", "--out", tmp_path / "third") == 1  # a comparison that can fail
+
+
+def test_a_take_of_a_batch_comes_out_bit_for_bit(tmp_path: Path, model: list[str]) -> None:
+    for name, seconds in (("a", 0.3), ("b", 0.7)):
+        write_audio(tmp_path / "vocals" / f"{name}.wav", sing(seconds, 24000))
+    assert generate("--vocal", tmp_path / "vocals", "--out", tmp_path / "out", *model, "--batch-size", 2) == 0
+    assert generate("--take", tmp_path / "out" / "b" / "take.json", "--out", tmp_path / "again") == 0
+    assert (tmp_path / "out" / "b" / "mix.wav").read_bytes() == (tmp_path / "again" / "mix.wav").read_bytes()
+
+
+def test_a_take_is_not_repeated_with_another_vocal_or_model(
+    vocal: Path, model: list[str], live_band: TinyBand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert generate("--vocal", vocal, "--out", out, *model) == 0
+    record = json.loads((out / "take.json").read_text())
+    record["model"]["stages"]["fine"]["sha256"] = "0" * 64
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(record))
+    assert "weights" in refusal(capsys, "--take", other, "--out", tmp_path / "again")
+    write_audio(vocal, sing(0.5, 44100, seed=1))
+    assert "has changed" in refusal(capsys, "--take", out / "take.json", "--out", tmp_path / "again")
+    vocal.unlink()
+    assert "is gone" in refusal(capsys, "--take", out / "take.json", "--out", tmp_path / "again")
+    other.write_text("[]")
+    assert "not a take" in refusal(capsys, "--take", other, "--out", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--guidance", "-1"], "guidance"),
+        (["--top-k", "0"], "top_k"),
+        (["--temperature", "-1"], "temperature"),
+        (["--top-p", "2"], "top_p"),
+        (["--stages", "4"], "--stages"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--rate-hz", "10"], "rate_hz"),
+        (["--guidence", "1"], "--guidence"),
+        (["--semantic", "/nowhere/s.ckpt"], "/nowhere/s.ckpt"),
+        (["--model", "/nowhere/model"], "--model"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_options_are_named(
+    vocal: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], names: str
+) -> None:
+    answer = refusal(capsys, "--vocal", vocal, "--out", tmp_path / "out", *model, *words)
+    assert names in answer
+    assert not (tmp_path / "out" / "mix.wav").exists()
+
+
+def test_wrong_vocals_are_named(model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {"silent.wav": np.zeros(24000), "nan.wav": np.full(2400, np.nan), "empty.wav": np.zeros(0)}
+    for name, samples in cases.items():
+        soundfile.write(tmp_path / name, samples.astype(np.float32), 24000, subtype="FLOAT")
+        assert name in refusal(capsys, "--vocal", tmp_path / name, "--out", tmp_path / "out", *model)
+    assert "nobody.wav" in refusal(capsys, "--vocal", tmp_path / "nobody.wav", "--out", tmp_path / "out", *model)
+    (tmp_path / "none").mkdir()
+    assert "none" in refusal(capsys, "--vocal", tmp_path / "none", "--out", tmp_path / "out", *model)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_tiny_vocal_and_a_high_rate_are_fine(model: list[str], tmp_path: Path) -> None:
+    write_audio(tmp_path / "short.wav", sing(0.01, 24000))
+    write_audio(tmp_path / "high.wav", sing(0.2, 96000, channels=2))
+    assert generate("--vocal", tmp_path / "short.wav", "--vocal", tmp_path / "high.wav", "--out", tmp_path, *model) == 0
+    assert soundfile.info(tmp_path / "short" / "mix.wav").frames == 240
+    assert soundfile.info(tmp_path / "high" / "mix.wav").channels == 2
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(
+    vocal: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "--out" in refusal(capsys, "--vocal", vocal, "--out", tmp_path / "file" / "out", *model)
+
+
+def test_vocals_of_one_name_get_folders_of_different_names(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "take.wav").write_bytes(b"")
+    vocals = find_vocals([tmp_path / "x", tmp_path / "y" / "take.wav", tmp_path / "x"])
+    assert [folder.name for folder in output_folders(vocals, tmp_path).values()] == ["take", "take-2"]
+
+
+def test_a_model_must_be_named_once(
+    vocal: Path, model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "name a model" in refusal(capsys, "--vocal", vocal, "--out", tmp_path / "out")
+    assert "two models" in refusal(capsys, "--vocal", vocal, "--out", tmp_path / "out", *model, "--model", tmp_path)
+    assert "--vocal" in refusal(capsys, "--out", tmp_path / "out", *model)
