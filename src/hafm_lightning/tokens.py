@@ -17,6 +17,7 @@ Source: HAFM (arXiv 2604.09054), sections 3.1 to 3.3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -86,8 +87,8 @@ class TokenStream:
         Raises:
             ValueError: The duration is not a positive whole number of this stream's frames.
         """
-        if not duration_s > 0:
-            raise ValueError(f"duration must be positive, got {duration_s} s")
+        if not 0 < duration_s < math.inf:
+            raise ValueError(f"duration must be positive and finite, got {duration_s} s")
         if not self.rate_hz:
             return 1
         exact = Fraction(duration_s).limit_denominator(10**6) * self.rate_hz
