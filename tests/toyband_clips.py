@@ -34,7 +34,7 @@ def mono(samples: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def toy_clips(songs: int = 14) -> tuple[ToyClip, ...]:
+def toy_clips(songs: int = 11) -> tuple[ToyClip, ...]:
     clips = []
     for number in range(songs):
         song = synthesise_song(song_seed(0, "test", number), CLIP_S)
