@@ -211,12 +211,15 @@ def export(places: Places, checkpoints: dict[str, Path]) -> None:
 def score(places: Places, plan: Plan, preparation: PreparationConfig, checkpoints: dict[str, Path]) -> dict[str, Any]:
     """Everything that the report says, and the takes and pictures that it shows."""
     clips = held_out_clips(Path(preparation.root))
-    stages = {}
+    stages: dict[str, Any] = {}
     with progress("Asking the stages whether they listen", total=len(clips) * len(STAGES), unit="clips") as bar:
         for name in STAGES:
             losses = clip_losses(load_stage(checkpoints[name]), clips, bar.advance)
-            stages[name] = {key: interval.as_dict() for key, interval in losses.summary().items()}
-            stages[name] |= {"steps": plan.steps[name], "seconds_a_step": plan.seconds_a_step[name]}
+            stages[name] = {
+                **{key: interval.as_dict() for key, interval in losses.summary().items()},
+                "steps": plan.steps[name],
+                "seconds_a_step": plan.seconds_a_step[name],
+            }
     (corpus,) = preparation.corpora
     band = Accompanist.from_pretrained(places.model)
     segments = held_out_segments(Path(corpus.path), len({clip.split("@")[0] for clip in clips.clip_ids}))
