@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def write_stems(
     folder.mkdir(parents=True, exist_ok=True)
     for name, mono in zip(("vocals", "accompaniment"), vocal_and_band(seconds, seed, rate_hz), strict=True):
         samples = np.stack([mono * (1 - 0.1 * channel) for channel in range(channels)], axis=1)
-        soundfile.write(folder / f"{name}{suffix}", samples, rate_hz, subtype=subtype)
+        soundfile.write(os.fsencode(folder / f"{name}{suffix}"), samples, rate_hz, subtype=subtype)
     return folder
 
 

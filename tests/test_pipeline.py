@@ -1,0 +1,379 @@
+"""Preparation from end to end: the same bytes whatever happens on the way, and a report that tells what happened."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny_corpora import RATE_HZ, write_musdb, write_stems
+from tiny_preparation import shard_bytes, tiny_config, tiny_tokenizers, tiny_values
+
+from hafm_lightning.cli import main
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.lock import exclusive
+from hafm_lightning.preparation.pipeline import prepare
+from hafm_lightning.preparation.report import PreparationReport
+from hafm_lightning.preparation.shards import ShardReader, open_shards
+from hafm_lightning.preparation.verification import verify_root
+from hafm_lightning.tokenizers import load_tokenizers
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("HAFM_QUIET", "1")
+
+
+@pytest.fixture(scope="module")
+def musdb(tmp_path_factory) -> list[dict]:
+    """Five songs of 5 s, four of them in ``train``."""
+    root = write_musdb(tmp_path_factory.mktemp("musdb"), train=4, test=1, seconds=5.0)
+    return [{"kind": "MusdbHQ", "path": str(root), "allow_partial": True}]
+
+
+@pytest.fixture(scope="module")
+def prepared(musdb, tmp_path_factory) -> Path:
+    """The songs of ``musdb``, prepared in one process without a break."""
+    root = tmp_path_factory.mktemp("prepared") / "root"
+    prepare(tiny_config(root, musdb))
+    return root
+
+
+def command(*arguments: object, **options) -> subprocess.Popen:
+    """``python -m hafm_lightning prepare ...`` in another process."""
+    environment = os.environ | {"HAFM_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "hafm_lightning", "prepare", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def yaml_file(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+# What comes out
+
+
+def test_songs_become_shards_of_three_splits(prepared):
+    readers = {split: open_shards(prepared, split) for split in ("train", "validation", "test")}
+    assert {split: len(reader) for split, reader in readers.items()} == {"train": 9, "validation": 3, "test": 3}
+    songs = [set(reader.manifest.songs()) for reader in readers.values()]
+    assert len(set.union(*songs)) == sum(map(len, songs)) == 5
+    assert songs[2] == {"Artist 0 - Song test 0"}
+    assert readers["test"].clip_ids == [f"Artist 0 - Song test 0@{start}" for start in ("0.00", "2.00", "3.00")]
+    manifest = readers["train"].manifest
+    assert manifest.tokenizers == load_tokenizers(prepared / "tokenizers").identities()
+    assert manifest.preparation["noise_sigma"] == 0.01
+    assert manifest.duration_s == 2.0
+    assert verify_root(prepared).problems == []
+
+
+def test_tokens_are_those_of_the_clips_waveform(prepared, musdb):
+    """An independent path: read the file, cut, resample, tokenize."""
+    import soundfile
+    import torch
+
+    from hafm_lightning.audio import resample
+    from hafm_lightning.preparation.clips import with_noise
+
+    reader = open_shards(prepared, "test")
+    folder = Path(musdb[0]["path"]) / "test" / "Artist 0 - Song test 0"
+    tokenizers = load_tokenizers(prepared / "tokenizers")
+    stems = {path.stem: soundfile.read(path, dtype="float32")[0][: 2 * RATE_HZ] for path in folder.glob("*.wav")}
+    band = stems["drums"] + stems["bass"] + stems["other"]
+    vocal = with_noise(stems["vocals"], reader.clip_ids[0], 0.01, 0)
+    clip = reader[0]
+    np.testing.assert_array_equal(clip["vocal_semantic"], tokenizers.semantic.encode(torch.from_numpy(vocal)[None])[0])
+    np.testing.assert_array_equal(
+        clip["instrumental_semantic"], tokenizers.semantic.encode(torch.from_numpy(band)[None])[0]
+    )
+    fine = torch.from_numpy(resample(band, RATE_HZ, 24_000))[None]
+    codes = tokenizers.acoustic.encode(fine)[0].numpy()
+    # The pipeline resamples with surroundings, this test without: only the clip's last frames may differ.
+    np.testing.assert_array_equal(clip["instrumental_codes"][:, :-4], codes[:, :-4])
+
+
+def test_optional_streams_are_stored_when_asked_for(musdb, tmp_path):
+    prepare(tiny_config(tmp_path / "root", musdb, vocal_acoustic=True, styles=True, split={"validation_share": 0.0}))
+    reader = open_shards(tmp_path / "root", "train")
+    assert reader[0]["vocal_acoustic"].shape == (8, 150)
+    assert reader[0]["style"].tolist() == [[0]]
+    assert reader.manifest.styles == ["unknown"]
+    with pytest.raises(RequestError, match="no split 'validation'"):
+        open_shards(tmp_path / "root", "validation")
+
+
+def test_tokenizers_are_trained_on_the_corpus(tmp_path):
+    for number in range(4):
+        write_stems(tmp_path / "songs" / f"{number}", 12.0, seed=number)
+    corpora = [{"kind": "StemFolder", "path": str(tmp_path / "songs")}]
+    roots = [tmp_path / "one", tmp_path / "two"]
+    for root in roots:
+        prepare(tiny_config(root, corpora, tokenizers={"training_clips": 12}))
+    identities = [open_shards(root, "train").manifest.tokenizers for root in roots]
+    assert identities[0] == identities[1]
+    assert identities[0]["semantic"]["sha256"] != load_tokenizers(tiny_tokenizers()).semantic.identity.sha256
+    assert shard_bytes(roots[0]) == shard_bytes(roots[1])
+
+
+# The same bytes
+
+
+def test_the_number_of_workers_does_not_change_a_byte(prepared, musdb, tmp_path):
+    prepare(tiny_config(tmp_path / "root", musdb, engine={"workers": 2}))
+    assert shard_bytes(tmp_path / "root") == shard_bytes(prepared)
+    assert len(shard_bytes(prepared)) == 3 + 4  # manifests and shards
+
+
+@pytest.mark.parametrize("moment", ["survey", "records", "manifest.json"])
+def test_a_killed_run_continues_to_the_same_bytes(prepared, musdb, tmp_path, moment):
+    """kill -9 as soon as a file of each step appears, workers included; then start again."""
+    root = tmp_path / "root"
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(root, musdb, engine={"workers": 2}))
+    process = command("--config", config, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(moment in str(path.relative_to(root)) and path.is_file() for path in root.rglob("*")):
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = list((root / "work" / "records").glob("*.json")) if moment == "records" else []
+    times = {path: path.stat().st_mtime_ns for path in finished}
+    prepare(tiny_config(root, musdb))
+    assert shard_bytes(root) == shard_bytes(prepared)
+    assert {path: path.stat().st_mtime_ns for path in finished} == times  # what was finished was not made again
+    assert verify_root(root).problems == []
+    assert not list(root.rglob(".writing-*"))
+
+
+def test_workers_end_when_their_parent_is_killed(musdb, tmp_path):
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(tmp_path / "root", musdb, engine={"workers": 2}))
+    process = command("--config", config)
+    children: list[int] = []
+    deadline = time.monotonic() + 60
+    while len(children) < 2 and process.poll() is None and time.monotonic() < deadline:
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        children = [int(pid) for pid in listed.stdout.split()]
+        time.sleep(0.05)
+    if process.poll() is not None:
+        pytest.skip("the run was over before it could be killed")
+    time.sleep(2.0)
+    process.kill()
+    process.communicate()
+    for _ in range(200):
+        alive = [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        if not alive:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"workers {alive} outlived their parent")
+
+
+def test_a_finished_root_is_not_made_again(prepared, musdb):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*.safetensors")}
+    report = prepare(tiny_config(prepared, musdb))
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*.safetensors")} == before
+    assert report == PreparationReport.load(prepared)
+
+
+def test_a_damaged_or_missing_shard_is_made_again(prepared, musdb, tmp_path):
+    root = tmp_path / "root"
+    subprocess.run(["cp", "-r", prepared, root], check=True)
+    expected = shard_bytes(root)
+    content = bytearray((root / "train" / "shard-00000.safetensors").read_bytes())
+    content[-1] ^= 1
+    (root / "train" / "shard-00000.safetensors").write_bytes(content)
+    (root / "test" / "shard-00000.safetensors").unlink()
+    assert len(verify_root(root).problems) == 2
+    prepare(tiny_config(root, musdb))
+    assert shard_bytes(root) == expected
+
+
+# Two at once, a full disk
+
+
+def test_two_runs_on_one_root_do_not_meet(prepared, musdb, tmp_path):
+    root = tmp_path / "root"
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(root, musdb))
+    processes = [command("--config", config) for _ in range(2)]
+    results = [(process.communicate(timeout=120), process.returncode) for process in processes]
+    codes = sorted(code for _, code in results)
+    assert codes in ([0, 2], [0, 0])  # the second was refused, or came when the first was done
+    for (_, errors), code in results:
+        if code == 2:
+            assert "is preparing" in errors
+            assert len(errors.splitlines()) <= 5
+    assert shard_bytes(root) == shard_bytes(prepared)
+
+
+def test_a_running_preparation_is_named(musdb, tmp_path):
+    lock = tmp_path / "root" / "work" / "lock"
+    with exclusive(lock), pytest.raises(RequestError, match=rf"process {os.getpid()} on .* is preparing"):
+        prepare(tiny_config(tmp_path / "root", musdb))
+    with exclusive(lock):  # given back
+        assert lock.read_text().startswith("process")
+
+
+def test_a_full_disk_leaves_no_partial_file(prepared, musdb, tmp_path):
+    """No file may grow beyond 10 kB, which every shard does: the run fails, and continues when there is room."""
+    root = tmp_path / "root"
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(root, musdb))
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000));"
+        "from hafm_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    prepare_tokenizers_first = root / "tokenizers"
+    subprocess.run(["mkdir", "-p", root], check=True)
+    subprocess.run(["cp", "-r", tiny_tokenizers(), prepare_tokenizers_first], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, "prepare", "--config", str(config)], capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert "no space left" in run.stderr
+    assert not list(root.rglob("*.safetensors.*"))
+    assert not list(root.rglob("shard-*"))
+    assert not list(root.rglob(".writing-*"))
+    prepare(tiny_config(root, musdb))
+    assert shard_bytes(root) == shard_bytes(prepared)
+
+
+# Requests that cannot be served
+
+
+def test_a_root_of_other_settings_or_songs_is_refused(prepared, musdb, tmp_path):
+    config = tiny_config(prepared, musdb)
+    with pytest.raises(RequestError, match=r"clips\.hop_s = 2\.0, now it is 1\.0"):
+        prepare(replace(config, clips=replace(config.clips, hop_s=1.0)))
+    with pytest.raises(RequestError, match=r"noise_sigma = 0\.01, now it is 0\.0"):
+        prepare(replace(config, noise_sigma=0.0))
+    write_musdb(tmp_path / "more", train=2, test=1, seconds=3.0)
+    root = tmp_path / "root"
+    corpora = [{"kind": "MusdbHQ", "path": str(tmp_path / "more"), "allow_partial": True}]
+    prepare(tiny_config(root, corpora))
+    (tmp_path / "more" / "train" / "Artist 1 - Song train 1").rename(tmp_path / "more" / "train" / "Another - Song")
+    with pytest.raises(RequestError, match="2 songs were added, removed or changed"):
+        prepare(tiny_config(root, corpora))
+
+
+def test_shards_of_unknown_origin_are_not_overwritten(musdb, tmp_path):
+    (tmp_path / "root" / "train").mkdir(parents=True)
+    (tmp_path / "root" / "train" / "shard-00000.safetensors").write_bytes(b"precious")
+    with pytest.raises(RequestError, match="holds shards, but"):
+        prepare(tiny_config(tmp_path / "root", musdb))
+    assert (tmp_path / "root" / "train" / "shard-00000.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip": {}}, "clip: unknown key; did you mean 'clips'?"),
+        ({"clips": {"hop": 2}}, "clips.hop: unknown key; did you mean 'hop_s'?"),
+        ({"clips": {"hop_s": "two"}}, "clips.hop_s: expected float, got 'two'"),
+        ({"clips": {"hop_s": 0.01}}, "clips: hop_s is 0.01, must be a positive multiple of 0.04 s"),
+        ({"corpora": []}, "corpora is empty"),
+        ({"corpora": [{"kind": "MusdbHq", "path": "x"}]}, "corpora.0.kind: got 'MusdbHq'; did you mean 'MusdbHQ'?"),
+        ({"corpora": [{"kind": "MusdbHQ"}]}, "corpora.0: missing key path"),
+        ({"corpora": [{"kind": "MusdbHQ", "path": "/nowhere"}]}, "corpus folder /nowhere does not exist"),
+        ({"engine": {"kind": "spark"}}, "engine: kind is 'spark', choose local or ray"),
+        ({"device": "cuda"}, "device is cuda, but torch sees no GPU"),
+        ({"styles": 1}, "styles: expected bool, got 1"),
+        ({"tokenizers": {"folder": "/nowhere"}}, "no tokenizer in /nowhere/semantic"),
+    ],
+)
+def test_wrong_requests_end_with_2_and_at_most_5_lines(musdb, tmp_path, capsys, change, message):
+    import torch
+
+    if "device" in change and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(tmp_path / "root", musdb) | change)
+    assert main(["prepare", "--config", str(config)]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) <= 5
+    assert not list((tmp_path / "root").rglob("shard-*"))
+
+
+def test_mixtures_without_a_model_are_refused_before_any_work(tmp_path):
+    write_stems(tmp_path / "songs", 2.0)
+    with pytest.raises(RequestError, match="no separation model is set"):
+        prepare(tiny_config(tmp_path / "root", [{"kind": "SongFolder", "path": str(tmp_path / "songs")}]))
+
+
+def test_the_command_prepares_and_verifies(musdb, tmp_path, capsys):
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(tmp_path / "unused", musdb))
+    root = tmp_path / "root"
+    assert main(["prepare", "--config", str(config), f"root={root}", "split.validation_share=0"]) == 0
+    assert "train: 12 clips of 4 songs" in capsys.readouterr().out
+    assert main(["prepare", "--verify", str(root)]) == 0
+    assert "whole (train 12 clips, test 3 clips)" in capsys.readouterr().out
+    shard = root / "test" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    assert main(["prepare", "--verify", str(root)]) == 1
+    assert "shard-00000.safetensors" in capsys.readouterr().out
+    assert main(["prepare", "--verify", str(tmp_path / "nothing")]) == 2
+    assert main(["prepare"]) == 2
+    assert main(["prepare", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert main(["prepare", "--config", str(config), "hop"]) == 2
+
+
+def test_verify_finds_splits_that_share_songs_and_foreign_tokenizers(prepared, tmp_path):
+    root = tmp_path / "root"
+    subprocess.run(["cp", "-r", prepared, root], check=True)
+    subprocess.run(["cp", "-r", root / "test", root / "spare"], check=True)
+    for path in (root / "validation").iterdir():
+        path.unlink()
+    for path in (root / "spare").iterdir():
+        path.rename(root / "validation" / path.name)
+    description = json.loads((root / "tokenizers" / "semantic" / "tokenizer.json").read_text())
+    description["identity"]["sha256"] = "0" * 64
+    (root / "tokenizers" / "semantic" / "tokenizer.json").write_text(json.dumps(description))
+    text = "\n".join(verify_root(root).problems)
+    assert "its manifest is that of split 'test'" in text
+    assert "1 songs are in validation and in test" in text
+    assert "another semantic tokenizer" in text
+
+
+# The report
+
+
+def test_the_report_counts_what_the_log_says(prepared):
+    report = PreparationReport.load(prepared)
+    with (prepared / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert report.candidates == len(rows) == 15
+    kept = [row["clip"] for row in rows if row["kept"] == "True"]
+    assert sorted(kept) == sorted(clip for split in report.clips for clip in ShardReader(prepared / split).clip_ids)
+    assert report.dropped == len(rows) - len(kept) == sum(counts["first"] for counts in report.rules.values())
+    assert sum(report.loudness_lufs.counts) == len(rows)
+    codebooks = {(use.stream, use.codebook): use for use in report.codebooks}
+    assert len(codebooks) == 1 + 1 + 8
+    tokens = np.concatenate([ShardReader(prepared / "train")[i]["instrumental_codes"][3] for i in range(9)])
+    assert codebooks["instrumental_codes", 3].counts == np.bincount(tokens, minlength=1024).tolist()
+    assert codebooks["instrumental_codes", 3].used == len(set(tokens.tolist()))
+
+
+def test_examples_can_be_listened_to(musdb, tmp_path):
+    import soundfile
+
+    report = prepare(tiny_config(tmp_path / "root", musdb, report={"examples": 2}))
+    assert len(report.examples) == 2
+    page = (tmp_path / "root" / "report.html").read_text()
+    for example in report.examples:
+        for file in (example.vocal, example.instrumental, example.decoded):
+            assert soundfile.info(tmp_path / "root" / file).duration == 2.0
+            assert file in page
+        samples, _ = soundfile.read(tmp_path / "root" / example.decoded)
+        assert np.abs(samples).max() > 0.001
