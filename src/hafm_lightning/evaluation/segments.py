@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hafm_lightning.audio import read_audio
+from hafm_lightning.audio import Audio, read_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.clips import MARGIN_S, ClipSound, clip_sound, with_noise
 from hafm_lightning.preparation.corpora import MusdbHQ, Song
@@ -90,6 +90,11 @@ class Segment:
     def clip_id(self) -> str:
         """``song@start_s``, as shards name clips."""
         return clip_id(self.song.id, self.start_s)
+
+    @property
+    def key(self) -> str:
+        """What results of this segment are kept under: they are made again when length or song files change."""
+        return f"{self.clip_id}+{self.duration_s:g}s#{self.song.bytes}"
 
 
 @dataclass(frozen=True)
@@ -203,6 +208,11 @@ def read_segment(segment: Segment, semantic_hz: int, acoustic_hz: int) -> ClipSo
     stems = [to_stereo(read_stretch(file, info.rate_hz, low, high)) for file in files]
     window = Window(segment.start_s, start - low, length, info.rate_hz, stems[0], np.sum(stems[1:], axis=0))
     return clip_sound(window, semantic_hz, acoustic_hz, vocal_acoustic=True)
+
+
+def read_vocal(segment: Segment) -> Audio:
+    """A segment's clean vocal as its file has it: own rate and channels."""
+    return read_audio(segment.song.vocals, start_s=segment.start_s, duration_s=segment.duration_s)
 
 
 @dataclass(frozen=True)
