@@ -1,0 +1,194 @@
+"""Every attention path against plain float64 attention, in values and gradients, and what the blocks keep."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import RICH_CONDITIONS, tiny_config, tiny_model, tiny_streams
+
+from hafm_lightning.modeling import attention
+from hafm_lightning.modeling.attention import attend, prepare
+from hafm_lightning.modeling.layout import SequenceLayout
+from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
+
+CASES = {
+    "causal": ("delay", "aligned", "index", "causal"),
+    "causal-prefix-index": ("flattened", "prefix", "index", "causal"),
+    "causal-prefix-time": ("flattened", "prefix", "time", "causal"),
+    "bidirectional-prefix": ("flattened", "prefix", "time", "bidirectional"),
+    "both-ways": ("nonautoregressive", "prefix", "time", "causal"),
+}
+
+
+def setting(case, frames=6, heads=3, width=8, batch=2):
+    """Bias module with random tables, positions, and queries, keys, values ``[B, H, S, d]``."""
+    pattern, conditioning, kind, prefix_mask = CASES[case]
+    layout = SequenceLayout.of(list(RICH_CONDITIONS), "instrumental_coarse", pattern, conditioning)
+    positions = StepPositions.of(layout.plan(frames), "cpu")
+    segments = 4 if conditioning == "prefix" else 1
+    module = RelativePosition(heads, kind, layout.causal, segments, prefix_mask)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    shape = (3, batch, heads, positions.steps, width)
+    return module, positions, torch.randn(shape, generator=generator).requires_grad_()
+
+
+def plain_attention(qkv, module, positions):
+    """Softmax attention in float64, a row of the table for each pair looked up one by one."""
+    steps = torch.arange(positions.steps)
+    bias = module.table().double()[module.rows(positions, steps, steps)].permute(2, 0, 1)
+    queries, keys, values = qkv.double()
+    scores = torch.einsum("bhqd,bhkd->bhqk", queries, keys) / math.sqrt(qkv.shape[-1]) + bias
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return torch.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdim=True), values)
+
+
+def gradients(output, qkv, module):
+    """Gradients of a fixed random projection of the output."""
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output)
+    return torch.autograd.grad((output * weight).sum(), [qkv, *module.parameters()])
+
+
+@pytest.mark.parametrize("block", [5, 16, 256])
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_equal_plain_attention_in_values_and_gradients(case, block, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", block)
+    module, positions, qkv = setting(case)
+    geometry = prepare(module, positions, "blockwise")
+    assert len(geometry.blocks) == math.ceil(positions.steps / block)
+    output, expected = attend(*qkv, module.table(), geometry), plain_attention(qkv, module, positions)
+    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
+    for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
+        torch.testing.assert_close(found, true, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dense_equals_plain_attention_in_values_and_gradients(case):
+    module, positions, qkv = setting(case)
+    output = attend(*qkv, module.table(), prepare(module, positions, "dense"))
+    expected = plain_attention(qkv, module, positions)
+    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
+    for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
+        torch.testing.assert_close(found, true, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # eager is what this machine can run
+@pytest.mark.parametrize("case", CASES)
+def test_flex_equals_plain_attention(case):
+    """Forward alone: FlexAttention has no backward on the CPU."""
+    module, positions, qkv = setting(case, width=16)
+    qkv = qkv.detach()
+    with torch.no_grad():
+        output = attend(*qkv, module.table(), prepare(module, positions, "flex"))
+        torch.testing.assert_close(output.double(), plain_attention(qkv, module, positions), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("case", CASES)
+def test_flex_on_cuda_equals_plain_attention_in_values_and_gradients(case):
+    module, positions, qkv = setting(case, frames=60, width=16)
+    expected = plain_attention(qkv, module, positions)
+    true = gradients(expected, qkv, module)
+    module, moved = module.cuda(), qkv.detach().cuda().requires_grad_()
+    positions = StepPositions(positions.segment.cuda(), positions.ticks.cuda(), positions.condition_steps)
+    output = attend(*moved, module.table(), prepare(module, positions, "flex"))
+    torch.testing.assert_close(output.cpu().double(), expected, atol=1e-2, rtol=1e-2)
+    for found, reference in zip(gradients(output, moved, module), true, strict=True):
+        torch.testing.assert_close(found.cpu(), reference, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("backend", ["blockwise", "dense", "flex"])
+def test_what_is_masked_is_never_looked_at(backend):
+    """Steps after a causal query may hold anything that is finite: nothing of it arrives, to the last bit."""
+    module, positions, qkv = setting("causal-prefix-time", width=16)
+    geometry, qkv = prepare(module, positions, backend), qkv.detach()
+    with torch.no_grad():
+        before = attend(*qkv, module.table(), geometry)
+        poisoned = qkv.clone()
+        poisoned[1:, :, :, 40:] = 1e4  # keys and values
+        after = attend(*poisoned, module.table(), geometry)
+    assert torch.equal(before[:, :, :40], after[:, :, :40])
+    assert not torch.equal(before[:, :, 40:], after[:, :, 40:])
+
+
+def test_memory_layout_of_the_inputs_does_not_matter(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", 16)
+    module, positions, qkv = setting("causal-prefix-time")
+    geometry = prepare(module, positions, "blockwise")
+    strided = qkv.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    one, other = (attend(*inputs, module.table(), geometry) for inputs in (qkv, strided))
+    torch.testing.assert_close(one, other)
+    for a, b in zip(gradients(one, qkv, module), gradients(other, strided, module), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_blocks_compute_in_float32_and_answer_in_the_inputs_precision():
+    module, positions, qkv = setting("causal-prefix-time")
+    geometry = prepare(module, positions, "blockwise")
+    half = qkv.detach().bfloat16()
+    output = attend(*half, module.table(), geometry)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, plain_attention(half, module, positions).bfloat16(), atol=1e-2, rtol=1e-2)
+
+
+def saved_float_sizes(model, streams):
+    """Elements of each float tensor that autograd keeps between forward and backward."""
+    sizes = []
+
+    def keep(tensor):
+        if tensor.is_floating_point():
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(streams).mean()
+    loss.backward()
+    return sizes
+
+
+def test_the_blockwise_path_keeps_no_float_for_every_pair_of_steps():
+    config = tiny_config("flattened", conditions=("vocal_semantic",), target="instrumental_semantic")
+    streams = tiny_streams(config.layout, 400, batch=1)
+    pairs = 800 * 800
+    blockwise = saved_float_sizes(tiny_model(config, attention="blockwise"), streams)
+    dense = saved_float_sizes(tiny_model(config, attention="dense"), streams)
+    assert max(blockwise) < pairs / 2  # the largest are the logits, 400 x 500
+    assert max(dense) >= 2 * pairs  # the hooks do see what a mask of all pairs costs
+
+
+def test_every_pair_belongs_to_one_block_at_most_and_all_visible_pairs_to_one(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", 7)
+    for case in CASES:
+        module, positions, _ = setting(case)
+        steps = torch.arange(positions.steps)
+        rows = module.rows(positions, steps, steps)
+        covered = torch.zeros_like(rows, dtype=torch.bool)
+        for block in prepare(module, positions, "blockwise").blocks:
+            assert not covered[block.start : block.stop, : block.keys].any()
+            covered[block.start : block.stop, : block.keys] = True
+            here = rows[block.start : block.stop, : block.keys]
+            assert torch.equal(block.rows.view_as(here).long(), here)
+        assert (rows[~covered] == module.masked_row).all()
+
+
+def test_backends_are_chosen_by_device_and_refused_by_name():
+    module, positions, _ = setting("causal")
+    assert prepare(module, positions).backend == "blockwise"
+    meta = StepPositions(positions.segment.to("meta"), positions.ticks.to("meta"), 0)
+    assert prepare(module, meta).backend == "dense"
+    with pytest.raises(ValueError, match="runs on the CPU"):
+        prepare(module, meta, "blockwise")
+    with pytest.raises(ValueError, match="unknown attention backend 'flash'"):
+        prepare(module, positions, "flash")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_sequences(steps):
+    layout = SequenceLayout.of([], "instrumental_semantic")
+    positions, module = StepPositions.of(layout.plan(steps), "cpu"), RelativePosition(2, "index")
+    qkv = torch.randn(3, 1, 2, steps, 8)
+    expected = plain_attention(qkv, module, positions)
+    for backend in ("blockwise", "dense"):
+        output = attend(*qkv, module.table(), prepare(module, positions, backend))
+        torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-6)
