@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_corpora import write_musdb, write_stems, write_tracks_csv
 
+from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation import musdb_stems
 from hafm_lightning.preparation.corpora import (
     MusdbHQ,
+    MusdbStems,
     Quarantined,
     Song,
     SongFolder,
@@ -182,3 +186,44 @@ def test_missing_corpora_and_wrong_splits_are_refused(tmp_path):
         SongFolder(str(tmp_path / "nowhere")).listing()
     with pytest.raises(ValueError, match="choose one of train"):
         StemFolder(str(tmp_path), split="dev")
+
+
+class FakeTrack:
+    """What ``musdb.MultiTrack`` does, without ffmpeg: five streams of constants."""
+
+    rate = 8000.0
+
+    def __init__(self, path, name, subset, stem_id):
+        if "broken" in name:
+            raise RuntimeError("moov atom not found")
+
+    def load_audio(self, path, stem_id):
+        return np.full((800, 2), stem_id / 10, np.float64)
+
+
+def test_stem_mp4_are_decoded_once_into_the_layout_of_hq(tmp_path, monkeypatch):
+    for split, name in (("train", "A - one"), ("train", "B - broken"), ("test", "C - two")):
+        touch(tmp_path / "musdb18" / split / f"{name}.stem.mp4")
+    monkeypatch.setattr(musdb_stems, "_track_class", lambda: FakeTrack)
+    corpus = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True)
+    listing = corpus.listing()
+    assert [(song.id, song.split) for song in listing.songs] == [("A - one", "train"), ("C - two", "test")]
+    assert [(entry.name, entry.reason) for entry in listing.quarantined] == [
+        ("train/B - broken", "cannot be decoded: moov atom not found")
+    ]
+    vocals = read_audio(listing.songs[0].vocals)
+    assert vocals.samples.shape == (2, 800)
+    np.testing.assert_allclose(vocals.samples, 0.4, atol=1e-4)  # vocals are the fifth stream
+    before = Path(listing.songs[0].vocals).stat().st_mtime_ns
+    corpus.listing()
+    assert Path(listing.songs[0].vocals).stat().st_mtime_ns == before
+    assert not list(tmp_path.rglob(".decoding-*"))
+
+
+def test_without_ffmpeg_stem_mp4_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    touch(tmp_path / "train" / "A.stem.mp4")
+    with pytest.raises(RequestError, match="needs ffmpeg and ffprobe"):
+        MusdbStems(str(tmp_path), decoded=str(tmp_path / "hq")).listing()
+    with pytest.raises(RequestError, match="holds no train"):
+        MusdbStems(str(tmp_path / "train"), decoded=str(tmp_path / "hq")).listing()

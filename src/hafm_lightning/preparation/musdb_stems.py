@@ -1,0 +1,85 @@
+"""MUSDB18 in its first form, ``.stem.mp4``: decoded once to wav, in the layout of MUSDB18-HQ.
+
+The ``musdb`` package reads the streams, and needs ffmpeg and ffprobe for it. Everything after that is
+:class:`~hafm_lightning.preparation.corpora.MusdbHQ`. A song's folder appears when all its files are written.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hafm_lightning.audio import Audio, write_audio
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.corpora import MUSDB_SONGS, Quarantined
+from hafm_lightning.preparation.files import printable
+from hafm_lightning.progress import progress
+
+STREAMS = ("mixture", "drums", "bass", "other", "vocals")
+"""Order of the streams in a ``.stem.mp4``."""
+_ENDING = ".stem.mp4"
+
+
+def decode_stems(source: Path, target: Path) -> list[Quarantined]:
+    """Write ``target/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` for every song that is not there yet.
+
+    Returns:
+        Songs that could not be decoded.
+
+    Raises:
+        RequestError: There are no such files, or musdb, ffmpeg or ffprobe is not installed.
+    """
+    files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
+    if not files:
+        raise RequestError(f"{source} holds no train/*{_ENDING} or test/*{_ENDING}; give the folder of MUSDB18")
+    missing = [(split, path) for split, path in files if not _folder(target, split, path).is_dir()]
+    quarantined = []
+    if missing:
+        track_class = _track_class()
+        with progress("Decoding MUSDB18", len(missing), "songs") as bar:
+            for split, path in missing:
+                try:
+                    _decode(track_class, path, split, _folder(target, split, path))
+                except (RuntimeError, ValueError, KeyError, IndexError, Warning) as error:
+                    name = printable(path.name.removesuffix(_ENDING))
+                    quarantined.append(Quarantined(f"{split}/{name}", f"cannot be decoded: {error}"))
+                bar.advance(1, path.name)
+    return quarantined
+
+
+def _folder(target: Path, split: str, path: Path) -> Path:
+    return target / split / path.name.removesuffix(_ENDING)
+
+
+def _track_class() -> Any:
+    needed = [program for program in ("ffmpeg", "ffprobe") if shutil.which(program) is None]
+    if needed:
+        raise RequestError(
+            f"reading {_ENDING} needs {' and '.join(needed)}, which this machine does not have\n"
+            "install ffmpeg, or use MUSDB18-HQ (wav) with kind: MusdbHQ"
+        )
+    try:
+        from musdb import MultiTrack
+    except ImportError:
+        raise RequestError(
+            f"reading {_ENDING} needs the package musdb: pip install musdb\nor use MUSDB18-HQ (wav) with kind: MusdbHQ"
+        ) from None
+    return MultiTrack
+
+
+def _decode(track_class: Any, path: Path, split: str, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".decoding-", dir=folder.parent))
+    try:
+        track = track_class(path=str(path), name=folder.name, subset=split, stem_id=0)
+        for number, name in enumerate(STREAMS):
+            samples = np.asarray(track.load_audio(str(path), number), dtype=np.float32)
+            write_audio(draft / f"{name}.wav", Audio(np.ascontiguousarray(samples.T), int(track.rate)))
+        draft.chmod(0o755)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
