@@ -183,28 +183,41 @@ class Stage(pl.LightningModule):
         folder = getattr(data, "tokenizers_folder", None)
         self.tokenizers_folder = str(folder) if folder is not None else None
 
-    def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
-        """Mean cross-entropy over codebooks, with guidance dropout."""
-        del batch_index
+    def training_forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor, int]:
+        """What a training step computes before its loss: guidance dropout, then the network.
+
+        Returns:
+            Logits ``[B, K', T, V]``, their true ids ``[B, K', T]``, and the first of the ``K'`` codebooks. All codebooks
+            of the target, or with ``nonautoregressive`` one that is drawn at random.
+        """
         layout, streams = self.model.layout, batch.streams
-        if self.duration_s is None:
-            self.duration_s = batch.duration_s
         if self.guidance_dropout and layout.conditions:
             drop = torch.rand(len(batch), device=self.device) < self.guidance_dropout
             streams = drop_conditions(streams, layout.conditions, drop)
         targets = batch[layout.target.name]
-        codebook = None
-        if layout.pattern == "nonautoregressive":
-            codebook = int(torch.randint(layout.target.codebooks, ()))
-            targets = targets[:, codebook : codebook + 1]
-        logits = self.model(streams, codebook)
+        if layout.pattern != "nonautoregressive":
+            return self.model(streams), targets, 0
+        codebook = int(torch.randint(layout.target.codebooks, ()))
+        return self.model(streams, codebook), targets[:, codebook : codebook + 1], codebook
+
+    def training_loss(self, batch: TokenBatch) -> Tensor:
+        """The loss of a training step; needs no Trainer."""
+        logits, targets, _ = self.training_forward(batch)
+        return token_cross_entropy(logits, targets).mean()
+
+    def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
+        """Mean cross-entropy over codebooks, with guidance dropout."""
+        del batch_index
+        if self.duration_s is None:
+            self.duration_s = batch.duration_s
+        logits, targets, first_codebook = self.training_forward(batch)
         every: int = getattr(self.trainer, "log_every_n_steps", 1)
         if self.global_step % every:
             loss = token_cross_entropy(logits, targets).mean()
         else:
             scores = TokenScores.of(logits, targets)
             loss = scores.cross_entropy.mean()
-            values = summarise(scores, first_codebook=codebook or 0, total=layout.target.codebooks)
+            values = summarise(scores, first_codebook=first_codebook, total=self.model.layout.target.codebooks)
             values.pop("loss")
             self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))

@@ -181,7 +181,7 @@ def seconds_a_step(places: Places, stage: str) -> float:
     times = []
     for _ in range(WARMUP_STEPS + TIMED_STEPS):
         began = time.perf_counter()
-        loss = module.training_step(next(batches), 0)
+        loss = module.training_loss(next(batches))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
