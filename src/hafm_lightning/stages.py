@@ -187,8 +187,8 @@ class Stage(pl.LightningModule):
         """What a training step computes before its loss: guidance dropout, then the network.
 
         Returns:
-            Logits ``[B, K', T, V]``, their true ids ``[B, K', T]``, and the first of the ``K'`` codebooks. All codebooks
-            of the target, or with ``nonautoregressive`` one that is drawn at random.
+            Logits ``[B, K', T, V]``, their true ids ``[B, K', T]``, and the first of the ``K'`` codebooks: all
+            of the target, or with ``nonautoregressive`` one drawn at random.
         """
         layout, streams = self.model.layout, batch.streams
         if self.guidance_dropout and layout.conditions:
@@ -369,12 +369,15 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
     if kind is None:
         raise RequestError(f"{path}: unknown stage {saved['stage']!r}; known: {', '.join(STAGES)}")
     settings = dict(saved["model"])
-    target = settings.pop("target")
-    stage = kind(
-        **settings | {"backbone": BackboneConfig(**settings["backbone"])},
-        guidance_dropout=saved["guidance_dropout"],
-        optimizer=OptimizerConfig(**saved["optimizer"]),
-    )
+    target = settings.pop("target", None)
+    try:
+        stage = kind(
+            **settings | {"backbone": BackboneConfig(**settings["backbone"])},
+            guidance_dropout=saved["guidance_dropout"],
+            optimizer=OptimizerConfig(**saved["optimizer"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"{path}: the description of its stage cannot be used ({error})") from error
     if stage.model.layout.target.name != target:
         raise RequestError(
             f"{path}: a {saved['stage']} writes {stage.model.layout.target.name!r}, the file says {target!r}"
@@ -382,8 +385,15 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder = saved["tokenizers_folder"]
     state = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("means.")}
-    missing, unexpected = stage.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.startswith("means.")]
-    if missing or unexpected:
-        raise RequestError(f"{path}: weights do not fit; missing {missing[:3]}, unexpected {unexpected[:3]}")
+    expected = {name: value for name, value in stage.state_dict().items() if not name.startswith("means.")}
+    odd = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": [n for n, value in state.items() if n in expected and value.shape != expected[n].shape],
+    }
+    if any(odd.values()):
+        raise RequestError(
+            f"{path}: weights do not fit; " + ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
+        )
+    stage.load_state_dict(state, strict=False)  # the metrics' sums begin anew
     return stage.to(device).eval()
