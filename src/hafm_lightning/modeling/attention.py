@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hafm_lightning.modeling.bias_spans import QueryBlock, query_blocks
 from hafm_lightning.modeling.layout import TIMELESS
 from hafm_lightning.modeling.relative_position import (
     BUCKETS,
@@ -40,22 +41,10 @@ from hafm_lightning.modeling.relative_position import (
 
 AttentionBackend = Literal["auto", "blockwise", "flex", "dense"]
 
-QUERY_BLOCK_STEPS = 256
-"""Queries handled at once on the CPU: a block's scores fit the cache, few keys beyond the causal edge are read."""
-
-
-@dataclass(frozen=True)
-class QueryBlock:
-    """Queries ``start:stop`` against keys ``0:keys``; ``rows`` is int32 ``[(stop - start) * keys]``."""
-
-    start: int
-    stop: int
-    keys: int
-    rows: Tensor
-
-    def bias(self, table: Tensor) -> Tensor:
-        """Mask and bias of the block, ``[H, Q, N]``, from ``table [R, H]``."""
-        return table.t().index_select(1, self.rows).view(-1, self.stop - self.start, self.keys)
+QUERY_BLOCK_STEPS = 64
+"""Queries handled at once on the CPU: a block's scores stay in the cache, few keys beyond the causal edge are read."""
+SCORES_AT_ONCE = 2**20
+"""Scores handled at once in the backward pass: several clips where sequences are short."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ def prepare(module: RelativePosition, positions: StepPositions, backend: Attenti
     if chosen == "blockwise":
         if device.type != "cpu":
             raise ValueError(f"attention backend 'blockwise' runs on the CPU, not on {device}; use 'flex' or 'dense'")
-        return Geometry("blockwise", blocks=_query_blocks(module, positions))
+        return Geometry("blockwise", blocks=query_blocks(module, positions, QUERY_BLOCK_STEPS))
     if chosen == "flex":
         return Geometry("flex", flex=_flex_geometry(module, positions))
     if chosen == "dense":
@@ -124,18 +113,6 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometr
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(queries.dtype))
 
 
-def _query_blocks(module: RelativePosition, positions: StepPositions) -> tuple[QueryBlock, ...]:
-    blocks = []
-    for start in range(0, positions.steps, QUERY_BLOCK_STEPS):
-        stop = min(start + QUERY_BLOCK_STEPS, positions.steps)
-        keys = stop if module.causal else positions.steps
-        if module.prefix_mask == "bidirectional" and start < positions.condition_steps:
-            keys = max(keys, positions.condition_steps)
-        rows = module.rows(positions, torch.arange(start, stop, device="cpu"), torch.arange(keys, device="cpu"))
-        blocks.append(QueryBlock(start, stop, keys, rows.int().flatten()))
-    return tuple(blocks)
-
-
 class _BlockwiseAttention(torch.autograd.Function):
     """Attention in query blocks; gradients for queries, keys, values and the bias table."""
 
@@ -143,46 +120,50 @@ class _BlockwiseAttention(torch.autograd.Function):
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, blocks: tuple[QueryBlock, ...]
     ) -> Tensor:
-        batch, heads, steps, _ = queries.shape
-        output = torch.empty_like(queries)
-        log_sum = queries.new_empty(batch, heads, steps)
-        for block in blocks:
-            here = slice(block.start, block.stop)
-            mask = block.bias(table)[None].expand(batch, -1, -1, -1)
-            output[:, :, here], log_sum[:, :, here] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                queries[:, :, here], keys[:, :, : block.keys], values[:, :, : block.keys], attn_mask=mask
-            )
-        ctx.save_for_backward(queries, keys, values, table, output, log_sum)
+        ctx.save_for_backward(queries, keys, values, table)
         ctx.blocks = blocks
+        batch, heads, steps, width = queries.shape
+        output = queries.new_empty(batch, steps, heads, width).transpose(1, 2)  # heads side by side for what follows
+        rows = table.t().contiguous()
+        for block in blocks:
+            here = queries.index_select(2, block.order)
+            seen, mask = slice(0, block.keys), block.bias(rows)[None]
+            mixed = F.scaled_dot_product_attention(here, keys[:, :, seen], values[:, :, seen], attn_mask=mask)
+            output.index_copy_(2, block.order, mixed)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        (grad_output,) = gradients
-        queries, keys, values, table, output, log_sum = ctx.saved_tensors
-        scale = 1 / math.sqrt(queries.shape[-1])
+        queries, keys, values, table = ctx.saved_tensors
+        batch, heads, _, width = queries.shape
+        scale = 1 / math.sqrt(width)
         grad_queries = torch.empty_like(queries)
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-        grad_table = torch.zeros_like(table.t())
-        inner = (grad_output * output).sum(-1)  # [B, H, S], the softmax's rowwise correction
+        grad_table = torch.zeros_like(table.t(), memory_format=torch.contiguous_format)
+        rows = table.t().contiguous()
+        key, value = (x.contiguous().view(batch * heads, -1, width) for x in (keys, values))
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         for block in ctx.blocks:
-            here, seen = slice(block.start, block.stop), slice(0, block.keys)
-            bias = block.bias(table)
+            bias = block.bias(rows)
             grad_bias = torch.zeros_like(bias)
-            for item in range(queries.shape[0]):
-                query, key, value = queries[item, :, here], keys[item, :, seen], values[item, :, seen]
-                grad_out = grad_output[item, :, here]
-                scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=scale)
-                probabilities = scores.sub_(log_sum[item, :, here, None]).exp_()  # [H, Q, N]
-                grad_values[item, :, seen].baddbmm_(probabilities.transpose(1, 2), grad_out)
-                grad_scores = torch.bmm(grad_out, value.transpose(1, 2)).sub_(inner[item, :, here, None])
-                grad_scores.mul_(probabilities)
-                grad_bias.add_(grad_scores)
-                torch.bmm(grad_scores, key, out=grad_queries[item, :, here])
-                grad_keys[item, :, seen].baddbmm_(grad_scores.transpose(1, 2), query, alpha=scale)
-            grad_table.index_add_(1, block.rows, grad_bias.flatten(1))
+            query = (queries.index_select(2, block.order) * scale).view(batch * heads, -1, width)
+            grad_out = gradients[0].index_select(2, block.order).view(batch * heads, -1, width)
+            grad_query = torch.empty_like(query)
+            items = max(1, SCORES_AT_ONCE // bias.numel())
+            for first in range(0, batch, items):
+                some = slice(first * heads, min(first + items, batch) * heads)  # clips times heads
+                k, v, q, g = key[some, : block.keys], value[some, : block.keys], query[some], grad_out[some]
+                scores = bias.repeat(len(q) // heads, 1, 1).baddbmm_(q, k.transpose(1, 2))
+                weights = torch.softmax(scores, -1)
+                grad_value[some, : block.keys].baddbmm_(weights.transpose(1, 2), g)
+                torch.bmm(g, v.transpose(1, 2), out=scores)
+                grad_scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
+                grad_bias.add_(grad_scores.unflatten(0, (-1, heads)).sum(0))
+                torch.bmm(grad_scores, k, out=grad_query[some])
+                grad_key[some, : block.keys].baddbmm_(grad_scores.transpose(1, 2), q)
+            grad_queries.index_copy_(2, block.order, grad_query.view(batch, heads, -1, width))
+            block.collect(grad_bias, grad_table)
         grad_table[:, -1] = 0  # the row of -inf is no parameter
-        return grad_queries.mul_(scale), grad_keys, grad_values, grad_table.t(), None
+        return grad_queries.mul_(scale), grad_key.view(keys.shape), grad_value.view(keys.shape), grad_table.t(), None
 
 
 def _flex_geometry(module: RelativePosition, positions: StepPositions) -> FlexGeometry:
