@@ -52,7 +52,9 @@ OTHER_MINUTES = 4.5
 """What everything but training takes on 2 cores."""
 LEAST_TRAINING_MINUTES = 1.5
 VALIDATIONS = 4
-TIMED_STEPS, WARMUP_STEPS = 6, 2
+TIMED_STEPS, UNTIMED_STEPS = 6, 2
+WARMUP_STEPS = 40
+"""Most optimizer steps over which the learning rate rises; a tenth of all where that is less."""
 VALIDATION_SHARE = 0.1
 """Share of a stage's time that its validations take."""
 SAMPLING = SamplingOptions(guidance=2.0, temperature=0.9, top_k=100)
@@ -166,6 +168,7 @@ def fit_arguments(places: Places, stage: str, steps: int) -> list[str]:
     return [
         *("--config", str(places.config(stage))),
         *("--trainer.max_steps", str(steps), "--model.init_args.optimizer.total_steps", str(steps)),
+        *("--model.init_args.optimizer.warmup_steps", str(min(WARMUP_STEPS, steps // 10))),
         *("--trainer.val_check_interval", str(every), "--checkpoints.every_steps", str(every)),
         *("--trainer.default_root_dir", str(run_root(places, stage))),
     ]
@@ -179,14 +182,14 @@ def seconds_a_step(places: Places, stage: str) -> float:
     batches = iter(data.train_dataloader())
     optimizer = torch.optim.AdamW(module.parameters(), fused=True)
     times = []
-    for _ in range(WARMUP_STEPS + TIMED_STEPS):
+    for _ in range(UNTIMED_STEPS + TIMED_STEPS):
         began = time.perf_counter()
         loss = module.training_loss(next(batches))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         times.append(time.perf_counter() - began)
-    return sorted(times[WARMUP_STEPS:])[TIMED_STEPS // 2]
+    return sorted(times[UNTIMED_STEPS:])[TIMED_STEPS // 2]
 
 
 def fit(places: Places, stage: str, plan: Plan) -> None:
