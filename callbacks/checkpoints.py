@@ -145,6 +145,7 @@ class Checkpoints(Checkpoint):
         overdue = self.every_minutes is not None and minutes >= self.every_minutes
         stop, overdue = self._agree(trainer, self._asked_to_stop(trainer), overdue)
         if stop:
+            trainer._logger_connector.update_train_step_metrics()  # this step's row, which Lightning writes later
             self._save_and_stop(trainer)
         if overdue or (self.every_steps is not None and step % self.every_steps == 0):
             self._save_step(trainer)

@@ -8,9 +8,11 @@ Choices:
 * Before every training batch all generators are seeded with a hash of (seed, number of the batch, process). The random
   numbers of a step are then a pure function, like the order of the data: there is no generator state to save or to
   gather, and nothing that runs between two steps (validation, sampling of audio) can shift them.
-* Every checkpoint holds the counters of Lightning's loops as they were when the last training batch ended, whichever
-  hook saves it, so that there is one way to continue and not four. A validation that was due but not finished at that
-  point is marked, and the continued run makes it up first; Lightning alone would skip it.
+* Every checkpoint holds the counters of Lightning's loops, and the place in the data, as they were when the last
+  training batch ended, whichever hook saves it, so that there is one way to continue and not four. After the last batch
+  of an epoch the epoch counts as done; Lightning would otherwise lose count of it.
+* A validation that was due but not finished at that point is marked, and the continued run makes it up first; Lightning
+  alone would skip it.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class ExactResume(pl.Callback):
         self._validation_due = False
         self._validation_missed = False
         self._loops: dict[str, Any] | None = None
+        self._place: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the seed that ``seed_everything`` announced."""
@@ -82,6 +85,7 @@ class ExactResume(pl.Callback):
         """Put the counters of the end of the last training batch in the place of the present ones."""
         if self._loops is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
+            checkpoint |= self._place
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -122,8 +126,10 @@ class ExactResume(pl.Callback):
         self._batches += 1
         self._epoch = trainer.current_epoch
         self._validation_due = loop._should_check_val_fx(fetcher)
-        if self._validation_due or loop._num_ready_batches_reached():
-            self._loops = copy.deepcopy(trainer.fit_loop.state_dict())
+        if self._validation_due or loop._is_training_done or trainer.should_stop:
+            self._loops = after_batch(trainer)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._place = {type(data).__qualname__: data.state_dict()} if data is not None else {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The validation is done; checkpoints saved from here on do not owe it."""
@@ -143,3 +149,13 @@ class ExactResume(pl.Callback):
         trainer.training = True
         epoch.processed, epoch.completed = now
         self._validation_missed = False
+
+
+def after_batch(trainer: pl.Trainer) -> dict[str, Any]:
+    """State of the fit loop from which a run continues with the next batch, taken in ``on_train_batch_end``."""
+    state: dict[str, Any] = copy.deepcopy(trainer.fit_loop.state_dict())
+    if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+        for counter in state["epoch_progress"].values():
+            counter["processed"] = counter["completed"] = counter["ready"]
+        state["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = True  # else the epoch is counted once more
+    return state

@@ -91,13 +91,13 @@ class CsvLog(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _open(self, step: int, names: set[str]) -> None:
-        """Start the file, or drop the rows of an earlier part of the run that will be logged again."""
+        """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
         kept = []
         for row in read_rows(self.path):
-            at = int(float(row["step"] or 0))
-            again = at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))
-            if at < step or (at == step and not again):
-                kept.append(row)
+            at = int(float(row["step"]))
+            if at > step or (at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))):
+                break
+            kept.append(row)
         self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in kept for name in row)]))
         self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
         self._start = time.monotonic()

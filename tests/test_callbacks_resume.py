@@ -1,0 +1,299 @@
+"""A run that is killed anywhere and continued ends bit for bit where the uninterrupted run ends."""
+
+import csv
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from resume_child import finish, start
+from tiny_shards import write_tiny_shards
+
+STEPS = 11
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """A run of 11 steps over 4 batches an epoch, validated every 3 batches, saved every 2 steps."""
+    config = {
+        "seed_everything": 3,
+        "model": {"class_path": "resume_child.ToyStage", "init_args": {"trace": str(folder / "trace")}},
+        "data": {
+            "class_path": "hafm_lightning.data_modules.TokenShards",
+            "init_args": {"root": str(folder.parent / "shards"), "batch_size": 2, "seed": 5, "crop_s": 0.2},
+        },
+        "checkpoints": {"every_steps": 2, "keep": 2},
+        "trainer": {
+            "max_steps": STEPS,
+            "accelerator": "cpu",
+            "devices": 1,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": str(folder / "logs"),
+            "callbacks": [{"class_path": "hafm_lightning.callbacks.EMA", "init_args": {"decay": 0.9}}],
+        },
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        target = config[section]["init_args"] if section == "data" else config[section]
+        target[name] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def add_callback(config: Path, class_path: str, **init_args) -> Path:
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"].append({"class_path": class_path, "init_args": init_args})
+    path = config.with_name("config-with-callback.yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def fit(config: Path, *arguments: str, processes: int = 1, log: str = "run") -> list[int]:
+    return finish(start(["fit", "--config", str(config), *arguments], config.parent / log, processes))
+
+
+def log_of(config: Path, log: str = "run") -> str:
+    return (config.parent / f"{log}-0.log").read_text()
+
+
+def differences(a, b, name=""):
+    """Paths at which two checkpoints differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        missing = [f"{name}.{key} on one side" for key in set(a) ^ set(b)]
+        return missing + [d for key in set(a) & set(b) for d in differences(a[key], b[key], f"{name}.{key}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{name}[{i}]")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [f"{name}: {a} != {b}"]
+
+
+def last_checkpoint(folder: Path, step: int = STEPS):
+    return torch.load(folder / "logs" / "run-000" / "checkpoints" / f"step-{step:08d}.ckpt", weights_only=True)
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The logged values, without times and speeds."""
+    with (folder / "logs" / "run-000" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    timed = ("seconds", "speed/", "system/")
+    return [{k: v for k, v in row.items() if v and not k.startswith(timed)} for row in rows]
+
+
+def steps_seen(folder: Path, rank: int = 0) -> dict:
+    """(step, batch of the epoch) -> clips and random number; a step done twice must have seen the same both times."""
+    seen = {}
+    for line in (folder / f"trace-{rank}.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        key = (entry["step"], entry["index"])
+        value = (entry["clips"], entry["random"])
+        assert seen.setdefault(key, value) == value, f"step {key} was repeated with something else"
+    return seen
+
+
+def assert_equal_runs(resumed: Path, whole: Path, processes: int = 1) -> None:
+    found = differences(last_checkpoint(resumed), last_checkpoint(whole))
+    assert found == [], "\n".join(found)
+    best = [
+        torch.load(f / "logs" / "run-000" / "checkpoints" / "best.ckpt", weights_only=True) for f in (resumed, whole)
+    ]
+    assert differences(*best) == []
+    for rank in range(processes):
+        assert steps_seen(resumed, rank) == steps_seen(whole, rank)
+    assert metrics(resumed) == metrics(whole)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    write_tiny_shards(folder / "shards", train=(5, 4), validation=(3, 2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(base):
+    """The uninterrupted run."""
+    config = write_config(base / "whole")
+    assert fit(config) == [0], log_of(config)
+    return base / "whole"
+
+
+def kill_and_continue(folder: Path, at: str, number: int, *arguments: str, processes: int = 1, **changes) -> str:
+    """Kill a run at a point, continue it with `auto`, and return what the continued run printed."""
+    config = write_config(folder, **changes)
+    killed = fit(add_callback(config, "resume_child.Kill", at=at, number=number), processes=processes)
+    assert -9 in killed, log_of(config)
+    assert fit(config, "--ckpt_path", "auto", *arguments, processes=processes, log="again") == [0] * processes, log_of(
+        config, "again"
+    )
+    return log_of(config, "again")
+
+
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        ("batch start", 8),  # mid-epoch; the last save was at step 6, whose validation was done
+        ("before step", 2),  # before the first save
+        ("epoch end", 1),  # after the last batch of an epoch, which was saved at step 4
+        ("saving", 4),  # half of a checkpoint on the disk
+        ("saved, not renamed", 3),  # a whole checkpoint under a temporary name
+        ("validation", 5),  # in the middle of the validation after step 6, which was saved before it
+        ("validation end", 2),
+    ],
+)
+def test_a_killed_run_ends_where_the_uninterrupted_one_ends(base, whole, at, number):
+    folder = base / f"{at}-{number}".replace(" ", "-")
+    log = kill_and_continue(folder, at, number)
+    assert_equal_runs(folder, whole)
+    assert ("starting anew" in log) == (at == "before step")
+    leftover = list((folder / "logs" / "run-000" / "checkpoints").glob(".writing-*"))
+    assert leftover == [], "an unfinished file stayed behind"
+
+
+def test_loader_workers_may_change(base, whole):
+    folder = base / "workers"
+    kill_and_continue(folder, "batch start", 8, "--data.workers", "0", data__workers=2)
+    assert_equal_runs(folder, whole)
+
+
+def test_two_processes(base):
+    changes = {"data__batch_size": 1}
+    config = write_config(base / "two-whole", **changes)
+    assert fit(config, processes=2) == [0, 0], log_of(config)
+    kill_and_continue(base / "two", "validation", 3, processes=2, **changes)
+    assert_equal_runs(base / "two", base / "two-whole", processes=2)
+
+
+def test_gradient_accumulation_and_validation_at_epoch_ends(base):
+    changes = {
+        "trainer__accumulate_grad_batches": 3,
+        "trainer__val_check_interval": 1.0,
+        "trainer__check_val_every_n_epoch": 1,
+        "checkpoints__every_steps": 1,
+    }
+    config = write_config(base / "accumulate-whole", **changes)
+    assert fit(config) == [0], log_of(config)
+    for at, number in (("validation", 4), ("batch start", 15)):
+        folder = base / f"accumulate-{at}".replace(" ", "-")
+        kill_and_continue(folder, at, number, **changes)
+        assert_equal_runs(folder, base / "accumulate-whole")
+
+
+def test_an_unreadable_newest_checkpoint_is_skipped_and_named(base, whole):
+    folder = base / "unreadable"
+    config = write_config(folder)
+    assert -9 in fit(add_callback(config, "resume_child.Kill", at="batch start", number=8))
+    newest = folder / "logs" / "run-000" / "checkpoints" / "step-00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    assert fit(config, "--ckpt_path", "auto", log="again") == [0]
+    assert f"skipping {newest}" in log_of(config, "again")
+    assert "continuing from" in log_of(config, "again")
+    assert "step-00000004.ckpt" in log_of(config, "again")
+    assert_equal_runs(folder, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+    before = metrics(whole), last_checkpoint(whole)
+    assert fit(whole / "config.yaml", "--ckpt_path", "auto", log="again") == [0]
+    assert metrics(whole) == before[0]
+    assert differences(last_checkpoint(whole), before[1]) == []
+
+
+def test_a_fresh_fit_gets_a_folder_of_its_own(whole):
+    assert fit(whole / "config.yaml", "--trainer.max_steps", "1", log="second") == [0]
+    assert (whole / "logs" / "run-001" / "metrics.csv").is_file()
+    assert len(metrics(whole)) > 5, "the first run's metrics were touched"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--data.batch_size", "1"), "batch_size 2 -> 1"),
+        (("--data.seed", "6"), "seed 5 -> 6"),
+        (("--data.crop_s", "0.12"), "crop_s 0.2 -> 0.12"),
+    ],
+)
+def test_what_would_change_the_batches_is_refused(whole, change, message):
+    checkpoint = whole / "logs" / "run-000" / "checkpoints" / "best.ckpt"
+    log = f"refused{change[0]}"
+    assert fit(whole / "config.yaml", "--ckpt_path", str(checkpoint), *change, log=log) == [2]
+    assert message in log_of(whole / "config.yaml", log)
+    assert "Traceback" not in log_of(whole / "config.yaml", log)
+
+
+def test_another_number_of_processes_is_refused(base, whole):
+    checkpoint = whole / "logs" / "run-000" / "checkpoints" / "best.ckpt"
+    codes = fit(whole / "config.yaml", "--ckpt_path", str(checkpoint), processes=2, log="processes")
+    assert set(codes) == {2}
+    assert "processes 1 -> 2" in log_of(whole / "config.yaml", "processes")
+
+
+@pytest.mark.parametrize(("at", "number", "saved"), [("batch start", 6, 6), ("validation", 4, 6)])
+def test_sigterm_saves_and_leaves_with_143(base, whole, at, number, saved):
+    folder = base / f"sigterm-{at}".replace(" ", "-")
+    config = write_config(folder, checkpoints__every_steps=None)
+    assert fit(add_callback(config, "resume_child.TerminateSelf", at=at, number=number)) == [143], log_of(config)
+    assert (folder / "logs" / "run-000" / "checkpoints" / f"step-{saved:08d}.ckpt").is_file()
+    assert "continue it with --ckpt_path auto" in log_of(config)
+    assert fit(config, "--ckpt_path", "auto", log="again") == [0], log_of(config, "again")
+    assert_equal_runs(folder, whole)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both(base):
+    config = write_config(base / "sigterm-two", data__batch_size=1, checkpoints__every_steps=None)
+    running = start(["fit", "--config", str(config), "--trainer.max_steps", "100000"], config.parent / "run", 2)
+    trace = base / "sigterm-two" / "trace-1.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (trace.is_file() and len(trace.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    running[1].terminate()
+    assert finish(running) == [143, 143], log_of(config)
+    assert len(list((base / "sigterm-two" / "logs" / "run-000" / "checkpoints").glob("step-*.ckpt"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_twenty_random_kills(base, processes, workers):
+    """The run is killed at random moments until it has died 20 times, and continued each time."""
+    steps = "60"
+    changes = {"data__batch_size": 1, "data__workers": workers}
+    name = f"random-{processes}-{workers}"
+    whole = write_config(base / f"{name}-whole", **changes)
+    assert fit(whole, "--trainer.max_steps", steps, processes=processes) == [0] * processes, log_of(whole)
+    config = write_config(base / name, **changes)
+    generator, kills = random.Random(processes * 10 + workers), 0
+    while True:
+        running = start(
+            ["fit", "--config", str(config), "--trainer.max_steps", steps, "--ckpt_path", "auto"],
+            config.parent / "run",
+            processes,
+        )
+        if kills < 20:
+            time.sleep(generator.uniform(0.3, 6.0))
+            victim = running[generator.randrange(processes)]
+            if victim.is_alive():
+                victim.kill()
+                kills += 1
+        codes = finish(running)
+        if codes == [0] * processes:
+            if kills >= 20:
+                break
+            for path in sorted((config.parent / "logs" / "run-000" / "checkpoints").glob("*.ckpt"))[2:]:
+                path.unlink()  # finished too early: take it back some steps, and go on killing
+        assert set(codes) <= {0, -9, 1}, log_of(config)
+    final = last_checkpoint(base / name, int(steps)), last_checkpoint(base / f"{name}-whole", int(steps))
+    assert differences(*final) == []
+    for rank in range(processes):
+        assert steps_seen(base / name, rank) == steps_seen(base / f"{name}-whole", rank)
+    # A kill within the milliseconds between a save and the step's row loses that row; nothing else may differ.
+    rows, expected = metrics(base / name), metrics(base / f"{name}-whole")
+    assert [row for row in expected if row in rows] == rows
+    assert len(rows) >= len(expected) - 20
