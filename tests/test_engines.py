@@ -1,0 +1,76 @@
+"""Engines: every unit once, errors by name, and the same bytes from processes and from a Ray cluster."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+from tiny_corpora import write_musdb
+from tiny_preparation import shard_bytes, tiny_config
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.engines import EngineSettings, LocalEngine, SerialEngine, make_engine
+from hafm_lightning.preparation.pipeline import prepare
+from hafm_lightning.preparation.survey import SurveyWork
+
+
+@dataclass(frozen=True)
+class Square:
+    """Squares numbers; fails or dies at one of them."""
+
+    fails_at: int = -1
+    dies_at: int = -1
+
+    def __call__(self, number: int) -> int:
+        if number == self.fails_at:
+            raise RuntimeError(f"no square of {number}")
+        if number == self.dies_at:
+            os._exit(9)
+        return number**2
+
+
+def test_processes_do_every_unit_once_and_serve_two_maps():
+    with LocalEngine(2) as engine:
+        for count in (11, 0, 1):
+            results = dict(engine.map(Square(), list(range(count))))
+            assert results == {index: index**2 for index in range(count)}
+
+
+def test_an_error_in_a_worker_reaches_the_caller():
+    with LocalEngine(2) as engine, pytest.raises(RuntimeError, match="no square of 3"):
+        list(engine.map(Square(fails_at=3), list(range(8))))
+    with SerialEngine() as engine, pytest.raises(RuntimeError, match="no square of 3"):
+        list(engine.map(Square(fails_at=3), list(range(8))))
+
+
+def test_a_worker_that_dies_is_reported_with_what_was_running():
+    with LocalEngine(1) as engine, pytest.raises(RuntimeError, match=r"worker process died .* units .* of 6"):
+        list(engine.map(Square(dies_at=2), list(range(6))))
+
+
+def test_settings_choose_the_engine():
+    assert isinstance(make_engine(EngineSettings(workers=1)), SerialEngine)
+    with make_engine(EngineSettings(workers=2)) as engine:
+        assert isinstance(engine, LocalEngine)
+    with pytest.raises(ValueError, match="choose local or ray"):
+        EngineSettings(kind="spark")
+
+
+def test_ray_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(RequestError, match="Ray Data cannot be imported"):
+        make_engine(EngineSettings(kind="ray"))
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_two_workers_gives_the_same_bytes(tmp_path, monkeypatch):
+    pytest.importorskip("ray.data")
+    monkeypatch.setenv("HAFM_QUIET", "1")
+    corpora = [{"kind": "MusdbHQ", "path": str(write_musdb(tmp_path / "musdb", 4, 1, 5.0)), "allow_partial": True}]
+    changes = {"duplicates": {"enabled": True}, "tokenizers": {"training_clips": 8}, "vocal_acoustic": True}
+    prepare(tiny_config(tmp_path / "local", corpora, **changes))
+    prepare(tiny_config(tmp_path / "ray", corpora, engine={"kind": "ray", "workers": 2}, **changes))
+    assert shard_bytes(tmp_path / "ray") == shard_bytes(tmp_path / "local")
+    with make_engine(EngineSettings(kind="ray", workers=1)) as engine:
+        assert dict(engine.map(SurveyWork(False), [()] * 3)) == {0: [], 1: [], 2: []}
+        with pytest.raises(RuntimeError, match=r"failed on the Ray cluster: AttributeError: .*attribute"):
+            list(engine.map(SurveyWork(False), [("not a song",)]))
