@@ -30,9 +30,19 @@ class UnitActor:
         self._work: Callable[[Any], Any] = pickle.loads(work)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the units of a batch: columns ``index`` and ``unit`` in, ``index`` and ``result`` out."""
-        results = [pickle.dumps(self._work(pickle.loads(unit))) for unit in batch["unit"]]
-        return {"index": batch["index"], "result": results}
+        """Do the units of a batch: columns ``index`` and ``unit`` in, ``index``, ``result`` and ``error`` out.
+
+        An error travels as text: Ray's own wrapping hides what went wrong under its own frames.
+        """
+        results, errors = [], []
+        for unit in batch["unit"]:
+            try:
+                results.append(pickle.dumps(self._work(pickle.loads(unit))))
+                errors.append("")
+            except Exception as error:  # noqa: BLE001 - raised again by the engine
+                results.append(b"")
+                errors.append(f"{type(error).__name__}: {error}")
+        return {"index": batch["index"], "result": results, "error": errors}
 
 
 class RayEngine:
@@ -94,10 +104,11 @@ class RayEngine:
         )
         try:
             for row in dataset.iter_rows():
+                if row["error"]:
+                    raise RuntimeError(f"the work failed on the Ray cluster: {row['error']}")
                 yield int(row["index"]), pickle.loads(row["result"])
         except ray.exceptions.RayError as error:
-            cause = _innermost(error)
-            raise RuntimeError(f"the work failed on the Ray cluster: {type(cause).__name__}: {cause}") from error
+            raise RuntimeError(f"the Ray cluster failed: {error}") from error
 
     def __enter__(self) -> RayEngine:
         return self
@@ -105,12 +116,3 @@ class RayEngine:
     def __exit__(self, *exception: object) -> None:
         if self._started:
             self._ray.shutdown()
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The exception that was raised in the actor, inside what Ray wraps around it."""
-    while True:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or inner is error:
-            return error
-        error = inner
