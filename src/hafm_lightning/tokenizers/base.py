@@ -177,6 +177,8 @@ def whole_frames(clip: NDArray[np.float32], hop: int) -> Tensor:
     samples = torch.from_numpy(np.ascontiguousarray(clip, dtype=np.float32))
     if samples.dim() != 1:
         raise ValueError(f"training clips are mono, [L]; got {tuple(samples.shape)}")
+    if not bool(torch.isfinite(samples).all()):
+        raise RequestError("a clip to train a tokenizer on holds NaN or infinite samples; repair the audio")
     return samples[: len(samples) // hop * hop]
 
 

@@ -2,7 +2,8 @@
 
 Choices:
 
-* Euclidean k-means by faiss, on the CPU: the same seed gives the same centroids whatever the number of threads.
+* Euclidean k-means by faiss, on the CPU and on one thread: with more, faiss rounds distances differently, and the same
+  seed would give other centroids on another machine.
 * faiss silently trains on 256 points a centroid; here every given point counts, and subsampling is the caller's
   explicit, seeded choice (:class:`FrameSample`).
 * Assignment runs in float64, where a different batch, thread count or BLAS has no near-ties to flip.
@@ -99,9 +100,14 @@ def train_kmeans(
         min_points_per_centroid=1,
         max_points_per_centroid=len(points) // centroids + 1,
     )
-    kmeans.train(np.ascontiguousarray(points))
-    found = np.asarray(kmeans.centroids, dtype=np.float32).reshape(centroids, -1).copy()
-    distances, chosen = kmeans.index.search(np.ascontiguousarray(points), 1)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        kmeans.train(np.ascontiguousarray(points))
+        found = np.asarray(kmeans.centroids, dtype=np.float32).reshape(centroids, -1).copy()
+        distances, chosen = kmeans.index.search(np.ascontiguousarray(points), 1)
+    finally:
+        faiss.omp_set_num_threads(threads)
     usage = np.bincount(chosen[:, 0], minlength=centroids)
     inertia, variance = float(distances.mean(dtype=np.float64)), float(points.var(axis=0, dtype=np.float64).sum())
     share = usage[usage > 0] / len(points)

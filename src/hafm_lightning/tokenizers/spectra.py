@@ -14,9 +14,25 @@ Choices:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: sums are then rounded alike whatever the number of threads that the process has.
+
+    The work here is a second at most and made of small steps, which threads hardly speed up.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def hann(length: int) -> Tensor:
