@@ -34,6 +34,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import SumMetric
 
@@ -66,7 +67,7 @@ class MusicEvaluation(Callback):
     """Generate, decode and measure at each validation epoch.
 
     Args:
-        root: Folder with ``test`` in the layout of MUSDB18-HQ.
+        root: Folder with ``test`` in the layout of MUSDB18-HQ; None measures nothing, and says so once.
         split: ``test`` or ``train``.
         clips: Segments over all processes.
         duration_s: Length of a segment in seconds.
@@ -86,7 +87,7 @@ class MusicEvaluation(Callback):
 
     def __init__(
         self,
-        root: str,
+        root: str | None,
         split: str = "test",
         clips: int = 33,
         duration_s: float = 3.0,
@@ -108,7 +109,10 @@ class MusicEvaluation(Callback):
                 "MusicEvaluation: clips, every_n_validations and batch_clips start at 1, audio_clips at 0; "
                 f"got {clips}, {every_n_validations}, {batch_clips} and {audio_clips}"
             )
-        self.segments = SegmentSettings(root, split, duration_s, clips=clips, gate_db=gate_db, active=active, seed=seed)
+        self.root = root
+        self.segments = SegmentSettings(
+            root or "", split, duration_s, clips=clips, gate_db=gate_db, active=active, seed=seed
+        )
         self.every_n_validations = every_n_validations
         self.sources = [EmbeddingSource()] if embeddings is None else embeddings
         self.sampling = sampling
@@ -125,11 +129,17 @@ class MusicEvaluation(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read and tokenize the clips now, so that a wrong path ends the run before training, not after."""
+        if self.root is None:
+            rank_zero_info(
+                "MusicEvaluation measures no music: its `root` is not set (the shipped configurations take it from the "
+                "environment variable MUSDB18_HQ)"
+            )
+            return
         self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, at every n-th validation outside the sanity check."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self.root is None:
             return
         self.validations += 1
         if (self.validations - 1) % self.every_n_validations:
