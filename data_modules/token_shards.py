@@ -287,8 +287,25 @@ class TokenShards(LightningDataModule):
         for split in wanted:
             self._open(split)
         check_manifests(self.manifests, self.root)
+        self._check_stage()
         if "train" in wanted:
             self._order()
+
+    def _check_stage(self) -> None:
+        """RequestError unless the shards hold every stream that the stage reads or writes."""
+        stage = None if self.trainer is None else self.trainer.lightning_module
+        layout = getattr(getattr(stage, "model", None), "layout", None)
+        if layout is None:
+            return
+        for split, clips in self._splits.items():
+            held = [stream.name for stream in clips.streams]
+            missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in held]
+            if missing:
+                raise RequestError(
+                    f"{type(stage).__name__} needs the stream {', '.join(map(repr, missing))}, which split {split!r} "
+                    f"of {self.root} does not give\n"
+                    f"it gives {', '.join(held)}: prepare shards with it, or change model.conditions or data.streams"
+                )
 
     def _open(self, split: str) -> ClipBatches:
         if split not in self._splits:

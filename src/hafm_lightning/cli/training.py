@@ -202,13 +202,14 @@ class StageCLI(LightningCLI):
             return
         try:
             super().instantiate_classes()
-        except RequestError:
-            raise
         except ParserStop as stop:
             raise explain(stop.message, self.arguments, []) from stop
         except (ValueError, MisconfigurationException) as error:
+            reason = first_reason(error)
+            if isinstance(reason, RequestError):
+                raise reason from error
             files = ", ".join(map(str, config_files(self.arguments)))
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
             raise RequestError("\n".join([*lines[:3], f"where: {files or 'command line'}"])) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -261,6 +262,16 @@ def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
     """A batch of columns (lists or tensors of one length) as rows."""
     columns = {name: values.tolist() if hasattr(values, "tolist") else list(values) for name, values in batch.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def first_reason(error: BaseException) -> BaseException:
+    """What a constructor said, from under what the parser wrapped around it."""
+    reason = error
+    while isinstance(reason.__cause__ or reason.__context__, ValueError | MisconfigurationException):
+        reason = reason.__cause__ or reason.__context__ or reason
+        if isinstance(reason, RequestError):
+            break
+    return reason
 
 
 @contextlib.contextmanager

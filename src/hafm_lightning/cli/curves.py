@@ -1,0 +1,179 @@
+"""``curves RUN...``: loss (left axis) and accuracy (right axis) of runs, training and validation, as PNG and SVG.
+
+Like figures 4 to 6 of the paper, drawn from a run's ``metrics.csv``. A RUN is a run folder, the folder above it (its
+newest run is drawn), or a metrics file. Training values are drawn faintly as logged and boldly as a running mean; level
+lines show the paper's values where the run logged them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hafm_lightning.cli.runs import newest_run
+from hafm_lightning.errors import RequestError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METRICS_FILE = "metrics.csv"
+LOSS_COLOUR, ACCURACY_COLOUR = "#1f4e9c", "#c8641b"
+FORMATS = ("png", "svg")
+SMOOTHING_POINTS = 40
+"""The running mean spans about one in so many of the logged points."""
+
+
+@dataclass
+class Series:
+    """A metric over optimizer steps.
+
+    Attributes:
+        steps: Optimizer steps done when the value was logged.
+        values: The values.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def smoothed(self) -> Series:
+        """A centred running mean; few points stay as they are."""
+        reach = len(self.values) // (2 * SMOOTHING_POINTS)
+        if not reach:
+            return self
+        means = []
+        for place in range(len(self.values)):
+            around = self.values[max(0, place - reach) : place + reach + 1]
+            means.append(sum(around) / len(around))
+        return Series(self.steps, means)
+
+
+def metrics_file(run: Path) -> Path:
+    """The metrics of a run folder, of the newest run in a folder, or the file itself.
+
+    Raises:
+        RequestError: There are none.
+    """
+    if run.is_file():
+        return run
+    newest = newest_run(run) if run.is_dir() else None
+    for folder in (run, newest):
+        if folder is not None and (folder / METRICS_FILE).is_file():
+            return folder / METRICS_FILE
+    raise RequestError(f"{run}: no {METRICS_FILE} here\nname a run folder, such as logs/coarse/run-000, or its parent")
+
+
+def read_series(path: Path) -> dict[str, Series]:
+    """Metric -> series, from a metrics file; values that are not finite are left out.
+
+    Raises:
+        RequestError: The file is not a metrics file.
+    """
+    series: dict[str, Series] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or []):
+            raise RequestError(f"{path}: not a metrics file (no column 'step')")
+        for number, row in enumerate(reader, 2):
+            try:
+                step = int(float(row["step"]))
+                logged = {name: float(value) for name, value in row.items() if name and value and name != "step"}
+            except (TypeError, ValueError) as error:
+                raise RequestError(f"{path}, line {number}: {error}") from error
+            for name, value in logged.items():
+                if math.isfinite(value):
+                    one = series.setdefault(name, Series())
+                    one.steps.append(step + 1)
+                    one.values.append(value)
+    return series
+
+
+def draw(series: dict[str, Series], title: str) -> Figure:
+    """The figure of one run.
+
+    Raises:
+        RequestError: The run logged no loss.
+    """
+    from matplotlib.figure import Figure
+
+    if not {"train/loss", "val/loss"} & set(series):
+        raise RequestError(f"{title}: no loss was logged yet\nthe first comes after trainer.log_every_n_steps steps")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    left = figure.add_subplot()
+    right = left.twinx()
+    lines: list[Any] = []
+    for axes, metric, colour, scale in (
+        (left, "loss", LOSS_COLOUR, 1.0),
+        (right, "accuracy", ACCURACY_COLOUR, 100.0),
+    ):
+        lines += draw_metric(axes, series, metric, colour, scale)
+    left.set_xlabel("optimizer step")
+    left.set_ylabel("cross-entropy (nats)", color=LOSS_COLOUR)
+    right.set_ylabel("token accuracy (%)", color=ACCURACY_COLOUR)
+    left.set_xlim(left=0)
+    right.set_ylim(bottom=0)
+    left.grid(alpha=0.25)
+    left.set_title(title, fontsize=10)
+    left.legend(handles=lines, fontsize=8, loc="center right", framealpha=0.9)
+    return figure
+
+
+def draw_metric(axes: Axes, series: dict[str, Series], metric: str, colour: str, scale: float) -> list[Any]:
+    """Training, validation and the paper's level of one metric; returns the lines for the legend."""
+    lines: list[Any] = []
+    train = series.get(f"train/{metric}")
+    if train is not None:
+        raw = [value * scale for value in train.values]
+        axes.plot(train.steps, raw, color=colour, alpha=0.2, linewidth=0.8)
+        smooth = [value * scale for value in train.smoothed().values]
+        lines += axes.plot(train.steps, smooth, color=colour, linewidth=1.2, label=f"{metric}, training")
+    validation = series.get(f"val/{metric}")
+    if validation is not None:
+        values = [value * scale for value in validation.values]
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 3}
+        lines += axes.plot(validation.steps, values, **style, label=f"{metric}, validation")
+    paper = series.get(f"val/{metric}_paper")
+    if paper is not None:
+        level = paper.values[-1] * scale
+        lines.append(
+            axes.axhline(level, color=colour, linewidth=0.9, linestyle=":", label=f"{metric}, the paper")
+        )
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m hafm_lightning curves", description=__doc__)
+    result.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    result.add_argument("--out", type=Path, help="folder for the figures; by default each run's own")
+    return result
+
+
+def figure_name(path: Path, out: Path | None) -> Path:
+    """Where a run's figures go, without the ending: in the run's folder, or under the run's name in ``out``."""
+    if out is None:
+        return path.parent / "curves"
+    parts = path.resolve().parent.parts[-2:]
+    return out / "-".join(parts)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw each run, and print the files."""
+    options = parser().parse_args(argv)
+    drawn = []
+    for run in options.runs:
+        path = metrics_file(run)
+        name = figure_name(path, options.out)
+        drawn.append((draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])), name))
+    for figure, name in drawn:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        for ending in FORMATS:
+            target = name.with_name(f"{name.name}.{ending}")
+            figure.savefig(target, dpi=150)
+            print(target)
+    return 0

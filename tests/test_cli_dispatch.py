@@ -1,0 +1,107 @@
+"""The dispatcher: names, exit codes, and what is said where."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from hafm_lightning import __version__, cli
+from hafm_lightning.errors import RequestError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Replace `describe` by a function, and run the dispatcher."""
+
+    def install(function):
+        module = types.ModuleType("hafm_lightning.cli.describe")
+        module.__spec__ = types.SimpleNamespace(name=module.__name__)
+        module.main = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(cli, "available", lambda: cli.COMMANDS)
+
+    return install
+
+
+def test_a_command_gets_its_arguments_and_gives_its_exit_code(command):
+    got = []
+    command(lambda argv: got.extend(argv) or 7)
+    assert cli.main(["describe", "--config", "x", "--debug"]) == 7
+    assert got == ["--config", "x"]
+
+
+def test_a_wrong_request_is_two_with_five_lines_at_most(command, capsys):
+    def refuse(argv):
+        raise RequestError("\n".join(f"line {i}" for i in range(9)))
+
+    command(refuse)
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: line 0", "line 1", "line 2", "line 3", "line 4"]
+    assert cli.main(["describe", "--debug"]) == cli.WRONG_REQUEST
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_only_the_first_process_of_several_complains(command, capsys, monkeypatch):
+    def refuse(argv):
+        raise RequestError("no")
+
+    command(refuse)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(KeyboardInterrupt(), 130), (SystemExit(3), 3), (SystemExit(None), 0), (SystemExit("words"), 1)],
+)
+def test_ways_to_leave(command, raised, code):
+    def leave(argv):
+        raise raised
+
+    command(leave)
+    assert cli.main(["describe"]) == code
+
+
+def test_sigterm_in_lightnings_loop_is_143(command):
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    def leave(argv):
+        raise SIGTERMException
+
+    command(leave)
+    assert cli.main(["describe"]) == 143
+
+
+def test_a_failure_of_the_work_is_not_hidden(command):
+    def fail(argv):
+        raise ZeroDivisionError("a bug")
+
+    command(fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["describe"])
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["fitt"]) == cli.WRONG_REQUEST
+    assert "did you mean 'fit'" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    assert cli.main([]) == cli.WRONG_REQUEST
+    assert cli.main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in cli.available())
+
+
+def test_every_offered_command_exists_and_is_a_function():
+    for name in cli.available():
+        assert callable(cli.find(name)), name
+
+
+def test_the_module_runs_and_tells_its_exit_code():
+    done = subprocess.run([sys.executable, "-m", "hafm_lightning", "nope"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown command 'nope'" in done.stderr
+    assert "Traceback" not in done.stderr
