@@ -88,8 +88,9 @@ def test_logmel_is_the_low_corner_of_a_cosine_transform() -> None:
     signal = sound(2.0)
     found = LogMelEmbedding().rows(signal)
     for index, patch in enumerate(log_mel.patches(torch.from_numpy(signal), "contiguous").numpy()):
-        expected = scipy.fft.dctn(patch.astype(np.float64), norm="ortho")[:8, :16].reshape(-1)
-        np.testing.assert_allclose(found[index], expected, atol=2e-4)
+        expected = scipy.fft.dctn(patch.astype(np.float64), norm="ortho")[:8, :16].reshape(-1) / np.sqrt(patch.size)
+        np.testing.assert_allclose(found[index], expected, atol=3e-6)
+        assert found[index, 0] == pytest.approx(patch.mean(), rel=1e-5)
 
 
 def test_rows_of_several_clips_are_those_of_each() -> None:

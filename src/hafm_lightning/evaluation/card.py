@@ -215,10 +215,7 @@ def markdown(card: Card) -> str:
         lines += ["", f"## {table.name}", "", *(f"- {line}" for line in table.about), ""]
         lines += _markdown_rows(table)
         lines += ["", *(f"- **{column.label}**: {column.note}" for column in table.columns)]
-        notes = empty_notes(table)
-        lines += [f"- {label}, {name}: {note}" for label, name, note in notes]
-        for row in table.rows:
-            lines += [f"- {row.label}: {count} failed: {reason}" for reason, count in row.failures.items()]
+        lines += [f"- {note}" for note in cell_notes(table)]
     for plot in card.plots:
         lines += ["", f"## {plot.title}", "", f"| {plot.x_label} | curve | {plot.y_label} |", "|---|---|---|"]
         for curve in plot.curves:
@@ -242,16 +239,23 @@ def _markdown_rows(table: Table) -> list[str]:
     return lines
 
 
-def empty_notes(table: Table) -> list[tuple[str, str, str]]:
-    """Notes of cells: row label, column label, note; each reason once a column where all rows share it."""
-    found = []
+def cell_notes(table: Table) -> list[str]:
+    """What the cells' notes say, each once: its columns, its systems (unless it holds for all), and the note."""
+    systems: dict[tuple[str, str], list[str]] = {}
     for column in table.columns:
-        notes = [(row.label, row.values[column.key].note) for row in table.rows if row.values[column.key].note]
-        if len(notes) == len(table.rows) and len({note for _, note in notes}) == 1:
-            found.append(("all rows", column.label, notes[0][1]))
-        else:
-            found += [(label, column.label, note) for label, note in notes]
-    return found
+        for row in table.rows:
+            if row.values[column.key].note:
+                systems.setdefault((row.values[column.key].note, column.label), []).append(row.label)
+    columns: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (note, column_label), rows in systems.items():
+        columns.setdefault((note, tuple(rows)), []).append(column_label)
+    found = []
+    for (note, of_rows), labels in columns.items():
+        of = "" if len(of_rows) == len(table.rows) else f" of {', '.join(of_rows)}"
+        found.append(f"{', '.join(labels)}{of}: {note}")
+    return found + [
+        f"{row.label}: {count} failed: {reason}" for row in table.rows for reason, count in row.failures.items()
+    ]
 
 
 def _plain(value: Any) -> str:

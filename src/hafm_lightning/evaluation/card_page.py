@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from hafm_lightning.evaluation.card import Card, Player, Table, cell_text, empty_notes, heading
+from hafm_lightning.evaluation.card import Card, Player, Table, cell_notes, cell_text, heading
 from hafm_lightning.evaluation.card_figures import curve_figure, interval_figure, legend
 
 STYLE = """
@@ -75,8 +75,7 @@ def _table_section(table: Table) -> str:
         parts.append(f"<div class='players'>{''.join(map(_player, table.players))}</div>")
     meanings = "".join(f"<dt>{escape(c.label)}</dt><dd>{escape(c.note)}</dd>" for c in table.columns)
     parts.append(f"<details><summary>What the columns mean</summary><dl>{meanings}</dl></details>")
-    notes = [f"{row}, {column}: {note}" for row, column, note in empty_notes(table)]
-    notes += [f"{row.label}: {count} failed: {reason}" for row in table.rows for reason, count in row.failures.items()]
+    notes = cell_notes(table)
     if notes:
         items = "".join(f"<li>{escape(note)}</li>" for note in notes)
         parts.append(f"<details open><summary>Notes ({len(notes)})</summary><ul>{items}</ul></details>")

@@ -112,6 +112,9 @@ def cosine_basis(points: int, coefficients: int) -> Tensor:
 class LogMelEmbedding(Embedding):
     """Low 2-D cosine coefficients of VGGish's log-mel patch: 8 over time (up to 3.6 Hz) x 16 over mel = 128.
 
+    They are divided by the square root of the patch's size, so that the first is the patch's mean and squared
+    distances are in squared nats of magnitude, whatever the size.
+
     Args:
         framing: ``contiguous`` (0.96 s without overlap) or ``google`` (1 s every 0.5 s); see
             :mod:`hafm_lightning.evaluation.log_mel`.
@@ -127,12 +130,13 @@ class LogMelEmbedding(Embedding):
             "framing": framing,
             "time_coefficients": self.TIME_COEFFICIENTS,
             "band_coefficients": self.BAND_COEFFICIENTS,
-            "transform": "orthonormal DCT-II of the VGGish log-mel patch",
+            "transform": "orthonormal DCT-II of the VGGish log-mel patch / sqrt(its size)",
         }
         super().__init__("logmel", log_mel.RATE_HZ, dimensions, settings)
         self.framing = framing
-        self._over_time = cosine_basis(log_mel.PATCH_FRAMES, self.TIME_COEFFICIENTS).float()
-        self._over_bands = cosine_basis(log_mel.BANDS, self.BAND_COEFFICIENTS).float()
+        frames, bands = log_mel.PATCH_FRAMES, log_mel.BANDS
+        self._over_time = (cosine_basis(frames, self.TIME_COEFFICIENTS) / math.sqrt(frames)).float()
+        self._over_bands = (cosine_basis(bands, self.BAND_COEFFICIENTS) / math.sqrt(bands)).float()
 
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Rows ``[n, 128]``; coefficient (time i, band j) is at column ``16 i + j``."""

@@ -32,6 +32,7 @@ from hafm_lightning.tokens import (
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_FINE,
     INSTRUMENTAL_SEMANTIC,
+    VOCAL_ACOUSTIC,
     VOCAL_SEMANTIC,
     TokenBatch,
     split_codes,
@@ -255,15 +256,18 @@ def load_clip(segment: Segment, tokenizers: Tokenizers) -> MusicClip:
     return MusicClip(segment, read_segment(segment, semantic_hz, acoustic_hz), semantic_hz, acoustic_hz)
 
 
-def tokenize_clips(clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sigma: float = 0.0) -> TokenBatch:
+def tokenize_clips(
+    clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sigma: float = 0.0, vocal_acoustic: bool = False
+) -> TokenBatch:
     """Tokens of clips of one length: vocal and instrumental semantic, coarse and fine.
 
     Args:
         clips: At least one.
         tokenizers: The pair that the shards were made with.
         noise_sigma: Gaussian noise on the vocal before it is tokenized, as preparation adds it (full scale is 1).
+        vocal_acoustic: Add the vocal's acoustic tokens, which some variants hear.
     """
-    semantic, acoustic = [], []
+    semantic, acoustic, sung = [], [], []
     vocals = [with_noise(clip.sound.vocal, clip.clip_id, noise_sigma, seed=0) for clip in clips]
     for start in range(0, len(clips), TOKENIZE_CLIPS):
         part = clips[start : start + TOKENIZE_CLIPS]
@@ -272,6 +276,8 @@ def tokenize_clips(clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sig
         semantic.append((ids[: len(part)], ids[len(part) :]))
         played = np.stack([clip.sound.instrumental_acoustic for clip in part])
         acoustic.append(tokenizers.acoustic.encode(torch.from_numpy(played)).cpu())
+        if vocal_acoustic:
+            sung.append(tokenizers.acoustic.encode(torch.from_numpy(np.stack([clip.vocal for clip in part]))).cpu())
     coarse, fine = split_codes(torch.cat(acoustic))
     streams = {
         VOCAL_SEMANTIC.name: torch.cat([vocal for vocal, _ in semantic]),
@@ -279,4 +285,6 @@ def tokenize_clips(clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sig
         INSTRUMENTAL_COARSE.name: coarse,
         INSTRUMENTAL_FINE.name: fine,
     }
+    if vocal_acoustic:
+        streams[VOCAL_ACOUSTIC.name] = torch.cat(sung)
     return TokenBatch(streams, [clip.clip_id for clip in clips])

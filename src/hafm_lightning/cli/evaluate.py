@@ -1,0 +1,51 @@
+"""``evaluate``: the evaluation card of a model, resumably."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hafm_lightning.cli.band_arguments import PROGRAM, Parser
+from hafm_lightning.errors import RequestError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and print where the card is.
+
+    Raises:
+        RequestError: The settings are wrong, or songs, model or tokenizers are missing.
+    """
+    parser = Parser(
+        prog=f"{PROGRAM} evaluate",
+        description="Measure a model beside its controls and write a card: JSON, Markdown, HTML. "
+        "What was computed before is not computed again.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="settings: experiments/evaluate.yaml")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these rows")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these groups of columns")
+    parser.add_argument("--output", metavar="DIR", help="folder of the card and of everything that is kept")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", help="settings to change, for example sampling.guidance=1"
+    )
+    arguments = parser.parse_args(list(argv))
+    overrides = list(arguments.set)
+    if arguments.output is not None:
+        overrides.append(f"output={arguments.output}")
+    from hafm_lightning.evaluation.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
+    from hafm_lightning.evaluation.evaluate import evaluate
+    from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings
+    from hafm_lightning.preparation.settings import build, read_yaml
+
+    values = read_yaml(Path(arguments.config), overrides)
+    for key in ("systems", "metrics"):
+        names = getattr(arguments, key)
+        if names is not None:
+            values[key] = [name for text in names for name in text.split(",") if name]
+    settings = build(EvaluateSettings, values, "")
+    if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
+        raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
+    card = evaluate(settings)
+    print(markdown(card))
+    for name in (JSON_FILE, MARKDOWN_FILE, PAGE_FILE):
+        print(Path(settings.output) / name)
+    return 0
