@@ -9,12 +9,24 @@ from typing import Any, cast
 import torch
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokens import stream_named
+from hafm_lightning.tokens import STREAMS
 
 CHECKPOINT_FORMAT = 1
 """Version of what a stage's checkpoint says of itself."""
 METADATA_KEY = "hafm_lightning"
 """Key of that description in the checkpoint file."""
+DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
+    "format": int,
+    "stage": str,
+    "model": Mapping,
+    "guidance_dropout": (int, float),
+    "optimizer": Mapping,
+    "streams": Mapping,
+    "tokenizers": Mapping,
+    "tokenizers_folder": (str, type(None)),
+    "duration_s": (int, float, type(None)),
+}
+"""Entries of that description, as ``Stage.metadata`` writes them."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -40,17 +52,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The stage's description in a checkpoint; RequestError if there is none, or it is newer, or streams changed."""
+    """The stage's description in a checkpoint; RequestError if it is missing, damaged or newer, or streams differ."""
     saved = checkpoint.get(METADATA_KEY)
-    if saved is None or "state_dict" not in checkpoint:
+    if not isinstance(saved, Mapping) or "state_dict" not in checkpoint:
         raise RequestError(f"{where}: not a checkpoint of a hafm_lightning stage (no {METADATA_KEY!r} entry)")
-    if saved["format"] > CHECKPOINT_FORMAT:
-        raise RequestError(f"{where}: checkpoint format {saved['format']} is newer than {CHECKPOINT_FORMAT}; upgrade")
+    version = saved.get("format")
+    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+        raise RequestError(f"{where}: checkpoint format {version} is newer than {CHECKPOINT_FORMAT}; upgrade")
+    odd = [key for key, kind in DESCRIPTION.items() if key not in saved or not isinstance(saved[key], kind)]
+    if odd:
+        named = ", ".join(f"{key} {saved[key]!r:.40}" if key in saved else f"no {key}" for key in odd[:3])
+        raise RequestError(f"{where}: its description of the stage is damaged ({named}); train or export it again")
     for name, facts in saved["streams"].items():
-        stream = stream_named(name)
+        if name not in STREAMS:
+            raise RequestError(f"{where}: unknown token stream {name!r}; known: {', '.join(STREAMS)}")
+        stream = STREAMS[name]
         mine = {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
         if mine != facts:
-            raise RequestError(f"{where}: stream {name!r} differs: " + describe_difference(facts, mine))
+            raise RequestError(f"{where}: stream {name!r} differs: {describe_difference(facts, mine)}")
     return cast(dict[str, Any], saved)
 
 

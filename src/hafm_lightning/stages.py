@@ -157,10 +157,11 @@ class Stage(pl.LightningModule):
         names = ["loss", "accuracy", "accuracy_top10", "loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
         if codebooks > 1:
             names += [f"{kind}_q{k}" for kind in ("loss", "accuracy", "accuracy_top10") for k in range(codebooks)]
+        # math.nan stands in for NaN: left to itself, the metric drops a NaN loss from the mean
         self.means = nn.ModuleDict(
             {
                 split: nn.ModuleDict(
-                    {name: MeanMetric(sync_on_compute=True).set_dtype(torch.float64) for name in names}
+                    {name: MeanMetric(math.nan, sync_on_compute=True).set_dtype(torch.float64) for name in names}
                 )
                 for split in ("val", "test")
             }
@@ -245,6 +246,7 @@ class Stage(pl.LightningModule):
         targets = batch[layout.target.name]
         scores = TokenScores.of(self.model(batch.streams), targets)
         values = summarise(scores, first_codebook=0, total=layout.target.codebooks)
+        absent: tuple[str, ...] = ()
         if layout.conditions:
             null = self._cross_entropy(null_conditions(batch.streams, layout.conditions), targets)
             values |= {"loss_null": null, "conditioning_gain": null - values["loss"]}
@@ -252,10 +254,15 @@ class Stage(pl.LightningModule):
             if other is not None:
                 wrong = self._cross_entropy(other, targets)
                 values |= {"loss_other": wrong, "other_clip_gap": wrong - values["loss"]}
+            elif self.trainer.world_size > 1:
+                absent = ("loss_other", "other_clip_gap")  # logged all the same: a rank's sums wait for those of all
         means = cast(nn.ModuleDict, self.means[split])
-        for name, value in values.items():
+        for name in (*values, *absent):
             metric = cast(MeanMetric, means[name])
-            metric.update(value.double(), weight=float(len(batch)))
+            if name in values:
+                metric.update(values[name].double(), weight=float(len(batch)))
+            else:
+                metric.update(0.0, weight=0.0)
             self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "loss")
 
     def _cross_entropy(self, streams: Mapping[str, Tensor], targets: Tensor) -> Tensor:
@@ -389,7 +396,9 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
     odd = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
-        "of another shape": [n for n, value in state.items() if n in expected and value.shape != expected[n].shape],
+        "of another shape": [
+            n for n, value in state.items() if n in expected and getattr(value, "shape", None) != expected[n].shape
+        ],
     }
     if any(odd.values()):
         raise RequestError(

@@ -1,0 +1,218 @@
+"""Checkpoints are data, describe themselves, and are refused by name where they do not fit: always a RequestError."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tiny_models import TINY, louden
+
+from hafm_lightning.checkpoint_format import (
+    CHECKPOINT_FORMAT,
+    METADATA_KEY,
+    checked_metadata,
+    describe_difference,
+    read_checkpoint,
+)
+from hafm_lightning.errors import RequestError
+from hafm_lightning.stages import FineStage, SemanticStage, load_stage
+
+
+@pytest.fixture(scope="module")
+def content():
+    """What a small stage's checkpoint holds."""
+    stage = SemanticStage(backbone=TINY)
+    louden(stage.model)
+    return {"state_dict": stage.state_dict(), METADATA_KEY: stage.metadata(), "epoch": 3}
+
+
+@pytest.fixture
+def write(content, tmp_path):
+    """Save the content after ``change(content)``; returns the path."""
+
+    def save(change=lambda content: None):
+        changed = copy.deepcopy(content)
+        change(changed)
+        path = tmp_path / "stage.ckpt"
+        torch.save(changed, path)
+        return path
+
+    return save
+
+
+def test_a_stage_round_trips(write, content):
+    stage = load_stage(write())
+    assert isinstance(stage, SemanticStage)
+    assert not stage.training
+    state = stage.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in content["state_dict"].items())
+    assert stage.metadata() == content[METADATA_KEY]
+    assert next(load_stage(str(write()), device="cpu").parameters()).device.type == "cpu"
+
+
+def test_loading_survives_without_the_metric_states_of_another_version(write):
+    def forget_means(content):
+        content["state_dict"] = {k: v for k, v in content["state_dict"].items() if not k.startswith("means.")}
+        content["state_dict"]["means.val.perplexity.mean_value"] = torch.zeros(())
+
+    assert isinstance(load_stage(write(forget_means)), SemanticStage)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    """Runs code when unpickled."""
+
+    def __reduce__(self):
+        return print, ("code from a checkpoint ran",)
+
+
+@pytest.mark.parametrize("plain_pickle", [False, True])
+def test_a_file_that_holds_code_is_refused_and_does_not_run(tmp_path, capsys, content, plain_pickle):
+    path = tmp_path / "hostile.ckpt"
+    if plain_pickle:
+        path.write_bytes(pickle.dumps({**content, "extra": Hostile()}))
+    else:
+        torch.save({**content, "extra": Hostile()}, path)
+    with pytest.raises(RequestError, match=r"hostile.ckpt: not a readable checkpoint"):
+        load_stage(path)
+    assert "code from a checkpoint ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("url", ["https://host/a.ckpt", "http://host/a.ckpt", "s3://bucket/a.ckpt", "file:///a.ckpt"])
+def test_urls_are_refused(url):
+    with pytest.raises(RequestError, match="local files only"):
+        load_stage(url)
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
+    for path in (tmp_path / "nowhere.ckpt", tmp_path):
+        with pytest.raises(RequestError, match=f"{path}: no such checkpoint file"):
+            load_stage(path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.2, 0.5, 0.99])
+def test_a_truncated_file_is_refused(write, kept):
+    path = write()
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(RequestError, match="not a readable checkpoint"):
+        load_stage(path)
+
+
+@pytest.mark.parametrize("foreign", [b"RIFF....WAVE", b"PK\x03\x04nothing", b"{}"])
+def test_another_kind_of_file_is_refused(tmp_path, foreign):
+    path = tmp_path / "song.ckpt"
+    path.write_bytes(foreign)
+    with pytest.raises(RequestError, match=r"song\.ckpt"):
+        load_stage(path)
+
+
+@pytest.mark.parametrize("foreign", [{"state_dict": {}}, {"model": {}}, [1, 2], torch.zeros(3)])
+def test_a_checkpoint_of_another_project_is_refused(tmp_path, foreign):
+    path = tmp_path / "foreign.ckpt"
+    torch.save(foreign, path)
+    with pytest.raises(RequestError, match=r"foreign.ckpt: not a checkpoint"):
+        load_stage(path)
+
+
+def test_reading_gives_the_whole_content(write):
+    assert read_checkpoint(write())["epoch"] == 3
+
+
+# --- descriptions that do not fit -------------------------------------------------------------------------------
+
+
+def change_model(key, value):
+    def change(content):
+        content[METADATA_KEY]["model"][key] = value
+
+    return change
+
+
+def change_metadata(key, value):
+    def change(content):
+        content[METADATA_KEY][key] = value
+
+    return change
+
+
+def drop_metadata(key):
+    def change(content):
+        del content[METADATA_KEY][key]
+
+    return change
+
+
+def rename_stream(content):
+    content[METADATA_KEY]["streams"]["voice"] = content[METADATA_KEY]["streams"].pop("vocal_semantic")
+
+
+def widen_stream(content):
+    content[METADATA_KEY]["streams"]["vocal_semantic"]["vocabulary"] = 1000
+
+
+def enlarge_weight(content):
+    content["state_dict"]["model.begin"] = torch.zeros(99)
+
+
+def lose_weight(content):
+    del content["state_dict"]["model.begin"]
+
+
+def add_weight(content):
+    content["state_dict"]["model.rotary"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        pytest.param(change_metadata("format", CHECKPOINT_FORMAT + 1), "format 2 is newer than 1", id="newer"),
+        pytest.param(change_metadata("format", "two"), "format 'two'", id="odd format"),
+        pytest.param(change_metadata("stage", "MelodyStage"), "unknown stage 'MelodyStage'.*SemanticStage", id="stage"),
+        pytest.param(change_metadata("stage", "FineStage"), "a FineStage writes 'instrumental_fine'", id="other stage"),
+        pytest.param(rename_stream, "unknown token stream 'voice'", id="unknown stream"),
+        pytest.param(widen_stream, "'vocal_semantic' differs: vocabulary: 1000 in the checkpoint, 500", id="stream"),
+        pytest.param(change_model("rotary", True), "rotary", id="unknown setting"),
+        pytest.param(change_model("pattern", "diagonal"), "unknown pattern 'diagonal'", id="pattern"),
+        pytest.param(change_model("backbone", {"layers": 2, "depth": 4}), "depth", id="backbone"),
+        pytest.param(change_metadata("optimizer", {"momentum": 0.9}), "momentum", id="optimizer"),
+        pytest.param(change_metadata("model", "large"), "model", id="no description"),
+        *[
+            pytest.param(drop_metadata(key), key, id=f"no {key}")
+            for key in ("format", "stage", "model", "streams", "tokenizers", "optimizer", "duration_s")
+        ],
+        pytest.param(enlarge_weight, r"do not fit; of another shape \['model.begin'\]", id="shape"),
+        pytest.param(lose_weight, r"weights do not fit; missing \['model.begin'\]", id="missing weight"),
+        pytest.param(add_weight, r"do not fit; unexpected \['model.rotary'\]", id="unexpected weight"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_few_lines(write, change, named):
+    path = write(change)
+    with pytest.raises(RequestError, match=f"(?s)stage.ckpt.*{named}") as refusal:
+        load_stage(path)
+    assert len(str(refusal.value).splitlines()) <= 5
+
+
+def test_metadata_that_is_no_description_is_refused(content):
+    with pytest.raises(RequestError, match="here: not a checkpoint of a hafm_lightning stage"):
+        checked_metadata({"state_dict": {}}, "here")
+    with pytest.raises(RequestError, match="here"):
+        checked_metadata({"state_dict": {}, METADATA_KEY: "a stage"}, "here")
+    assert checked_metadata(content, "here")["stage"] == "SemanticStage"
+
+
+def test_a_stage_of_another_kind_does_not_pass_for_this_one(content):
+    with pytest.raises(RequestError, match="holds a SemanticStage, this run trains a FineStage"):
+        FineStage(backbone=TINY).on_load_checkpoint(content)
+
+
+def test_differences_are_named_with_dots_and_cut_short():
+    saved = {"a": 1, "b": {"c": {"d": 2}}, "e": [1], "same": 0}
+    current = {"a": 2, "b": {"c": {"d": 3}}, "e": [2], "same": 0, "new": 5}
+    assert describe_difference(saved, current) == (
+        "a: 1 in the checkpoint, 2 here; b.c.d: 2 in the checkpoint, 3 here; e: [1] in the checkpoint, [2] here"
+    )
+    assert describe_difference({"a": 1}, {"a": 1}) == ""
+    assert describe_difference({}, {"a": 1}) == "a: None in the checkpoint, 1 here"

@@ -1,0 +1,415 @@
+"""The training coat: loss, metrics, guidance dropout, optimizer, and what a checkpoint says and refuses."""
+
+import math
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_models import TINY, louden, tiny_batch
+from torch.utils.data import DataLoader
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.conditioning import null_conditions
+from hafm_lightning.modeling.scores import other_clips
+from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.stages import (
+    STAGES,
+    CoarseStage,
+    FineStage,
+    OptimizerConfig,
+    SemanticStage,
+    load_stage,
+)
+from hafm_lightning.tokens import NULL
+
+PATTERNS = ("flattened", "delay", "parallel", "nonautoregressive")
+FRAMES = {SemanticStage: 4, CoarseStage: 6, FineStage: 6}  # 0.08 s
+
+
+def tiny_stage(kind=CoarseStage, **settings):
+    stage = kind(backbone=TINY, **settings)
+    louden(stage.model)
+    return stage
+
+
+def clips(stage, count=4, seed=0, songs=None):
+    return tiny_batch(stage.model.layout, FRAMES[type(stage)], count, seed, songs)
+
+
+def loader(*batches):
+    return DataLoader(list(batches), batch_size=None)
+
+
+def trainer(folder: Path, **settings):
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(folder),
+        "max_steps": 1,
+        "limit_val_batches": 0,
+        "log_every_n_steps": 1,
+    }
+    return pl.Trainer(**defaults | settings)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+
+
+# --- size -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "millions"), [(SemanticStage, 38.6), (CoarseStage, 42.5), (FineStage, 44.1)])
+def test_default_stages_have_the_papers_parameter_counts(kind, millions):
+    with torch.device("meta"):
+        stage = kind()
+    assert round(sum(parameter.numel() for parameter in stage.parameters()) / 1e6, 1) == millions
+    assert stage.model.config.backbone == BackboneConfig(layers=12, width=512, heads=8, feedforward=2048)
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "prefix", "aligned"),
+    [(SemanticStage, 500, 1000, 500), (CoarseStage, 750, 4000, 3000), (FineStage, 750, 6000, 3000)],
+)
+def test_default_stages_have_the_papers_sequence_steps_at_10_s(kind, frames, prefix, aligned):
+    assert tiny_stage(kind).model.layout.plan(frames).steps == prefix
+    assert tiny_stage(kind, conditioning="aligned").model.layout.plan(frames).steps == aligned
+
+
+def test_conditions_can_be_chosen_by_name():
+    stage = tiny_stage(conditions=["vocal_semantic", "vocal_acoustic", "instrumental_semantic"])
+    assert [stream.name for stream in stage.model.layout.conditions][1] == "vocal_acoustic"
+    assert tiny_stage(conditions=[]).model.layout.conditions == ()
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+class Watch(pl.Callback):
+    """Gradients after each backward pass, and the losses."""
+
+    def __init__(self):
+        self.missing, self.losses = [], []
+
+    def on_after_backward(self, trainer, pl_module):
+        self.missing += [name for name, parameter in pl_module.named_parameters() if parameter.grad is None]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_training_steps_reach_every_parameter_and_lower_the_loss(pattern, conditioning, tmp_path):
+    pl.seed_everything(1)
+    stage = CoarseStage(
+        pattern, conditioning, backbone=TINY, optimizer=OptimizerConfig(learning_rate=0.02), guidance_dropout=0.0
+    )
+    watch = Watch()
+    trainer(tmp_path, max_steps=24, callbacks=[watch]).fit(stage, loader(*[clips(stage)] * 24))
+    assert watch.missing == []
+    assert watch.losses[0] == pytest.approx(math.log(1024), abs=0.5)
+    assert sum(watch.losses[-4:]) < sum(watch.losses[:4]) - 2
+    assert stage.duration_s == pytest.approx(0.08)
+
+
+def test_the_loss_is_the_mean_over_codebooks_and_metrics_are_logged(tmp_path):
+    stage = tiny_stage(guidance_dropout=0.0)
+    batch = clips(stage)
+    true = batch["instrumental_coarse"]
+    with torch.no_grad():
+        log_probabilities = stage.model(batch.streams).double().log_softmax(-1)
+    losses = -log_probabilities.gather(-1, true[..., None])[..., 0]
+    run = trainer(tmp_path)
+    run.fit(stage, loader(batch))
+    logged = {name: float(value) for name, value in run.logged_metrics.items()}
+    per_codebook = [float(losses[:, k].mean()) for k in range(4)]
+    assert logged["train/loss"] == pytest.approx(sum(per_codebook) / 4, abs=1e-5)
+    hits = log_probabilities.argmax(-1) == true
+    for k in range(4):
+        assert logged[f"train/loss_q{k}"] == pytest.approx(per_codebook[k], abs=1e-5)
+        assert logged[f"train/accuracy_q{k}"] == pytest.approx(float(hits[:, k].double().mean()))
+    assert set(logged) == {"train/loss", "train/accuracy", "train/accuracy_top10"} | {
+        f"train/{name}_q{k}" for name in ("loss", "accuracy", "accuracy_top10") for k in range(4)
+    }
+
+
+def test_guidance_dropout_nulls_all_conditions_of_a_clip_at_the_same_length(tmp_path):
+    stage = tiny_stage(guidance_dropout=0.3)
+    batch = clips(stage, count=400)
+    seen = []
+    forward = stage.model.forward
+
+    def watch(streams, codebook=None):
+        seen.append(streams)
+        return forward(streams, codebook)
+
+    stage.model.forward = watch
+    trainer(tmp_path).fit(stage, loader(batch))
+    (streams,) = seen
+    names = [stream.name for stream in stage.model.layout.conditions]
+    nulled = torch.stack([(streams[name] == NULL).flatten(1).all(1) for name in names])
+    intact = torch.stack([(streams[name] == batch[name]).flatten(1).all(1) for name in names])
+    assert torch.equal(nulled[0], nulled[1])  # all conditions of a clip together
+    assert torch.equal(nulled, ~intact)
+    assert 0.2 < float(nulled[0].double().mean()) < 0.4
+    assert all(streams[name].shape == batch[name].shape for name in names)
+    assert torch.equal(streams["instrumental_coarse"], batch["instrumental_coarse"])
+
+
+def test_validation_never_drops_conditions(tmp_path):
+    stage = tiny_stage(guidance_dropout=0.9)
+    batch = clips(stage, songs=1)
+    run = trainer(tmp_path, limit_val_batches=1)
+    first = run.validate(stage, loader(batch), verbose=False)
+    assert first == run.validate(stage, loader(batch), verbose=False)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def slow_losses(stage, batch, streams):
+    """(loss, accuracy, top-10 accuracy) of each clip, ``[B, K]`` each, from log-probabilities and sorting."""
+    true = batch[stage.target]
+    log_probabilities = stage.model({**streams, stage.target: true}).double().log_softmax(-1)
+    order = log_probabilities.argsort(-1, descending=True)
+    rank = (order == true[..., None]).double().argmax(-1)
+    loss = -log_probabilities.gather(-1, true[..., None])[..., 0]
+    return [value.double().mean(-1) for value in (loss, rank == 0, rank < 10)]
+
+
+@pytest.mark.parametrize("kind", [SemanticStage, CoarseStage])
+def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path):
+    stage = tiny_stage(kind).eval()
+    batches = [clips(stage, 4, seed=1, songs=2), clips(stage, 1, seed=2), clips(stage, 3, seed=3, songs=3)]
+    run = trainer(tmp_path, limit_val_batches=3)
+    (found,) = run.validate(stage, loader(*batches), verbose=False)
+    names = [stream.name for stream in stage.model.layout.conditions]
+    true, null, other, paired = [], [], [], []
+    for batch in batches:
+        true.append(slow_losses(stage, batch, batch.streams))
+        null.append(slow_losses(stage, batch, null_conditions(batch.streams, stage.model.layout.conditions))[0])
+        swapped = other_clips(batch, names)
+        if swapped is not None:  # a batch of one song has no other clip
+            other.append(slow_losses(stage, batch, swapped)[0])
+            paired.append(true[-1][0])
+    loss, accuracy, top = (torch.cat([clip[number] for clip in true]) for number in range(3))
+    null, other, paired = torch.cat(null), torch.cat(other), torch.cat(paired)
+    assert len(loss) == 8
+    assert len(other) == 7
+    expected = {
+        "val/loss": loss.mean(),
+        "val/accuracy": accuracy.mean(),
+        "val/accuracy_top10": top.mean(),
+        "val/loss_null": null.mean(),
+        "val/conditioning_gain": null.mean() - loss.mean(),
+        "val/loss_other": other.mean(),
+        "val/other_clip_gap": other.mean() - paired.mean(),
+    }
+    for k in range(loss.shape[1] if kind is CoarseStage else 0):
+        for name, value in (("loss", loss), ("accuracy", accuracy), ("accuracy_top10", top)):
+            expected[f"val/{name}_q{k}"] = value[:, k].mean()
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), abs=2e-5), name
+
+
+def test_a_nan_in_one_batch_is_not_averaged_away(tmp_path):
+    stage = tiny_stage(SemanticStage)
+    first, second = clips(stage, seed=1), clips(stage, seed=2)
+    only_second = next(iter(set(second[stage.target].flatten().tolist()) - set(first[stage.target].flatten().tolist())))
+    second[stage.target][0, 0, 0] = only_second
+    with torch.no_grad():
+        stage.model.target.weight[0, only_second] = math.nan
+    (found,) = trainer(tmp_path, limit_val_batches=2).validate(stage, loader(first, second), verbose=False)
+    assert math.isnan(found["val/loss"])
+
+
+class UnevenData(pl.LightningDataModule):
+    """Songs on the first rank, one song on the second, whose clips have no other to be swapped with."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def val_dataloader(self):
+        ranks = self.trainer.world_size
+        return loader(*self.batches[self.trainer.global_rank :: ranks])
+
+
+def test_two_processes_log_the_means_of_one_even_where_a_rank_has_no_other_clip(tmp_path):
+    stage = tiny_stage().eval()
+    data = UnevenData([clips(stage, 3, seed=1), clips(stage, 2, seed=2, songs=1)])
+    (one,) = trainer(tmp_path, limit_val_batches=2).validate(stage, datamodule=data, verbose=False)
+    two_processes = trainer(
+        tmp_path, limit_val_batches=1, devices=2, strategy="ddp_fork", use_distributed_sampler=False
+    )
+    (two,) = two_processes.validate(tiny_stage().eval(), datamodule=data, verbose=False)
+    assert set(two) == set(one)
+    assert two == pytest.approx(one, abs=1e-6)
+
+
+def test_prediction_gives_each_clip_its_loss(tmp_path):
+    stage = tiny_stage().eval()
+    batch = clips(stage, 3)
+    (result,) = trainer(tmp_path).predict(stage, loader(batch))
+    assert result["clip_ids"] == batch.clip_ids
+    nulls = null_conditions(batch.streams, stage.model.layout.conditions)
+    for name, streams in (("loss", batch.streams), ("loss_null", nulls)):
+        expected = slow_losses(stage, batch, streams)[0].mean(1)
+        torch.testing.assert_close(result[name].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_stage_without_conditions_logs_no_gain(tmp_path):
+    stage = tiny_stage(conditions=[])
+    run = trainer(tmp_path, limit_val_batches=1)
+    (found,) = run.validate(stage, loader(clips(stage)), verbose=False)
+    assert "val/loss" in found
+    assert not {"val/loss_null", "val/conditioning_gain", "val/loss_other"} & set(found)
+
+
+def test_a_nonautoregressive_stage_trains_one_codebook_a_step_and_validates_all(tmp_path):
+    stage = tiny_stage(pattern="nonautoregressive")
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(stage, loader(clips(stage)))
+    trained = {name for name in run.logged_metrics if name.startswith("train/loss_q")}
+    assert len(trained) == 1
+    (found,) = trainer(tmp_path, limit_val_batches=1).validate(stage, loader(clips(stage)), verbose=False)
+    assert {f"val/loss_q{k}" for k in range(4)} <= set(found)
+
+
+# --- optimizer --------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_optimizer_is_the_default():
+    optimizer = tiny_stage().configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-4, 0.01, (0.9, 0.999))
+    stage = tiny_stage()
+    chosen = {id(p) for g in stage.configure_optimizers().param_groups for p in g["params"]}
+    assert chosen == {id(parameter) for parameter in stage.parameters()}
+
+
+def test_warm_up_rises_linearly_and_cosine_falls_to_its_floor(tmp_path):
+    config = OptimizerConfig(learning_rate=0.01, warmup_steps=4, schedule="cosine", total_steps=12, final_fraction=0.1)
+    rates = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    stage = tiny_stage(SemanticStage, optimizer=config)
+    trainer(tmp_path, max_steps=14, callbacks=[Rates()]).fit(stage, loader(*[clips(stage)] * 14))
+    expected = [0.0025, 0.005, 0.0075, 0.01]
+    expected += [0.001 + 0.009 * (1 + math.cos(math.pi * done / 8)) / 2 for done in range(9)] + [0.001]
+    assert rates == pytest.approx(expected[: len(rates)], abs=1e-9)
+    assert len(rates) == 14
+    assert OptimizerConfig(warmup_steps=0).factor(10**6) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"schedule": "cosine"}, "total_steps"),
+        ({"schedule": "cosine", "warmup_steps": 10, "total_steps": 10}, "total_steps"),
+    ],
+)
+def test_impossible_optimizer_settings_are_refused(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        OptimizerConfig(**wrong)
+
+
+def test_an_impossible_guidance_dropout_is_refused():
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(RequestError, match="guidance_dropout"):
+            CoarseStage(backbone=TINY, guidance_dropout=wrong)
+
+
+# --- data and checkpoints ---------------------------------------------------------------------------------------
+
+
+class Data(pl.LightningDataModule):
+    """What a stage reads of a data module."""
+
+    def __init__(self, stage, sha256="a1", folder=None):
+        super().__init__()
+        self.batch = clips(stage)
+        self.tokenizers = {"semantic": {"kind": "hubert", "sha256": sha256}, "acoustic": {"kind": "encodec"}}
+        self.tokenizers_folder = folder
+
+    def train_dataloader(self):
+        return loader(self.batch)
+
+
+@pytest.mark.parametrize("kind", STAGES.values())
+def test_a_checkpoint_restores_the_stage_with_what_it_says_of_itself(kind, tmp_path):
+    stage = tiny_stage(
+        kind, pattern="delay", conditioning="aligned", look_ahead_s=0.1, guidance_dropout=0.2,
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
+    )  # fmt: skip
+    run = trainer(tmp_path)
+    run.fit(stage, datamodule=Data(stage, folder=tmp_path / "tokenizers"))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = load_stage(tmp_path / "a.ckpt")
+    assert type(loaded) is kind
+    assert not loaded.training
+    assert loaded.metadata() == stage.metadata()
+    assert loaded.tokenizers["semantic"] == {"kind": "hubert", "sha256": "a1"}
+    assert loaded.tokenizers_folder == str(tmp_path / "tokenizers")
+    assert loaded.duration_s == pytest.approx(0.08)
+    assert loaded.optimizer_config.warmup_steps == 5
+    streams = clips(stage, seed=5).streams
+    with torch.no_grad():
+        assert torch.equal(loaded.model(streams), stage.eval().model(streams))
+
+
+def test_metadata_is_plain_data_that_a_safe_loader_reads(tmp_path):
+    stage = tiny_stage()
+    torch.save({"state_dict": {}, "hafm_lightning": stage.metadata()}, tmp_path / "plain.ckpt")
+    assert torch.load(tmp_path / "plain.ckpt", weights_only=True)["hafm_lightning"] == stage.metadata()
+    assert stage.metadata()["streams"]["instrumental_coarse"] == {"rate_hz": 75, "codebooks": 4, "vocabulary": 1024}
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_same_stage(tmp_path):
+    stage = tiny_stage()
+    run = trainer(tmp_path)
+    run.fit(stage, datamodule=Data(stage))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = tiny_stage()
+    further = trainer(tmp_path, max_steps=2, max_epochs=2)
+    further.fit(again, datamodule=Data(again), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert further.global_step == 2
+
+
+def resume(stage, path, folder, **data):
+    trainer(folder, max_steps=2, max_epochs=2).fit(
+        stage, datamodule=Data(stage, **data), ckpt_path=path, weights_only=True
+    )
+
+
+def test_a_run_refuses_the_checkpoint_of_another_stage_layout_or_tokenizer(tmp_path):
+    stage = tiny_stage()
+    run = trainer(tmp_path)
+    run.fit(stage, datamodule=Data(stage))
+    path = tmp_path / "coarse.ckpt"
+    run.save_checkpoint(path)
+    with pytest.raises(RequestError, match="holds a CoarseStage, this run trains a FineStage"):
+        resume(tiny_stage(FineStage), path, tmp_path)
+    with pytest.raises(RequestError, match=r"pattern: 'flattened' in the checkpoint, 'delay' here"):
+        resume(tiny_stage(pattern="delay"), path, tmp_path)
+    with pytest.raises(RequestError, match=r"semantic\.sha256: 'a1' in the checkpoint, 'zz' here"):
+        resume(tiny_stage(), path, tmp_path, sha256="zz")
+
+
+def test_data_of_other_tokenizers_is_refused_before_the_first_step(tmp_path):
+    stage = tiny_stage()
+    stage.tokenizers = {"semantic": {"kind": "hubert", "sha256": "other"}, "acoustic": {"kind": "encodec"}}
+    with pytest.raises(RequestError, match=r"semantic\.sha256: 'other'"):
+        trainer(tmp_path).fit(stage, datamodule=Data(stage))
