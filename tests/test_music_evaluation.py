@@ -6,6 +6,7 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +16,7 @@ import torch
 import torch.multiprocessing
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
-from tiny_music import CLIP_S, TinyMusic, make_tiny_music, tiny_stage
+from tiny_music import CLIP_S, TinyMusic, tiny_stage
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
@@ -31,11 +32,6 @@ from hafm_lightning.stages import Stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 GREEDY = SamplingOptions(guidance=1.0, temperature=0.0)
-
-
-@pytest.fixture(scope="session")
-def music(tmp_path_factory: pytest.TempPathFactory) -> TinyMusic:
-    return make_tiny_music(tmp_path_factory.mktemp("tiny_music"))
 
 
 class Losses(Callback):
@@ -234,3 +230,12 @@ def test_two_processes_log_the_numbers_of_one(music: TinyMusic, tmp_path: Path) 
         assert set(shared) == set(alone)
         for name in set(alone) - {"music/seconds"}:
             assert shared[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
+def test_without_a_root_nothing_is_measured_and_one_line_says_so(caplog):
+    callback = MusicEvaluation(root=None)
+    with caplog.at_level("INFO"):
+        callback.on_fit_start(None, None)
+    assert "MUSDB18_HQ" in caplog.text
+    callback.on_validation_epoch_end(SimpleNamespace(sanity_checking=False), None)
+    assert callback.validations == 0

@@ -5,7 +5,7 @@ prints it. Steps leave their results on disk and are not repeated, so that an in
 
 1. ``prepare``: the toy band is synthesised (or reused), tokenizers trained, shards written;
 2. a plan: how many training steps fit into the time, from a few timed steps of each stage;
-3. ``fit``, three times, each continued from its newest checkpoint if it was interrupted;
+3. ``fit``, three times, side by side, each continued from its newest checkpoint if it was interrupted;
 4. ``export`` to one model folder;
 5. a take for one vocal of every held-out song;
 6. scores, figures, report.
@@ -30,6 +30,7 @@ from hafm_lightning import __version__
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.cli import DONE
 from hafm_lightning.cli import main as run_command
+from hafm_lightning.cli.demo_fits import Fit, cores, lanes, run_fits
 from hafm_lightning.cli.demo_report import write_pictures, write_report
 from hafm_lightning.cli.demo_scores import generate_takes, held_out_segments, read_listenings, score_music
 from hafm_lightning.cli.runs import best_checkpoint, newest_run
@@ -46,7 +47,7 @@ from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, TokenB
 
 STAGES = ("semantic", "coarse", "fine")
 SHARE = {"semantic": 0.3, "coarse": 0.5, "fine": 0.2}
-"""How the training time is divided: the coarse stage has most to learn."""
+"""How training is divided where it runs one after the other: the coarse stage has most to learn."""
 MINUTES = 9.0
 OTHER_MINUTES = 4.5
 """What everything but training takes on 2 cores."""
@@ -118,8 +119,7 @@ def main(argv: Sequence[str]) -> int:
     preparation = read_config(places.config("prepare"))
     step("prepare", "--config", str(places.config("prepare")))
     plan = make_plan(places, arguments.minutes, arguments.fresh)
-    for stage in STAGES:
-        fit(places, stage, plan)
+    run_fits([[fit(places, stage, plan) for stage in lane] for lane in training_lanes()], threads_a_lane())
     checkpoints = {stage: best_checkpoint(run_root(places, stage)) for stage in STAGES}
     export(places, checkpoints)
     report = score(places, plan, preparation, checkpoints)
@@ -153,9 +153,17 @@ def make_plan(places: Places, minutes: float, fresh: bool) -> Plan:
             return plan
     for folder in (places.work, places.takes):
         shutil.rmtree(folder, ignore_errors=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads_a_lane())
     seconds = {stage: seconds_a_step(places, stage) for stage in STAGES}
+    torch.set_num_threads(threads)
     training_s = 60 * max(minutes - OTHER_MINUTES, LEAST_TRAINING_MINUTES) * (1 - VALIDATION_SHARE)
-    steps = {stage: max(VALIDATIONS, int(training_s * SHARE[stage] / seconds[stage])) for stage in STAGES}
+    time_of = {
+        stage: training_s * SHARE[stage] / sum(SHARE[other] for other in lane)
+        for lane in training_lanes()
+        for stage in lane
+    }
+    steps = {stage: max(VALIDATIONS, int(time_of[stage] / seconds[stage])) for stage in STAGES}
     plan = Plan(minutes, {s: n - n % VALIDATIONS for s, n in steps.items()}, seconds)
     write_json(path, asdict(plan))
     print("\ntraining steps in the time: " + ", ".join(f"{stage} {n}" for stage, n in plan.steps.items()))
@@ -192,13 +200,27 @@ def seconds_a_step(places: Places, stage: str) -> float:
     return sorted(times[UNTIMED_STEPS:])[TIMED_STEPS // 2]
 
 
-def fit(places: Places, stage: str, plan: Plan) -> None:
-    """Train a stage, or what is left of it."""
-    done = places.work / f"{stage}.done"
-    if done.is_file():
-        return
-    step("fit", *fit_arguments(places, stage, plan.steps[stage]), "--ckpt_path", "auto")
-    done.touch()
+def training_lanes() -> list[list[str]]:
+    """Which stages train one after the other, and which at the same time."""
+    return lanes(SHARE, cores())
+
+
+def threads_a_lane() -> int:
+    """Threads of each training process."""
+    return max(1, cores() // len(training_lanes()))
+
+
+def fit(places: Places, stage: str, plan: Plan) -> Fit:
+    """The training run of a stage, continued from its newest checkpoint where there is one."""
+    steps = plan.steps[stage]
+    return Fit(
+        name=stage,
+        arguments=("fit", *fit_arguments(places, stage, steps), "--ckpt_path", "auto"),
+        steps=steps,
+        root=run_root(places, stage),
+        log=places.work / f"{stage}.log",
+        done=places.work / f"{stage}.done",
+    )
 
 
 def export(places: Places, checkpoints: dict[str, Path]) -> None:
