@@ -152,6 +152,7 @@ class Stage(pl.LightningModule):
         self.optimizer_config = optimizer
         self.tokenizers: dict[str, Any] = {}
         self.tokenizers_folder: str | None = None
+        self.styles: list[str] = []
         self.duration_s: float | None = None
         codebooks = self.model.layout.target.codebooks
         names = ["loss", "accuracy", "accuracy_top10", "loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
@@ -183,6 +184,7 @@ class Stage(pl.LightningModule):
         self.tokenizers = dict(identities)
         folder = getattr(data, "tokenizers_folder", None)
         self.tokenizers_folder = str(folder) if folder is not None else None
+        self.styles = next((list(m.styles) for m in getattr(data, "manifests", {}).values()), [])
 
     def training_forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor, int]:
         """What a training step computes before its loss: guidance dropout, then the network.
@@ -307,6 +309,7 @@ class Stage(pl.LightningModule):
             },
             "tokenizers": self.tokenizers,
             "tokenizers_folder": self.tokenizers_folder,
+            "styles": self.styles,
             "duration_s": self.duration_s,
         }
 
@@ -391,6 +394,7 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder = saved["tokenizers_folder"]
+    stage.styles = list(saved.get("styles", ()))
     state = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("means.")}
     expected = {name: value for name, value in stage.state_dict().items() if not name.startswith("means.")}
     odd = {
