@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -58,6 +59,14 @@ class ToyStage(pl.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 5))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class OneBadProcess(ToyStage):
+    """The loss of the second process becomes NaN at step 3."""
+
+    def training_step(self, batch: TokenBatch, index: int) -> torch.Tensor:
+        loss = super().training_step(batch, index)
+        return loss * torch.nan if self.global_rank == 1 and self.global_step == 3 else loss
 
 
 def die() -> None:
@@ -135,8 +144,13 @@ def child(arguments: list[str], environment: dict[str, str], log: str) -> None:
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    code = main(arguments)
+    try:
+        code = main(arguments)
+    except Exception:  # noqa: BLE001  (what Python would do at the end of a process)
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

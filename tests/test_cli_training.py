@@ -103,7 +103,7 @@ CHANGES = {
     "a misspelt setting of the model": (
         ("guidance_dropout: 0.1", "gidance_dropout: 0.1"),
         "guidance_dropout",
-        "line 4",
+        "line 5",
     ),
     "a misspelt setting of a nested class": (("width: 16", "widht: 16"), "width", "model.backbone.widht"),
     "a misspelt setting of the trainer": (("max_steps: 2", "max_step: 2"), "max_steps", "trainer.max_step"),

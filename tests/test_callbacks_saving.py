@@ -1,0 +1,333 @@
+"""Checkpoint files, averaged weights, the CSV log, W&B offline, and what the dashboard measures."""
+
+import csv
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_shards import write_tiny_shards
+from torch import nn
+
+from hafm_lightning.callbacks import (
+    EMA,
+    AtomicCheckpointIO,
+    Checkpoints,
+    CsvLog,
+    Dashboard,
+    ExactResume,
+    WandbDashboard,
+)
+from hafm_lightning.callbacks.dashboard import PAPER_VALUES, peak_flops
+from hafm_lightning.callbacks.exact_resume import TRAINING_WEIGHTS
+from hafm_lightning.callbacks.loggers import chosen_mode, read_rows
+from hafm_lightning.data_modules import TokenShards
+from hafm_lightning.errors import RequestError
+
+
+class Line(pl.LightningModule):
+    """One weight that walks down a slope; records what it is validated with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+        self.walked, self.validated = [], []
+
+    def training_step(self, batch, index):
+        loss = self.weight.square().sum()
+        self.log("train/loss", loss, batch_size=len(batch))
+        return loss
+
+    def on_train_batch_end(self, *_):
+        self.walked.append(float(self.weight.detach()))
+
+    def validation_step(self, batch, index):
+        self.validated.append(float(self.weight))
+        self.log("val/loss", self.weight.square().sum(), batch_size=len(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return TokenShards(str(write_tiny_shards(tmp_path / "shards", train=(8,))), batch_size=2)
+
+
+def trainer_of(tmp_path, *callbacks, logger=False, **settings):
+    return pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 8,
+            "logger": logger,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+            "plugins": [AtomicCheckpointIO()],
+            "callbacks": [ExactResume(), *callbacks],
+            **settings,
+        }
+    )
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    writer, path = AtomicCheckpointIO(), tmp_path / "folder" / "a.ckpt"
+    writer.save_checkpoint({"weights": torch.arange(3)}, path)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, "a checkpoint is readable to those who may read"
+
+    def full_disk(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        writer.save_checkpoint({"weights": torch.zeros(3)}, path)
+    monkeypatch.undo()
+    assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
+    assert writer.load_checkpoint(path)["weights"].tolist() == [0, 1, 2]
+    writer.remove_checkpoint(path)
+    assert not path.exists()
+
+
+def test_the_temporary_file_is_in_the_same_folder_whatever_tmpdir_says(tmp_path, monkeypatch):
+    seen = []
+    save = torch.save
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    monkeypatch.setattr(torch, "save", lambda content, file: (seen.extend(tmp_path.iterdir()), save(content, file)))
+    AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt")
+    assert len(seen) == 1
+    assert seen[0].name.startswith(".writing-")
+
+
+def test_only_data_is_read(tmp_path):
+    hostile = tmp_path / "hostile.ckpt"
+    torch.save({"run": os.system}, hostile)
+    for path in (hostile, tmp_path / "absent.ckpt", "https://example.org/a.ckpt"):
+        with pytest.raises(RequestError):
+            AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_the_newest_and_the_best_are_kept(data, tmp_path):
+    class Growing(Line):
+        def validation_step(self, batch, index):
+            self.log("val/loss", float(self.global_step), batch_size=len(batch))
+
+    keeper = Checkpoints(every_steps=2, keep=2)
+    trainer = trainer_of(tmp_path, keeper, max_steps=7, val_check_interval=2, check_val_every_n_epoch=None)
+    trainer.fit(Growing(), datamodule=data)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "step-00000006.ckpt", "step-00000007.ckpt"]
+    assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 2, "the lowest loss was the first"
+
+    keeper = Checkpoints(every_steps=None, every_minutes=1e-9, keep=9, monitor="val/loss", mode="max")
+    trainer_of(tmp_path / "time", keeper, max_steps=3, val_check_interval=1).fit(Growing(), datamodule=data)
+    names = sorted(path.name for path in (tmp_path / "time" / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "step-00000001.ckpt", "step-00000002.ckpt", "step-00000003.ckpt"]
+    assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 3
+
+
+def test_a_trial_run_saves_nothing(data, tmp_path):
+    trainer_of(tmp_path, Checkpoints(), fast_dev_run=True).fit(Line(), datamodule=data)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+# --- averaged weights -----------------------------------------------------------------------------------------
+
+
+def test_the_average_is_validated_and_saved_and_the_weights_train_on(data, tmp_path):
+    stage = Line()
+    settings = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    trainer_of(tmp_path, EMA(decay=0.6), Checkpoints(every_steps=5, keep=9), **settings).fit(stage, datamodule=data)
+
+    plain = [0.8 ** (step + 1) for step in range(8)]  # gradient 2 w, rate 0.1
+    assert stage.walked == pytest.approx(plain, rel=1e-5), "averaging must not change the training"
+    average, averages = 1.0, []
+    for update, weight in enumerate(plain):
+        decay = min(0.6, (1 + update) / (10 + update))
+        average = decay * average + (1 - decay) * weight
+        averages.append(average)
+    assert stage.validated[::3] == pytest.approx(averages[1::2], rel=1e-5)  # three validation batches each time
+    saved = torch.load(tmp_path / "checkpoints" / "step-00000005.ckpt", weights_only=True)
+    assert float(saved["state_dict"]["weight"]) == pytest.approx(averages[4], rel=1e-5)
+    assert float(saved[TRAINING_WEIGHTS]["weight"]) == pytest.approx(plain[4], rel=1e-5)
+    best = torch.load(
+        tmp_path / "checkpoints" / "best.ckpt", weights_only=True
+    )  # saved while the average was swapped in
+    assert float(best["state_dict"]["weight"]) == pytest.approx(averages[7], rel=1e-5)
+    assert float(best[TRAINING_WEIGHTS]["weight"]) == pytest.approx(plain[7], rel=1e-5)
+
+
+def test_a_run_with_averages_is_not_continued_without(data, tmp_path):
+    trainer_of(tmp_path, EMA(), Checkpoints(monitor=None), max_steps=2).fit(Line(), datamodule=data)
+    checkpoint = tmp_path / "checkpoints" / "step-00000002.ckpt"
+    with pytest.raises(RequestError, match=r"add hafm_lightning\.callbacks\.EMA"):
+        trainer_of(tmp_path, max_steps=4).fit(Line(), datamodule=data, ckpt_path=checkpoint)
+    for settings in ({"decay": 1.0}, {"every_steps": 0}):
+        with pytest.raises(RequestError):
+            EMA(**settings)
+
+
+# --- logs -----------------------------------------------------------------------------------------------------
+
+
+def test_the_csv_grows_columns_and_survives_a_continued_run(tmp_path):
+    first = CsvLog(str(tmp_path))
+    first.log_metrics({"train/loss": 3.0, "epoch": 0}, 0)
+    first.log_metrics({"val/loss": 2.5, "epoch": 0}, 0)
+    first.log_metrics({"train/loss": 2.0, "epoch": 0}, 1)
+    first.log_metrics({"train/loss": 1.5, "epoch": 0}, 2)
+    with first.path.open("a") as file:
+        file.write("3,0,0.1")  # a row that a kill cut short
+
+    again = CsvLog(str(tmp_path))
+    again.log_metrics({"train/loss": 2.0, "epoch": 0}, 1)
+    again.log_metrics({"val/loss": 1.0, "epoch": 0}, 1)
+    rows = [{k: v for k, v in row.items() if v and k != "seconds"} for row in read_rows(again.path)]
+    assert rows == [
+        {"step": "0", "epoch": "0", "train/loss": "3.0"},
+        {"step": "0", "epoch": "0", "val/loss": "2.5"},
+        {"step": "1", "epoch": "0", "train/loss": "2.0"},
+        {"step": "1", "epoch": "0", "val/loss": "1.0"},
+    ]
+    seconds = [float(row["seconds"]) for row in read_rows(again.path)]
+    assert seconds == sorted(seconds), "the clock goes on where the first part stopped"
+
+
+WANDB_RUN = """
+import sys
+from pathlib import Path
+import lightning.pytorch as pl
+sys.path.insert(0, sys.argv[1])
+from test_callbacks_saving import Line, trainer_of
+from hafm_lightning.callbacks import WandbDashboard
+from hafm_lightning.data_modules import TokenShards
+for part in range(2):
+    logger = WandbDashboard(project="test")
+    logger.use_run_folder(Path(sys.argv[2]))
+    trainer_of(sys.argv[2], logger=logger, max_steps=2).fit(Line(), datamodule=TokenShards(sys.argv[3], batch_size=2))
+    logger.experiment.finish()
+    print("ID", logger.version, logger.chosen_mode)
+"""
+
+
+def test_wandb_without_a_key_logs_offline_and_keeps_its_id(tmp_path, data):
+    """In a process of its own: W&B starts a service that outlives the run."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB_RUN, str(Path(__file__).parent), str(tmp_path / "run"), data.root],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean,
+        timeout=300,
+    )
+    assert "no key, logging offline" in done.stderr + done.stdout
+    told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ID ")]
+    assert [mode for _, mode in told] == ["offline", "offline"]
+    assert told[0] == told[1], "a continued run must go on in the same curves"
+    logged = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{told[0][0]}"))
+    assert logged
+    assert all(list(path.glob("*.wandb")) for path in logged)
+
+
+def test_the_mode_of_wandb_is_settled_by_key_and_wish(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert chosen_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
+    assert chosen_mode("auto") == "online"
+    assert chosen_mode("offline") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert chosen_mode("auto") == "disabled"
+    assert WandbDashboard(mode="disabled").chosen_mode == "disabled"
+
+
+# --- the dashboard --------------------------------------------------------------------------------------------
+
+
+def test_speed_counts_training_time_alone(data, tmp_path):
+    class Slow(Line):
+        target = "instrumental_coarse"
+
+        def training_step(self, batch, index):
+            time.sleep(0.05)
+            return super().training_step(batch, index)
+
+        def validation_step(self, batch, index):
+            time.sleep(0.3)
+
+    log = CsvLog(str(tmp_path))
+    settings = {"val_check_interval": 2, "check_val_every_n_epoch": None, "max_steps": 6}
+    trainer_of(tmp_path, Dashboard(), logger=log, **settings).fit(Slow(), datamodule=data)
+    rows = [row for row in read_rows(log.path) if row.get("speed/steps_per_s")]
+    assert len(rows) == 6
+    for row in rows[1:]:
+        speed = float(row["speed/steps_per_s"])
+        assert 2 < speed < 20, "a step takes 0.05 s, and validation is no part of it"
+        assert float(row["speed/tokens_per_s"]) == pytest.approx(speed * 2 * 4 * 30, rel=1e-3)  # B, K, T of 0.4 s
+        assert 0 <= float(row["speed/data_wait"]) < 1
+        assert float(row["system/memory_gib"]) > 0.05
+        assert float(row["train/learning_rate"]) == pytest.approx(0.1)
+        assert "speed/mfu" not in row, "the CPU's peak is not known, so there is nothing to divide by"
+
+
+def test_utilisation_divides_the_models_flops_by_the_peak(data, tmp_path, monkeypatch):
+    class Costed(Line):
+        def flops_per_step(self, batch):
+            return 1e9 * len(batch)
+
+    monkeypatch.setattr("hafm_lightning.callbacks.dashboard.peak_flops", lambda device, precision: 1e12)
+    log = CsvLog(str(tmp_path))
+    trainer_of(tmp_path, Dashboard(), logger=log, max_steps=4).fit(Costed(), datamodule=data)
+    rows = [row for row in read_rows(log.path) if row.get("speed/mfu")]
+    assert len(rows) == 4
+    for row in rows:
+        assert float(row["speed/mfu"]) == pytest.approx(float(row["speed/steps_per_s"]) * 2e9 / 1e12, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA H200", "16-mixed", 989),
+        ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989),
+        ("NVIDIA H100 PCIe", "bf16-mixed", 756),
+        ("NVIDIA A100-SXM4-40GB", "bf16-true", 312),
+        ("NVIDIA A40", "16-mixed", 149.7),
+        ("NVIDIA A40", "32-true", 37.4),
+        ("Some GPU", "32-true", None),
+    ],
+)
+def test_peaks_of_known_devices(monkeypatch, name, precision, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
+    peak = peak_flops(torch.device("cuda", 0), precision)
+    assert peak == (None if tflops is None else pytest.approx(tflops * 1e12))
+
+
+@pytest.mark.parametrize(("kinds", "shown"), [(("hubert", "encodec"), True), (("offline-semantic", "offline"), False)])
+def test_the_papers_values_are_shown_beside_the_papers_tokens_only(data, tmp_path, kinds, shown):
+    class SemanticStage(Line):
+        tokenizers = {"semantic": {"kind": kinds[0]}, "acoustic": {"kind": kinds[1]}}
+
+    log = CsvLog(str(tmp_path))
+    trainer_of(tmp_path, Dashboard(), logger=log, max_steps=4).fit(SemanticStage(), datamodule=data)
+    levels = [float(row["val/loss_paper"]) for row in read_rows(log.path) if row.get("val/loss_paper")]
+    assert levels == ([pytest.approx(PAPER_VALUES["SemanticStage"].loss)] if shown else [])
+    with log.path.open() as file:
+        assert ("val/accuracy_paper" in next(csv.reader(file))) == shown
