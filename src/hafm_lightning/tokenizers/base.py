@@ -249,6 +249,8 @@ def _put_in_place(draft: Path, target: Path, sha256: str) -> None:
     try:
         draft.rename(target)
     except OSError:
+        if old.exists() and not target.exists():
+            old.rename(target)
         if _described_sha256(target) != sha256:
             raise
     finally:

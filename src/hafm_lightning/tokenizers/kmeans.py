@@ -62,6 +62,14 @@ class KMeansReport:
         return asdict(self)
 
 
+def check_enough(frames: int, centroids: int) -> None:
+    """Raise RequestError when there are fewer frames than centroids."""
+    if frames < centroids:
+        raise RequestError(
+            f"k-means for {centroids} centroids got only {frames} frames; give it more audio or fewer centroids"
+        )
+
+
 def train_kmeans(
     points: NDArray[np.float32], centroids: int, *, seed: int = 0, iterations: int = ITERATIONS
 ) -> tuple[NDArray[np.float32], KMeansReport]:
@@ -80,10 +88,7 @@ def train_kmeans(
 
     if points.ndim != 2 or points.dtype != np.float32:
         raise ValueError(f"k-means needs float32 points [n, d], got {points.dtype} {points.shape}")
-    if len(points) < centroids:
-        raise RequestError(
-            f"k-means for {centroids} centroids got only {len(points)} frames; give it more audio or fewer centroids"
-        )
+    check_enough(len(points), centroids)
     bad = ~np.isfinite(points).all(axis=1)
     if bad.any():
         raise RequestError(

@@ -50,7 +50,7 @@ from hafm_lightning.tokenizers.frontends import (
     settings_as_dict,
     settings_from_dict,
 )
-from hafm_lightning.tokenizers.kmeans import FrameSample, assign, train_kmeans
+from hafm_lightning.tokenizers.kmeans import FrameSample, assign, check_enough, train_kmeans
 from hafm_lightning.tokens import (
     ACOUSTIC_CODEBOOKS,
     ACOUSTIC_RATE_HZ,
@@ -64,6 +64,8 @@ ACOUSTIC_KIND = "offline-acoustic"
 
 TRAINING_FRAMES = 60_000
 """Frames that centroids and codebooks are trained on, at most."""
+SILENT_SHARE = 50
+"""For so many frames of sound the codebooks also see one of silence, which must sound silent in any corpus."""
 ACOUSTIC_ITERATIONS = 8
 """Lloyd iterations a codebook; there are eight of them, and each makes good for the one before."""
 
@@ -241,7 +243,10 @@ class OfflineAcousticTokenizer:
             if len(samples):
                 with spectra.one_thread():
                     sample.add(front_end(samples).float().numpy())
-        frames = torch.from_numpy(sample.frames()).double()
+        heard = torch.from_numpy(sample.frames()).double()
+        check_enough(len(heard), vocabulary)
+        silence = front_end(torch.zeros(ACOUSTIC_HOP)).expand(-(-len(heard) // SILENT_SHARE), -1)
+        frames = torch.cat((heard, silence))
         with spectra.one_thread():
             mean = frames.mean(dim=0)
             centred = frames - mean
