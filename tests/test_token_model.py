@@ -79,6 +79,20 @@ def test_dense_and_blockwise_networks_agree_in_logits_and_gradients(conditioning
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_mixed_precision_trains_towards_the_same_place():
+    config = tiny_config("flattened")
+    gradients = []
+    for mixed in (False, True):
+        model, streams = tiny_model(config).train(), tiny_streams(config.layout, 6)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = model(streams)
+            loss = logits.float().log_softmax(-1).gather(-1, streams["instrumental_coarse"][..., None]).mean()
+        loss.backward()
+        assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+
+
 # --- causality --------------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,27 @@ def test_geglu_gates_with_the_exact_gelu():
     assert layer(x).tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("part", ["norm", "feedforward"])
+def test_training_has_the_gradients_of_the_plain_formula(part, rows):
+    """The CPU may train these parts by gradients of its own; autograd through the formula in float64 is the judge."""
+    layer = RMSNorm(12) if part == "norm" else GEGLU(12, 7)
+    louden(layer)
+    x = torch.randn(2, rows, 12, requires_grad=True)
+    weight = torch.randn(2, rows, 12)
+    inputs = [x, *layer.parameters()]
+    found = torch.autograd.grad((layer(x) * weight).sum(), inputs)
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    if part == "norm":
+        output = exact[0] / (exact[0].square().mean(-1, keepdim=True) + 1e-6).sqrt() * exact[1]
+    else:
+        value, gate = (exact[0] @ exact[1].T + exact[2]).chunk(2, -1)
+        output = (value * gate * (1 + torch.erf(gate / math.sqrt(2))) / 2) @ exact[3].T + exact[4]
+    torch.testing.assert_close(layer(x).double(), output, atol=1e-5, rtol=1e-5)
+    for mine, true in zip(found, torch.autograd.grad((output * weight).sum(), exact), strict=True):
+        torch.testing.assert_close(mine.double(), true, atol=1e-4, rtol=1e-4)
+
+
 def test_the_inner_width_is_two_thirds_as_the_papers_counts_need():
     assert BackboneConfig().inner_width == 1365
     assert BackboneConfig().head_width == 64

@@ -104,7 +104,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometr
     if geometry.backend == "blockwise":
         dtype = values.dtype
         inputs = (queries.float(), keys.float(), values.float(), table, geometry.blocks)
-        return _BlockwiseAttention.apply(*inputs).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
+        with torch.autocast("cpu", enabled=False):  # or the fused kernel would answer in half precision
+            return _BlockwiseAttention.apply(*inputs).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
     if geometry.backend == "flex":
         assert geometry.flex is not None
         return _flex_attend(queries, keys, values, table, geometry.flex)
@@ -157,7 +158,7 @@ class _BlockwiseAttention(torch.autograd.Function):
                 grad_value[some, : block.keys].baddbmm_(weights.transpose(1, 2), g)
                 torch.bmm(g, v.transpose(1, 2), out=scores)
                 grad_scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
-                grad_bias.add_(grad_scores.unflatten(0, (-1, heads)).sum(0))
+                grad_bias.add_(grad_scores.unflatten(0, (-1, heads)).sum(0))  # type: ignore[no-untyped-call]
                 torch.bmm(grad_scores, k, out=grad_query[some])
                 grad_key[some, : block.keys].baddbmm_(grad_scores.transpose(1, 2), q)
             grad_queries.index_copy_(2, block.order, grad_query.view(batch, heads, -1, width))

@@ -66,7 +66,7 @@ class Span:
     def _by_group(self, block: Tensor) -> Tensor:
         """The span's columns of ``[H, Q, N]`` as ``[H, Q / group, group, n / group, group]``."""
         part = block[:, :, self.start : self.stop]
-        return part.unflatten(2, (-1, self.keys.group)).unflatten(1, (-1, self.queries.group))
+        return part.unflatten(2, (-1, self.keys.group)).unflatten(1, (-1, self.queries.group))  # type: ignore[no-any-return, no-untyped-call]
 
     def write(self, table: Tensor, bias: Tensor) -> None:
         """Fill the span in ``bias [H, Q, N]`` from ``table [H, R]``."""
