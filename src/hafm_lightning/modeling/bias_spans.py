@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ def query_blocks(module: RelativePosition, positions: StepPositions, steps: int)
     for length in lengths:
         edges.append(edges[-1] + length)
     blocks = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         for start in range(first, last, steps):
             stop = min(start + steps, last)
             keys = stop if module.causal else positions.steps
@@ -162,7 +163,7 @@ def _spans(rows: Tensor, ticks: Tensor, order: Tensor, edges: Sequence[int]) -> 
     if whole is not None:
         return (whole,)
     spans: list[Span | LookedUpSpan] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         found = _span(rows, start, stop, by_step, by_step)
         queries, keys = Pattern.of(-ticks[order]), Pattern.of(ticks[start:stop])
         if found is None and queries is not None and keys is not None:
