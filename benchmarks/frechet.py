@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 import scipy.linalg
+import torch
 from threadpoolctl import threadpool_limits
 
 from hafm_lightning.evaluation.frechet import GaussianStatistics, frechet_distance
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=13000)
     parser.add_argument("--dimensions", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1, help="BLAS threads; 1 gives the steadiest ratios")
+    parser.add_argument("--threads", type=int, default=1, help="BLAS and torch threads; 1 gives the steadiest ratios")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     x = synthetic_rows(options.rows, options.dimensions, 0, 0.0)
@@ -107,6 +108,7 @@ def main() -> None:
         f"{'work':<10}{'path':<16}{'median ms':>11}{'best ms':>10}{'x (median)':>12}{'x (best)':>10}{'rel. diff':>12}"
     )
     for work, paths in works.items():
+        torch.set_num_threads(options.threads)
         with threadpool_limits(options.threads):
             found = measure(paths, options.repeats)
         mine = found["this project"]

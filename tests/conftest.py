@@ -55,3 +55,11 @@ def live_band(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tuple[Path, T
     from tiny_band import make_band
 
     return make_band(tmp_path_factory.mktemp("live"), *tiny_pair, "live")
+
+
+@pytest.fixture(scope="session")
+def music(tmp_path_factory: pytest.TempPathFactory):
+    """A small toy band with trained offline tokenizers and shards; made once a run."""
+    from tiny_music import make_tiny_music
+
+    return make_tiny_music(tmp_path_factory.mktemp("tiny_music"))

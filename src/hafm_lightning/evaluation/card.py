@@ -251,7 +251,7 @@ def cell_notes(table: Table) -> list[str]:
         columns.setdefault((note, tuple(rows)), []).append(column_label)
     found = []
     for (note, of_rows), labels in columns.items():
-        of = "" if len(of_rows) == len(table.rows) else f" of {', '.join(of_rows)}"
+        of = "" if len(of_rows) == len(table.rows) else f" of {'; '.join(of_rows)}"
         found.append(f"{', '.join(labels)}{of}: {note}")
     return found + [
         f"{row.label}: {count} failed: {reason}" for row in table.rows for reason, count in row.failures.items()

@@ -188,14 +188,14 @@ def statistics_of(moments: Float64Array, provenance: Mapping[str, Any] | None = 
     return GaussianStatistics(rows, moments[1].copy(), moments[2:] / (rows - 1), dict(provenance or {}))
 
 
-def _factor(covariance: Float64Array) -> Float64Array:
+def _factor(covariance: Tensor) -> Tensor:
     """A matrix ``F [d, d]`` with ``F F^T`` = ``covariance``, which may be singular."""
-    try:
-        factor = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(covariance)
-        factor = vectors * np.sqrt(np.maximum(values, 0.0))
-    return np.asarray(factor, dtype=np.float64)
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if int(failed):
+        values, vectors = torch.linalg.eigh(covariance)
+        factor = vectors * values.clamp_min(0.0).sqrt()
+    return factor
 
 
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:
@@ -212,9 +212,10 @@ def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistic
     left, right = generated.provenance.get(IDENTITY_KEY), reference.provenance.get(IDENTITY_KEY)
     if left is not None and right is not None and left != right:
         raise ValueError(f"rows of different embeddings cannot be compared: {left} and {right}")
-    factor = _factor(generated.covariance)
-    inner = factor.T @ reference.covariance @ factor
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh((inner + inner.T) / 2), 0.0)).sum()
+    # torch's threads, unlike numpy's, are the run's own (torch.set_num_threads): many processes do not fight for cores
+    factor = _factor(torch.from_numpy(generated.covariance))
+    inner = factor.T @ torch.from_numpy(reference.covariance) @ factor
+    cross = float(torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0.0).sqrt().sum())
     offset = generated.mean - reference.mean
     spread = np.trace(generated.covariance) + np.trace(reference.covariance) - 2 * cross
     return max(float(offset @ offset + spread), 0.0)
