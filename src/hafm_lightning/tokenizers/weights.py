@@ -167,14 +167,47 @@ def stride_and_field(kernels: Iterable[int], strides: Iterable[int]) -> tuple[in
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Inference in plain float32: no autograd, no autocast, no TF32; the caller's settings come back afterwards."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    cudnn = torch.backends.cudnn
+    chosen = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
     try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False), _no_tf32():
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        cudnn.benchmark, cudnn.deterministic = chosen
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """IEEE float32 in matrix products, convolutions and recurrent layers, on every backend."""
+    if not hasattr(torch.backends.cudnn, "conv"):  # before torch 2.9
+        with _no_tf32_by_legacy_switches():
+            yield
+        return
+    # Only these switches: reading the legacy ones raises once the caller has used the new ones.
+    switches: list[Any] = [
+        torch.backends.cuda.matmul,
+        *(getattr(torch.backends.cudnn, part) for part in ("conv", "rnn")),
+        *(getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")),
+    ]
+    chosen = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, chosen, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextmanager
+def _no_tf32_by_legacy_switches() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    chosen = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(chosen[0])
+        cudnn.allow_tf32 = chosen[1]

@@ -1,0 +1,90 @@
+"""Where pretrained weights come from, and the precision in which they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers import weights
+from hafm_lightning.tokenizers.weights import PINNED_REVISIONS, full_precision, resolve_source, stride_and_field
+
+CPU = torch.device("cpu")
+
+
+def switches() -> list[str]:
+    backends = torch.backends
+    parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
+    return [part.fp32_precision for part in parts]
+
+
+def test_geometry_of_hubert() -> None:
+    hop, field = stride_and_field((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
+    assert (hop, field) == (320, 400)
+    # floor((n - 400) / 320) + 1 frames, so 40 samples on each side make it n / 320.
+    assert [(n + 80 - field) // hop + 1 for n in (320, 160000)] == [1, 500]
+
+
+def test_published_models_are_pinned() -> None:
+    for name, revision in PINNED_REVISIONS.items():
+        assert resolve_source(name, None) == (name, revision)
+        assert resolve_source(name, "main") == (name, "main")
+        assert len(revision) == 40
+    assert resolve_source("someone/else", None) == ("someone/else", None)
+
+
+def test_folders_have_no_revision_and_must_exist(tmp_path: Path) -> None:
+    assert resolve_source(tmp_path, None) == (str(tmp_path), None)
+    with pytest.raises(RequestError, match="leave it out"):
+        resolve_source(tmp_path, "main")
+    for missing in (tmp_path / "no", "./no/such", "~/no-such-folder", "no-owner", "a/b/c"):
+        with pytest.raises(RequestError, match="the folder does not exist"):
+            resolve_source(missing, None)
+
+
+@pytest.mark.parametrize("legacy", ["highest", "high", "medium"])
+def test_tf32_is_off_inside_and_as_before_outside(legacy: str) -> None:
+    torch.set_float32_matmul_precision(legacy)
+    try:
+        before = switches()
+        with full_precision(CPU):
+            assert switches() == ["ieee"] * 4
+            assert torch.is_inference_mode_enabled()
+            assert not torch.is_autocast_enabled("cpu")
+        assert switches() == before
+        assert torch.get_float32_matmul_precision() == legacy
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_caller_who_uses_the_new_switches_is_served_too() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with full_precision(CPU):
+            assert switches() == ["ieee"] * 4
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_the_switches_of_older_torch_do_the_same() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with weights._no_tf32_by_legacy_switches():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_settings_come_back_after_an_error() -> None:
+    before = switches(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    with pytest.raises(RuntimeError), full_precision(CPU):
+        torch.zeros(2) @ torch.zeros(3)
+    assert (switches(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == before
