@@ -86,6 +86,10 @@ class ExactResume(pl.Callback):
         if self._loops is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
             checkpoint |= self._place
+        validation = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        for counter in (validation["total"], validation["current"]):
+            counter.update(dict.fromkeys(counter, 0))  # how often batches were validated is no part of the run
+        validation["is_last_batch"] = True  # else Lightning counts an epoch that ended here once more
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -157,5 +161,4 @@ def after_batch(trainer: pl.Trainer) -> dict[str, Any]:
     if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
         for counter in state["epoch_progress"].values():
             counter["processed"] = counter["completed"] = counter["ready"]
-        state["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = True  # else the epoch is counted once more
     return state

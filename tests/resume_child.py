@@ -137,6 +137,21 @@ class TerminateSelf(pl.Callback):
             self.count("validation")
 
 
+class Report(pl.Callback):
+    """Writes the metrics of a validation, and which clips each process saw in it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.clips = Path(folder), []
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: TokenBatch, *_) -> None:
+        self.clips.append(batch.clip_ids)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps({"metrics": metrics, "clips": self.clips}))
+
+
 def child(arguments: list[str], environment: dict[str, str], log: str) -> None:
     """Run a command with its output in a file, and leave with its exit code."""
     with Path(log).open("a") as file:
