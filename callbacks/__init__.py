@@ -15,6 +15,7 @@ from hafm_lightning.callbacks.ema import EMA
 from hafm_lightning.callbacks.exact_resume import ExactResume
 from hafm_lightning.callbacks.guards import NonFiniteError, NonFiniteGuard
 from hafm_lightning.callbacks.loggers import CsvLog, WandbDashboard
+from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
 
 __all__ = [
     "EMA",
@@ -23,6 +24,7 @@ __all__ = [
     "CsvLog",
     "Dashboard",
     "ExactResume",
+    "MusicEvaluation",
     "NonFiniteError",
     "NonFiniteGuard",
     "WandbDashboard",
