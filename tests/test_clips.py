@@ -16,10 +16,10 @@ from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation import stems as stems_module
 from hafm_lightning.preparation.clips import MARGIN_S, ClipSettings, clip_sound, clip_starts, with_noise
-from hafm_lightning.preparation.corpora import Song
 from hafm_lightning.preparation.filters import RULES, FilterSettings, Measurements, broken_rules, correlation, measure
 from hafm_lightning.preparation.loudness import loudness_and_range
 from hafm_lightning.preparation.separation import SeparationSettings
+from hafm_lightning.preparation.songs import Song
 from hafm_lightning.preparation.stems import Window, cut_windows, probe_song, read_blocks, read_window, to_stereo
 from hafm_lightning.preparation.work import SoundSettings, song_windows
 

@@ -10,16 +10,8 @@ from tiny_corpora import write_musdb, write_stems, write_tracks_csv
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation import musdb_stems
-from hafm_lightning.preparation.corpora import (
-    MusdbHQ,
-    MusdbStems,
-    Quarantined,
-    Song,
-    SongFolder,
-    StemFolder,
-    list_songs,
-    walk_audio,
-)
+from hafm_lightning.preparation.corpora import MusdbHQ, MusdbStems, SongFolder, StemFolder, list_songs
+from hafm_lightning.preparation.songs import Quarantined, Song, walk_audio
 
 
 def touch(path: Path, size: int = 4) -> Path:

@@ -28,16 +28,17 @@ class Square:
         return number**2
 
 
-def test_processes_do_every_unit_once_and_serve_two_maps():
+def test_processes_do_every_unit_once_and_serve_many_maps():
     with LocalEngine(2) as engine:
         for count in (11, 0, 1):
             results = dict(engine.map(Square(), list(range(count))))
             assert results == {index: index**2 for index in range(count)}
+        with pytest.raises(RuntimeError, match="no square of 3"):
+            list(engine.map(Square(fails_at=3), list(range(8))))
+        assert dict(engine.map(Square(), [5])) == {0: 25}
 
 
-def test_an_error_in_a_worker_reaches_the_caller():
-    with LocalEngine(2) as engine, pytest.raises(RuntimeError, match="no square of 3"):
-        list(engine.map(Square(fails_at=3), list(range(8))))
+def test_an_error_in_the_only_process_reaches_the_caller():
     with SerialEngine() as engine, pytest.raises(RuntimeError, match="no square of 3"):
         list(engine.map(Square(fails_at=3), list(range(8))))
 

@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_no_partial_file(prepared, musdb, tmp_path):
 
 def test_a_root_of_other_settings_or_songs_is_refused(prepared, musdb, tmp_path):
     config = tiny_config(prepared, musdb)
-    with pytest.raises(RequestError, match=r"clips\.hop_s = 2\.0, now it is 1\.0"):
+    with pytest.raises(RequestError, match=r"made with clips\.hop_s = 2\.0, now it is 1\.0"):
         prepare(replace(config, clips=replace(config.clips, hop_s=1.0)))
     with pytest.raises(RequestError, match=r"noise_sigma = 0\.01, now it is 0\.0"):
         prepare(replace(config, noise_sigma=0.0))
@@ -266,6 +266,37 @@ def test_a_root_of_other_settings_or_songs_is_refused(prepared, musdb, tmp_path)
     (tmp_path / "more" / "train" / "Artist 1 - Song train 1").rename(tmp_path / "more" / "train" / "Another - Song")
     with pytest.raises(RequestError, match="2 songs were added, removed or changed"):
         prepare(tiny_config(root, corpora))
+
+
+def test_a_wrong_request_leaves_nothing_and_can_be_mended(musdb, tmp_path):
+    root = tmp_path / "root"
+    with pytest.raises(RequestError, match="does not exist"):
+        prepare(tiny_config(root, [{"kind": "MusdbHQ", "path": str(tmp_path / "typo")}]))
+    with pytest.raises(RequestError, match="names 'nobody', which is in no corpus"):
+        prepare(tiny_config(root, musdb, split={"validation_songs": ["nobody"]}))
+    with pytest.raises(RequestError, match="no tokenizer in"):
+        prepare(tiny_config(root, musdb, tokenizers={"folder": str(tmp_path)}))
+    assert not root.exists()
+    prepare(tiny_config(root, musdb))
+
+
+def test_settings_may_change_until_the_first_shard(prepared, musdb, tmp_path):
+    """No clip passes the filter for training; with other thresholds the same root goes on."""
+    root = tmp_path / "root"
+    strict = {"vocal_activity_min": 1.1}
+    with pytest.raises(RequestError, match="no clip of the training songs passes the filter"):
+        prepare(tiny_config(root, musdb, filters=strict, tokenizers={"training_clips": 3}, split={"seed": 7}))
+    assert (root / "work" / "plan.json").is_file()
+    prepare(tiny_config(root, musdb))
+    assert shard_bytes(root) == shard_bytes(prepared)
+
+
+def test_a_corpus_whose_clips_are_all_dropped_has_empty_splits(musdb, tmp_path):
+    report = prepare(tiny_config(tmp_path / "root", musdb, filters={"vocal_activity_min": 1.1}))
+    assert report.clips == {"train": 0, "validation": 0, "test": 0}
+    assert report.rules["vocal_activity"] == {"first": 15, "any": 15}
+    assert len(open_shards(tmp_path / "root", "train")) == 0
+    assert verify_root(tmp_path / "root").problems == []
 
 
 def test_shards_of_unknown_origin_are_not_overwritten(musdb, tmp_path):
@@ -363,6 +394,17 @@ def test_the_report_counts_what_the_log_says(prepared):
     tokens = np.concatenate([ShardReader(prepared / "train")[i]["instrumental_codes"][3] for i in range(9)])
     assert codebooks["instrumental_codes", 3].counts == np.bincount(tokens, minlength=1024).tolist()
     assert codebooks["instrumental_codes", 3].used == len(set(tokens.tolist()))
+    assert sum(report.song_durations_s.counts) == 5
+
+
+def test_the_log_is_a_parquet_table_where_pyarrow_is_installed(prepared):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(prepared / "clips.parquet").to_pylist()
+    with (prepared / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clip"] for row in table] == [row["clip"] for row in rows]
+    assert [row["kept"] for row in table] == [row["kept"] == "True" for row in rows]
+    assert [row["leakage"] for row in table] == pytest.approx([float(row["leakage"]) for row in rows])
 
 
 def test_examples_can_be_listened_to(musdb, tmp_path):

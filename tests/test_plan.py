@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hafm_lightning.preparation.clips import ClipSettings
-from hafm_lightning.preparation.corpora import Song
 from hafm_lightning.preparation.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.plan import Plan, SplitSettings, divide_songs, make_plan
+from hafm_lightning.preparation.songs import Song
 from hafm_lightning.preparation.survey import SongFacts
 
 NO_DUPLICATES = DuplicateSettings(enabled=False)

@@ -8,9 +8,9 @@ import pytest
 from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation import stems as stems_module
-from hafm_lightning.preparation.corpora import Song
 from hafm_lightning.preparation.files import sha256_of
 from hafm_lightning.preparation.separation import MdxParameters, SeparationSettings, load_separator
+from hafm_lightning.preparation.songs import Song
 from hafm_lightning.preparation.stems import read_blocks
 
 onnx = pytest.importorskip("onnx")

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from hafm_lightning.errors import RequestError
 
@@ -20,23 +21,38 @@ def exclusive(path: Path) -> Iterator[None]:
     Raises:
         RequestError: Another process holds it; the message names the process.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        if not _try_lock(file.fileno()):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise RequestError(
-                f"{holder} is preparing {path.parent.parent} right now; wait for it, or choose another root"
-            )
+    file = _locked(path)
+    try:
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        try:
-            yield
-        finally:
+        yield
+    finally:
+        file.seek(0)
+        file.truncate()
+        file.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    """The lock file, open and locked."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        if not _try_lock(file.fileno()):
             file.seek(0)
-            file.truncate()
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RequestError(
+                f"{holder} is preparing {path.parent.parent} right now\nwait for it, or choose another root"
+            )
+        try:
+            same = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            same = False
+        if same:
+            return file
+        file.close()  # its former holder removed it before it was locked here
 
 
 def _try_lock(handle: int) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 
 from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.corpora import MUSDB_SONGS, Quarantined
+from hafm_lightning.preparation.corpora import MUSDB_SONGS
 from hafm_lightning.preparation.files import printable
+from hafm_lightning.preparation.songs import Quarantined
 from hafm_lightning.progress import progress
 
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hafm_lightning.preparation.clips import ClipSettings, clip_starts
-from hafm_lightning.preparation.corpora import Quarantined, Song
 from hafm_lightning.preparation.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
+from hafm_lightning.preparation.songs import Quarantined, Song
 from hafm_lightning.preparation.survey import SongFacts
 
 _PREFERENCE = {"test": 0, "validation": 1, "train": 2}

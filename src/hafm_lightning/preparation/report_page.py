@@ -6,6 +6,7 @@ No script and nothing from the network; audio files lie beside the page.
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ h2 { margin-top: 2rem; } code { font-size: .9em; } svg { display: block; margin:
 rect { fill: #4a7fb5; } text { font: 11px system-ui, sans-serif; fill: #555; } audio { width: 15rem; }
 """
 _SHOWN_ROWS = 200
+_CODEBOOK_BINS = 64
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120
 
 
@@ -97,8 +99,10 @@ def _codebooks(codebooks: Sequence[Mapping[str, Any]]) -> str:
     charts = []
     for entry in codebooks:
         counts = sorted(entry["counts"], reverse=True)
-        title = f"{html.escape(entry['stream'])}, codebook {entry['codebook']}: ids by frequency"
-        charts.append(f"<p>{title}</p>{bars(list(range(len(counts) + 1)), counts)}")
+        edges = [round(i * len(counts) / _CODEBOOK_BINS) for i in range(_CODEBOOK_BINS + 1)]
+        grouped = [sum(counts[low:high]) for low, high in itertools.pairwise(edges)]
+        title = f"{html.escape(entry['stream'])}, codebook {entry['codebook']}: tokens by the rank of their id"
+        charts.append(f"<p>{title}</p>{bars(edges, grouped)}")
     return rows + "<details><summary>Histograms</summary>" + "".join(charts) + "</details>"
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from hafm_lightning.audio import probe_audio, read_audio, resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.corpora import Song
 from hafm_lightning.preparation.separation import Separator
+from hafm_lightning.preparation.songs import Song
 
 Samples = npt.NDArray[np.float32]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.audio import probe_audio
-from hafm_lightning.preparation.corpora import Song
 from hafm_lightning.preparation.fingerprint import fingerprint, sketch_to_text
+from hafm_lightning.preparation.songs import Song
 from hafm_lightning.preparation.stems import block_grid, probe_song, read_stretch
 
 SONGS_PER_BLOCK = 32

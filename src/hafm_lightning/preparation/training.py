@@ -9,8 +9,7 @@ Choices:
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.clips import MARGIN_S, ClipSound, clip_sound, with_noise
-from hafm_lightning.preparation.corpora import Song
+from hafm_lightning.preparation.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
 from hafm_lightning.preparation.engines import Engine
 from hafm_lightning.preparation.filters import broken_rules, measure
 from hafm_lightning.preparation.shards import clip_id
+from hafm_lightning.preparation.songs import Song
 from hafm_lightning.preparation.stems import read_window
 from hafm_lightning.preparation.survey import reason_of
 from hafm_lightning.preparation.work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
@@ -103,6 +102,37 @@ class Excerpt:
     start_s: float
 
 
+class ExcerptPool:
+    """All clips of some songs in a drawn order, without a list of them (a large corpus has millions)."""
+
+    def __init__(self, songs: Sequence[Song], durations_s: Mapping[str, float], clips: ClipSettings, seed: int) -> None:
+        """Args:
+        songs: Where clips are drawn from.
+        durations_s: Length of each song by its id, in seconds.
+        clips: Where clips lie.
+        seed: Of the order.
+        """
+        self._songs = songs
+        self._durations_s = durations_s
+        self._clips = clips
+        self._ends = np.cumsum([len(clip_starts(durations_s[song.id], clips)) for song in songs], dtype=np.int64)
+        self._order = np.random.default_rng(seed).permutation(int(self._ends[-1]) if len(songs) else 0)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, places: slice) -> list[Excerpt]:
+        """The excerpts at ``places`` of the drawn order."""
+        chosen = self._order[places]
+        songs = np.searchsorted(self._ends, chosen, side="right")
+        excerpts = []
+        for clip, number in zip(chosen.tolist(), songs.tolist(), strict=True):
+            song = self._songs[number]
+            starts = clip_starts(self._durations_s[song.id], self._clips)
+            excerpts.append(Excerpt(song, starts[clip - int(self._ends[number]) + len(starts)]))
+        return excerpts
+
+
 @dataclass(frozen=True)
 class ExcerptWork:
     """Reads excerpts, in any process. A clip that is damaged or fails the filter gives None.
@@ -139,7 +169,7 @@ class ExcerptWork:
 def make_tokenizers(
     settings: TokenizerSettings,
     folder: Path,
-    excerpts: Sequence[Excerpt],
+    excerpts: ExcerptPool,
     *,
     sound: SoundSettings,
     engine: Engine,
@@ -151,7 +181,7 @@ def make_tokenizers(
     Args:
         settings: Which ones.
         folder: Gets ``semantic`` and ``acoustic``.
-        excerpts: All clips that may be trained on.
+        excerpts: The clips that may be trained on.
         sound: What decides their waveforms.
         engine: Reads them.
         load: Reads tokenizers from a folder.
@@ -166,9 +196,7 @@ def make_tokenizers(
         taken = load(Path(settings.folder).expanduser(), "cpu")
         save_tokenizers(taken.semantic, taken.acoustic, folder)
         return
-    drawn = list(excerpts)
-    random.Random(settings.seed).shuffle(drawn)
-    sounds = TrainingSounds(drawn, settings.training_clips, sound, engine)
+    sounds = TrainingSounds(excerpts, settings.training_clips, sound, engine)
     acoustic = _acoustic(settings, sounds)
     semantic = _semantic(settings, sounds, device)
     save_tokenizers(semantic, acoustic, folder)
@@ -206,7 +234,7 @@ class TrainingSounds:
     They are read again for each tokenizer, a few at a time, so that memory does not grow with their number.
     """
 
-    def __init__(self, drawn: Sequence[Excerpt], wanted: int, sound: SoundSettings, engine: Engine) -> None:
+    def __init__(self, drawn: ExcerptPool, wanted: int, sound: SoundSettings, engine: Engine) -> None:
         self._drawn = drawn
         self._wanted = min(wanted, len(drawn))
         self._sound = sound

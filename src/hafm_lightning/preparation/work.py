@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from hafm_lightning.preparation.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
-from hafm_lightning.preparation.corpora import Quarantined, Song
 from hafm_lightning.preparation.filters import FilterSettings, broken_rules, measure
 from hafm_lightning.preparation.plan import Unit
 from hafm_lightning.preparation.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.preparation.shards import Ids, clip_id
+from hafm_lightning.preparation.songs import Quarantined, Song
 from hafm_lightning.preparation.stems import Window, cut_windows, probe_song, read_blocks, stem_rate_hz
 from hafm_lightning.preparation.survey import reason_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers

@@ -1,0 +1,114 @@
+"""Everything that ``prepare.yaml`` says, as one frozen dataclass whose groups live beside the code they steer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.clips import ClipSettings
+from hafm_lightning.preparation.corpora import AnyCorpus
+from hafm_lightning.preparation.engines import EngineSettings
+from hafm_lightning.preparation.filters import FilterSettings
+from hafm_lightning.preparation.fingerprint import DuplicateSettings
+from hafm_lightning.preparation.plan import SplitSettings
+from hafm_lightning.preparation.separation import SeparationSettings
+from hafm_lightning.preparation.settings import as_plain, build, read_yaml
+from hafm_lightning.preparation.training import TokenizerSettings
+from hafm_lightning.preparation.work import SoundSettings
+
+CHANGES_NOTHING = ("root", "engine", "report", "device")
+"""Settings that do not decide what shards hold."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The run report.
+
+    Attributes:
+        examples: Clips that can be listened to in the report, original beside decoded tokens.
+    """
+
+    examples: int = 10
+
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ValueError(f"examples is {self.examples}, must be 0 or more")
+
+
+@dataclass(frozen=True)
+class PreparationConfig:
+    """Everything that ``prepare.yaml`` says.
+
+    Attributes:
+        root: Output folder.
+        corpora: Where songs come from; each names its ``kind``.
+        clips: How songs are cut.
+        split: How songs are divided between train and validation.
+        filters: Which clips are dropped.
+        duplicates: Whether recordings that occur twice are left out.
+        separation: How mixtures are separated.
+        tokenizers: Which tokenizers.
+        noise_sigma: Standard deviation of the noise on vocals before the semantic tokenizer; full scale is 1.
+        seed: Of that noise.
+        vocal_acoustic: Also store the acoustic codes of vocals (section 3.2 of the paper); twice the space.
+        styles: Also store each clip's genre as a style.
+        clips_per_shard: Clips that a shard holds about, before the filter. A stopped run repeats the shards that it was
+            working on.
+        batch_size: Clips that are given to a tokenizer together.
+        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``. On another kind of device a few tokens differ.
+        engine: Where the work runs.
+        report: What the report holds.
+    """
+
+    root: str
+    corpora: tuple[AnyCorpus, ...]
+    clips: ClipSettings = field(default_factory=ClipSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    filters: FilterSettings = field(default_factory=FilterSettings)
+    duplicates: DuplicateSettings = field(default_factory=DuplicateSettings)
+    separation: SeparationSettings = field(default_factory=SeparationSettings)
+    tokenizers: TokenizerSettings = field(default_factory=TokenizerSettings)
+    noise_sigma: float = 0.01
+    seed: int = 0
+    vocal_acoustic: bool = False
+    styles: bool = False
+    clips_per_shard: int = 512
+    batch_size: int = 8
+    device: str = "auto"
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+
+    def __post_init__(self) -> None:
+        if not self.corpora:
+            raise ValueError("corpora is empty; name at least one, with its kind and path")
+        if self.clips_per_shard < 1 or self.batch_size < 1 or not self.noise_sigma >= 0:
+            raise ValueError("clips_per_shard and batch_size start at 1, noise_sigma at 0")
+        if self.device not in ("cpu", "cuda", "auto"):
+            raise ValueError(f"device is {self.device!r}, choose cpu, cuda or auto")
+
+    @property
+    def sound(self) -> SoundSettings:
+        """What decides the waveforms that the tokenizers hear."""
+        return SoundSettings(self.clips, self.filters, self.separation, self.noise_sigma, self.seed)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what shards hold, as JSON values."""
+        names = [item.name for item in fields(self) if item.name not in CHANGES_NOTHING]
+        return {name: as_plain(getattr(self, name)) for name in names}
+
+    def resolved_device(self) -> str:
+        """``cpu`` or ``cuda``; RequestError when a GPU is asked for and there is none."""
+        import torch
+
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise RequestError("device is cuda, but torch sees no GPU here\nset device: cpu (or auto)")
+        return "cuda" if available and self.device != "cpu" else "cpu"
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> PreparationConfig:
+    """Settings from a YAML file and ``key=value`` overrides; RequestError names the key that is wrong."""
+    return build(PreparationConfig, read_yaml(Path(path), overrides), "")
