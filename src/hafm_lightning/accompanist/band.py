@@ -406,6 +406,7 @@ class Accompanist:
             "seed": songs[index].seeds.seed,
             "settings": settings | {"mix": mix_settings(mix)},
             "vocal": songs[index].source,
+            "borders_s": [float((w.start + w.known) * GRID_S) for w in songs[index].windows[1:]],
             "batch": {
                 "index": index,
                 "vocals": [song.source for song in songs],
