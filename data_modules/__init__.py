@@ -9,6 +9,7 @@ if __name__ != "hafm_lightning.data_modules":
         "import hafm_lightning.data_modules"
     )
 
+from hafm_lightning.data_modules.musdb18 import Musdb18
 from hafm_lightning.data_modules.token_shards import TokenShards
 
-__all__ = ["TokenShards"]
+__all__ = ["Musdb18", "TokenShards"]

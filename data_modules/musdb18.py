@@ -1,0 +1,82 @@
+"""MUSDB18 as a data module: tokens of its songs, prepared the first time they are asked for.
+
+The test songs have true stems, which FMA lacks: stages are tested on them (``python -m hafm_lightning test``), and
+small ones can be trained on the training songs. Give the tokenizers that the stage was trained with; others are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hafm_lightning.data_modules.token_shards import TokenShards
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.clips import ClipSettings
+from hafm_lightning.preparation.configuration import PreparationConfig
+from hafm_lightning.preparation.corpora import MusdbHQ
+from hafm_lightning.preparation.engines import EngineSettings
+from hafm_lightning.preparation.pipeline import prepare
+from hafm_lightning.preparation.shards import MANIFEST_NAME, SPLITS
+from hafm_lightning.preparation.training import TokenizerSettings
+from hafm_lightning.tokens import CLIP_DURATION_S
+
+
+class Musdb18(TokenShards):
+    """:class:`TokenShards` of MUSDB18-HQ (or of a folder in its layout, such as the toy band's)."""
+
+    def __init__(
+        self,
+        path: str,
+        root: str,
+        tokenizers_from: str,
+        batch_size: int,
+        eval_batch_size: int | None = None,
+        clip_s: float = CLIP_DURATION_S,
+        hop_s: float | None = None,
+        allow_partial: bool = False,
+        crop_s: float | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        preparation_workers: int = 0,
+    ) -> None:
+        """Remember the request; songs are read by :meth:`prepare_data`.
+
+        Args:
+            path: The folder that holds ``train/`` and ``test/``, with a folder of stems for each song.
+            root: Where the shards go; a finished one is used as it is, also when ``path`` is not there.
+            tokenizers_from: The ``tokenizers`` folder beside the shards that the stage was trained on.
+            batch_size: Training clips a step and process.
+            eval_batch_size: Clips a validation or test batch; by default ``batch_size``.
+            clip_s: Length of a clip in seconds: 10 as in training, 3 as in the paper's evaluation.
+            hop_s: From one clip's start to the next; by default ``clip_s``.
+            allow_partial: Accept a copy with fewer than 100 + 50 songs.
+            crop_s: Length of random crops in seconds; by default whole clips.
+            seed: Of the order of clips and the places of crops.
+            workers: Loader processes.
+            preparation_workers: Processes that tokenize; 0 is one for each core.
+        """
+        super().__init__(root, batch_size, eval_batch_size=eval_batch_size, crop_s=crop_s, seed=seed, workers=workers)
+        self.prepare_data_per_node = False
+        self.path = Path(path).expanduser()
+        self.request = PreparationConfig(
+            root=root,
+            corpora=(MusdbHQ(str(self.path), allow_partial),),
+            clips=ClipSettings(clip_s, clip_s if hop_s is None else hop_s),
+            tokenizers=TokenizerSettings(folder=tokenizers_from),
+            engine=EngineSettings(workers=preparation_workers),
+        )
+
+    def prepare_data(self) -> None:
+        """Make the shards, or continue where a stopped run was (on one process).
+
+        Raises:
+            RequestError: Songs or tokenizers are missing, or ``root`` holds shards of other settings.
+        """
+        root = Path(self.root).expanduser()
+        if all((root / split / MANIFEST_NAME).is_file() for split in SPLITS) and not self.path.is_dir():
+            return
+        if not self.path.is_dir():
+            raise RequestError(
+                f"data.path {self.path} does not exist\n"
+                "give the folder of MUSDB18-HQ that holds train/ and test/ (https://zenodo.org/records/3338373)"
+            )
+        prepare(self.request)
