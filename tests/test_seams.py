@@ -52,13 +52,14 @@ def test_a_change_of_timbre_at_every_joint_is_found() -> None:
     assert result.flux_p < 0.001
 
 
-@pytest.mark.parametrize("name", ["live_band", "paper_band"])
+@pytest.mark.parametrize("name", ["live_band", pytest.param("paper_band", marks=pytest.mark.slow)])
 def test_the_windows_of_a_long_take_leave_no_seam(name: str, request: pytest.FixtureRequest) -> None:
     files: TinyBand = request.getfixturevalue(name)
     band = Accompanist.from_checkpoints(**files.files(), device="cpu", precision="fp32")
-    takes = band.accompany_batch([sing(5.0, RATE_HZ, seed=n) for n in range(2)], seeds=[0, 1], overlap_s=0.12)
+    band.window = 20  # 0.8 s: longer than the fixtures' usual windows, so that there is sound between the joints
+    takes = band.accompany_batch([sing(7.0, RATE_HZ, seed=n) for n in range(2)], seeds=[0, 1], overlap_s=0.12)
     results = [seam_test(take.instrumental, take.record["borders_s"]) for take in takes]
-    assert all(result.joints > 10 for result in results)
+    assert all(result.joints > 8 for result in results)
     assert min(p for result in results for p in (result.level_p, result.flux_p)) > 0.05 / 4  # four looks
 
 
