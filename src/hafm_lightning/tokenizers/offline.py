@@ -283,14 +283,19 @@ class OfflineAcousticTokenizer:
     def decode_log_mel(self, codes: Tensor) -> Tensor:
         """Log-mel frames that the codes ``[k, T]`` of one clip stand for: float64 ``[T, M]``."""
         books = self._arrays["codebooks"].double()
-        components = torch.stack([books[level][ids] for level, ids in enumerate(codes)]).sum(dim=0)
-        return components @ self._arrays["basis"].double() + self._arrays["mean"]
+        with spectra.one_thread():
+            components = torch.stack([books[level][ids] for level, ids in enumerate(codes)]).sum(dim=0)
+            return components @ self._arrays["basis"].double() + self._arrays["mean"]
 
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, T * 320]`` at 24 kHz."""
         check_codes(self._identity, codes)
+        return torch.stack([self.sound(self.decode_log_mel(clip)) for clip in codes.detach().cpu()])
+
+    def sound(self, log_mel: Tensor) -> Tensor:
+        """Sound of log-mel frames ``[T, M]``: float32 ``[T * 320]``."""
         with spectra.one_thread():
-            return torch.stack([self._front_end.sound(self.decode_log_mel(clip)) for clip in codes.detach().cpu()])
+            return self._front_end.sound(log_mel)
 
     def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
         """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
