@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 
 from hafm_lightning.errors import RequestError
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``prepare``."""
     parser.add_argument("--config", metavar="FILE", help="settings, for example experiments/prepare.yaml")
     parser.add_argument("--verify", metavar="ROOT", help="read every byte of prepared shards and report what is wrong")
+    parser.add_argument("--settings", action="store_true", help="list every setting with its default and its meaning")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings to change, for example root=data/mine clips.hop_s=5"
     )
@@ -28,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RequestError: The request was wrong; the message says what to do.
     """
+    if args.settings:
+        print(all_settings())
+        return 0
     if args.verify and args.config is None and not args.overrides:
         from hafm_lightning.preparation.verification import verify_root
 
@@ -40,6 +45,18 @@ def run(args: argparse.Namespace) -> int:
 
     print(prepare(read_config(args.config, args.overrides)).summary())
     return 0
+
+
+def all_settings() -> str:
+    """Every setting of the configuration, with its default and its meaning."""
+    from hafm_lightning.preparation.configuration import PreparationConfig
+    from hafm_lightning.preparation.settings import describe
+
+    lines = []
+    for key, default, meaning in describe(PreparationConfig):
+        lines.append(f"{key}{f' = {default}' if default else ''}")
+        lines += textwrap.wrap(meaning, width=110, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

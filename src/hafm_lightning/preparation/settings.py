@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise RequestError(f"configuration {path} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise RequestError(f"{path}: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise RequestError(f"{path} holds no settings (a YAML mapping with `root`, `corpora`, ...)")
     return {str(key): value for key, value in content.items()}
 
@@ -142,6 +143,60 @@ def as_plain(settings: Any) -> Any:
     if isinstance(settings, dict):
         return {key: as_plain(item) for key, item in settings.items()}
     return settings
+
+
+def describe(kind: type[Any], where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting of a dataclass and of those inside it: dotted key, default as text, meaning.
+
+    Meanings come from the dataclasses' docstrings. Where one of several kinds may stand, all of them are described.
+    """
+    hints = typing.get_type_hints(kind)
+    meanings = _meanings(kind)
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        key, hint = _join(where, field.name), hints[field.name]
+        groups = _dataclasses_in(hint)
+        if not groups:
+            yield key, _default_text(field), meanings[field.name]
+            continue
+        listed = typing.get_origin(hint) is tuple
+        yield key, "", meanings[field.name]
+        for group in groups:
+            place = f"{key}.N" if listed else key
+            if len(groups) > 1:
+                yield f"{place}.kind", group.__name__, (group.__doc__ or "").splitlines()[0]
+            yield from describe(group, place)
+
+
+def _dataclasses_in(hint: Any) -> list[type[Any]]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [group for part in typing.get_args(hint) for group in _dataclasses_in(part)]
+
+
+def _default_text(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "(required)"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[]" if value == () else repr(value)
+
+
+def _meanings(kind: type[Any]) -> dict[str, str]:
+    """Field -> its text in the docstring's ``Attributes``."""
+    lines = inspect.getdoc(kind) or ""
+    texts: dict[str, str] = {}
+    name = ""
+    for line in lines.partition("Attributes:")[2].splitlines():
+        if line.startswith("    ") and not line.startswith("     ") and ":" in line:
+            name, _, text = line.strip().partition(":")
+            texts[name] = text.strip()
+        elif name and line.strip():
+            texts[name] += " " + line.strip()
+    return texts
 
 
 def _join(where: str, key: str) -> str:
