@@ -27,21 +27,20 @@ from typing import Any
 import torch
 
 from hafm_lightning import __version__
-from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.cli import DONE
 from hafm_lightning.cli import main as run_command
-from hafm_lightning.cli.demo_fits import Fit, cores, lanes, run_fits
+from hafm_lightning.cli.demo_fits import Fit, lanes, run_fits
 from hafm_lightning.cli.demo_report import write_pictures, write_report
 from hafm_lightning.cli.demo_scores import generate_takes, held_out_segments, read_listenings, score_music
+from hafm_lightning.cli.demo_workers import cores, spread, worker_pool
 from hafm_lightning.cli.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.training import StageCLI
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.conditioning_gain import clip_losses
+from hafm_lightning.evaluation.conditioning_gain import ClipLosses, clip_losses, join, song_of
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.preparation.files import write_json
 from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
 from hafm_lightning.preparation.shards import open_shards
-from hafm_lightning.progress import progress
 from hafm_lightning.stages import load_stage
 from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, TokenBatch, split_codes
 
@@ -58,6 +57,7 @@ WARMUP_STEPS = 40
 """Most optimizer steps over which the learning rate rises; a tenth of all where that is less."""
 VALIDATION_SHARE = 0.1
 """Share of a stage's time that its validations take."""
+CLIPS_A_PART = 24
 SAMPLING = SamplingOptions(guidance=2.0, temperature=0.9, top_k=100)
 
 
@@ -235,23 +235,28 @@ def export(places: Places, checkpoints: dict[str, Path]) -> None:
 
 def score(places: Places, plan: Plan, preparation: PreparationConfig, checkpoints: dict[str, Path]) -> dict[str, Any]:
     """Everything that the report says, and the takes and pictures that it shows."""
-    clips = held_out_clips(Path(preparation.root))
-    stages: dict[str, Any] = {}
-    with progress("Asking the stages whether they listen", total=len(clips) * len(STAGES), unit="clips") as bar:
+    root = preparation.root
+    clips = held_out_clips(root)
+    (corpus,) = preparation.corpora
+    segments = held_out_segments(Path(corpus.path), len({song_of(clip) for clip in clips.clip_ids}))
+    with worker_pool() as pool:
+        parts = [
+            (name, str(checkpoints[name]), list(range(start, min(start + CLIPS_A_PART, len(clips)))))
+            for name in STAGES
+            for start in range(0, len(clips), CLIPS_A_PART)
+        ]
+        losses = spread(pool, stage_losses, parts, root, description="Asking the stages whether they listen")
+        stages: dict[str, Any] = {}
         for name in STAGES:
-            losses = clip_losses(load_stage(checkpoints[name]), clips, bar.advance)
+            mine = join([part for (stage, _, _), part in zip(parts, losses, strict=True) if stage == name])
             stages[name] = {
-                **{key: interval.as_dict() for key, interval in losses.summary().items()},
+                **{key: interval.as_dict() for key, interval in mine.summary().items()},
                 "steps": plan.steps[name],
                 "seconds_a_step": plan.seconds_a_step[name],
             }
-    (corpus,) = preparation.corpora
-    band = Accompanist.from_pretrained(places.model)
-    segments = held_out_segments(Path(corpus.path), len({clip.split("@")[0] for clip in clips.clip_ids}))
-    generate_takes(band, segments, places.takes, SAMPLING)
-    listenings = read_listenings(band, segments, places.takes)
-    rate_hz = band.tokenizers.acoustic.identity.sample_rate_hz
-    music = score_music(listenings, rate_hz, places.work / "clip-scores.json")
+        generate_takes(pool, places.model, segments, places.takes, SAMPLING)
+        listenings, rate_hz = read_listenings(places.model, segments, places.takes)
+        music = score_music(pool, listenings, rate_hz, places.work / "clip-scores.json")
     records = [json.loads((places.takes / s.clip_id / "take.json").read_text(encoding="utf-8")) for s in segments]
     runs = {stage: newest_run(run_root(places, stage)) for stage in STAGES}
     pictures = write_pictures(places.out, listenings, rate_hz, {name: run for name, run in runs.items() if run})
@@ -268,9 +273,15 @@ def score(places: Places, plan: Plan, preparation: PreparationConfig, checkpoint
     }
 
 
-def held_out_clips(root: Path) -> TokenBatch:
+def stage_losses(part: tuple[str, str, list[int]], root: str) -> ClipLosses:
+    """Losses of some held-out clips, (stage, checkpoint, indices); runs in a worker."""
+    _, checkpoint, wanted = part
+    return clip_losses(load_stage(checkpoint), held_out_clips(root), wanted)
+
+
+def held_out_clips(root: str) -> TokenBatch:
     """All clips of the test split."""
-    reader = open_shards(str(root), "test")
+    reader = open_shards(root, "test")
     streams: dict[str, list[torch.Tensor]] = {}
     for index in range(len(reader)):
         for name, ids in reader[index].items():

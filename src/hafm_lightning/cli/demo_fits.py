@@ -19,6 +19,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TextIO
 
+from hafm_lightning.cli.demo_workers import thread_limit
 from hafm_lightning.cli.runs import newest_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.progress import progress
@@ -26,7 +27,6 @@ from hafm_lightning.progress import progress
 POLL_S = 1.0
 LOG_LINES = 15
 """How much of a failed run's log is shown."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class Fit:
     root: Path
     log: Path
     done: Path
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def lanes(weights: Mapping[str, float], count: int) -> list[list[str]]:
@@ -79,10 +74,9 @@ def run_fits(queues: Sequence[Sequence[Fit]], threads: int) -> None:
     context = multiprocessing.get_context("spawn")
     running: dict[str, tuple[Fit, SpawnProcess]] = {}
     seen = {fit.name: 0 for fit in everything}
-    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update({name: str(threads) for name in THREAD_VARIABLES})  # read when a child loads its libraries
+    total = sum(fit.steps for fit in everything)
     try:
-        with progress("Training the stages", total=sum(fit.steps for fit in everything), unit="steps") as bar:
+        with thread_limit(threads), progress("Training the stages", total=total, unit="steps") as bar:
             while any(waiting) or running:
                 for queue in waiting:
                     if queue and not any(fit.name in running for fit in _same_queue(queue, queues)):
@@ -99,11 +93,6 @@ def run_fits(queues: Sequence[Sequence[Fit]], threads: int) -> None:
                     bar.advance(max(0, step - seen[name]), ", ".join(running))
                     seen[name] = max(step, seen[name])
     finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         for _, process in running.values():  # an interrupted demo: each run saves a checkpoint and stops
             process.terminate()
         for _, process in running.values():

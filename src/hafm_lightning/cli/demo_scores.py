@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ import torch
 from numpy.typing import NDArray
 
 from hafm_lightning.accompanist import Accompanist
+from hafm_lightning.accompanist.take import INSTRUMENTAL_FILE, RECORD_FILE
 from hafm_lightning.audio import Audio, read_audio, resample
+from hafm_lightning.cli.demo_workers import spread
 from hafm_lightning.evaluation.coherence import TOY_METRICS, coherence_scores, toy_truth_scores
 from hafm_lightning.evaluation.embeddings import EmbeddingSource, load_embedding
 from hafm_lightning.evaluation.frechet import GaussianStatistics, frechet_distance
@@ -40,7 +44,6 @@ from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.preparation.files import write_json
 from hafm_lightning.preparation.toyband import TRUTH_FILE
 from hafm_lightning.preparation.toyband_score import ToyTruth
-from hafm_lightning.progress import progress
 
 TRUTH, CEILING, MODEL, SHUFFLED, RANDOM = (
     "ground truth",
@@ -53,7 +56,7 @@ SYSTEMS = (TRUTH, CEILING, MODEL, SHUFFLED, RANDOM)
 METRICS = ("chroma_cosine", "onset_f1", "onset_f1_reference", "beat_f_measure", "key_score", *TOY_METRICS)
 CONTROLS = (RANDOM, SHUFFLED)
 SEGMENT_S = 10.0
-TOGETHER = 8
+TOGETHER = 6
 """Vocals that ride in one batch."""
 
 Mono = NDArray[np.float32]
@@ -76,52 +79,62 @@ def held_out_segments(corpus: Path, songs: int) -> list[Segment]:
 
 
 def generate_takes(
-    band: Accompanist, segments: Sequence[Segment], folder: Path, options: SamplingOptions, seed: int = 0
+    pool: ProcessPoolExecutor, model: Path, segments: Sequence[Segment], folder: Path, options: SamplingOptions
 ) -> None:
-    """Accompany every segment and save the takes under ``folder``; those that are there already are kept."""
-    missing = [segment for segment in segments if not (folder / segment.clip_id / "take.json").is_file()]
-    if not missing:
-        return
-    with progress("Accompanying held-out vocals", total=len(segments), unit="vocals") as bar:
-        bar.advance(len(segments) - len(missing))
-        for start in range(0, len(missing), TOGETHER):
-            group = missing[start : start + TOGETHER]
-            seeds = [seed + segments.index(segment) for segment in group]
-            takes = band.accompany_batch([read_vocal(s) for s in group], seeds=seeds, options=options)
-            for segment, take in zip(group, takes, strict=True):
-                take.save(folder / segment.clip_id)
-            bar.advance(len(group), f"{takes[0].real_time_factor:.2f} s of computing a second of music")
+    """Accompany every segment and save the takes under ``folder``; those that are there already are kept.
+
+    A take's seed is the number of its segment, so that it does not depend on the others.
+    """
+    missing = [(n, s) for n, s in enumerate(segments) if not (folder / s.clip_id / RECORD_FILE).is_file()]
+    groups = [missing[start : start + TOGETHER] for start in range(0, len(missing), TOGETHER)]
+    if groups:
+        spread(pool, _accompany, groups, model, folder, options, description="Accompanying held-out vocals")
 
 
-def read_listenings(band: Accompanist, segments: Sequence[Segment], folder: Path) -> list[Listening]:
-    """Sound of all systems for all segments, at the acoustic tokenizer's rate."""
-    rate_hz = band.tokenizers.acoustic.identity.sample_rate_hz
+@lru_cache(maxsize=1)
+def _band(model: Path) -> Accompanist:
+    return Accompanist.from_pretrained(model, device="cpu")
+
+
+def _accompany(group: Sequence[tuple[int, Segment]], model: Path, folder: Path, options: SamplingOptions) -> None:
+    """Takes for some segments; runs in a worker."""
+    vocals = [read_vocal(segment) for _, segment in group]
+    takes = _band(model).accompany_batch(vocals, seeds=[number for number, _ in group], options=options)
+    for (_, segment), take in zip(group, takes, strict=True):
+        take.save(folder / segment.clip_id)
+
+
+def read_listenings(model: Path, segments: Sequence[Segment], folder: Path) -> tuple[list[Listening], int]:
+    """Sound of all systems for all segments, at the acoustic tokenizer's rate, and that rate."""
+    acoustic = _band(model).tokenizers.acoustic
+    rate_hz = acoustic.identity.sample_rate_hz
     voices = [_mono(read_vocal(segment), rate_hz) for segment in segments]
     bands = [_true_band(segment, rate_hz) for segment in segments]
-    written = [_mono(read_audio(folder / segment.clip_id / "instrumental.wav"), rate_hz) for segment in segments]
+    written = [_mono(read_audio(folder / segment.clip_id / INSTRUMENTAL_FILE), rate_hz) for segment in segments]
     listenings = []
     for index, segment in enumerate(segments):
         other = (index + 1) % len(segments)
-        codes = band.tokenizers.acoustic.encode(torch.from_numpy(bands[index])[None])
-        decoded = band.tokenizers.acoustic.decode(codes)[0, : len(bands[index])].numpy()
-        truth = ToyTruth.load(Path(segment.song.vocals).parent / TRUTH_FILE)
+        codes = acoustic.encode(torch.from_numpy(bands[index])[None])
         systems = {
             TRUTH: bands[index],
-            CEILING: decoded,
+            CEILING: acoustic.decode(codes)[0, : len(bands[index])].numpy(),
             MODEL: written[index],
             SHUFFLED: written[other],
             RANDOM: bands[other],
         }
+        truth = ToyTruth.load(Path(segment.song.vocals).parent / TRUTH_FILE)
         listenings.append(Listening(segment, truth, voices[index], systems))
-    return listenings
+    return listenings, rate_hz
 
 
-def score_music(listenings: Sequence[Listening], rate_hz: int, cache: Path) -> dict[str, Any]:
+def score_music(
+    pool: ProcessPoolExecutor, listenings: Sequence[Listening], rate_hz: int, cache: Path
+) -> dict[str, Any]:
     """All metrics for all systems: means, intervals over songs, and the model's lead over the controls.
 
     Finished clips are kept in ``cache`` (JSON), so that an interrupted scoring continues.
     """
-    scores = _clip_scores(listenings, rate_hz, cache)
+    scores = _clip_scores(pool, listenings, rate_hz, cache)
     systems = {
         system: {m: bootstrap_interval([clip[system][m] for clip in scores]).as_dict() for m in METRICS}
         for system in SYSTEMS
@@ -138,23 +151,29 @@ def score_music(listenings: Sequence[Listening], rate_hz: int, cache: Path) -> d
     return {"clips": len(listenings), "systems": systems, "model_minus": leads, "fad": _distances(listenings, rate_hz)}
 
 
-def _clip_scores(listenings: Sequence[Listening], rate_hz: int, cache: Path) -> list[dict[str, dict[str, float]]]:
+def _clip_scores(
+    pool: ProcessPoolExecutor, listenings: Sequence[Listening], rate_hz: int, cache: Path
+) -> list[dict[str, dict[str, float]]]:
     known: dict[str, dict[str, dict[str, float]]] = json.loads(cache.read_text()) if cache.is_file() else {}
-    with progress("Scoring the music", total=len(listenings), unit="vocals") as bar:
-        for listening in listenings:
-            clip = listening.segment.clip_id
-            if clip not in known:
-                known[clip] = {system: _score(listening, system, rate_hz) for system in SYSTEMS}
-                write_json(cache, known)
-            bar.advance()
+
+    def keep(listening: Listening, scores: dict[str, dict[str, float]]) -> None:
+        known[listening.segment.clip_id] = scores
+        write_json(cache, known)
+
+    missing = [listening for listening in listenings if listening.segment.clip_id not in known]
+    if missing:
+        spread(pool, _score, missing, rate_hz, description="Scoring the music", on_result=keep)
     return [known[listening.segment.clip_id] for listening in listenings]
 
 
-def _score(listening: Listening, system: str, rate_hz: int) -> dict[str, float]:
-    candidate = listening.systems[system]
-    coherence = coherence_scores(listening.vocal, listening.systems[TRUTH], candidate, rate_hz)
-    truth = toy_truth_scores(candidate, rate_hz, listening.truth, listening.segment.start_s)
-    return {metric: float((coherence | truth)[metric]) for metric in METRICS}
+def _score(listening: Listening, rate_hz: int) -> dict[str, dict[str, float]]:
+    """All metrics for all systems of a segment; runs in a worker."""
+    scores = {}
+    for system, candidate in listening.systems.items():
+        coherence = coherence_scores(listening.vocal, listening.systems[TRUTH], candidate, rate_hz)
+        truth = toy_truth_scores(candidate, rate_hz, listening.truth, listening.segment.start_s)
+        scores[system] = {metric: float((coherence | truth)[metric]) for metric in METRICS}
+    return scores
 
 
 def _distances(listenings: Sequence[Listening], rate_hz: int) -> dict[str, Any]:

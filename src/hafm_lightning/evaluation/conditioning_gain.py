@@ -9,7 +9,7 @@ Source: ``docs/evaluation.md``, tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,19 +77,20 @@ def other_song_clips(clip_ids: list[str]) -> list[int]:
 
 
 @torch.no_grad()
-def clip_losses(stage: Stage, clips: TokenBatch, on_clips: Callable[[int], None] | None = None) -> ClipLosses:
-    """Score all clips with true, null and another song's conditions.
+def clip_losses(stage: Stage, clips: TokenBatch, wanted: Sequence[int] | None = None) -> ClipLosses:
+    """Score clips with true, null and another song's conditions.
 
     Args:
         stage: In eval mode.
-        clips: Clips of one duration, of at least two songs.
-        on_clips: Called with the number of clips just done.
+        clips: Clips of one duration, of at least two songs; all of them serve as other songs.
+        wanted: Indices of the clips to score; default: all.
     """
     conditions = stage.model.layout.conditions
     others = clips.rows(other_song_clips(clips.clip_ids))
+    indices = list(range(len(clips)) if wanted is None else wanted)
     losses: dict[str, list[float]] = {"true": [], "null": [], "other": []}
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        rows = range(start, min(start + CLIPS_AT_ONCE, len(clips)))
+    for start in range(0, len(indices), CLIPS_AT_ONCE):
+        rows = indices[start : start + CLIPS_AT_ONCE]
         batch, other = clips.rows(rows).to(stage.device), others.rows(rows).to(stage.device)
         swapped = batch.streams | {stream.name: other[stream.name] for stream in conditions}
         for name, streams in (
@@ -98,6 +99,11 @@ def clip_losses(stage: Stage, clips: TokenBatch, on_clips: Callable[[int], None]
             ("other", swapped),
         ):
             losses[name] += stage.clip_losses(batch, streams).double().tolist()
-        if on_clips is not None:
-            on_clips(len(rows))
-    return ClipLosses(clips.clip_ids, losses["true"], losses["null"], losses["other"])
+    return ClipLosses([clips.clip_ids[i] for i in indices], losses["true"], losses["null"], losses["other"])
+
+
+def join(parts: Sequence[ClipLosses]) -> ClipLosses:
+    """Scores of several parts, one after the other."""
+    return ClipLosses(
+        *([value for part in parts for value in getattr(part, name)] for name in ("clip_ids", "true", "null", "other"))
+    )
