@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hafm_lightning.cli.band_arguments import PROGRAM, Parser
+from hafm_lightning.cli.runs import best_checkpoint
 from hafm_lightning.errors import RequestError
 
 
@@ -41,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         names = getattr(arguments, key)
         if names is not None:
             values[key] = [name for text in names for name in text.split(",") if name]
+    for role in ("semantic", "coarse", "fine"):
+        if values.get(role) and Path(str(values[role])).is_dir():
+            values[role] = str(best_checkpoint(Path(str(values[role]))))
     settings = build(EvaluateSettings, values, "")
     if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")

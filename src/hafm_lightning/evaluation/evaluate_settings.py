@@ -54,7 +54,8 @@ class EvaluateSettings:
         protocols: One table each.
         tokenizers: Folder of the tokenizers that the model was trained with.
         shards: Prepared shards, whose ``train`` split ``retrieval`` searches; empty leaves that row out.
-        semantic: Checkpoint of the semantic stage; empty leaves the model's rows out.
+        semantic: Checkpoint of the semantic stage (the command also takes a folder of runs); empty leaves the model's
+            rows out.
         coarse: Checkpoint of the coarse stage.
         fine: Checkpoint of the fine stage; empty leaves three stages out.
         model: An exported model folder or Hub id, in place of the three checkpoints.
