@@ -297,3 +297,38 @@ def test_two_hours_in_stereo_at_44_khz_are_separated_below_2_gib(tmp_path):
     assert len(ShardReader(tmp_path / "root" / "train")) == 13
     print(f"peak {peak_gib:.2f} GiB")
     assert 0 < peak_gib < 2
+
+
+@pytest.mark.slow
+def test_a_toy_band_of_50_songs_with_3_damaged_files(tmp_path, capsys, monkeypatch):
+    """The whole command on real sound: exit code 0, the three named in the report, the shards verified."""
+    from hafm_lightning.cli import main
+    from hafm_lightning.preparation.toyband import synthesise_corpus
+
+    monkeypatch.setenv("HAFM_QUIET", "1")
+    synthesise_corpus(tmp_path / "toy", train_songs=45, test_songs=5, duration_s=10.0, seed=1)
+    damaged = ["toyband_train_0007", "toyband_train_0021", "toyband_test_0003"]
+    paths = [next((tmp_path / "toy").glob(f"*/{name}")) for name in damaged]
+    (paths[0] / "vocals.wav").write_bytes(b"")
+    (paths[1] / "drums.wav").write_text("no drums today\n" * 50)
+    cut_short(paths[2] / "other.wav", 0.7)
+    config = tmp_path / "c.yaml"
+    values = {
+        "root": str(tmp_path / "root"),
+        "corpora": [{"kind": "MusdbHQ", "path": str(tmp_path / "toy"), "allow_partial": True}],
+        "filters": {"vocal_activity_min": 0.1},
+        "tokenizers": {"training_clips": 30},
+        "clips_per_shard": 10,
+        "report": {"examples": 2},
+    }
+    config.write_text(yaml.safe_dump(values))
+    assert main(["prepare", "--config", str(config)]) == 0
+    report = PreparationReport.load(tmp_path / "root")
+    assert set(reasons(report.quarantined)) == set(damaged)
+    assert sum(report.songs.values()) == 47
+    page = (tmp_path / "root" / "report.html").read_text()
+    output = capsys.readouterr().out
+    for name in damaged:
+        assert name in page
+        assert name in output
+    assert main(["prepare", "--verify", str(tmp_path / "root")]) == 0
