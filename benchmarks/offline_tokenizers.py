@@ -8,7 +8,7 @@ Prints one table for each, in processor seconds of the whole process, which mean
   inversion and Griffin-Lim alone;
 * semantic: how often the chord (24) follows from one token, by majority vote over the training songs.
 
-    python benchmarks/tokenizers.py --json benchmarks/results/tokenizers.json
+    python benchmarks/offline_tokenizers.py --json benchmarks/results/tokenizers.json
 """
 
 from __future__ import annotations
