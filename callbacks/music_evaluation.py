@@ -124,6 +124,7 @@ class MusicEvaluation(Callback):
         self.audio_clips = audio_clips
         self.validations = 0
         self._material: StageMaterial | None = None
+        self._warned = False
 
     # --- hooks ------------------------------------------------------------------------------------------------
 
@@ -189,6 +190,7 @@ class MusicEvaluation(Callback):
             tokenizers,
             LaterStages(later["coarse"].model, later["fine"].model if "fine" in later else None) if later else None,
             self.sources,
+            conditions=[s.name for part in (stage, *later.values()) for s in part.model.layout.conditions],
             seed=self.seed,
             rank=trainer.global_rank,
             world=trainer.world_size,
@@ -213,6 +215,7 @@ class MusicEvaluation(Callback):
         device = stage.device if stage.device.type == "cuda" else torch.device("cpu")
         accuracy, failures = TokenAccuracy(target.codebooks).to(device), SumMetric().to(device)
         waveforms: Waveforms = []
+        failed = 0
         sounds = target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None
         if sounds:
             widths = {f"fad_{embedding.name}": embedding.dimensions for embedding in material.embeddings}
@@ -220,8 +223,10 @@ class MusicEvaluation(Callback):
         else:
             widths = {"semantic_centroid_frechet": material.tokenizers.semantic.centroids.shape[1]}
         distances = {
-            name: FrechetAudioDistance(width, name=f"music/{name}").to(device) for name, width in widths.items()
+            name: FrechetAudioDistance(width, name=f"music/{name}", warn=not self._warned).to(device)
+            for name, width in widths.items()
         }
+        self._warned = True  # of few rows: once a run, not once a validation
         if material.batch is not None:
             batch = material.batch
             with progress("Music evaluation", total=len(batch), unit="clips") as bar:
@@ -237,8 +242,8 @@ class MusicEvaluation(Callback):
                 metric.update(torch.from_numpy(centroid_rows(centroids, batch[target.name])), real=True)
             else:
                 waveforms, failed = decode_clips(material.tokenizers.acoustic, codes)
-                failures.update(float(failed))
                 self._compare(material, waveforms, codes.shape[1], distances)
+        failures.update(float(failed))
         values = {name: float(metric.compute()) for name, metric in distances.items()}
         values |= {name: float(value) for name, value in accuracy.compute().items()}
         values |= {"clips": float(material.total), "failed": float(failures.compute())}

@@ -6,7 +6,7 @@ Works without a model too: the controls alone show what a corpus, a codec and an
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,7 +34,6 @@ from hafm_lightning.preparation.files import sha256_of_json, write_json
 from hafm_lightning.preparation.shards import open_shards
 from hafm_lightning.progress import progress
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
-from hafm_lightning.tokens import NULL, STYLE, VOCAL_ACOUSTIC, TokenBatch
 
 PROBES_VERSION = 1
 """Raised when a definition changes: kept token scores and probes are computed again."""
@@ -145,7 +144,8 @@ class Evaluation:
             card = load_card(kept)
             return card.tables, card.plots
         clips = [run.load(segment) for segment in segments]
-        batch = self._batch(clips, networks)
+        heard = [stream.name for model in networks.values() for stream in model.layout.conditions]
+        batch = tokenize_clips(clips, self.tokenizers, settings.vocal_noise_sigma, heard)
         about = [
             f"{len(clips)} clips of {run.protocol.duration_s:g} s from {len(set(songs))} songs of protocol "
             f"{run.protocol.name}, noise on the vocal: sigma {settings.vocal_noise_sigma:g}; fp32"
@@ -177,15 +177,6 @@ class Evaluation:
             [name for name in ("tokens", "probes") if name in settings.metrics],
         ]
         return Path(settings.output) / "tokens" / f"{sha256_of_json(identity)[:16]}.json"
-
-    def _batch(self, clips: Sequence[MusicClip], networks: Mapping[str, TokenModel]) -> TokenBatch:
-        needed = {stream.name for model in networks.values() for stream in model.layout.conditions}
-        batch = tokenize_clips(
-            clips, self.tokenizers, self.settings.vocal_noise_sigma, vocal_acoustic=VOCAL_ACOUSTIC.name in needed
-        )
-        if STYLE.name in needed:  # no style is asked for: the learned "none"
-            batch.streams[STYLE.name] = torch.full((len(batch), 1, 1), NULL)
-        return batch
 
     def _separated_vocals(self, clips: Sequence[MusicClip]) -> list[npt.NDArray[np.float32]] | None:
         if self.separated is None:

@@ -302,6 +302,7 @@ class FrechetAudioDistance(Metric):
         dimensions: Width ``d`` of the embedding's rows.
         reference: Statistics of the reference set; without them, feed reference rows with ``real=True``.
         name: Which sets are compared, for the :class:`RankWarning`.
+        warn: Whether to warn of few rows at all.
 
     Example:
         >>> metric = FrechetAudioDistance(dimensions=2)
@@ -319,7 +320,11 @@ class FrechetAudioDistance(Metric):
     reference_moments: Tensor
 
     def __init__(
-        self, dimensions: int, reference: GaussianStatistics | None = None, name: str = "generated set"
+        self,
+        dimensions: int,
+        reference: GaussianStatistics | None = None,
+        name: str = "generated set",
+        warn: bool = True,
     ) -> None:
         super().__init__()
         if dimensions < 1:
@@ -328,6 +333,7 @@ class FrechetAudioDistance(Metric):
             raise ValueError(f"reference statistics have {reference.dimensions} dimensions, rows {dimensions}")
         self.dimensions = dimensions
         self.name = name
+        self.warn = warn
         self.reference = reference
         empty = torch.zeros(dimensions + 2, dimensions, dtype=torch.float64)
         self.add_state("generated_moments", default=empty.clone(), dist_reduce_fx=merge_moments)
@@ -353,7 +359,8 @@ class FrechetAudioDistance(Metric):
     def compute(self) -> Tensor:
         """FAD, float64 scalar; warns when either set has fewer than ``2 d`` rows."""
         generated, reference = self.statistics(), self.statistics(real=True)
-        warn_if_rank_deficient(min(generated.rows, reference.rows), self.dimensions, self.name)
+        if self.warn:
+            warn_if_rank_deficient(min(generated.rows, reference.rows), self.dimensions, self.name)
         return torch.tensor(frechet_distance(generated, reference), dtype=torch.float64, device=self.device)
 
 

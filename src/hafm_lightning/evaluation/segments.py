@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from hafm_lightning.tokens import (
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_FINE,
     INSTRUMENTAL_SEMANTIC,
+    NULL,
+    STYLE,
     VOCAL_ACOUSTIC,
     VOCAL_SEMANTIC,
     TokenBatch,
@@ -258,7 +260,7 @@ def load_clip(segment: Segment, tokenizers: Tokenizers) -> MusicClip:
 
 
 def tokenize_clips(
-    clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sigma: float = 0.0, vocal_acoustic: bool = False
+    clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sigma: float = 0.0, conditions: Iterable[str] = ()
 ) -> TokenBatch:
     """Tokens of clips of one length: vocal and instrumental semantic, coarse and fine.
 
@@ -266,8 +268,11 @@ def tokenize_clips(
         clips: At least one.
         tokenizers: The pair that the shards were made with.
         noise_sigma: Gaussian noise on the vocal before it is tokenized, as preparation adds it (full scale is 1).
-        vocal_acoustic: Add the vocal's acoustic tokens, which some variants hear.
+        conditions: Names of the streams that stages hear. The vocal's acoustic tokens are added where one does; a
+            style is NULL, the learned "none".
     """
+    needed = set(conditions)
+    vocal_acoustic = VOCAL_ACOUSTIC.name in needed
     semantic, acoustic, sung = [], [], []
     vocals = [with_noise(clip.sound.vocal, clip.clip_id, noise_sigma, seed=0) for clip in clips]
     for start in range(0, len(clips), TOKENIZE_CLIPS):
@@ -288,4 +293,6 @@ def tokenize_clips(
     }
     if vocal_acoustic:
         streams[VOCAL_ACOUSTIC.name] = torch.cat(sung)
+    if STYLE.name in needed:
+        streams[STYLE.name] = torch.full((len(clips), STYLE.codebooks, 1), NULL)
     return TokenBatch(streams, [clip.clip_id for clip in clips])

@@ -75,13 +75,14 @@ def read_material(
     later: LaterStages | None,
     embeddings: Sequence[EmbeddingSource],
     *,
+    conditions: Sequence[str],
     seed: int,
     rank: int,
     world: int,
     noise_sigma: float,
     device: torch.device,
 ) -> StageMaterial:
-    """Read and tokenize every ``world``-th segment from the ``rank``-th on.
+    """Read and tokenize every ``world``-th segment from the ``rank``-th on, with the streams in ``conditions``.
 
     Raises:
         RequestError: A segment cannot be read, or an embedding cannot be loaded.
@@ -91,7 +92,7 @@ def read_material(
     return StageMaterial(
         clips=clips,
         seeds=[seed * SEED_STRIDE + index for index in mine],
-        batch=tokenize_clips(clips, tokenizers, noise_sigma) if clips else None,
+        batch=tokenize_clips(clips, tokenizers, noise_sigma, conditions) if clips else None,
         total=len(selection.segments),
         tokenizers=tokenizers,
         later=later,
