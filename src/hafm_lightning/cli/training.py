@@ -87,13 +87,15 @@ class StageCLI(LightningCLI):
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         arguments: The command line after the command.
         build: Whether to make the model, the data module and the trainer, or only to read the configuration.
+        model_only: Whether to make the model and nothing else.
 
     Raises:
         RequestError: The configuration or the command line is wrong.
     """
 
-    def __init__(self, command: str, arguments: Sequence[str], build: bool = True) -> None:
-        self.command, self.arguments, self.build = command, list(arguments), build
+    def __init__(self, command: str, arguments: Sequence[str], build: bool = True, model_only: bool = False) -> None:
+        self.command, self.arguments = command, list(arguments)
+        self.build, self.model_only = build and not model_only, model_only
         self.root = Path()
         super().__init__(
             subclass_mode_model=True,
@@ -198,10 +200,13 @@ class StageCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make model, data and trainer; what their constructors refuse is the request's fault."""
-        if not self.build:
-            return
         try:
-            super().instantiate_classes()
+            if self.model_only:
+                config = self.config.clone()
+                config[self.command]["data"] = config[self.command]["trainer"]["callbacks"] = None
+                self.model = self.parser.instantiate_classes(config)[self.command]["model"]
+            elif self.build:
+                super().instantiate_classes()
         except ParserStop as stop:
             raise explain(stop.message, self.arguments, []) from stop
         except (ValueError, MisconfigurationException) as error:
