@@ -42,6 +42,7 @@ from hafm_lightning.checkpoint_format import (
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.attention import AttentionBackend
 from hafm_lightning.modeling.conditioning import drop_conditions, null_conditions
+from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
 from hafm_lightning.modeling.scores import TokenScores, other_clips, summarise, token_cross_entropy
@@ -275,6 +276,10 @@ class Stage(pl.LightningModule):
         targets = batch[self.model.layout.target.name]
         logits = self.model(batch.streams if streams is None else streams)
         return token_cross_entropy(logits, targets).mean((1, 2))
+
+    def flops_per_step(self, batch: TokenBatch) -> float:
+        """FLOPs that training on ``batch`` needs on one process, for model FLOPs utilisation (``modeling/cost.py``)."""
+        return training_flops(self.model.config, len(batch), batch[self.model.layout.target.name].shape[-1])
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""
