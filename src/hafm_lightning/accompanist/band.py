@@ -35,6 +35,7 @@ from hafm_lightning.accompanist.networks import (
     network_from_checkpoint,
     pick_device,
     pick_precision,
+    settle,
     stage_files,
     tokenizers_folder,
 )
@@ -84,7 +85,7 @@ class Accompanist:
         styles: Names of the ids of the ``style`` stream.
         origin: Where all this came from, for `take.json`: the arguments of the maker.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        precision: ``fp32``, ``bf16``, or ``auto``.
+        precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
 
     Raises:
         RequestError: Stages and tokenizers do not belong together, or the device is not there.
@@ -103,11 +104,11 @@ class Accompanist:
         check_belonging(networks, tokenizers)
         self.origin = dict(origin or {})
         self.device = pick_device(device)
-        self.dtype = pick_precision(precision, self.device)
+        self.precision = pick_precision(precision, self.device)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
         self.networks = tuple(networks)
         for network in self.networks:
-            network.model.to(device=self.device, dtype=self.dtype)
+            settle(network.model, self.device, self.precision)
         self.window = min(grid_units(network.duration_s) for network in self.networks)
         look_ahead_s = sum(network.look_ahead_s for network in self.networks)
         self.margin = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0
@@ -135,7 +136,7 @@ class Accompanist:
             tokenizers: The shards' folder `tokenizers`, or the loaded pair; default: where training found it.
             stages: 2 stops after the coarse stage and decodes its four codebooks alone.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            precision: ``fp32``, ``bf16``, or ``auto``.
+            precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
 
         Raises:
             RequestError: A file is missing, unreadable or of another stage, or they do not belong together.
@@ -168,7 +169,7 @@ class Accompanist:
             revision: Commit, tag or branch on the Hub.
             stages: As in :meth:`from_checkpoints`.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            precision: ``fp32``, ``bf16``, or ``auto``.
+            precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
 
         Raises:
             RequestError: No model folder there, damaged, of a newer format, or its parts do not belong together.
@@ -418,7 +419,7 @@ class Accompanist:
                 "tokenizers": {name: i["sha256"] for name, i in self.tokenizers.identities().items()},
                 "window_s": float(self.window * GRID_S),
             },
-            "machine": machine_facts(self.device, self.dtype),
+            "machine": machine_facts(self.device, self.precision),
         }
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from hafm_lightning.accompanist.packing import can_pack, pack_linears
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.checkpoint_format import checked_metadata, describe_difference, read_checkpoint
 from hafm_lightning.errors import RequestError
@@ -30,8 +31,8 @@ GIVEN_STREAMS = (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name, STYLE.name)
 WEIGHTS_PREFIX = "model."
 """What stands before the network's parameters in a training checkpoint."""
 
-Precision = Literal["auto", "fp32", "bf16"]
-PRECISIONS: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+"""How weights are kept: ``auto`` chooses between the two floating-point types."""
 
 
 @dataclass(frozen=True)
@@ -197,19 +198,32 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type of weights and cache.
+def pick_precision(precision: Precision, device: torch.device) -> Precision:
+    """How weights are kept on ``device``; never ``auto``.
 
-    A decoding step reads all weights once and does little else, so halving them nearly halves its time wherever the
-    processor multiplies bf16 by itself: on GPUs, and on CPUs with AVX-512 BF16 or AMX. On other CPUs bf16 is emulated
-    and several times slower (`benchmarks/generation.py` prints both on the machine at hand). ``auto`` follows the
-    processor, never a stopwatch, so that a seed gives the same take every time.
+    A decoding step reads all weights once and does little else, so halving them shortens it wherever the processor
+    multiplies bf16 by itself: on GPUs, and on CPUs with AVX-512 BF16 or AMX. On other CPUs bf16 is emulated and slower
+    (`benchmarks/generation.py` times both on the machine at hand). ``auto`` follows the processor, never a stopwatch,
+    so that a seed gives the same take every time.
+
+    Raises:
+        RequestError: int8 was asked for where there are no kernels for it.
     """
+    if precision == "int8" and (device.type != "cpu" or not can_pack()):
+        raise RequestError(f"precision int8 is for x86 CPUs, not for {device.type}; use bf16 or fp32")
     if precision != "auto":
-        return PRECISIONS[precision]
+        return precision
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bf16() else torch.float32
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+
+
+def settle(model: TokenModel, device: torch.device, precision: Precision) -> None:
+    """Bring a network to where and how it will run, in place: packed on a CPU, else all of it in one type."""
+    if device.type == "cpu" and can_pack():
+        pack_linears(model.requires_grad_(False), "bf16" if precision == "auto" else precision)
+    else:
+        model.to(device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 def cpu_multiplies_bf16() -> bool:

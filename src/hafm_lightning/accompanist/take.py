@@ -122,7 +122,7 @@ def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Au
     return instrumental, mixed
 
 
-def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def machine_facts(device: torch.device, precision: str) -> dict[str, Any]:
     """What a take's bits depend on besides its settings."""
     from hafm_lightning import __version__
 
@@ -133,7 +133,7 @@ def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": device.type,
         "device_name": name,
-        "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype],
+        "precision": precision,
         "threads": torch.get_num_threads(),
     }
 

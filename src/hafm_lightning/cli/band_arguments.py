@@ -40,7 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stages", type=int, default=3, help="2 leaves the fine stage out (default: 3)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     group.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="type of weights and cache"
+        "--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="type of weights and cache"
     )
     add_checkpoint_arguments(parser)
 

@@ -1,0 +1,324 @@
+"""How fast is generation? Steps against MusicGen's decoder and against memory bandwidth, takes against real time.
+
+    python benchmarks/generation.py --device cpu --json benchmarks/results/generation_cpu.json
+    python benchmarks/generation.py --device cuda --json benchmarks/results/generation_cuda.json
+    python benchmarks/generation.py --parts song --model demo/model --song-s 180        # a trained model's seams
+
+Stages have the paper's size and random weights: time does not depend on what is learnt. Within a part, what is compared
+takes turns, and medians over the rounds are reported, so that other programs on the machine disturb both alike; the
+load average is written down too. Parts that need hardware which is not there are reported as "not run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hafm_lightning.accompanist import Accompanist
+from hafm_lightning.accompanist.networks import Precision, StageNetwork, build_network, cpu_multiplies_bf16, settle
+from hafm_lightning.audio import Audio, resample
+from hafm_lightning.evaluation.seams import seam_test
+from hafm_lightning.modeling.decoding import Decoder
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.preparation.toyband import synthesise_song
+from hafm_lightning.stages import CoarseStage, FineStage, SemanticStage
+from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
+from hafm_lightning.tokens import CLIP_DURATION_S
+
+PAPER = {"pattern": "flattened", "conditioning": "prefix"}
+PRESETS: Mapping[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "paper": (PAPER, PAPER, PAPER),
+    "live": (
+        {"pattern": "flattened", "conditioning": "aligned"},
+        {"pattern": "delay", "conditioning": "aligned"},
+        {"pattern": "nonautoregressive", "conditioning": "aligned"},
+    ),
+}
+"""Name -> settings of the semantic, coarse and fine stages."""
+CONTEXT_STEPS = 150
+"""Steps in the cache when a step is compared with MusicGen's."""
+STEPS_TIMED = 24
+PARTS = ("step", "bandwidth", "live", "song", "gpu")
+
+
+def main() -> None:
+    """Run the parts asked for; print a table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of everything that is compared")
+    parser.add_argument("--song-s", type=float, default=180.0, help="length of the long vocal, in seconds")
+    parser.add_argument("--model", help="a model folder for the long vocal; default: random stages of preset live")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    runs: dict[str, Callable[[], Any]] = {
+        "step": lambda: compare_steps(arguments.rounds),
+        "bandwidth": lambda: compare_bandwidth(arguments.rounds),
+        "live": lambda: time_live(arguments.rounds),
+        "song": lambda: time_song(arguments.song_s, arguments.model),
+        "gpu": lambda: time_gpu(arguments.device),
+    }
+    results: dict[str, Any] = {"machine": machine(arguments.threads)}
+    for part in arguments.parts:
+        wanted = "cuda" if part == "gpu" else "cpu"
+        results[part] = runs[part]() if arguments.device == wanted else "not run"
+        print(f"{part}: {json.dumps(results[part], indent=1)}", flush=True)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "commit": commit,
+        "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_bf16": cpu_multiplies_bf16(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+# --- one step ---------------------------------------------------------------------------------------------------
+
+
+def compare_steps(rounds: int) -> dict[str, Any]:
+    """One guided step of a coarse stage against one of the same-size MusicGen decoder, both at 150 steps of context."""
+    precisions = ["fp32", *(["bf16"] if cpu_multiplies_bf16() else [])]
+    ours = {name: stage_step(coarse_network("aligned", name).model, CONTEXT_STEPS) for name in precisions}
+    theirs = musicgen_step(CONTEXT_STEPS)
+    times: dict[str, list[float]] = {name: [] for name in (*precisions, "musicgen")}
+    for _ in range(rounds):
+        for name, step in (*ours.items(), ("musicgen", theirs)):
+            times[name].append(timed(step, STEPS_TIMED))
+    chosen = precisions[-1]
+    milliseconds = {name: round(1000 * statistics.median(values), 2) for name, values in times.items()}
+    ratios = [theirs_s / ours_s for theirs_s, ours_s in zip(times["musicgen"], times[chosen], strict=True)]
+    return {
+        "milliseconds_a_step": milliseconds,
+        "auto_precision": chosen,
+        "faster_than_musicgen": round(statistics.median(ratios), 2),
+        "wanted": 3.0,
+    }
+
+
+def coarse_network(conditioning: Literal["prefix", "aligned"], precision: Precision) -> StageNetwork:
+    """A coarse stage of the paper's size, on the CPU."""
+    network = network_of(CoarseStage(pattern="flattened", conditioning=conditioning), "coarse")
+    settle(network.model, torch.device("cpu"), precision)
+    return network
+
+
+def stage_step(model: TokenModel, context: int) -> Callable[[], None]:
+    """A function that decodes the next step of a 10 s clip, with about ``context`` steps in the cache at first."""
+    layout = model.layout
+    frames = layout.target.frames(CLIP_DURATION_S)
+    conditions = {
+        stream.name: torch.randint(stream.vocabulary, (1, stream.codebooks, stream.frames(CLIP_DURATION_S)))
+        for stream in layout.conditions
+    }
+    probe = Decoder(model, frames, SamplingOptions(), [0])
+    known = max(1, (context - probe.plan.condition_steps) // layout.target.codebooks)
+    prefix = torch.randint(layout.target.vocabulary, (1, layout.target.codebooks, known))
+    decoder = Decoder(model, frames, SamplingOptions(), [0], prefix=prefix)
+    decoder.condition(conditions)
+    decoder.advance(known + 1)
+    return torch.inference_mode()(decoder._advance_one)
+
+
+def musicgen_step(context: int) -> Callable[[], None]:
+    """The same of transformers' MusicGen decoder with its cache: 12 layers of width 512, two rows, four codebooks.
+
+    Its feed-forward width makes its layers as large as ours; without text its cross-attention is skipped, which
+    favours it.
+    """
+    from transformers import MusicgenForCausalLM
+    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
+    config = MusicgenDecoderConfig(
+        vocab_size=1024,
+        num_hidden_layers=12,
+        hidden_size=512,
+        num_attention_heads=8,
+        ffn_dim=2048,
+        num_codebooks=4,
+        pad_token_id=1024,
+        bos_token_id=1024,
+    )
+    model = MusicgenForCausalLM(config).eval()
+    with torch.inference_mode():
+        cache = model(torch.randint(1024, (2 * 4, context)), use_cache=True).past_key_values
+    ids = torch.randint(1024, (2 * 4, 1))
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(ids, past_key_values=cache, use_cache=True)
+
+    return step
+
+
+# --- bandwidth --------------------------------------------------------------------------------------------------
+
+
+def compare_bandwidth(rounds: int) -> dict[str, Any]:
+    """Steps of the paper's flattened coarse stage against reading its weights and cache once, in the same run."""
+    precision = "bf16" if cpu_multiplies_bf16() else "fp32"
+    model = coarse_network("prefix", precision).model
+    block = torch.ones(1 << 26)  # 256 MB: far more than the caches hold
+    steps = {"early": 1100, "middle": 2500, "late": 3900}
+    found: dict[str, Any] = {"precision": precision}
+    speeds, times = [], {name: [] for name in steps}
+    functions = {name: stage_step(model, context) for name, context in steps.items()}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            speeds.append(4 * block.numel() / timed(block.sum, 4))
+            times[name].append(timed(function, STEPS_TIMED))
+    bandwidth = statistics.median(speeds)
+    found["gigabytes_a_second"] = round(bandwidth / 1e9, 2)
+    config = model.config.backbone
+    size = {"fp32": 4, "bf16": 2}[precision]
+    weights = sum(parameter.numel() for parameter in model.backbone.parameters()) + model.head_weight[0].numel()
+    for name, context in steps.items():
+        cache = 2 * 2 * config.layers * config.width * context  # keys and values of two rows
+        reading_s = size * (weights + cache) / bandwidth
+        step_s = statistics.median(times[name])
+        found[name] = {
+            "steps_in_cache": context,
+            "milliseconds_a_step": round(1000 * step_s, 2),
+            "milliseconds_reading": round(1000 * reading_s, 2),
+            "ratio": round(step_s / reading_s, 2),
+        }
+    return found | {"wanted_ratio": 1.5}
+
+
+# --- takes ------------------------------------------------------------------------------------------------------
+
+
+def time_live(rounds: int) -> dict[str, Any]:
+    """Real-time factor of preset ``live`` with stages of the paper's size, whole and streamed."""
+    band = random_band("live", "cpu")
+    vocal = toy_vocal(CLIP_DURATION_S)
+    whole, streamed = [], []
+    for _ in range(max(1, rounds // 2)):
+        whole.append(band.accompany(vocal).real_time_factor)
+        began = time.perf_counter()
+        for _piece in band.stream([vocal]):
+            pass
+        streamed.append((time.perf_counter() - began) / vocal.duration_s)
+    return {
+        "real_time_factor": round(statistics.median(whole), 3),
+        "real_time_factor_streamed": round(statistics.median(streamed), 3),
+        "look_ahead_s": round(band.live_session().look_ahead_s, 3),
+        "wanted": 1.0,
+    }
+
+
+def time_song(duration_s: float, model: str | None) -> dict[str, Any]:
+    """A long vocal: speed, memory and the joints of its windows."""
+    band = Accompanist.from_pretrained(model, device="cpu") if model else random_band("live", "cpu")
+    vocal = toy_vocal(duration_s)
+    take = band.accompany(vocal)
+    seams = seam_test(take.instrumental, take.record["borders_s"])
+    return {
+        "model": model or "random stages of preset live",
+        "seconds": duration_s,
+        "real_time_factor": round(take.real_time_factor, 3),
+        "peak_memory_gib": round(peak_memory_bytes() / 2**30, 2),
+        "joints": seams.joints,
+        "level_jump_db_at_joints_and_elsewhere": [round(value, 2) for value in seams.level_db],
+        "flux_at_joints_and_elsewhere": [round(value, 3) for value in seams.flux],
+        "p_values": {"level": round(seams.level_p, 3), "flux": round(seams.flux_p, 3)},
+    }
+
+
+def time_gpu(device: str) -> Any:
+    """The paper's stages on a GPU: one clip, and 32 at once."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return "not run"
+    band = random_band("paper", "cuda")
+    vocal = toy_vocal(CLIP_DURATION_S)
+    band.accompany(vocal)  # warm-up: kernels are chosen
+    single = statistics.median(band.accompany(vocal, seed=seed).real_time_factor for seed in range(3))
+    takes = band.accompany_batch([vocal] * 32, seeds=list(range(32)))
+    return {
+        "device": torch.cuda.get_device_name(),
+        "real_time_factor_batch_1": round(single, 4),
+        "wanted_batch_1": 0.15,
+        "times_real_time_batch_32": round(1 / takes[0].real_time_factor, 1),
+        "wanted_batch_32": 100,
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+    }
+
+
+def random_band(preset: str, device: str) -> Accompanist:
+    """A band of the paper's size with random weights, and offline tokenizers trained on a toy song."""
+    song = synthesise_song(0, 20.0)
+    sounds = [song.stems[name].mono() for name in ("vocals", "other")]
+    pair = Tokenizers(
+        OfflineSemanticTokenizer.train([resample(sound.samples[0], sound.rate_hz, 16000) for sound in sounds]),
+        OfflineAcousticTokenizer.train([resample(sound.samples[0], sound.rate_hz, 24000) for sound in sounds]),
+    )
+    semantic, coarse, fine = PRESETS[preset]
+    networks = [
+        network_of(SemanticStage(**semantic), "semantic", pair),
+        network_of(CoarseStage(**coarse), "coarse", pair),
+        network_of(FineStage(**fine), "fine", pair),
+    ]
+    return Accompanist(networks, pair, device=device)
+
+
+def network_of(
+    stage: SemanticStage | CoarseStage | FineStage,
+    role: Literal["semantic", "coarse", "fine"],
+    pair: Tokenizers | None = None,
+) -> StageNetwork:
+    """A stage as generation needs it."""
+    if pair is not None:
+        stage.tokenizers = pair.identities()
+    stage.duration_s = CLIP_DURATION_S
+    return build_network(role, f"random {role} stage", stage.metadata(), stage.model.state_dict())
+
+
+def toy_vocal(duration_s: float) -> Audio:
+    """A toy singer, mono."""
+    return synthesise_song(1, duration_s).stems["vocals"].mono()
+
+
+def timed(function: Callable[[], Any], times: int) -> float:
+    """Seconds for one call, on average over ``times``."""
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    return (time.perf_counter() - began) / times
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+if __name__ == "__main__":
+    main()
