@@ -1,0 +1,40 @@
+"""Every configuration that is shipped can be read, and every stage in them built."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hafm_lightning.cli.describe import describe
+from hafm_lightning.cli.training import read_config
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+TRAINING = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if "trainer" in yaml.safe_load(path.read_text())]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(EXPERIMENTS))
+
+
+def test_the_papers_and_the_recommended_stages_are_shipped():
+    names = {name_of(path) for path in TRAINING}
+    assert {f"{folder}{stage}.yaml" for folder in ("", "aligned/") for stage in ("semantic", "coarse", "fine")} <= names
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_a_training_configuration_is_complete(path):
+    config = read_config("fit", ["--config", str(path)])
+    assert config.trainer.default_root_dir.startswith("logs/"), "runs belong under logs/, which git ignores"
+    assert config.trainer.max_steps > 0
+    assert config.trainer.use_distributed_sampler is False
+    assert isinstance(config.seed_everything, int)
+    facts = describe(["--config", str(path)])
+    assert facts["parameters"] > 0
+    assert facts["sequence_steps"] > 0
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"--config experiments/{name_of(path)}" in line for line in head), "its head names the command"
+
+
+def test_run_folders_do_not_collide():
+    roots = [read_config("fit", ["--config", str(path)]).trainer.default_root_dir for path in TRAINING]
+    assert len(set(roots)) == len(roots)
