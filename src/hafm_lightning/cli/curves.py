@@ -140,9 +140,7 @@ def draw_metric(axes: Axes, series: dict[str, Series], metric: str, colour: str,
     paper = series.get(f"val/{metric}_paper")
     if paper is not None:
         level = paper.values[-1] * scale
-        lines.append(
-            axes.axhline(level, color=colour, linewidth=0.9, linestyle=":", label=f"{metric}, the paper")
-        )
+        lines.append(axes.axhline(level, color=colour, linewidth=0.9, linestyle=":", label=f"{metric}, the paper"))
     return lines
 
 
