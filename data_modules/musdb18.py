@@ -1,7 +1,7 @@
 """MUSDB18 as a data module: tokens of its songs, prepared the first time they are asked for.
 
 The test songs have true stems, which FMA lacks: stages are tested on them (``python -m hafm_lightning test``), and
-small ones can be trained on the training songs. Give the tokenizers that the stage was trained with; others are refused.
+small ones can be trained on the training songs. Give the tokenizers of the stage; others are refused.
 """
 
 from __future__ import annotations
