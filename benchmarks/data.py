@@ -1,6 +1,6 @@
 """Clips a second of TokenShards on a corpus of the paper's size: 50,000 synthetic clips of 10 s, shuffled.
 
-    python benchmarks/data.py --json out.json
+    python benchmarks/data.py --json benchmarks/results/data.json
 
 Writes about 0.7 GB of shards under --root (kept and used again if they are there), reads them as training does and
 prints a table: clips a second of wall time, and of CPU time, which means the same on a busy machine ("two workers'
@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import platform
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -109,6 +110,13 @@ def measure(name: str, loader: DataLoader[Any], seconds: float, batch_size: int)
     }
 
 
+def commit() -> str:
+    """The commit of the checkout, or an empty string outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,13 +156,16 @@ def main() -> None:
         print(f"{row['loader']:<32}{row['workers']:>8}{row['clips_per_s']:>10,}{row['clips_per_cpu_s']:>13,}")
     if options.json:
         report = {
-            "benchmark": "data",
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "clips": options.clips,
-            "batch_size": options.batch_size,
+            "about": {
+                "clips": options.clips,
+                "batch_size": options.batch_size,
+                "machine": platform.machine(),
+                "cores": os.cpu_count(),
+                "load": round(os.getloadavg()[0], 1),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "commit": commit(),
+            },
             "opening_s": round(opening_s, 3),
             "rows": rows,
         }

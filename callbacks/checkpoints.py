@@ -172,7 +172,7 @@ class Checkpoints(Checkpoint):
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             return
-        score = float(trainer.strategy.broadcast(float(value)))  # one decision, also where processes see different values
+        score = float(trainer.strategy.broadcast(float(value)))  # one decision, whatever the processes see
         better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
         if better:
             self.best_score = score
