@@ -52,6 +52,7 @@ PRESETS: Mapping[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 CONTEXT_STEPS = 150
 """Steps in the cache when a step is compared with MusicGen's."""
 STEPS_TIMED = 24
+LIVE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 PARTS = ("step", "bandwidth", "live", "song", "gpu")
 
 
@@ -106,7 +107,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def compare_steps(rounds: int) -> dict[str, Any]:
     """One guided step of a coarse stage against one of the same-size MusicGen decoder, both at 150 steps of context."""
-    precisions = ["fp32", *(["bf16"] if cpu_multiplies_bf16() else [])]
+    precisions: list[Precision] = ["int8", "fp32", *(["bf16"] if cpu_multiplies_bf16() else [])]  # the last is auto's
     ours = {name: stage_step(coarse_network("aligned", name).model, CONTEXT_STEPS) for name in precisions}
     theirs = musicgen_step(CONTEXT_STEPS)
     times: dict[str, list[float]] = {name: [] for name in (*precisions, "musicgen")}
@@ -218,19 +219,22 @@ def compare_bandwidth(rounds: int) -> dict[str, Any]:
 
 def time_live(rounds: int) -> dict[str, Any]:
     """Real-time factor of preset ``live`` with stages of the paper's size, whole and streamed."""
-    band = random_band("live", "cpu")
     vocal = toy_vocal(CLIP_DURATION_S)
-    whole, streamed = [], []
+    bands = {name: random_band("live", "cpu", name) for name in LIVE_PRECISIONS}
+    whole: dict[str, list[float]] = {name: [] for name in bands}
+    streamed: dict[str, list[float]] = {name: [] for name in bands}
     for _ in range(max(1, rounds // 2)):
-        whole.append(band.accompany(vocal).real_time_factor)
-        began = time.perf_counter()
-        for _piece in band.stream([vocal]):
-            pass
-        streamed.append((time.perf_counter() - began) / vocal.duration_s)
+        for name, band in bands.items():
+            whole[name].append(band.accompany(vocal).real_time_factor)
+            began = time.perf_counter()
+            for _piece in band.stream([vocal]):
+                pass
+            streamed[name].append((time.perf_counter() - began) / vocal.duration_s)
     return {
-        "real_time_factor": round(statistics.median(whole), 3),
-        "real_time_factor_streamed": round(statistics.median(streamed), 3),
-        "look_ahead_s": round(band.live_session().look_ahead_s, 3),
+        "real_time_factor": {name: round(statistics.median(values), 3) for name, values in whole.items()},
+        "real_time_factor_streamed": {name: round(statistics.median(values), 3) for name, values in streamed.items()},
+        "auto_precision": random_band("live", "cpu").precision,
+        "look_ahead_s": round(bands["int8"].live_session().look_ahead_s, 3),
         "wanted": 1.0,
     }
 
@@ -272,7 +276,7 @@ def time_gpu(device: str) -> Any:
     }
 
 
-def random_band(preset: str, device: str) -> Accompanist:
+def random_band(preset: str, device: str, precision: Precision = "auto") -> Accompanist:
     """A band of the paper's size with random weights, and offline tokenizers trained on a toy song."""
     song = synthesise_song(0, 20.0)
     sounds = [song.stems[name].mono() for name in ("vocals", "other")]
@@ -286,7 +290,7 @@ def random_band(preset: str, device: str) -> Accompanist:
         network_of(CoarseStage(**coarse), "coarse", pair),
         network_of(FineStage(**fine), "fine", pair),
     ]
-    return Accompanist(networks, pair, device=device)
+    return Accompanist(networks, pair, device=device, precision=precision)
 
 
 def network_of(

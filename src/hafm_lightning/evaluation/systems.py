@@ -211,7 +211,7 @@ class Band(System):
                 "top_p": sampling.top_p,
             },
             "seed": seed,
-            "precision": str(band.dtype),
+            "precision": band.precision,
         }
         self.identity = sha256_of_json([self.name, self.facts])
 
