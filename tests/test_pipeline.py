@@ -419,3 +419,39 @@ def test_examples_can_be_listened_to(musdb, tmp_path):
             assert file in page
         samples, _ = soundfile.read(tmp_path / "root" / example.decoded)
         assert np.abs(samples).max() > 0.001
+
+
+def test_the_papers_chain_on_tiny_models(tmp_path):
+    """Mixtures, separation, HuBERT with centroids trained on the corpus, EnCodec: as experiments/prepare.yaml asks."""
+    from test_separation import low_pass_model
+    from tiny_corpora import vocal_and_band
+    from tiny_tokenizers import save_encodec, save_hubert
+
+    from hafm_lightning.audio import Audio, write_audio
+
+    for folder in ("songs", "model"):
+        (tmp_path / folder).mkdir()
+    save_hubert(tmp_path / "hubert")
+    save_encodec(tmp_path / "encodec")
+    for number in range(4):
+        vocal, band = vocal_and_band(6.0, number, 22_050)
+        write_audio(tmp_path / "songs" / f"{number}.flac", Audio((vocal + band)[None], 22_050))
+    config = tiny_config(
+        tmp_path / "root",
+        [{"kind": "SongFolder", "path": str(tmp_path / "songs")}],
+        separation={"model": str(low_pass_model(tmp_path / "model")), "device": "cpu"},
+        filters=dict.fromkeys(("vocal_activity_min", "instrumental_activity_min", "leakage_max")),
+        tokenizers={
+            "semantic": {"kind": "Hubert", "source": str(tmp_path / "hubert"), "layer": 2},
+            "acoustic": {"kind": "Encodec", "source": str(tmp_path / "encodec")},
+            "training_clips": 6,
+        },
+        report={"examples": 1},
+    )
+    report = prepare(config)
+    assert report.clips == {"train": 9, "validation": 3}
+    assert (report.tokenizers["semantic"]["kind"], report.tokenizers["acoustic"]["kind"]) == ("hubert", "encodec")
+    use = {(entry.stream, entry.codebook): entry.used for entry in report.codebooks}
+    assert use["vocal_semantic", 0] > 50
+    assert use["instrumental_codes", 0] > 1
+    assert verify_root(tmp_path / "root").problems == []
