@@ -16,6 +16,7 @@ from hafm_lightning.callbacks.exact_resume import ExactResume
 from hafm_lightning.callbacks.guards import NonFiniteError, NonFiniteGuard
 from hafm_lightning.callbacks.loggers import CsvLog, WandbDashboard
 from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
+from hafm_lightning.callbacks.step_progress import StepProgress
 
 __all__ = [
     "EMA",
@@ -27,5 +28,6 @@ __all__ = [
     "MusicEvaluation",
     "NonFiniteError",
     "NonFiniteGuard",
+    "StepProgress",
     "WandbDashboard",
 ]

@@ -56,8 +56,7 @@ class ExactResume(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the seed that ``seed_everything`` announced."""
-        if stage == TrainerFn.FITTING:
-            self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
     # --- what is saved ----------------------------------------------------------------------------------------
 

@@ -228,6 +228,14 @@ def test_what_would_change_the_batches_is_refused(whole, change, message):
     assert "Traceback" not in log_of(whole / "config.yaml", log)
 
 
+def test_changes_are_allowed_when_exactness_is_given_up(base, whole):
+    checkpoint = whole / "logs" / "run-000" / "checkpoints" / "best.ckpt"
+    config = write_config(base / "changed")
+    arguments = ["--ckpt_path", str(checkpoint), "--data.batch_size", "1", "--data.allow_changes", "true"]
+    assert fit(config, *arguments) == [0], log_of(config)
+    assert last_checkpoint(base / "changed")["TokenShards"]["batch_size"] == 1
+
+
 def test_another_number_of_processes_is_refused(base, whole):
     checkpoint = whole / "logs" / "run-000" / "checkpoints" / "best.ckpt"
     codes = fit(whole / "config.yaml", "--ckpt_path", str(checkpoint), processes=2, log="processes")

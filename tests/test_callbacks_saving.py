@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from hafm_lightning.callbacks import (
     CsvLog,
     Dashboard,
     ExactResume,
+    StepProgress,
     WandbDashboard,
 )
 from hafm_lightning.callbacks.dashboard import PAPER_VALUES, peak_flops
@@ -256,6 +258,41 @@ def test_the_mode_of_wandb_is_settled_by_key_and_wish(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert chosen_mode("auto") == "disabled"
     assert WandbDashboard(mode="disabled").chosen_mode == "disabled"
+
+
+# --- the progress bar ------------------------------------------------------------------------------------------
+
+
+def test_the_bar_counts_the_steps_of_the_run(data, tmp_path, monkeypatch):
+    bars = []
+
+    class Recording:
+        def __init__(self, description, total, unit):
+            self.description, self.total, self.unit, self.done, self.notes = description, total, unit, 0, []
+
+        def advance(self, n=1, note=""):
+            self.done += n
+            self.notes.append(note)
+
+    @contextmanager
+    def record(description, total=None, unit=""):
+        bars.append(Recording(description, total, unit))
+        yield bars[-1]
+
+    monkeypatch.setattr("hafm_lightning.callbacks.step_progress.progress", record)
+    settings = {"enable_progress_bar": True, "accumulate_grad_batches": 2, "num_sanity_val_steps": 2}
+    saving = Checkpoints(monitor=None)
+    trainer = trainer_of(tmp_path, StepProgress(), saving, max_epochs=3, max_steps=-1, **settings)
+    trainer.fit(Line(), datamodule=data)
+    assert [(bar.description, bar.total, bar.unit, bar.done) for bar in bars] == [("Line", 6, "steps", 6)]
+    assert "validating 1/3" in bars[0].notes
+    assert bars[0].notes[-1].startswith("validation 0.")
+
+    again = trainer_of(tmp_path, StepProgress(), Checkpoints(monitor=None), max_steps=20, **settings)
+    again.fit(Line(), datamodule=data, ckpt_path=tmp_path / "checkpoints" / "step-00000006.ckpt")
+    assert (bars[1].description, bars[1].total, bars[1].done) == ("Line from step 6", 14, 14)
+    trainer_of(tmp_path, StepProgress(), **settings).validate(Line(), datamodule=data)
+    assert [(bar.description, bar.total, bar.done) for bar in bars[2:]] == [("Validating", 3, 3)]
 
 
 # --- the dashboard --------------------------------------------------------------------------------------------

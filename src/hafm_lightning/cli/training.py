@@ -27,6 +27,7 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,8 +37,9 @@ from hafm_lightning.errors import RequestError
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
 DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"
-ALWAYS_IN_FIT = ("hafm_lightning.callbacks.ExactResume", "hafm_lightning.callbacks.NonFiniteGuard")
+ALWAYS = ("hafm_lightning.callbacks.ExactResume", "hafm_lightning.callbacks.NonFiniteGuard")
 CHECKPOINT_IO = "hafm_lightning.callbacks.AtomicCheckpointIO"
+PROGRESS_BAR = "hafm_lightning.callbacks.StepProgress"
 CSV_LOG = "hafm_lightning.callbacks.CsvLog"
 DEFAULT_SEED = 0
 CONFIG_NAME = "config.yaml"
@@ -230,11 +232,13 @@ class StageCLI(LightningCLI):
         given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in given):
             config["plugins"] = [*given, class_at(CHECKPOINT_IO)()]
-        if not fitting:
-            callbacks = []
-        elif config.get("enable_checkpointing") is False:
+        if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, class_at(CHECKPOINTS_CALLBACK))]
-        extra = [class_at(path)() for path in ALWAYS_IN_FIT] if fitting else []
+        extra = [class_at(path)() for path in ALWAYS]
+        chosen = config.get("callbacks") or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen):
+            extra.append(class_at(PROGRESS_BAR)())
         return super()._instantiate_trainer(config, [*extra, *callbacks])
 
     # --- the work ---------------------------------------------------------------------------------------------

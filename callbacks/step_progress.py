@@ -1,0 +1,163 @@
+"""One progress bar for a whole run: optimizer steps, time left, and the latest losses.
+
+Lightning's bars count batches of an epoch; on small shards an epoch is over in a second, and how long the run still
+takes is nowhere to be seen. This one counts towards ``max_steps`` (or ``max_epochs``), in the project's style: a bar on
+a terminal, a line now and then in a log, nothing with HAFM_QUIET.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from hafm_lightning.progress import ProgressBar as Bar
+from hafm_lightning.progress import progress
+
+EVERY_STEPS = 10
+"""The losses are read from the device once in so many steps: reading waits for the device."""
+
+
+class StepProgress(ProgressBar):
+    """Shows how far a run has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open = ExitStack()
+        self._bar: Bar | None = None
+        self._enabled = True
+        self._step = 0
+        self._losses: dict[str, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """One process shows the bar."""
+        super().setup(trainer, pl_module, stage)
+        if not trainer.is_global_zero:
+            self.disable()
+
+    def disable(self) -> None:
+        """Show nothing."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def _start(self, description: str, total: float, unit: str) -> None:
+        self._close()
+        if self._enabled:
+            known = total if math.isfinite(total) and total >= 0 else None
+            self._bar = self._open.enter_context(progress(description, known, unit))
+
+    def _close(self) -> None:
+        self._bar = None
+        self._open.close()
+
+    def _advance(self, steps: float, note: str) -> None:
+        if self._bar is not None:
+            self._bar.advance(steps, note)
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar over the steps that are left."""
+        self._step = trainer.global_step
+        last = planned_steps(trainer)
+        begins = f" from step {self._step}" if self._step else ""
+        self._start(f"{type(pl_module).__name__}{begins}", last - self._step, "steps")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a step."""
+        if self._bar is None or trainer.global_step == self._step:
+            return
+        if trainer.global_step % EVERY_STEPS == 0:
+            self._read(trainer, "train/loss", "loss")
+        self._advance(trainer.global_step - self._step, self._note())
+        self._step = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal in order."""
+        self._close()
+
+    # --- evaluation -------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A bar of its own outside training; inside, a note on the training's bar."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._start("Validating", sum(trainer.num_val_batches), "batches")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a validation batch."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._advance(0, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
+        else:
+            self._advance(1, "")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the new validation loss."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._close()
+        elif not trainer.sanity_checking:
+            self._read(trainer, "val/loss", "validation")
+            self._advance(0, self._note())
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar over the test batches."""
+        self._start("Testing", sum(trainer.num_test_batches), "batches")
+
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
+        """Count a test batch."""
+        self._advance(1, "")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar over the batches to predict."""
+        self._start("Predicting", sum(trainer.num_predict_batches), "batches")
+
+    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
+        """Count a batch."""
+        self._advance(1, "")
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    # --- notes ------------------------------------------------------------------------------------------------
+
+    def _read(self, trainer: pl.Trainer, metric: str, name: str) -> None:
+        if metric in trainer.callback_metrics:
+            self._losses[name] = float(trainer.callback_metrics[metric])
+
+    def _note(self) -> str:
+        return ", ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
+
+
+def planned_steps(trainer: pl.Trainer) -> float:
+    """Optimizer steps at which the run ends: by ``max_steps`` or ``max_epochs``, whichever comes first."""
+    limits = [float(trainer.max_steps)] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        batches = trainer.num_training_batches
+        limits.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+    return min(limits, default=math.inf)
