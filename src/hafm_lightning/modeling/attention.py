@@ -19,7 +19,7 @@ Shapes: queries, keys and values ``[B, H, S, d]``. Scores are scaled by ``1 / sq
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -43,8 +43,8 @@ AttentionBackend = Literal["auto", "blockwise", "flex", "dense"]
 
 QUERY_BLOCK_STEPS = 64
 """Queries handled at once on the CPU: a block's scores stay in the cache, few keys beyond the causal edge are read."""
-SCORES_AT_ONCE = 2**20
-"""Scores handled at once in the backward pass: several clips where sequences are short."""
+SCORES_AT_ONCE = 2**17
+"""Scores handled at once on the CPU by each thread: what fits its cache."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometr
 
 
 class _BlockwiseAttention(torch.autograd.Function):
-    """Attention in query blocks; gradients for queries, keys, values and the bias table."""
+    """Attention in query blocks; gradients for queries, keys, values and the bias table.
+
+    A few heads are taken through all blocks before the next ones, so that their keys, values and gradients stay in the
+    cache. Queries are counted backwards throughout, as the blocks' biases are.
+    """
 
     @staticmethod
     def forward(
@@ -125,46 +129,66 @@ class _BlockwiseAttention(torch.autograd.Function):
         ctx.blocks = blocks
         batch, heads, steps, width = queries.shape
         output = queries.new_empty(batch, steps, heads, width).transpose(1, 2)  # heads side by side for what follows
-        rows = table.t().contiguous()
-        for block in blocks:
-            here = queries.index_select(2, block.order)
-            seen, mask = slice(0, block.keys), block.bias(rows)[None]
-            mixed = F.scaled_dot_product_attention(here, keys[:, :, seen], values[:, :, seen], attn_mask=mask)
-            output.index_copy_(2, block.order, mixed)
+        rows, scale = table.t().contiguous(), 1 / math.sqrt(width)
+        for group in _groups(queries):
+            query, key, value = _stacked(queries[group].flip(2)), _stacked(keys[group]), _stacked(values[group])
+            query, mixed, bias_rows = query.mul_(scale), torch.empty_like(query), rows[group[1]]
+            for block in blocks:
+                here = slice(steps - block.stop, steps - block.start)
+                weights = _weights(query[:, here], key, block, bias_rows)
+                torch.bmm(weights, value[:, : block.keys], out=mixed[:, here])
+            output[group] = mixed.view(-1, len(bias_rows), steps, width).flip(2)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         queries, keys, values, table = ctx.saved_tensors
-        batch, heads, _, width = queries.shape
-        scale = 1 / math.sqrt(width)
-        grad_queries = torch.empty_like(queries)
-        grad_table = torch.zeros_like(table.t(), memory_format=torch.contiguous_format)
-        rows = table.t().contiguous()
-        key, value = (x.contiguous().view(batch * heads, -1, width) for x in (keys, values))
-        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for block in ctx.blocks:
-            bias = block.bias(rows)
-            grad_bias = torch.zeros_like(bias)
-            query = (queries.index_select(2, block.order) * scale).view(batch * heads, -1, width)
-            grad_out = gradients[0].index_select(2, block.order).view(batch * heads, -1, width)
-            grad_query = torch.empty_like(query)
-            items = max(1, SCORES_AT_ONCE // bias.numel())
-            for first in range(0, batch, items):
-                some = slice(first * heads, min(first + items, batch) * heads)  # clips times heads
-                k, v, q, g = key[some, : block.keys], value[some, : block.keys], query[some], grad_out[some]
-                scores = bias.repeat(len(q) // heads, 1, 1).baddbmm_(q, k.transpose(1, 2))
-                weights = torch.softmax(scores, -1)
-                grad_value[some, : block.keys].baddbmm_(weights.transpose(1, 2), g)
-                torch.bmm(g, v.transpose(1, 2), out=scores)
-                grad_scores = torch._softmax_backward_data(scores, weights, -1, weights.dtype)
-                grad_bias.add_(grad_scores.unflatten(0, (-1, heads)).sum(0))  # type: ignore[no-untyped-call]
-                torch.bmm(grad_scores, k, out=grad_query[some])
-                grad_key[some, : block.keys].baddbmm_(grad_scores.transpose(1, 2), q)
-            grad_queries.index_copy_(2, block.order, grad_query.view(batch, heads, -1, width))
-            block.collect(grad_bias, grad_table)
+        _, _, steps, width = queries.shape
+        rows, scale = table.t().contiguous(), 1 / math.sqrt(width)
+        grad_queries, grad_keys, grad_values = (torch.empty_like(x) for x in (queries, keys, values))
+        grad_table = torch.zeros_like(rows)
+        for group in _groups(queries):
+            query, key, value = _stacked(queries[group].flip(2)), _stacked(keys[group]), _stacked(values[group])
+            query, bias_rows, grad_mixed = query.mul_(scale), rows[group[1]], _stacked(gradients[0][group].flip(2))
+            grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+            for block in ctx.blocks:
+                here, seen = slice(steps - block.stop, steps - block.start), slice(0, block.keys)
+                weights = _weights(query[:, here], key, block, bias_rows)
+                grad_value[:, seen].baddbmm_(weights.transpose(1, 2), grad_mixed[:, here])
+                grad_weights = torch.bmm(grad_mixed[:, here], value[:, seen].transpose(1, 2))
+                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                torch.bmm(grad_scores, key[:, seen], out=grad_query[:, here])
+                grad_key[:, seen].baddbmm_(grad_scores.transpose(1, 2), query[:, here])
+                if len(grad_scores) > len(bias_rows):
+                    grad_scores = grad_scores.view(-1, len(bias_rows), *grad_scores.shape[1:]).sum(0)
+                block.collect(grad_scores, grad_table[group[1]])
+            shape = (-1, len(bias_rows), steps, width)
+            torch.mul(grad_query.view(shape).flip(2), scale, out=grad_queries[group])
+            grad_keys[group], grad_values[group] = grad_key.view(shape), grad_value.view(shape)
         grad_table[:, -1] = 0  # the row of -inf is no parameter
-        return grad_queries.mul_(scale), grad_key.view(keys.shape), grad_value.view(keys.shape), grad_table.t(), None
+        return grad_queries, grad_keys, grad_values, grad_table.t(), None
+
+
+def _stacked(x: Tensor) -> Tensor:
+    """``[B, H, S, d]`` -> ``[B H, S, d]`` in memory of its own."""
+    return x.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def _weights(query: Tensor, key: Tensor, block: QueryBlock, rows: Tensor) -> Tensor:
+    """Softmax weights ``[B H, Q, N]`` of a block's scaled queries ``[B H, Q, d]``, with bias ``rows [H, R]``."""
+    bias = block.bias(rows)
+    scores = bias if len(query) == len(bias) else bias.repeat(len(query) // len(bias), 1, 1)
+    return torch.softmax(scores.baddbmm_(query, key[:, : block.keys].transpose(1, 2)), -1)
+
+
+def _groups(queries: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Clips and heads to handle at once: a head of several clips (they share its bias), or several heads of all."""
+    batch, heads, steps, _ = queries.shape
+    together = max(1, SCORES_AT_ONCE * torch.get_num_threads() // (QUERY_BLOCK_STEPS * steps))
+    clips = min(batch, together)
+    for head in range(0, heads, together // clips):
+        for clip in range(0, batch, clips):
+            yield slice(clip, clip + clips), slice(head, head + together // clips)
 
 
 def _flex_geometry(module: RelativePosition, positions: StepPositions) -> FlexGeometry:

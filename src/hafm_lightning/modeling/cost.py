@@ -78,11 +78,13 @@ def forward_flops(config: TokenModelConfig, clips: int, frames: int) -> float:
     layout, backbone = config.layout, config.backbone
     plan = layout.plan(frames)
     width, inner = backbone.width, backbone.inner_width
-    products = plan.steps * (4 * width * width + 3 * width * inner)
-    attention = 2 * width * visible_pairs(plan, layout.causal, config.prefix_mask)
+    for_attention, after = 3 * width * width, width * width + 3 * width * inner
+    products = backbone.layers * plan.steps * (for_attention + after)
+    products -= plan.condition_steps * after  # the last layer's, which nothing looks at
+    attention = backbone.layers * 2 * width * visible_pairs(plan, layout.causal, config.prefix_mask)
     codebooks = 1 if layout.pattern == "nonautoregressive" else layout.target.codebooks
     heads = frames * codebooks * width * layout.target.vocabulary
-    return 2.0 * clips * (backbone.layers * (products + attention) + heads)
+    return 2.0 * clips * (products + attention + heads)
 
 
 def training_flops(config: TokenModelConfig, clips: int, frames: int) -> float:

@@ -256,8 +256,8 @@ class TokenModel(nn.Module):
 
     def _run(self, x: Tensor, prefix: Tensor | None, frames: int) -> Tensor:
         """Backbone over prefix and target inputs; hidden states of the target's steps."""
+        before = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
             x = torch.cat((prefix, x), dim=1)
         _, geometry = self.positions(frames)
-        hidden = self.backbone(x, self.relative_position.table(), geometry)
-        return hidden[:, prefix.shape[1] :] if prefix is not None else hidden  # type: ignore[no-any-return]
+        return self.backbone(x, self.relative_position.table(), geometry, before)  # type: ignore[no-any-return]

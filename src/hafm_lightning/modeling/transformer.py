@@ -22,6 +22,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from hafm_lightning.modeling.attention import Geometry, attend
+from hafm_lightning.modeling.rowwise import gated_feedforward, rms_norm, rowwise
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., width]`` -> the same shape and dtype."""
+        if rowwise(x):
+            return rms_norm(x, self.weight, self.epsilon)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
 
 
@@ -86,6 +89,9 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., D]``."""
+        if rowwise(x):
+            expand, contract = self.expand, self.contract
+            return gated_feedforward(x, (expand.weight, expand.bias), (contract.weight, contract.bias))
         value, gate = self.expand(x).chunk(2, dim=-1)
         return self.contract(F.gelu(gate) * value)  # type: ignore[no-any-return]
 
@@ -151,11 +157,11 @@ class Attention(nn.Module):
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [B, H, S, d]
         return self.query_norm(queries), self.key_norm(keys), values
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry) -> Tensor:
-        """A whole sequence ``[B, S, D]`` -> ``[B, S, D]``."""
+    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+        """A whole sequence ``[B, S, D]`` -> its steps from ``first`` on, ``[B, S - first, D]``."""
         queries, keys, values = self._split(x)
-        mixed = attend(queries, keys, values, table, geometry)
-        return self.project_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        mixed = attend(queries, keys, values, table, geometry).transpose(1, 2)[:, first:]
+        return self.project_out(mixed.flatten(2))  # type: ignore[no-any-return]
 
     def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
         """As :meth:`forward`, and keep keys and values as the cache's first steps."""
@@ -189,9 +195,9 @@ class Layer(nn.Module):
         self.feedforward = GEGLU(config.width, config.inner_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry) -> Tensor:
-        """``[B, S, D]`` -> ``[B, S, D]``."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), table, geometry))
+    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+        """``[B, S, D]`` -> the steps from ``first`` on, ``[B, S - first, D]``."""
+        x = x[:, first:] + self.dropout(self.attention(self.attention_norm(x), table, geometry, first))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))  # type: ignore[no-any-return]
 
     def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
@@ -219,13 +225,17 @@ class Transformer(nn.Module):
             for branch in (layer.attention.project_out, layer.feedforward.contract):
                 nn.init.normal_(branch.weight, std=0.02 / math.sqrt(2 * config.layers))
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry) -> Tensor:
-        """Inputs ``[B, S, D]``, bias table ``[R, H]`` -> hidden states ``[B, S, D]``."""
-        for layer in self.layers:
+    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+        """Inputs ``[B, S, D]``, bias table ``[R, H]`` -> hidden states from step ``first`` on, ``[B, S - first, D]``.
+
+        The last layer computes nothing for earlier steps but what the later ones look at.
+        """
+        for number, layer in enumerate(self.layers, 1):
+            kept = first if number == len(self.layers) else 0
             if self.config.checkpoint_layers and self.training:
-                x = torch.utils.checkpoint.checkpoint(layer, x, table, geometry, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(layer, x, table, geometry, kept, use_reentrant=False)
             else:
-                x = layer(x, table, geometry)
+                x = layer(x, table, geometry, kept)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def prefill(self, x: Tensor, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
