@@ -338,6 +338,32 @@ def test_separated_vocals_equal_to_the_clean_ones_leave_no_gap(
         SeparatedVocals(str(tmp_path / "absent"), SeparationSettings())
 
 
+class Everything:
+    """A separator that takes the whole mixture for the vocal."""
+
+    identity = {"kind": "everything"}
+    rate_hz = 44100
+    margin_s = 1.0
+
+    def __init__(self) -> None:
+        self.firsts: list[int] = []
+
+    def separate(self, mixture: np.ndarray, first: int = 0) -> Any:
+        self.firsts.append(first)
+        return SimpleNamespace(vocals=mixture)
+
+
+def test_separation_is_cut_where_the_segment_lies(clips: list[MusicClip], monkeypatch: pytest.MonkeyPatch) -> None:
+    separator = Everything()
+    monkeypatch.setattr("hafm_lightning.evaluation.separated.load_separator", lambda _: separator)
+    vocals = SeparatedVocals("", SeparationSettings(model="x.onnx"))
+    for clip in clips:
+        segment = clip.segment
+        expected = read_audio(segment.song.mixture, start_s=segment.start_s, duration_s=CLIP_S)
+        np.testing.assert_array_equal(vocals.read(segment).samples, expected.samples)
+    assert all(first % 44100 == 0 for first in separator.firsts)
+
+
 # --- the command ------------------------------------------------------------------------------------------------
 
 
@@ -445,6 +471,21 @@ def test_training_songs_or_a_statistics_file_may_be_the_reference(config: Path, 
     again = load_card(second / "card.json").tables[0].rows[0].values
     assert again["fad_logmel"].value == values["fad_logmel"].value
     assert "without rows" in again["kd_logmel"].note
+
+
+def test_separated_vocals_have_a_row_of_their_own(config: Path, music: TinyMusic, tmp_path: Path) -> None:
+    """Where separation is perfect, the model plays the same and the gap is zero."""
+    for song in (music.songs / "test").iterdir():
+        shutil.copytree(song, tmp_path / "separated" / song.name)
+    arguments = ["--config", str(config), "--output", str(tmp_path / "card"), "--metrics", "fad", "probes"]
+    arguments += ["--systems", "three_stages", "separated", "--set", f"separated={tmp_path / 'separated'}"]
+    assert main(["evaluate", *arguments]) == 0
+    card = load_card(tmp_path / "card" / "card.json")
+    clean, separated = card.tables[0].rows
+    assert clean.values["fad_logmel"] == separated.values["fad_logmel"]
+    gaps = card.plots[2].baselines
+    assert set(gaps) == {"semantic: separated vocals", "coarse: separated vocals"}
+    assert max(map(abs, gaps.values())) < 0.02  # soxr meets the segment's edge instead of its surroundings
 
 
 def test_without_a_model_the_controls_alone_are_shown(config: Path, tmp_path: Path) -> None:
