@@ -63,6 +63,18 @@ def test_blocks_equal_plain_attention_in_values_and_gradients(case, block, monke
         torch.testing.assert_close(found, true, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("together", [1, 2, 4, 6, 100])
+def test_clips_and_heads_may_be_taken_in_groups_of_any_size(together, monkeypatch):
+    module, positions, qkv = setting("causal-prefix-time", batch=3, heads=4)
+    monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", 16)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", together * 16 * positions.steps)
+    output = attend(*qkv, module.table(), prepare(module, positions, "blockwise"))
+    expected = plain_attention(qkv, module, positions)
+    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
+    for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
+        torch.testing.assert_close(found, true, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_dense_equals_plain_attention_in_values_and_gradients(case):
     module, positions, qkv = setting(case)
