@@ -60,7 +60,7 @@ class LiveOptions:
     hop_s: float = 0.48
     listen_s: float = 10.0
     edge_s: float = 0.08
-    context_s: float = 2.0
+    context_s: float = 1.0
     sound_context_s: float = 0.48
 
     def __post_init__(self) -> None:
