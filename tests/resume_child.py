@@ -15,6 +15,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 import hafm_lightning.callbacks
@@ -135,6 +136,19 @@ class TerminateSelf(pl.Callback):
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         if not trainer.sanity_checking:
             self.count("validation")
+
+
+class Recorder(Logger):
+    """A logger that remembers what it was told."""
+
+    told: dict = {}
+    name = version = None
+
+    def log_hyperparams(self, params: dict, *_: object, **__: object) -> None:
+        Recorder.told = params
+
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        pass
 
 
 class Report(pl.Callback):

@@ -93,6 +93,25 @@ def test_fit_then_continue_validate_test_and_predict(config, capsys):
     assert all(float(row["loss"]) > 0 for row in rows)
 
 
+def test_loggers_get_the_resolved_configuration_and_the_csv_stays(config):
+    from resume_child import Recorder
+
+    arguments = ["--trainer.logger", "resume_child.Recorder", "--data.batch_size", "2"]
+    assert main(["fit", "--config", str(config), *arguments]) == 0
+    assert Recorder.told["data"]["init_args"]["batch_size"] == 2
+    assert Recorder.told["model"]["init_args"]["backbone"]["width"] == 16
+    assert Recorder.told["checkpoints"]["every_steps"] == 1000
+    assert (config.parent / "logs" / "tiny" / "run-000" / "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize("stage", ["SemanticStage", "CoarseStage", "FineStage"])
+def test_a_trial_run_of_each_stage_leaves_nothing_behind(config, stage):
+    config.write_text(config.read_text().replace("SemanticStage", stage))
+    before = sorted(config.parent.rglob("*"))
+    assert main(["fit", "--config", str(config), "--trainer.fast_dev_run", "true"]) == 0
+    assert sorted(config.parent.rglob("*")) == before
+
+
 def test_overrides_reach_classes_by_short_names(config):
     read = read_config("fit", ["--config", str(config), "--data.batch_size", "3", "--model.guidance_dropout", "0.25"])
     assert read.data.init_args.batch_size == 3

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -79,7 +80,7 @@ class SavedConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": text})
+            logger.log_hyperparams(yaml.safe_load(text))
 
 
 class StageCLI(LightningCLI):
