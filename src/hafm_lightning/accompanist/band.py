@@ -35,8 +35,10 @@ from hafm_lightning.accompanist.networks import (
     network_from_checkpoint,
     pick_device,
     pick_precision,
+    sampling_of,
     settle,
     stage_files,
+    style_id,
     tokenizers_folder,
 )
 from hafm_lightning.accompanist.rendering import render
@@ -55,16 +57,15 @@ from hafm_lightning.accompanist.windows import (
     covering_units,
     frames_at,
     grid_units,
+    overlap_units,
 )
 from hafm_lightning.audio import Audio
-from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 from hafm_lightning.tokens import (
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_FINE,
-    NULL,
     STYLE,
     VOCAL_ACOUSTIC,
     VOCAL_SEMANTIC,
@@ -221,7 +222,7 @@ class Accompanist:
         (take,) = self.accompany_batch(
             [vocal],
             seeds=[seed],
-            options=_sampling(guidance, temperature, top_k, top_p),
+            options=sampling_of(guidance, temperature, top_k, top_p),
             style=style,
             overlap_s=overlap_s,
             mix=mix,
@@ -247,13 +248,8 @@ class Accompanist:
         if not vocals or len(vocals) != len(seeds):
             raise ValueError(f"need one seed for each vocal, got {len(vocals)} vocals and {len(seeds)} seeds")
         began = time.perf_counter()
-        style_id = self._style_id(style)
-        overlap = (
-            (self.window - self.margin) // 2 if overlap_s is None else covering_units(round(overlap_s * 1000), 1000)
-        )
-        if (overlap_s is not None and not overlap_s * 1000 > 0) or overlap + self.margin >= self.window:
-            most_s = float((self.window - self.margin) * GRID_S)
-            raise RequestError(f"overlap_s must be above 0 and below {most_s:g} s, got {overlap_s}")
+        chosen_style = style_id(self.networks, self.styles, style)
+        overlap = overlap_units(self.window, self.margin, overlap_s)
         songs = [
             Song.of(vocal, seed, self.window, overlap, self.margin) for vocal, seed in zip(vocals, seeds, strict=True)
         ]
@@ -262,7 +258,7 @@ class Accompanist:
             active = [song for song in songs if number < len(song.windows)]
             for known in sorted({song.windows[number].known for song in active}):
                 together = [song for song in active if song.windows[number].known == known]
-                self._write_window(together, number, options, style_id, counter)
+                self._write_window(together, number, options, chosen_style, counter)
         sounds = [mix_take(song.vocal, self._sound(song), mix) for song in songs]
         seconds = sum(song.vocal.duration_s for song in songs)
         factor = (time.perf_counter() - began) / seconds
@@ -321,19 +317,16 @@ class Accompanist:
         """The session behind :meth:`stream`, for callers that push and pull at their own pace."""
         numbers = Seeds(seed)
         return LiveSession(
-            self.networks, self.tokenizers, options, live, numbers.of, self.window, self._style_id(style)
+            self.networks,
+            self.tokenizers,
+            options,
+            live,
+            numbers.of,
+            self.window,
+            style_id(self.networks, self.styles, style),
         )
 
     # --- within -----------------------------------------------------------------------------------------------
-
-    def _overlap(self, overlap_s: float | None) -> int:
-        """Overlap of the windows in grid units; by default half of what is kept of each."""
-        free = self.window - self.margin
-        if overlap_s is None:
-            return free // 2
-        if not 0 < overlap_s < float(free * GRID_S) or covering_units(round(overlap_s * 1000), 1000) >= free:
-            raise RequestError(f"overlap_s must be above 0 and below {float(free * GRID_S):g} s, got {overlap_s}")
-        return covering_units(round(overlap_s * 1000), 1000)
 
     def _write_window(
         self, songs: Sequence[Song], number: int, options: SamplingOptions, style_id: int, counter: ShareCounter
@@ -389,17 +382,6 @@ class Accompanist:
         acoustic = self.tokenizers.acoustic
         return Audio(render(acoustic, codes)[None], acoustic.identity.sample_rate_hz)
 
-    def _style_id(self, style: str | None) -> int:
-        """Id of a style; NULL, the learned "no condition", when none is asked for."""
-        takes_style = any(STYLE in network.model.layout.conditions for network in self.networks)
-        if style is None:
-            return NULL
-        if not takes_style:
-            raise RequestError(f"style {style!r} was asked for, but these stages were trained without styles")
-        if style not in self.styles:
-            raise RequestError(f"unknown style {style!r}; this model knows: {', '.join(self.styles) or 'no names'}")
-        return self.styles.index(style)
-
     def _record(self, songs: Sequence[Song], index: int, settings: dict[str, Any], mix: MixOptions) -> dict[str, Any]:
         """What `take.json` holds."""
         return {
@@ -421,11 +403,3 @@ class Accompanist:
             },
             "machine": machine_facts(self.device, self.precision),
         }
-
-
-def _sampling(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
-    """Sampling options; a value out of range is the request's fault."""
-    try:
-        return SamplingOptions(guidance, temperature, top_k, top_p)
-    except ValueError as error:
-        raise RequestError(str(error)) from error

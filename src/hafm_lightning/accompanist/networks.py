@@ -17,10 +17,11 @@ from hafm_lightning.accompanist.packing import can_pack, pack_linears
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.checkpoint_format import checked_metadata, describe_difference, read_checkpoint
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import content_sha256
-from hafm_lightning.tokens import CLIP_DURATION_S, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
+from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
 
 Role = Literal["semantic", "coarse", "fine"]
 
@@ -180,6 +181,29 @@ def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None
             "name the shards' folder `tokenizers` (tokenizers=..., --tokenizers)"
         )
     return found
+
+
+def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
+    """Sampling options; a value out of range is the request's fault."""
+    try:
+        return SamplingOptions(guidance, temperature, top_k, top_p)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str | None) -> int:
+    """Id of a style; NULL, the learned "no condition", when none is asked for.
+
+    Raises:
+        RequestError: The stages take no styles, or do not know this one.
+    """
+    if style is None:
+        return NULL
+    if not any(STYLE in network.model.layout.conditions for network in networks):
+        raise RequestError(f"style {style!r} was asked for, but these stages were trained without styles")
+    if style not in styles:
+        raise RequestError(f"unknown style {style!r}; this model knows: {', '.join(styles) or 'no names'}")
+    return list(styles).index(style)
 
 
 def pick_device(device: str) -> torch.device:

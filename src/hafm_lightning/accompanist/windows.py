@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import FRAME_GRID_S, TokenStream
 
 GRID_S = Fraction(FRAME_GRID_S).limit_denominator(1000)
@@ -92,3 +93,17 @@ def plan_windows(total: int, window: int, overlap: int, margin: int = 0) -> list
         windows.append(Window(start, written - start, keep))
         written = start + keep
     return windows
+
+
+def overlap_units(window: int, margin: int, overlap_s: float | None) -> int:
+    """Overlap of windows in grid units; None asks for half of what is kept of each.
+
+    Raises:
+        RequestError: The overlap is not positive, or leaves nothing of a window to write.
+    """
+    free = window - margin
+    if overlap_s is None:
+        return free // 2
+    if not 0 < overlap_s < float(free * GRID_S) or covering_units(round(overlap_s * 1000), 1000) >= free:
+        raise RequestError(f"overlap_s must be above 0 and below {float(free * GRID_S):g} s, got {overlap_s}")
+    return covering_units(round(overlap_s * 1000), 1000)
