@@ -1,16 +1,18 @@
-"""RMS norm and gated feed-forward for training on the CPU: gradients by hand, a few rows at a time.
+"""Parts of the network for training on the CPU: gradients by hand, a few rows at a time.
 
-Left to autograd, both read and write every intermediate from main memory, and on a CPU that costs as much as the
-arithmetic. Here each block of rows passes through all of its operations while it is in the cache, and less is kept for
-the backward pass. Rows are stored at a distance that is a multiple of a cache line: the paper's inner width of 1365 is
-odd, which slows matrix products down by a third.
+Left to autograd, RMS norm, gated feed-forward, output heads and cross-entropy read and write every intermediate from
+main memory, and on a CPU that costs as much as the arithmetic. Here each block of rows passes through all of its
+operations while it is in the cache, and less is kept for the backward pass. Rows are stored at a distance that is a
+multiple of a cache line: the paper's inner width of 1365 is odd, which slows matrix products down by a third.
 
-The formulae are those of :class:`~hafm_lightning.modeling.transformer.RMSNorm` and ``GEGLU``, in float32.
+The formulae are those of :class:`~hafm_lightning.modeling.transformer.RMSNorm`, ``GEGLU``,
+:meth:`TokenModel.head <hafm_lightning.modeling.token_model.TokenModel.head>` and ``cross_entropy``, in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -45,6 +47,16 @@ def gated_feedforward(x: Tensor, expand: tuple[Tensor, Tensor], contract: tuple[
     return rows.view(x.shape)
 
 
+def heads(hidden: Tensor, weight: Tensor, bias: Tensor, steps: Sequence[slice]) -> Tensor:
+    """Logits ``[B, K, T, V]``: head ``k`` (``weight [K, V, D]``) at ``steps[k]`` of ``hidden [B, S, D]``."""
+    return _Heads.apply(hidden, weight, bias, steps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats, ``[N]``, of logits ``[N, V]`` for true ids ``[N]``."""
+    return _CrossEntropy.apply(logits, targets)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -68,12 +80,13 @@ class _GatedFeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
         rows, inner = x.shape[0], w_out.shape[1]
-        expanded, gates, product = _padded(x, rows, 2 * inner), _padded(x, rows, inner), _padded(x, ROWS_AT_ONCE, inner)
+        expanded, gates = _padded(x, rows, 2 * inner), _padded(x, rows, inner)
+        gated_rows = _padded(x, ROWS_AT_ONCE, inner)
         output = torch.empty_like(x)
         for here in _blocks(rows):
             value, gate = torch.addmm(b_in, x[here], w_in.t(), out=expanded[here]).chunk(2, -1)
             torch.ops.aten.gelu.out(gate, out=gates[here])
-            gated = torch.mul(value, gates[here], out=product[: len(value)])
+            gated = torch.mul(value, gates[here], out=gated_rows[: len(value)])
             torch.addmm(b_out, gated, w_out.t(), out=output[here])
         ctx.save_for_backward(x, w_in, w_out, expanded, gates)
         return output
@@ -86,13 +99,13 @@ class _GatedFeedForward(torch.autograd.Function):
         grad_x, grad_w_in = torch.empty_like(x), torch.zeros_like(w_in)
         grad_w_out = _padded(w_out, w_out.shape[0], inner).zero_()
         grad_b_in, grad_b_out = x.new_zeros(2 * inner), x.new_zeros(w_out.shape[0])
-        grad_expanded, product = _padded(x, ROWS_AT_ONCE, 2 * inner), _padded(x, ROWS_AT_ONCE, inner)
+        grad_expanded, gated_rows = _padded(x, ROWS_AT_ONCE, 2 * inner), _padded(x, ROWS_AT_ONCE, inner)
         for here in _blocks(rows):
             value, gate = expanded[here].chunk(2, -1)
             outer, count = grad[here], len(value)
-            grad_w_out.addmm_(outer.t(), torch.mul(value, gates[here], out=product[:count]))
+            grad_w_out.addmm_(outer.t(), torch.mul(value, gates[here], out=gated_rows[:count]))
             grad_b_out.add_(outer.sum(0))
-            grad_gated = torch.mm(outer, w_out, out=product[:count])
+            grad_gated = torch.mm(outer, w_out, out=gated_rows[:count])
             both = grad_expanded[:count]
             grad_value, grad_gate = both.chunk(2, -1)
             torch.mul(grad_gated, gates[here], out=grad_value)
@@ -101,6 +114,56 @@ class _GatedFeedForward(torch.autograd.Function):
             grad_b_in.add_(both.sum(0))
             torch.mm(both, w_in, out=grad_x[here])
         return grad_x, grad_w_in, grad_b_in, grad_w_out.contiguous(), grad_b_out
+
+
+class _Heads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, steps: Sequence[slice]) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.steps = steps
+        frames = len(range(*steps[0].indices(hidden.shape[1])))
+        logits = hidden.new_empty(len(hidden), len(bias), frames, bias.shape[1])
+        for clip, codebook in product(range(len(hidden)), range(len(weight))):
+            rows = hidden[clip, steps[codebook]]
+            torch.addmm(bias[codebook], rows, weight[codebook].t(), out=logits[clip, codebook])
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,) = gradients
+        hidden, weight = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        grad_bias = weight.new_zeros(weight.shape[:2])
+        for clip, codebook in product(range(len(hidden)), range(len(weight))):
+            rows, grad_rows = hidden[clip, ctx.steps[codebook]], grad_hidden[clip, ctx.steps[codebook]]
+            for here in _blocks(len(rows)):
+                outer = grad[clip, codebook, here]
+                grad_rows[here].addmm_(outer, weight[codebook])
+                grad_weight[codebook].addmm_(outer.t(), rows[here])
+                grad_bias[codebook].add_(outer.sum(0))
+        return grad_hidden, grad_weight, grad_bias, None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        losses = logits.new_empty(len(logits))
+        for here in _blocks(len(logits)):
+            log_probabilities = torch.log_softmax(logits[here], -1)
+            losses[here] = log_probabilities.gather(1, targets[here, None])[:, 0].neg_()
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        minus_one = grad.new_full((1, 1), -1.0)
+        for here in _blocks(len(logits)):
+            rows = torch.softmax(logits[here], -1)
+            rows.scatter_add_(1, targets[here, None], minus_one.expand(len(rows), 1))
+            torch.mul(rows, gradients[0][here, None], out=grad[here])
+        return grad, None
 
 
 def _blocks(rows: int) -> Iterator[slice]:

@@ -30,6 +30,7 @@ from hafm_lightning.modeling.relative_position import (
     RelativePositionKind,
     StepPositions,
 )
+from hafm_lightning.modeling.rowwise import heads, rowwise
 from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
 from hafm_lightning.tokens import EMPTY, NULL
 
@@ -235,13 +236,10 @@ class TokenModel(nn.Module):
         if clocked is not None:
             x = x + clocked[:, frame]
         hidden = self._run(x, prefix, frames)
-        return torch.stack(
-            [
-                self.head(hidden[:, prediction_steps(self.layout.pattern, stream.codebooks, frames, k)], k)
-                for k in range(stream.codebooks)
-            ],
-            dim=1,
-        )
+        steps = [prediction_steps(self.layout.pattern, stream.codebooks, frames, k) for k in range(stream.codebooks)]
+        if rowwise(hidden):
+            return heads(hidden, self.head_weight, self.head_bias, steps)
+        return torch.stack([self.head(hidden[:, here], k) for k, here in enumerate(steps)], dim=1)
 
     def _fill(self, codes: Tensor, prefix: Tensor | None, clocked: Tensor | None, codebook: int) -> Tensor:
         """Logits ``[B, T, V]`` of one codebook, from the conditions and the codebooks below it."""

@@ -1,0 +1,84 @@
+"""Gradients written by hand against those that autograd finds for the same formulae, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hafm_lightning.modeling import rowwise
+from hafm_lightning.modeling.layout import prediction_steps
+
+
+def leaves(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def compare(function, reference, inputs):
+    """Values and gradients of ``function`` in float32 against ``reference`` in float64."""
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    found, expected = function(*inputs), reference(*doubles)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    ours = torch.autograd.grad((found * weight.float()).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weight).sum(), doubles)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(params=[3, 7, 256])
+def rows_at_once(request, monkeypatch):
+    monkeypatch.setattr(rowwise, "ROWS_AT_ONCE", request.param)
+
+
+@pytest.mark.parametrize("pattern", ["flattened", "delay", "parallel"])
+def test_heads(pattern, rows_at_once):
+    codebooks, frames = 3, 7
+    steps = [prediction_steps(pattern, codebooks, frames, k) for k in range(codebooks)]
+    total = {"flattened": codebooks * frames, "delay": frames + codebooks - 1, "parallel": frames}[pattern]
+
+    def reference(hidden, weight, bias):
+        return torch.stack([hidden[:, here] @ weight[k].T + bias[k] for k, here in enumerate(steps)], 1)
+
+    compare(lambda *x: rowwise.heads(*x, steps), reference, leaves((2, total, 5), (codebooks, 11, 5), (codebooks, 11)))
+
+
+def test_cross_entropy(rows_at_once):
+    targets = torch.randint(11, (17,), generator=torch.Generator().manual_seed(1))
+    (logits,) = leaves((17, 11))
+    with torch.no_grad():
+        logits[3] *= 100  # one certain row: its loss and gradient stay finite
+    compare(
+        lambda x: rowwise.cross_entropy(x, targets), lambda x: F.cross_entropy(x, targets, reduction="none"), [logits]
+    )
+
+
+def test_gated_feedforward(rows_at_once):
+    def reference(x, w_in, b_in, w_out, b_out):
+        value, gate = F.linear(x, w_in, b_in).chunk(2, -1)
+        return F.linear(value * F.gelu(gate), w_out, b_out)
+
+    inputs = leaves((2, 9, 6), (10, 6), (10,), (6, 5), (6,))
+    compare(lambda x, a, b, c, d: rowwise.gated_feedforward(x, (a, b), (c, d)), reference, inputs)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rms_norm(transposed):
+    def laid_out(x):
+        return x.transpose(1, 2) if transposed else x
+
+    def reference(x, weight):
+        x = laid_out(x)
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+    compare(lambda x, weight: rowwise.rms_norm(laid_out(x), weight, 1e-6), reference, leaves((2, 3, 4, 6), (6,)))
+
+
+def test_only_training_in_float32_on_the_cpu_goes_by_rows():
+    x = torch.randn(3, requires_grad=True)
+    assert rowwise.rowwise(x)
+    assert not rowwise.rowwise(x.detach())
+    assert not rowwise.rowwise(x.double())
+    with torch.no_grad():
+        assert not rowwise.rowwise(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not rowwise.rowwise(x)
