@@ -11,6 +11,7 @@ from hafm_lightning.modeling import attention
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import KEPT_GEOMETRIES, TokenModel, TokenModelConfig
+from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.tokens import BEGIN, NULL
 
 PATTERNS = ("flattened", "delay", "parallel", "nonautoregressive")
@@ -77,6 +78,15 @@ def test_dense_and_blockwise_networks_agree_in_logits_and_gradients(conditioning
         model(streams).square().mean().backward()
     for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # eager is what this machine can run
+@torch.no_grad()
+def test_the_flex_network_agrees_in_logits():
+    config = tiny_config("flattened", prefix_mask="bidirectional", backbone=BackboneConfig(1, 32, 2, 24))
+    streams = tiny_streams(config.layout, 3)
+    one, other = tiny_model(config, attention="blockwise")(streams), tiny_model(config, attention="flex")(streams)
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_mixed_precision_trains_towards_the_same_place():
