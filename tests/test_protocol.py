@@ -165,7 +165,7 @@ class FakeBand:
         self.bad, self.reason = bad, reason
         self.networks = [SimpleNamespace(role="semantic", sha256="0")]
         self.tokenizers = SimpleNamespace(identities=dict)
-        self.dtype = torch.float32
+        self.precision = "fp32"
         self.calls: list[int] = []
 
     def accompany_batch(self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions) -> list[Any]:
