@@ -89,3 +89,49 @@ def test_silence_has_no_fingerprint_and_no_duplicates(samples):
     empty = sketch(samples)
     assert empty.shape[1] < 24
     assert find_duplicates({"a": empty, "b": empty}, DuplicateSettings()) == {}
+
+
+def random_sketch(generator, universe, frames=20_000):
+    """The sketch of a song whose numbers are drawn from ``universe``: the more songs, the more share each number."""
+    numbers = generator.choice(universe, SKETCH_SIZE, replace=False)
+    return np.stack((np.sort(numbers), generator.integers(0, frames, SKETCH_SIZE))).astype(np.uint32)
+
+
+def copy_of(sketch, generator, share, later):
+    """A sketch that keeps ``share`` of another's numbers, ``later`` frames later."""
+    copied = sketch.copy()
+    changed = generator.random(SKETCH_SIZE) >= share
+    copied[0][changed] = generator.integers(2**31, 2**32, changed.sum())
+    copied[1] += np.uint32(later)
+    return copied
+
+
+def test_copies_are_found_among_many_songs_that_share_every_number():
+    """In a large corpus each number is in hundreds of songs: here 2000 songs draw 256 of 2000 numbers."""
+    generator = np.random.default_rng(0)
+    universe = generator.choice(2**31, 2000, replace=False)
+    sketches = {f"song {number}": random_sketch(generator, universe) for number in range(2000)}
+    copies = {f"copy {number}": copy_of(sketches[f"song {number}"], generator, 0.5, 31) for number in (3, 1990)}
+    found = find_duplicates(sketches | copies, DuplicateSettings())
+    assert found == {"copy 3": "song 3", "copy 1990": "song 1990"}
+
+
+def test_the_search_finds_what_comparing_all_pairs_finds():
+    generator = np.random.default_rng(1)
+    universe = generator.choice(2**31, 600, replace=False)
+    sketches = {}
+    for number in range(12):
+        sketches[f"{number}"] = original = random_sketch(generator, universe, frames=300)
+        for share in (0.15, 0.25, 0.6):
+            copied = copy_of(original, generator, share, int(generator.integers(0, 50)))
+            sketches[f"{number} {share}"] = copied[:, : int(generator.integers(60, SKETCH_SIZE + 1))]
+    expected: dict[str, str] = {}
+    for song in sketches:
+        for other in sketches:
+            if other == song:
+                break
+            if other not in expected and agreement(sketches[other], sketches[song]) >= 0.2:
+                expected[song] = other
+                break
+    assert 12 < len(expected) < 36
+    assert find_duplicates(sketches, DuplicateSettings(share_min=0.2)) == expected

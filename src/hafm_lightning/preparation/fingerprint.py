@@ -5,6 +5,9 @@ lossy coding, gain and a shift in time. Of a song's numbers the smallest few aft
 so that two sketches share as many numbers as their songs do in proportion. Songs are called the same only if the shared
 numbers also lie at one constant offset, which songs that merely use the same drum samples do not.
 
+In a large corpus hundreds of other songs hold each number of a sketch; so an inverted list of all of them is searched
+by whole arrays, a song at a time, and no number is too common to count.
+
 Source: the landmarks follow Wang, "An industrial-strength audio search algorithm", ISMIR 2003; the sketch follows
 Broder, "On the resemblance and containment of documents", 1997.
 """
@@ -13,13 +16,14 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.audio import resample
+from hafm_lightning.progress import progress
 
 RATE_HZ = 8000
 WINDOW = 1024
@@ -31,7 +35,6 @@ FAN_OUT = 5
 PAIR_FRAMES = 63
 PAIR_BINS = 31
 _PEAK_SIZE = (15, 11)  # bins, frames
-_POPULAR = 50  # a number that more songs share says nothing
 _SHORTEST_SKETCH = 24
 
 Sketch = npt.NDArray[np.uint32]
@@ -140,25 +143,64 @@ def find_duplicates(sketches: Mapping[str, Sketch], settings: DuplicateSettings)
         settings: When songs count as equal.
     """
     songs = [song for song, sketch in sketches.items() if sketch.shape[1] >= _SHORTEST_SKETCH]
-    holders: dict[int, list[int]] = {}
+    if not songs:
+        return {}
+    lists = _InvertedLists([sketches[song] for song in songs])
+    kept = np.ones(len(songs), bool)
     duplicates: dict[str, str] = {}
-    for index, song in enumerate(songs):
-        shared: Counter[int] = Counter()
-        for number in sketches[song][0].tolist():
-            entry = holders.setdefault(number, [])
-            if len(entry) <= _POPULAR:
-                shared.update(entry)
-        needed = settings.share_min * sketches[song].shape[1]
-        candidates = sorted(other for other, count in shared.items() if count >= min(needed, _SHORTEST_SKETCH))
-        match = next(
-            (o for o in candidates if agreement(sketches[songs[o]], sketches[song]) >= settings.share_min), None
-        )
-        if match is not None:
-            duplicates[song] = songs[match]
-            continue
-        for number in sketches[song][0].tolist():
-            holders[number].append(index)
+    with progress("Looking for duplicates", len(songs), "songs") as bar:
+        for number, song in enumerate(songs):
+            match = lists.first_match(number, kept, settings.share_min)
+            if match is not None:
+                kept[number] = False
+                duplicates[song] = songs[match]
+            bar.advance()
     return duplicates
+
+
+class _InvertedLists:
+    """Number -> the songs that hold it, ascending, and the frames at which they do."""
+
+    def __init__(self, sketches: Sequence[Sketch]) -> None:
+        self._sizes = np.array([sketch.shape[1] for sketch in sketches], np.int64)
+        self._ends = np.cumsum(self._sizes)
+        numbers = np.concatenate([sketch[0] for sketch in sketches])
+        order = np.argsort(numbers, kind="stable").astype(np.int32)
+        numbers = numbers[order]
+        self._songs = np.repeat(np.arange(len(sketches), dtype=np.int32), self._sizes)[order]
+        self._frames = np.concatenate([sketch[1] for sketch in sketches]).astype(np.int32)[order]
+        begins = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))).astype(np.int32)
+        self._list_begins = np.repeat(begins, np.diff(begins, append=len(order)))
+        self._places = np.empty_like(order)
+        self._places[order] = np.arange(len(order), dtype=np.int32)
+
+    def first_match(self, song: int, kept: npt.NDArray[np.bool_], share_min: float) -> int | None:
+        """The first earlier song, of those ``kept [n]``, with which :func:`agreement` is at least ``share_min``."""
+        others, offsets = self._earlier(song)
+        shared = np.bincount(others, minlength=song)
+        needed = share_min * np.minimum(self._sizes[:song], self._sizes[song])
+        likely = kept[:song] & (shared >= needed)
+        chosen = likely[others]
+        if not chosen.any():
+            return None
+        # Song and offset as one number: equal ones are counted, and a neighbour is one offset further.
+        keys, counts = np.unique((others[chosen].astype(np.int64) << 33) + offsets[chosen], return_counts=True)
+        together = counts.copy()
+        neighbours = keys[1:] == keys[:-1] + 1
+        together[:-1][neighbours] += counts[1:][neighbours]
+        best = np.zeros(song, np.int64)
+        np.maximum.at(best, (keys + (1 << 32)) >> 33, together)
+        matches = np.flatnonzero(likely & (best >= needed))
+        return int(matches[0]) if len(matches) else None
+
+    def _earlier(self, song: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Earlier songs with numbers of this one, once for each number, and the offsets in frames: ``[n]`` each."""
+        places = self._places[self._ends[song] - self._sizes[song] : self._ends[song]].astype(np.int64)
+        begins = self._list_begins[places]
+        lengths = places - begins
+        rows = np.arange(int(lengths.sum())) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        offsets = self._frames[rows].astype(np.int64) - np.repeat(self._frames[places], lengths)
+        return self._songs[rows], offsets
 
 
 def agreement(first: Sketch, second: Sketch) -> float:
