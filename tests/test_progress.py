@@ -38,6 +38,35 @@ def test_a_log_gets_a_line_an_interval_and_one_at_the_end(
     ]
 
 
+def test_work_of_an_earlier_run_counts_but_does_not_hasten_the_eta(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 20.0, 40.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    with progress("Tokenizing", 100.5, "hours of audio", done=90) as bar:
+        bar.advance(2.25)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Tokenizing: 92.25/100.5 hours of audio, 0:20 elapsed, 1:13 left"  # 8.25 h at 2.25 h in 20 s
+
+
+def test_a_terminal_shows_parts_of_units_and_an_eta_where_units_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = _Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    now = [0.0]
+    with progress_module._rich_columns() as display:
+        display.get_time = lambda: now[0]  # type: ignore[method-assign]
+        display.add_task("Tokenizing", total=1.5, unit="hours of audio", note="")
+        (task,) = display.tasks
+        for minute in (5, 10):
+            now[0] = minute * 60.0
+            display.advance(task.id, 0.125)
+        assert task.time_remaining == pytest.approx(10 * 300)  # 1.25 of 1.5 h are left, at 0.125 h in 300 s
+        display.refresh()
+    assert "0.25/1.5" in stream.getvalue()
+
+
 def test_an_unknown_total_shows_the_count_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("Reading", None, "files") as bar:
         bar.advance(3)

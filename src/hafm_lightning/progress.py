@@ -25,6 +25,9 @@ QUIET_VARIABLE = "HAFM_QUIET"
 PLAIN_INTERVAL_S = 10.0
 """Seconds between two plain lines where no terminal is attached."""
 
+_SPEED_WINDOW_S = 24 * 3600.0
+"""The ETA follows the speed of so long: Rich's own 30 s hold nothing where a unit takes minutes."""
+
 
 class ProgressBar(Protocol):
     """What the body of ``with progress(...)`` receives."""
@@ -34,13 +37,14 @@ class ProgressBar(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: float | None = None, unit: str = "") -> Iterator[ProgressBar]:
+def progress(description: str, total: float | None = None, unit: str = "", done: float = 0) -> Iterator[ProgressBar]:
     """Show how far a piece of work has come, and how long the rest will take.
 
     Args:
         description: What is being done, a few words.
         total: Number of units in all; None when it is not known beforehand (no ETA then).
         unit: Name of a unit, such as ``songs`` or ``steps``.
+        done: Units that an earlier run did: part of the count, but not of the speed from which the ETA comes.
 
     Yields:
         A :class:`ProgressBar`. It shows nothing more once the block is left, by whatever way.
@@ -49,9 +53,11 @@ def progress(description: str, total: float | None = None, unit: str = "") -> It
         yield _SilentBar()
     elif sys.stderr.isatty():
         with _rich_columns() as display:
-            yield _RichBar(display, display.add_task(description, total=total, unit=unit, note=""))
+            task = display.add_task(description, total=total, unit=unit, note="")
+            display.update(task, completed=done)  # Rich takes only the time of the first step for its speed
+            yield _RichBar(display, task)
     else:
-        plain = _PlainBar(description, total, unit, sys.stderr)
+        plain = _PlainBar(description, total, unit, done, sys.stderr)
         try:
             yield plain
         finally:
@@ -94,12 +100,12 @@ class _RichBar:
 class _PlainBar:
     """Writes a line every :data:`PLAIN_INTERVAL_S` seconds, and one when the work ends."""
 
-    def __init__(self, description: str, total: float | None, unit: str, stream: TextIO) -> None:
+    def __init__(self, description: str, total: float | None, unit: str, done: float, stream: TextIO) -> None:
         self._description = description
         self._total = total
         self._unit = unit
         self._stream = stream
-        self._done = 0.0
+        self._done = self._before = done
         self._note = ""
         self._began = self._last_line = time.monotonic()
 
@@ -116,32 +122,47 @@ class _PlainBar:
 
     def _write(self, now: float) -> None:
         elapsed_s = now - self._began
-        count = f"{self._done:g}" if self._total is None else f"{self._done:g}/{self._total:g}"
-        line = f"{self._description}: {count} {self._unit}".rstrip() + f", {format_duration(elapsed_s)} elapsed"
-        if self._total is not None and 0 < self._done < self._total:
-            line += f", {format_duration(elapsed_s * (self._total - self._done) / self._done)} left"
+        line = (
+            f"{self._description}: {_count(self._done, self._total)} {self._unit}".rstrip()
+            + f", {format_duration(elapsed_s)} elapsed"
+        )
+        if self._total is not None and self._before < self._done < self._total:
+            left_s = elapsed_s * (self._total - self._done) / (self._done - self._before)
+            line += f", {format_duration(left_s)} left"
         print(f"{line} {self._note}".rstrip(), file=self._stream, flush=True)
+
+
+def _count(done: float, total: float | None) -> str:
+    """``3/8``, or ``0.25/1.5`` where units are no whole things, such as hours."""
+    return f"{round(done, 2):.10g}" if total is None else f"{round(done, 2):.10g}/{round(total, 2):.10g}"
 
 
 def _rich_columns() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class CountColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(_count(task.completed, task.total))
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        CountColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
+        speed_estimate_period=_SPEED_WINDOW_S,
     )

@@ -94,6 +94,7 @@ class _Run:
         self.state = state
         self.load = load
         self.device = config.resolved_device()
+        self.worker_device = config.worker_device()
 
     def all_steps(self) -> PreparationReport:
         """Everything, in order."""
@@ -167,8 +168,8 @@ class _Run:
         blocks = [tuple(songs[i : i + SONGS_PER_BLOCK]) for i in range(0, len(songs), SONGS_PER_BLOCK)]
         left = [number for number in range(len(blocks)) if not self.state.survey_block(number).is_file()]
         work = SurveyWork(self.config.duplicates.enabled)
-        with progress("Surveying the songs", len(songs), "songs") as bar:
-            bar.advance(len(songs) - sum(len(blocks[number]) for number in left))
+        done = len(songs) - sum(len(blocks[number]) for number in left)
+        with progress("Surveying the songs", len(songs), "songs", done) as bar:
             for index, facts in engine.map(work, [blocks[number] for number in left]):
                 self.state.write_survey_block(left[index], facts)
                 bar.advance(len(facts))
@@ -195,28 +196,27 @@ class _Run:
             batch_size=self.config.batch_size,
             vocal_acoustic=self.config.vocal_acoustic,
             styles={name: number for number, name in enumerate(styles)} if styles else None,
-            device=self.device,
+            device=self.worker_device,
         )
         records: dict[Unit, dict[str, Any]] = {}
-        songs = clips = 0
-        with progress("Tokenizing", round(plan.duration_s / 3600, 3), "hours of audio") as bar:
-
-            def done(unit: Unit, record: dict[str, Any]) -> None:
-                nonlocal songs, clips
+        left = []
+        for unit in plan.units:
+            record = self.state.finished(unit)
+            if record is None:
+                left.append(unit)
+            else:
+                records[unit] = record
+        songs = sum(record["songs"] for record in records.values())
+        clips = sum(record["shard"]["clips"] for record in records.values() if record["shard"])
+        done_h = sum(unit.duration_s for unit in records) / 3600
+        with progress("Tokenizing", plan.duration_s / 3600, "hours of audio", done_h) as bar:
+            for index, result in engine.map(work, left):
+                unit = left[index]
+                record = self.state.keep(unit, result, self.config.clips.duration_s)
                 records[unit] = record
                 songs += record["songs"]
                 clips += record["shard"]["clips"] if record["shard"] else 0
                 bar.advance(unit.duration_s / 3600, f"{songs} songs, {clips} clips")
-
-            left = []
-            for unit in plan.units:
-                record = self.state.finished(unit)
-                if record is None:
-                    left.append(unit)
-                else:
-                    done(unit, record)
-            for index, result in engine.map(work, left):
-                done(left[index], self.state.keep(left[index], result, self.config.clips.duration_s))
         return [records[unit] for unit in plan.units]
 
     def _write_manifests(
