@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import stat
 import struct
+import subprocess
 import sys
 import wave
 from pathlib import Path
@@ -246,6 +248,24 @@ def test_what_libsndfile_cannot_read_goes_through_ffmpeg(tmp_path, monkeypatch, 
     assert probe_audio(tmp_path / "song.m4a").frames == len(frames)
     with pytest.raises(RequestError, match=r"broken\.m4a.*moov atom not found.*convert"):
         read_audio(tmp_path / "broken.m4a")
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed here")
+@pytest.mark.parametrize("start_s", [0.0, 0.25, 2.0, 3.5])
+def test_a_window_through_ffmpeg_is_what_the_whole_file_holds_there(tmp_path, start_s):
+    """With the real ffmpeg: a seek leaves the first frame of AAC silent, even a seek to 0."""
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 5 * 16_000)).astype(np.float32)
+    write_audio(tmp_path / "song.wav", Audio(noise, 16_000))
+    path, whole = tmp_path / "song.m4a", tmp_path / "whole.wav"
+    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-i"]
+    subprocess.run([*command, tmp_path / "song.wav", "-c:a", "aac", "-b:a", "96k", path], check=True)
+    subprocess.run([*command, path, "-c:a", "pcm_f32le", whole], check=True)
+    expected = read_audio(whole).samples
+    start = round(start_s * 16_000)
+    window = read_audio(path, start_s=start_s, duration_s=1.0).samples
+    np.testing.assert_array_equal(window, expected[:, start : start + 16_000])
+    rest = read_audio(path, start_s=start_s).samples
+    np.testing.assert_array_equal(rest, expected[:, start:])
 
 
 @pytest.mark.parametrize(("from_hz", "to_hz"), [(44100, 16000), (44100, 24000), (24000, 16000), (8000, 24000)])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.audio_decode import ffmpeg_available, ffmpeg_decoded, missing_bytes
+from hafm_lightning.audio_decode import ffmpeg_available, ffmpeg_decoded, missing_bytes, native
 from hafm_lightning.errors import RequestError
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ def write_audio(path: str | os.PathLike[str], audio: Audio, *, subtype: Subtype 
         raise RequestError(f"{path}: its folder cannot be made ({error.strerror}); choose another folder") from error
     try:
         with soundfile.SoundFile(
-            _native(temporary), "w", audio.rate_hz, audio.channels, subtype=subtype, format=container
+            native(temporary), "w", audio.rate_hz, audio.channels, subtype=subtype, format=container
         ) as file:
             file.write(data)
         temporary.replace(path)
@@ -296,11 +295,6 @@ def mix(
     return limit_peak(Audio(vocal.samples + other, vocal.rate_hz), peak_dbtp)
 
 
-def _native(path: Path) -> str | bytes:
-    """The path as soundfile takes it: bytes, since a name that is not UTF-8 is no valid text, except on Windows."""
-    return str(path) if sys.platform == "win32" else os.fsencode(path)
-
-
 def _with_gain(audio: Audio, gain_db: float) -> Audio:
     return Audio(audio.samples * np.float32(10 ** (gain_db / 20)), audio.rate_hz)
 
@@ -356,7 +350,7 @@ def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tu
     if path.suffix.lower() == ".raw":
         raise RequestError(f"{path}: raw samples have no header; convert the file to WAV")
     try:
-        file = soundfile.SoundFile(_native(path))
+        file = soundfile.SoundFile(native(path))
     except soundfile.LibsndfileError as error:
         if not ffmpeg_available():
             raise RequestError(
@@ -365,7 +359,7 @@ def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tu
             ) from error
         with (
             ffmpeg_decoded(path, start_s=start_s, duration_s=duration_s) as decoded,
-            soundfile.SoundFile(_native(decoded)) as file,
+            soundfile.SoundFile(native(decoded)) as file,
         ):
             _check_not_empty(path, file)
             yield file, 0.0

@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,9 @@ from hafm_lightning.errors import RequestError
 
 _UNKNOWN_SIZE = 0x7FFFF000
 """Programs that write to a pipe cannot know the size and declare this much or more: not a truncation."""
+
+_RUN_UP_S = 1.0
+"""Decoded before a window and dropped, in seconds: many frames of any codec."""
 
 
 def missing_bytes(path: Path) -> int:
@@ -54,6 +60,26 @@ def missing_bytes(path: Path) -> int:
     return 0
 
 
+def left_to_ffmpeg(path: Path) -> bool:
+    """Whether a file holds something that libsndfile does not read and ffmpeg is there to try."""
+    import soundfile
+
+    if not ffmpeg_available() or not path.is_file() or path.stat().st_size == 0:
+        return False
+    try:
+        with soundfile.SoundFile(native(path)):
+            return False
+    except soundfile.LibsndfileError:
+        return True
+    except OSError:  # no permission: whoever reads it says so
+        return False
+
+
+def native(path: Path) -> str | bytes:
+    """The path as soundfile takes it: bytes, since a name that is not UTF-8 is no valid text, except on Windows."""
+    return str(path) if sys.platform == "win32" else os.fsencode(path)
+
+
 def ffmpeg_available() -> bool:
     """Whether an ``ffmpeg`` program is on the PATH."""
     return shutil.which("ffmpeg") is not None
@@ -70,6 +96,7 @@ def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None
 
     Raises:
         RequestError: ffmpeg cannot decode the file either.
+        OSError: There is no space for the decoded sound (``ENOSPC``), which says nothing about the file.
     """
     program = shutil.which("ffmpeg")
     if program is None:
@@ -77,14 +104,22 @@ def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None
     with tempfile.TemporaryDirectory(prefix="hafm-ffmpeg-") as folder:
         decoded = Path(folder) / "decoded.wav"
         command = [program, "-nostdin", "-loglevel", "error", "-xerror", "-protocol_whitelist", "file"]
-        command += ["-ss", repr(float(start_s))]
+        # A seek costs the next frame its overlap with the one before, even a seek to 0: begin earlier, and drop.
+        seek_s = max(0.0, start_s - _RUN_UP_S)
+        if seek_s:
+            command += ["-ss", repr(float(seek_s))]
+        command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto"]
+        if start_s:
+            command += ["-ss", repr(float(start_s - seek_s))]
         if duration_s is not None:
             command += ["-t", repr(float(duration_s))]
-        command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto"]
         command += ["-f", "wav", str(decoded)]
         run = subprocess.run(command, capture_output=True, check=False)
         if run.returncode != 0 or not decoded.is_file():
             lines = run.stderr.decode("utf-8", "replace").strip().splitlines()
+            if any("No space left on device" in line for line in lines):
+                text = f"ffmpeg filled {Path(folder).parent} decoding {path.name}; set TMPDIR to a larger disk"
+                raise OSError(errno.ENOSPC, text)
             reason = lines[-1] if lines else f"exit code {run.returncode}"
             raise RequestError(f"{path}: not readable as audio (ffmpeg: {reason}); convert it to WAV or FLAC")
         yield decoded

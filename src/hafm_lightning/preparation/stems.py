@@ -3,18 +3,23 @@
 A song is read in blocks of a minute, each with a margin where separation needs one. Windows are cut from a rolling
 buffer, so that a song of two hours needs no more memory than one of two minutes. Blocks lie on a grid that starts at
 the song's beginning: which windows are asked for never changes a sample.
+
+What libsndfile does not read (m4a, wma, ...) is decoded by ffmpeg once for a song (:func:`readable`): decoding from the
+middle on would cost the file again for every block, and the first samples of each would be wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.audio import probe_audio, read_audio, resample
+from hafm_lightning.audio_decode import ffmpeg_decoded, left_to_ffmpeg
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.separation import Separator
 from hafm_lightning.preparation.songs import Song
@@ -85,6 +90,41 @@ def song_files(song: Song) -> list[Path]:
     """The files that hold what is tokenized."""
     names = [song.mixture] if song.needs_separation else [song.vocals, *song.accompaniment]
     return [Path(name) for name in names]
+
+
+@contextmanager
+def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
+    """The song with files that libsndfile reads; what only ffmpeg reads is decoded for the time of the block.
+
+    Args:
+        song: Its files may be of any kind.
+        with_mixture: Decode the mixture too where there are stems.
+
+    Raises:
+        RequestError: ffmpeg cannot decode a file. Errors inside the block name the song's own files.
+        OSError: The temporary folder is full.
+    """
+    decoded: dict[str, str] = {}
+    with ExitStack() as files:
+        for path in dict.fromkeys(
+            [*song_files(song), *([Path(song.mixture)] if with_mixture and song.mixture else [])]
+        ):
+            if left_to_ffmpeg(path):
+                decoded[str(path)] = str(files.enter_context(ffmpeg_decoded(path)))
+        try:
+            yield replace(
+                song,
+                mixture=decoded.get(song.mixture, song.mixture),
+                vocals=decoded.get(song.vocals, song.vocals),
+                accompaniment=tuple(decoded.get(name, name) for name in song.accompaniment),
+            )
+        except RequestError as error:
+            if not decoded:
+                raise
+            text = str(error)
+            for own, temporary in decoded.items():
+                text = text.replace(temporary, own)
+            raise RequestError(text) from error
 
 
 def probe_song(song: Song) -> SongInfo:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hafm_lightning.audio import probe_audio
 from hafm_lightning.preparation.fingerprint import fingerprint, sketch_to_text
 from hafm_lightning.preparation.songs import Song
-from hafm_lightning.preparation.stems import block_grid, probe_song, read_stretch
+from hafm_lightning.preparation.stems import block_grid, probe_song, read_stretch, readable
 
 SONGS_PER_BLOCK = 32
 """Songs that are surveyed together; a run that is stopped loses at most the blocks that were being worked on."""
@@ -57,8 +57,9 @@ class SurveyWork:
 
     def _survey(self, song: Song) -> SongFacts:
         try:
-            info = probe_song(song)
-            sketch = sketch_to_text(_sketch(song)) if self.fingerprints else ""
+            with readable(song, with_mixture=self.fingerprints) as files:
+                info = probe_song(files)
+                sketch = sketch_to_text(_sketch(files)) if self.fingerprints else ""
         except (OSError, ValueError) as error:
             return SongFacts(song.id, problem=reason_of(error))
         return SongFacts(song.id, info.duration_s, sketch)

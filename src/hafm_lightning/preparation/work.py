@@ -28,7 +28,7 @@ from hafm_lightning.preparation.plan import Unit
 from hafm_lightning.preparation.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.preparation.shards import Ids, clip_id
 from hafm_lightning.preparation.songs import Quarantined, Song
-from hafm_lightning.preparation.stems import Window, cut_windows, probe_song, read_blocks, stem_rate_hz
+from hafm_lightning.preparation.stems import Window, cut_windows, probe_song, read_blocks, readable, stem_rate_hz
 from hafm_lightning.preparation.survey import reason_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 from hafm_lightning.tokens import INSTRUMENTAL_CODES, INSTRUMENTAL_SEMANTIC, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
@@ -136,7 +136,8 @@ class ShardWork:
             tokenizers = cached_tokenizers(self.load, self.tokenizers, self.device)
             for song in unit.songs:
                 try:
-                    duration_s, entries, song_rows = self._song(song, unit.split, tokenizers)
+                    with readable(song) as files:
+                        duration_s, entries, song_rows = self._song(files, unit.split, tokenizers)
                 except (OSError, ValueError) as error:
                     result.quarantined.append(Quarantined(song.id, reason_of(error)))
                     continue
