@@ -1,11 +1,14 @@
 """Corpora: what is listed, in which order, and what is put aside with a reason."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_corpora import write_musdb, write_stems, write_tracks_csv
+import soundfile
+from tiny_corpora import vocal_and_band, write_musdb, write_stems, write_tracks_csv
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
@@ -219,3 +222,65 @@ def test_without_ffmpeg_stem_mp4_say_what_to_install(tmp_path, monkeypatch):
         MusdbStems(str(tmp_path), decoded=str(tmp_path / "hq")).listing()
     with pytest.raises(RequestError, match="holds no train"):
         MusdbStems(str(tmp_path / "train"), decoded=str(tmp_path / "hq")).listing()
+
+
+def write_stem_mp4(path, stems, rate_hz):
+    """A ``.stem.mp4`` by the real ffmpeg: mixture, drums, bass, other, vocals as five AAC streams of one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inputs, maps = [], []
+    for number, name in enumerate(musdb_stems.STREAMS):
+        wav = path.with_name(f"{name}.wav")
+        soundfile.write(wav, stems[name].T, rate_hz, subtype="FLOAT")
+        inputs += ["-i", wav]
+        maps += ["-map", f"{number}:a"]
+    options = [*inputs, *maps, "-c:a", "aac", "-b:a", "256k", "-f", "mp4", path]
+    subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "error", *options], check=True)
+    for name in musdb_stems.STREAMS:
+        path.with_name(f"{name}.wav").unlink()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed here")
+def test_a_real_stem_mp4_is_decoded_by_musdb(tmp_path):
+    pytest.importorskip("musdb", reason="musdb is not installed here (extra musdb)")
+    vocal, band = (np.stack([part, 0.8 * part]) for part in vocal_and_band(2.0, 0, 44_100))
+    stems = {"drums": 0.2 * band, "bass": 0.3 * band, "other": 0.5 * band, "vocals": vocal, "mixture": vocal + band}
+    write_stem_mp4(tmp_path / "musdb18" / "train" / "A - one.stem.mp4", stems, 44_100)
+    (tmp_path / "musdb18" / "train" / "B - broken.stem.mp4").write_bytes(b"no film")
+    listing = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
+    assert [entry.name for entry in listing.quarantined] == ["train/B - broken"]
+    (song,) = listing.songs
+    files = dict(zip(("drums", "bass", "other"), song.accompaniment, strict=True)) | {"vocals": song.vocals}
+    for name, file in files.items():
+        audio = read_audio(file)
+        assert audio.rate_hz == 44_100
+        length = min(audio.samples.shape[1], stems[name].shape[1])
+        assert abs(audio.samples.shape[1] - stems[name].shape[1]) < 2500  # AAC pads
+        error = audio.samples[:, :length] - stems[name][:, :length]
+        assert np.square(error).mean() < 0.05 * np.square(stems[name]).mean(), name
+
+
+def test_stems_that_overshoot_full_scale_are_kept_as_they_are(tmp_path, monkeypatch):
+    """As decoded AAC does: 16 bits would clip it, and a refused file would cost the song."""
+
+    class LoudTrack(FakeTrack):
+        def load_audio(self, path, stem_id):
+            return np.full((800, 2), 0.9 + stem_id / 10, np.float64)
+
+    touch(tmp_path / "musdb18" / "test" / "A - one.stem.mp4")
+    monkeypatch.setattr(musdb_stems, "_track_class", lambda: LoudTrack)
+    listing = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
+    (song,) = listing.songs
+    np.testing.assert_allclose(read_audio(song.vocals).samples, 1.3, atol=1e-6)
+    assert soundfile.info(song.mixture).subtype == "PCM_16"  # 0.9 fits
+
+
+def test_a_full_disk_while_decoding_is_no_fault_of_the_song(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RequestError("vocals.wav: cannot be written (No space left on device); free space")
+
+    touch(tmp_path / "musdb18" / "test" / "A - one.stem.mp4")
+    monkeypatch.setattr(musdb_stems, "_track_class", lambda: FakeTrack)
+    monkeypatch.setattr(musdb_stems, "write_audio", full)
+    with pytest.raises(RequestError, match="No space left"):
+        MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
+    assert not list((tmp_path / "hq").rglob(".decoding-*"))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,13 @@ def test_tokenizers_are_trained_on_the_corpus(tmp_path):
         prepare(tiny_config(root, corpora, tokenizers={"training_clips": 12}))
     identities = [open_shards(root, "train").manifest.tokenizers for root in roots]
     assert identities[0] == identities[1]
+    training = PreparationReport.load(roots[0]).training
+    assert training["semantic"]["clips"] == 24  # a vocal and an accompaniment each
+    assert len(training["acoustic"]["kmeans"]) == 8
+    kmeans = training["semantic"]["kmeans"]
+    row = [kmeans[name] for name in ("points", "centroids", "dead_centroids")]
+    cells = "".join(f"<td class='number'>{value}</td>" for value in row)
+    assert f"<td>semantic</td><td class='number'>0</td>{cells}" in (roots[0] / "report.html").read_text()
     assert identities[0]["semantic"]["sha256"] != load_tokenizers(tiny_tokenizers()).semantic.identity.sha256
     assert shard_bytes(roots[0]) == shard_bytes(roots[1])
 
@@ -227,7 +235,8 @@ def test_a_running_preparation_is_named(musdb, tmp_path):
         assert lock.read_text().startswith("process")
 
 
-def test_a_full_disk_leaves_no_partial_file(prepared, musdb, tmp_path):
+@pytest.mark.parametrize("full", ["for tokenizers", "for shards"])
+def test_a_full_disk_leaves_no_partial_file(prepared, musdb, tmp_path, full):
     """No file may grow beyond 10 kB, which every shard does: the run fails, and continues when there is room."""
     root = tmp_path / "root"
     config = yaml_file(tmp_path / "c.yaml", tiny_values(root, musdb))
@@ -235,15 +244,14 @@ def test_a_full_disk_leaves_no_partial_file(prepared, musdb, tmp_path):
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000));"
         "from hafm_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    prepare_tokenizers_first = root / "tokenizers"
-    subprocess.run(["mkdir", "-p", root], check=True)
-    subprocess.run(["cp", "-r", tiny_tokenizers(), prepare_tokenizers_first], check=True)
+    if full == "for shards":
+        shutil.copytree(tiny_tokenizers(), root / "tokenizers")
     run = subprocess.run(
         [sys.executable, "-c", script, "prepare", "--config", str(config)], capture_output=True, text=True
     )
     assert run.returncode == 1
     assert "no space left" in run.stderr
-    assert not list(root.rglob("*.safetensors.*"))
+    assert (root / "tokenizers" / "semantic").is_dir() == (full == "for shards")
     assert not list(root.rglob("shard-*"))
     assert not list(root.rglob(".writing-*"))
     prepare(tiny_config(root, musdb))

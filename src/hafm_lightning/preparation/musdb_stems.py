@@ -32,7 +32,7 @@ def decode_stems(source: Path, target: Path) -> list[Quarantined]:
         Songs that could not be decoded.
 
     Raises:
-        RequestError: There are no such files, or musdb, ffmpeg or ffprobe is not installed.
+        RequestError: There are no such files, or musdb, ffmpeg or ffprobe is not installed, or ``target`` is full.
     """
     files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
     if not files:
@@ -45,7 +45,7 @@ def decode_stems(source: Path, target: Path) -> list[Quarantined]:
             for split, path in missing:
                 try:
                     _decode(track_class, path, split, _folder(target, split, path))
-                except (RuntimeError, ValueError, KeyError, IndexError, Warning) as error:
+                except _UndecodableError as error:
                     name = printable(path.name.removesuffix(_ENDING))
                     quarantined.append(Quarantined(f"{split}/{name}", f"cannot be decoded: {error}"))
                 bar.advance(1, path.name)
@@ -72,15 +72,29 @@ def _track_class() -> Any:
     return MultiTrack
 
 
+class _UndecodableError(Exception):
+    """A file that holds no five streams of sound: its own fault, and none of the folder that is written to."""
+
+
 def _decode(track_class: Any, path: Path, split: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".decoding-", dir=folder.parent))
     try:
-        track = track_class(path=str(path), name=folder.name, subset=split, stem_id=0)
         for number, name in enumerate(STREAMS):
-            samples = np.asarray(track.load_audio(str(path), number), dtype=np.float32)
-            write_audio(draft / f"{name}.wav", Audio(np.ascontiguousarray(samples.T), int(track.rate)))
+            audio = _stream(track_class, path, split, number)
+            # Lossy coding overshoots full scale now and then, which 16 bits cannot hold.
+            loud = np.abs(audio.samples).max(initial=0.0) > 1
+            write_audio(draft / f"{name}.wav", audio, subtype="FLOAT" if loud else "PCM_16")
         draft.chmod(0o755)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _stream(track_class: Any, path: Path, split: str, number: int) -> Audio:
+    try:
+        track = track_class(path=str(path), name=path.name.removesuffix(_ENDING), subset=split, stem_id=0)
+        samples = np.asarray(track.load_audio(str(path), number), dtype=np.float32)
+        return Audio(np.ascontiguousarray(samples.T), int(track.rate))
+    except (RuntimeError, ValueError, KeyError, IndexError, Warning) as error:
+        raise _UndecodableError(str(error)) from error

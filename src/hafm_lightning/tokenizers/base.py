@@ -211,8 +211,9 @@ def write_folder(
 
     Raises:
         RequestError: Something other than a tokenizer is at ``folder``.
+        OSError: The disk is full or not writable; what was there before is left.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()):
@@ -227,7 +228,8 @@ def write_folder(
     try:
         draft.chmod(0o755)
         if arrays:
-            save_file({name: array.detach().cpu().contiguous() for name, array in arrays.items()}, draft / ARRAYS_FILE)
+            content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
+            (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own
         if model is not None:
             model.save_pretrained(draft / MODEL_FOLDER)
         description = {"format_version": FORMAT_VERSION, "identity": identity.as_dict(), "report": dict(report)}
