@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.clips import ClipSettings
 from hafm_lightning.preparation.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.plan import Plan, SplitSettings, divide_songs, make_plan
@@ -56,8 +57,17 @@ def test_named_songs_become_validation_and_test_songs_stay():
     songs = [Song("a", "train"), Song("b", "train"), Song("t", "test")]
     divided = divide_songs(songs, SplitSettings(validation_songs=("b",)))
     assert [song.split for song in divided] == ["train", "validation", "test"]
-    with pytest.raises(ValueError, match="names 'c', which is not among"):
+    with pytest.raises(RequestError, match="names 'c', which is not among"):
         divide_songs(songs, SplitSettings(validation_songs=("c",)))
+
+
+def test_a_split_that_the_corpus_gives_is_not_drawn_from():
+    given = [Song(f"given {i}", "train", split_given=True) for i in range(30)] + [Song("v", "validation")]
+    assert [song.split for song in divide_songs(given, SplitSettings(0.5))] == ["train"] * 30 + ["validation"]
+    others = [Song(f"other {i}", "train") for i in range(10)]
+    divided = divide_songs(given + others, SplitSettings(0.5))
+    assert {song.id for song in divided if song.split == "validation"} <= {"v"} | {song.id for song in others}
+    assert sum(song.split == "validation" for song in divided) == 1 + 5
 
 
 def plan_of(durations: dict[str, float], clips_per_shard=4, **kwargs) -> Plan:

@@ -83,8 +83,17 @@ class SongFolder:
             if track is None:
                 left_out.append(Quarantined(printable(str(relative)), "not in the metadata"))
                 continue
-            split = track.split if self.use_fma_split and track.split else self.split
-            song = Song(path.stem, split, str(path), "", (), size, track.artist, track.genre, track.licence)
+            given = self.use_fma_split and bool(track.split)
+            song = Song(
+                path.stem,
+                track.split if given else self.split,
+                mixture=str(path),
+                bytes=size,
+                artist=track.artist,
+                genre=track.genre,
+                licence=track.licence,
+                split_given=given,
+            )
             reason = self._exclusion(song, track.duration_s)
             if reason:
                 left_out.append(Quarantined(song.id, reason))

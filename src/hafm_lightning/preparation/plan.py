@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.clips import ClipSettings, clip_starts
 from hafm_lightning.preparation.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
 from hafm_lightning.preparation.songs import Quarantined, Song
@@ -32,7 +33,8 @@ class SplitSettings:
     """How songs of ``train`` are divided between train and validation.
 
     Attributes:
-        validation_share: Share of the songs that become validation; 0 makes no validation split.
+        validation_share: Share of the songs that become validation; 0 draws none. Songs whose split the corpus gives
+            (``use_fma_split``) are not drawn.
         by_artist: Keep all songs of an artist on one side, where artists are known.
         seed: Another seed draws other songs.
         validation_songs: Song ids that are validation in any case; with any of them given, none is drawn.
@@ -156,15 +158,18 @@ def make_plan(
 def divide_songs(songs: Sequence[Song], settings: SplitSettings) -> list[Song]:
     """Give each song of ``train`` its final split, ``train`` or ``validation``; others keep theirs.
 
+    Songs whose split their corpus gives are not drawn, but may be named.
+
     Raises:
-        ValueError: ``validation_songs`` names a song that is not there.
+        RequestError: ``validation_songs`` names a song that is not there.
     """
-    pool = [song for song in songs if song.split == "train"]
+    pool = [song for song in songs if song.split == "train" and not song.split_given]
     if settings.validation_songs:
         missing = sorted(set(settings.validation_songs) - {song.id for song in songs})
         if missing:
-            raise ValueError(
-                f"split.validation_songs names {missing[0]!r}, which is not among the {len(songs)} usable songs"
+            raise RequestError(
+                f"split.validation_songs names {missing[0]!r}, which is not among the {len(songs)} usable songs\n"
+                "correct the name, or leave it out: the song may be damaged, too short or a duplicate"
             )
         chosen = set(settings.validation_songs)
     else:

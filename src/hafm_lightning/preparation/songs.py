@@ -34,6 +34,7 @@ class Song:
         artist: Name or number; empty if unknown. Songs of one artist stay in one split.
         genre: Name; empty if unknown.
         licence: As the corpus states it; empty if unknown.
+        split_given: The corpus itself says that the song is for training, so it is never drawn for validation.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Song:
     artist: str = ""
     genre: str = ""
     licence: str = ""
+    split_given: bool = False
 
     @property
     def needs_separation(self) -> bool:
