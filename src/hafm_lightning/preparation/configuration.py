@@ -58,7 +58,8 @@ class PreparationConfig:
         clips_per_shard: Clips that a shard holds about, before the filter. A stopped run repeats the shards that it was
             working on.
         batch_size: Clips that are given to a tokenizer together.
-        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``. On another kind of device a few tokens differ.
+        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``; with Ray, ``auto`` is the GPU where
+            ``engine.gpus_per_worker`` asks for one. On another kind of device a few tokens differ.
         engine: Where the work runs.
         report: What the report holds.
     """
@@ -100,13 +101,35 @@ class PreparationConfig:
         return {name: as_plain(getattr(self, name)) for name in names}
 
     def resolved_device(self) -> str:
-        """``cpu`` or ``cuda``; RequestError when a GPU is asked for and there is none."""
+        """``cpu`` or ``cuda``, for the models that this process runs.
+
+        Raises:
+            RequestError: A GPU is asked for and there is none.
+        """
         import torch
 
         available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
+        if self.device == "cuda" and not available and self.engine.kind != "ray":
             raise RequestError("device is cuda, but torch sees no GPU here\nset device: cpu (or auto)")
         return "cuda" if available and self.device != "cpu" else "cpu"
+
+    def worker_device(self) -> str:
+        """``cpu`` or ``cuda``, for the models that the workers run.
+
+        Processes of this machine have its GPU. A Ray actor has the share of a GPU that it asked for, whatever the
+        machine that started the run has, and sees none if it asked for none.
+
+        Raises:
+            RequestError: A GPU is asked for and the workers have none.
+        """
+        if self.engine.kind != "ray":
+            return self.resolved_device()
+        if self.device == "cuda" and not self.engine.gpus_per_worker:
+            raise RequestError(
+                "device is cuda, but engine.gpus_per_worker is 0, so Ray shows its workers no GPU\n"
+                "set engine.gpus_per_worker: 1 (or a share), or device: cpu"
+            )
+        return "cuda" if self.engine.gpus_per_worker and self.device != "cpu" else "cpu"
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> PreparationConfig:
