@@ -29,10 +29,11 @@ from hafm_lightning.preparation.report_page import page
 from hafm_lightning.preparation.shards import STORED_STREAMS, Manifest, ShardReader, song_of
 from hafm_lightning.preparation.songs import Listing, Song
 from hafm_lightning.preparation.state import RootState
-from hafm_lightning.preparation.stems import read_window
+from hafm_lightning.preparation.stems import read_window, readable
 from hafm_lightning.preparation.work import SoundSettings, cached_separator
 from hafm_lightning.progress import progress
 from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokenizers.base import read_description
 from hafm_lightning.tokens import INSTRUMENTAL_CODES
 
 REPORT_FILE = "report.json"
@@ -116,6 +117,7 @@ class PreparationReport:
         loudness_lufs: Loudness of all candidates.
         codebooks: Use of every codebook in the training split (or the first split there is).
         tokenizers: Their identities.
+        training: How each came about: frames seen, and of every k-means its inertia, dead centroids and perplexity.
         examples: Clips to listen to.
         made_from: Digest of everything the report was made from.
     """
@@ -133,6 +135,7 @@ class PreparationReport:
     loudness_lufs: Histogram
     codebooks: list[CodebookUse]
     tokenizers: dict[str, dict[str, Any]]
+    training: dict[str, dict[str, Any]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     made_from: str = ""
 
@@ -196,6 +199,7 @@ def write_report(
         loudness_lufs=Histogram([float(edge) for edge in _LOUDNESS_EDGES], counts.loudness.tolist()),
         codebooks=_codebook_use(root, manifests),
         tokenizers=tokenizers.identities(),
+        training={use: read_description(state.tokenizers / use)[1] for use in tokenizers.identities()},
         examples=list(_examples(root, plan, manifests, tokenizers, sound, examples)),
         made_from=digest,
     )
@@ -267,7 +271,8 @@ def _examples(
             song = songs[song_of(clip)]
             separator = cached_separator(sound.separation) if song.needs_separation else None
             start_s = float(clip.rpartition("@")[2])
-            window = read_window(song, separator, start_s, sound.clips.duration_s, MARGIN_S)
+            with readable(song) as own:
+                window = read_window(own, separator, start_s, sound.clips.duration_s, MARGIN_S)
             heard = clip_sound(window, identity.sample_rate_hz, identity.sample_rate_hz, vocal_acoustic=False)
             codes = readers[split][index][INSTRUMENTAL_CODES].astype(np.int64)
             decoded = tokenizers.acoustic.decode(torch.from_numpy(codes)[None])[0].detach().cpu().numpy()

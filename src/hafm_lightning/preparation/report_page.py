@@ -43,7 +43,7 @@ def page(report: Mapping[str, Any]) -> str:
         ("Loudness of clips (LUFS)", bars(report["loudness_lufs"]["edges"], report["loudness_lufs"]["counts"])),
         ("Codebooks", _codebooks(report["codebooks"])),
         ("Examples", _examples(report["examples"])),
-        ("Tokenizers", _tokenizers(report["tokenizers"])),
+        ("Tokenizers", _tokenizers(report["tokenizers"]) + _training(report["training"])),
     ]
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
     return (
@@ -127,4 +127,29 @@ def _tokenizers(identities: Mapping[str, Mapping[str, Any]]) -> str:
     return table(
         ["use", "kind", "sha256", "resampler"],
         [[use, item["kind"], item["sha256"], item["resampler"]] for use, item in identities.items()],
+    )
+
+
+def _training(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the centroids were trained; nothing for tokenizers that came with theirs."""
+    rows: list[list[Any]] = []
+    for use, report in reports.items():
+        trainings = report.get("kmeans", [])
+        for codebook, kmeans in enumerate(trainings if isinstance(trainings, list) else [trainings]):
+            rows.append(
+                [
+                    use,
+                    codebook,
+                    kmeans["points"],
+                    kmeans["centroids"],
+                    kmeans["dead_centroids"],
+                    round(kmeans["perplexity"], 1),
+                    float(f"{kmeans['inertia']:.4g}"),
+                    f"{kmeans['explained']:.1%}",
+                ]
+            )
+    if not rows:
+        return ""
+    return "<p>k-means, on frames of the training songs:</p>" + table(
+        ["use", "codebook", "frames", "centroids", "dead", "perplexity", "inertia", "variance explained"], rows
     )

@@ -22,7 +22,7 @@ from hafm_lightning.preparation.engines import Engine
 from hafm_lightning.preparation.filters import broken_rules, measure
 from hafm_lightning.preparation.shards import clip_id
 from hafm_lightning.preparation.songs import Song
-from hafm_lightning.preparation.stems import read_window
+from hafm_lightning.preparation.stems import read_window, readable
 from hafm_lightning.preparation.survey import reason_of
 from hafm_lightning.preparation.work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
 from hafm_lightning.progress import progress
@@ -154,7 +154,8 @@ class ExcerptWork:
         song, clips = excerpt.song, self.sound.clips
         separator = cached_separator(self.sound.separation) if song.needs_separation else None
         try:
-            window = read_window(song, separator, excerpt.start_s, clips.duration_s, MARGIN_S)
+            with readable(song) as files:
+                window = read_window(files, separator, excerpt.start_s, clips.duration_s, MARGIN_S)
         except (OSError, ValueError) as error:
             reason_of(error)  # raises what is not the song's fault
             return None
@@ -185,7 +186,7 @@ def make_tokenizers(
         sound: What decides their waveforms.
         engine: Reads them.
         load: Reads tokenizers from a folder.
-        device: Where HuBERT runs while its centroids are trained.
+        device: Where pretrained models run meanwhile, HuBERT to train its centroids.
 
     Raises:
         RequestError: Weights are not reachable, or the corpus is too small to train on.
@@ -197,7 +198,7 @@ def make_tokenizers(
         save_tokenizers(taken.semantic, taken.acoustic, folder)
         return
     sounds = TrainingSounds(excerpts, settings.training_clips, sound, engine)
-    acoustic = _acoustic(settings, sounds)
+    acoustic = _acoustic(settings, sounds, device)
     semantic = _semantic(settings, sounds, device)
     save_tokenizers(semantic, acoustic, folder)
 
@@ -218,14 +219,15 @@ def _semantic(settings: TokenizerSettings, sounds: TrainingSounds, device: str) 
     return HubertTokenizer.train(sounds.semantic(), features, settings.seed)
 
 
-def _acoustic(settings: TokenizerSettings, sounds: TrainingSounds) -> AcousticTokenizer:
+def _acoustic(settings: TokenizerSettings, sounds: TrainingSounds, device: str) -> AcousticTokenizer:
     if isinstance(settings.acoustic, Offline):
         from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer
 
         return OfflineAcousticTokenizer.train(sounds.acoustic(), settings.seed)
     from hafm_lightning.tokenizers.encodec import EncodecTokenizer
 
-    return EncodecTokenizer.from_pretrained(settings.acoustic.source, revision=settings.acoustic.revision or None)
+    chosen = settings.acoustic
+    return EncodecTokenizer.from_pretrained(chosen.source, revision=chosen.revision or None, device=device)
 
 
 class TrainingSounds:
