@@ -61,5 +61,5 @@ $(VENV)/.installed: $(PROJECT_FILES)
 	@touch $@
 
 $(VENV)/.installed-app: $(VENV)/.installed
-	@$(PIP_INSTALL) --editable '.[dev,app]'
+	@$(PIP_INSTALL) --editable '.[dev,app,ray,htdemucs,musdb]'
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import re
@@ -31,6 +32,10 @@ NAMED_BY_THE_USER = {
     "omegaconf",
     "librosa",
 }
+DISTRIBUTIONS = {"yaml": "pyyaml", "faiss": "faiss-cpu"}
+"""Import name -> distribution, where they differ in more than a hyphen."""
+OFFERED_ONLY = {"joblib"}
+"""Imported behind a flag of the user, with a message that says what to install."""
 PULLS_CUDA = {"torchaudio", "torchvision"}
 SUPPORTED_PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
@@ -120,7 +125,7 @@ def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_p
 
 def test_a_plain_install_pulls_no_cuda_only_package(setup_cfg: configparser.ConfigParser) -> None:
     plain = requirements(setup_cfg["options"]["install_requires"])
-    for extra in ("dev", "app", "ray", "separation"):
+    for extra in ("dev", "app", "ray", "separation", "htdemucs", "musdb"):
         plain += requirements(setup_cfg["options.extras_require"][extra])
     assert {requirement.name for requirement in plain} & (PULLS_CUDA | {"encodec"}) == set()
 
@@ -135,6 +140,37 @@ def test_everything_the_project_names_is_installed_or_an_extra(setup_cfg: config
     named = requirements(setup_cfg["options"]["install_requires"])
     named += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
     assert {requirement.name for requirement in named} >= NAMED_BY_THE_USER
+
+
+def test_every_imported_package_is_required_by_name(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
+    """What another package happens to bring may be gone with its next version."""
+    named = requirements(setup_cfg["options"]["install_requires"])
+    named += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
+    known = {canonical(requirement.name) for requirement in named} | OFFERED_ONLY
+    unknown: dict[str, str] = {}
+    for folder in (repository / "src" / PACKAGE, *(repository / leaf for leaf in LEAVES)):
+        for path in folder.rglob("*.py"):
+            for module in imported_modules(path):
+                own = module in sys.stdlib_module_names or module == PACKAGE
+                if not own and canonical(DISTRIBUTIONS.get(module, module)) not in known:
+                    unknown[module] = str(path.relative_to(repository))
+    assert unknown == {}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Top-level names of what a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_the_conda_environment_holds_every_named_package(repository: Path) -> None:
