@@ -137,6 +137,21 @@ def test_every_rate_gives_exact_frame_counts(prepared, rate_hz):
         assert reader[index]["instrumental_codes"].shape == (8, 150)
 
 
+def test_ten_seconds_are_500_and_750_frames_at_every_rate(tmp_path):
+    """A file of exactly ten seconds, as FMA's and MUSDB's clips are cut."""
+    for seed, rate_hz in enumerate(RATES_HZ):
+        write_stems(tmp_path / "songs" / f"{rate_hz}", 10.0, seed=seed, rate_hz=rate_hz, channels=2)
+    corpora = [{"kind": "StemFolder", "path": str(tmp_path / "songs")}]
+    clips = {"duration_s": 10.0, "hop_s": 10.0}
+    prepare(tiny_config(tmp_path / "root", corpora, clips=clips, split={"validation_share": 0.0}, vocal_acoustic=True))
+    reader = ShardReader(tmp_path / "root" / "train")
+    assert sorted(reader.clip_ids) == sorted(f"{rate_hz}@0.00" for rate_hz in RATES_HZ)
+    for index in range(len(RATES_HZ)):
+        shapes = {name: rows.shape for name, rows in reader[index].items()}
+        assert shapes["vocal_semantic"] == shapes["instrumental_semantic"] == (1, 500)
+        assert shapes["instrumental_codes"] == shapes["vocal_acoustic"] == (8, 750)
+
+
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_mono_stereo_and_surround_are_read(prepared, channels):
     assert kept_clips(prepared[1])[f"channels-{channels}"] == 2
