@@ -114,34 +114,97 @@ def look(stage: SemanticStage, clips: TokenBatch, steps: int, seconds: float) ->
     return Point(steps, seconds, true, null - true, other - true)
 
 
-def at_seconds(points: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """The last point not later than ``seconds``."""
-    return [point for point in points if point["seconds"] <= seconds * 1.05][-1]
+Run = list[dict[str, float]]
+"""Points of one training run, as dictionaries."""
+Runs = dict[str, dict[str, Run]]
+"""Variant -> seed -> points."""
 
 
-def table(runs: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Means over seeds: the point of best CE, and how soon each variant reached the baseline's best CE."""
-    head = ("variant", "seeds", "steps", "best CE", "gain", "gap", "s to baseline best", "CE at a fifth")
-    lines = ["{:<30}{:>6}{:>7}{:>9}{:>7}{:>7}{:>20}{:>15}".format(*head)]
+def last_before(points: Run, key: str, limit: float) -> dict[str, float]:
+    """The last point whose ``key`` (``steps`` or ``seconds``) is not beyond ``limit``, or the first of all."""
+    return next((point for point in reversed(points) if point[key] <= limit), points[0])
+
+
+def lowest(points: Run) -> dict[str, float]:
+    """The point of lowest cross-entropy."""
+    return min(points, key=lambda point: point["loss"])
+
+
+def comparison(runs: Runs, key: str, limits: list[float]) -> str:
+    """CE, CE(null) - CE and CE(other song) - CE, means over seeds, at equal ``key`` (``steps`` or ``seconds``)."""
+    lines = [f"at equal {key}: CE / CE(null) - CE / CE(other song) - CE", f"{'variant':<30}"]
+    lines[1] += "".join(f"{limit:>24g}" for limit in limits)
     for name, seeds in runs.items():
-        best = [min(points, key=lambda p: p["loss"]) for points in seeds.values()]
-        mean = {key: statistics.fmean(point[key] for point in best) for key in ("loss", "gain", "gap", "steps")}
-        reach, fifth = "", ""
-        if BASELINE in runs:
-            times = []
-            for seed, points in seeds.items():
-                if seed not in runs[BASELINE]:
-                    continue
-                goal = min(point["loss"] for point in runs[BASELINE][seed])
-                times.append(next((p["seconds"] for p in points if p["loss"] <= goal), float("inf")))
-            reach = f"{statistics.fmean(times):.0f}" if times else ""
-        longest = min(points[-1]["seconds"] for points in seeds.values())
-        fifth = f"{statistics.fmean(at_seconds(points, longest / 5)['loss'] for points in seeds.values()):.3f}"
-        lines.append(
-            f"{name:<30}{len(seeds):>6}{mean['steps']:>7.0f}{mean['loss']:>9.3f}{mean['gain']:>7.3f}{mean['gap']:>7.3f}"
-            f"{reach:>20}{fifth:>15}"
-        )
+        cells = []
+        for limit in limits:
+            points = [last_before(points, key, limit) for points in seeds.values()]
+            reached = min(points[-1][key] for points in seeds.values()) >= 0.95 * limit
+            values = [statistics.fmean(point[field] for point in points) for field in ("loss", "gain", "gap")]
+            cells.append(" / ".join(f"{value:.3f}" for value in values) if reached else "-")
+        lines.append(f"{name:<30}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+def race(runs: Runs) -> str:
+    """Each variant's best CE, and how much sooner it reached the baseline's best, with what gap there and then."""
+    head = ("variant", "seeds", "best CE", "s to baseline's best", "share of its seconds", "gap there", "times its gap")
+    lines = ["{:<30}{:>6}{:>9}{:>22}{:>22}{:>11}{:>15}".format(*head)]
+    for name, seeds in runs.items():
+        best = statistics.fmean(lowest(points)["loss"] for points in seeds.values())
+        line = f"{name:<30}{len(seeds):>6}{best:>9.3f}"
+        times, shares, gaps, ratios = [], [], [], []
+        for seed, points in seeds.items():
+            if seed not in runs.get(BASELINE, {}):
+                continue
+            goal = lowest(runs[BASELINE][seed])
+            there = next((point for point in points if point["loss"] <= goal["loss"]), None)
+            if there is not None:
+                times.append(there["seconds"])
+                shares.append(there["seconds"] / goal["seconds"])
+                gaps.append(there["gap"])
+                ratios.append(there["gap"] / goal["gap"])
+        if times and len(times) == len(seeds):
+            time_s, share, gap, ratio = map(statistics.fmean, (times, shares, gaps, ratios))
+            line += f"{time_s:>22.0f}{share:>22.2f}{gap:>11.3f}{ratio:>15.1f}"
+        elif BASELINE in runs:
+            line += f"{f'{len(times)} of {len(seeds)} did':>22}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def report(runs: Runs) -> str:
+    """All tables."""
+    seconds = min(points[-1]["seconds"] for seeds in runs.values() for points in seeds.values())
+    steps = min(points[-1]["steps"] for seeds in runs.values() for points in seeds.values())
+    return "\n\n".join(
+        [
+            comparison(runs, "seconds", [round(seconds * share) for share in (0.2, 0.5, 1.0)]),
+            comparison(runs, "steps", [round(steps * share) for share in (0.25, 0.5, 1.0)]),
+            race(runs),
+        ]
+    )
+
+
+def draw(runs: Runs, path: Path) -> None:
+    """Curves over processor seconds and over steps: CE above, CE(other song) - CE below; a thin line a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for column, (key, label) in enumerate((("seconds", "processor seconds"), ("steps", "optimizer steps"))):
+        for row, (field, title) in enumerate((("loss", "CE (nats)"), ("gap", "CE(other song) - CE (nats)"))):
+            axis = axes[row, column]
+            for number, (name, seeds) in enumerate(runs.items()):
+                for points in seeds.values():
+                    axis.plot([p[key] for p in points], [p[field] for p in points], color=f"C{number}", lw=0.7)
+                axis.plot([], [], color=f"C{number}", label=name)
+            axis.grid(alpha=0.3)
+            axis.set_ylabel(title if column == 0 else "")
+            axis.set_xlabel(label if row == 1 else "")
+    axes[0, 0].set_ylim(0.5, 2.0)
+    axes[0, 0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -155,10 +218,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path, help="draw the curves into this file (.png, .svg)")
     parser.add_argument("--merge", type=Path, nargs="*", help="join the runs of these files instead of training")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
+    runs: Runs = {}
     if arguments.merge:
         for path in arguments.merge:
             for name, seeds in json.loads(path.read_text())["runs"].items():
@@ -168,7 +232,9 @@ def main() -> None:
             for name in arguments.variants:
                 points = train(name, seed, arguments.root, arguments.seconds, arguments.every, arguments.learning_rate)
                 runs.setdefault(name, {})[str(seed)] = [vars(point) for point in points]
-    print(table(runs))
+    print(report(runs))
+    if arguments.figure:
+        draw(runs, arguments.figure)
     if arguments.json:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False

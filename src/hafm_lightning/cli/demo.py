@@ -58,7 +58,8 @@ WARMUP_STEPS = 40
 VALIDATION_SHARE = 0.1
 """Share of a stage's time that its validations take."""
 CLIPS_A_PART = 24
-SAMPLING = SamplingOptions(guidance=2.0, temperature=0.9, top_k=100)
+SAMPLING = SamplingOptions(guidance=1.5, temperature=0.7, top_k=100)
+"""Chosen on songs of the validation split: small stages sound better when they take fewer chances."""
 
 
 @dataclass(frozen=True)
