@@ -42,9 +42,10 @@ def test_fma_metadata_give_artist_genre_licence_and_choose_songs(tmp_path):
         track("3", "", "CC0", "30", **{"artist.id": "7", "track.genres": "[85, 21]"}),
         track("5", "Rock", "Attribution-NoDerivatives", "200", **{"artist.id": "8"}),
         track("10", "Pop", "Attribution", "999", **{"artist.name": "Nine, Ltd", "set.split": "test"}),
+        track("11", "Rock", "Attribution", ""),  # of unknown length
     ]
     metadata = write_tracks_csv(tmp_path / "fma_metadata", tracks)
-    for number in (2, 3, 5, 10, 99):
+    for number in (2, 3, 5, 10, 11, 99):
         touch(tmp_path / "fma_full" / f"{number // 1000:03d}" / f"{number:06d}.mp3")
     corpus = SongFolder(str(tmp_path / "fma_full"), metadata=str(metadata), use_fma_split=True)
     listing = corpus.listing()
@@ -53,6 +54,7 @@ def test_fma_metadata_give_artist_genre_licence_and_choose_songs(tmp_path):
         ("000003", "7", "Rock", "train"),  # Garage, whose top-level genre is Rock
         ("000005", "8", "Rock", "train"),
         ("000010", "Nine, Ltd", "Pop", "test"),
+        ("000011", "", "Rock", "train"),
     ]
     assert listing.left_out == [Quarantined("000/000099.mp3", "not in the metadata")]
     chosen = SongFolder(
@@ -63,7 +65,7 @@ def test_fma_metadata_give_artist_genre_licence_and_choose_songs(tmp_path):
         without_licences=("NoDerivatives",),
         min_duration_s=60,
     ).listing()
-    assert [song.id for song in chosen.songs] == ["000002"]
+    assert [song.id for song in chosen.songs] == ["000002", "000011"]
     assert {entry.name: entry.reason for entry in chosen.left_out} == {
         "000003": "shorter than 60 s",
         "000005": "licence 'Attribution-NoDerivatives' is excluded",

@@ -109,7 +109,7 @@ class SongFolder:
             return f"licence {song.licence or 'unknown'!r} is not wanted"
         if any(text.lower() in licence for text in self.without_licences):
             return f"licence {song.licence!r} is excluded"
-        if duration_s < self.min_duration_s:
+        if 0 < duration_s < self.min_duration_s:  # 0: not known
             return f"shorter than {self.min_duration_s:g} s"
         if self.max_duration_s and duration_s > self.max_duration_s:
             return f"longer than {self.max_duration_s:g} s"
