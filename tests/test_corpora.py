@@ -185,6 +185,12 @@ def test_missing_corpora_and_wrong_splits_are_refused(tmp_path):
         StemFolder(str(tmp_path), split="dev")
 
 
+class FFmpegError(Exception):
+    """Like ffmpeg-python's: no relative of any other error, and silent about the reason."""
+
+    stderr = b"[mov] moov atom not found\nB.stem.mp4: Invalid data found\n"
+
+
 class FakeTrack:
     """What ``musdb.MultiTrack`` does, without ffmpeg: five streams of constants."""
 
@@ -192,7 +198,7 @@ class FakeTrack:
 
     def __init__(self, path, name, subset, stem_id):
         if "broken" in name:
-            raise RuntimeError("moov atom not found")
+            raise FFmpegError("ffprobe error (see stderr output for detail)")
 
     def load_audio(self, path, stem_id):
         return np.full((800, 2), stem_id / 10, np.float64)
@@ -206,7 +212,7 @@ def test_stem_mp4_are_decoded_once_into_the_layout_of_hq(tmp_path, monkeypatch):
     listing = corpus.listing()
     assert [(song.id, song.split) for song in listing.songs] == [("A - one", "train"), ("C - two", "test")]
     assert [(entry.name, entry.reason) for entry in listing.quarantined] == [
-        ("train/B - broken", "cannot be decoded: moov atom not found")
+        ("train/B - broken", "cannot be decoded: B.stem.mp4: Invalid data found")
     ]
     vocals = read_audio(listing.songs[0].vocals)
     assert vocals.samples.shape == (2, 800)
@@ -249,7 +255,9 @@ def test_a_real_stem_mp4_is_decoded_by_musdb(tmp_path):
     write_stem_mp4(tmp_path / "musdb18" / "train" / "A - one.stem.mp4", stems, 44_100)
     (tmp_path / "musdb18" / "train" / "B - broken.stem.mp4").write_bytes(b"no film")
     listing = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
-    assert [entry.name for entry in listing.quarantined] == ["train/B - broken"]
+    (entry,) = listing.quarantined
+    assert entry.name == "train/B - broken"
+    assert "Invalid data found" in entry.reason
     (song,) = listing.songs
     files = dict(zip(("drums", "bass", "other"), song.accompaniment, strict=True)) | {"vocals": song.vocals}
     for name, file in files.items():

@@ -18,6 +18,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.corpora import MUSDB_SONGS
 from hafm_lightning.preparation.files import printable
 from hafm_lightning.preparation.songs import Quarantined
+from hafm_lightning.preparation.survey import reason_of
 from hafm_lightning.progress import progress
 
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")
@@ -96,5 +97,9 @@ def _stream(track_class: Any, path: Path, split: str, number: int) -> Audio:
         track = track_class(path=str(path), name=path.name.removesuffix(_ENDING), subset=split, stem_id=0)
         samples = np.asarray(track.load_audio(str(path), number), dtype=np.float32)
         return Audio(np.ascontiguousarray(samples.T), int(track.rate))
-    except (RuntimeError, ValueError, KeyError, IndexError, Warning) as error:
-        raise _UndecodableError(str(error)) from error
+    except OSError as error:
+        raise _UndecodableError(reason_of(error)) from error
+    except Exception as error:  # what musdb, stempeg and ffmpeg-python raise has no common base but Exception
+        told = getattr(error, "stderr", None)  # ffmpeg-python's message only says that there is one
+        lines = told.decode("utf-8", "replace").strip().splitlines() if isinstance(told, bytes) else []
+        raise _UndecodableError(lines[-1] if lines else " ".join(str(error).split())) from error
