@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import RICH_CONDITIONS, louden
 
-from hafm_lightning.modeling.bias_spans import LookedUpSpan, query_blocks
+from hafm_lightning.modeling.bias_spans import ConstantSpan, LookedUpSpan, Span, query_blocks
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
@@ -48,19 +48,21 @@ def test_blocks_hold_the_bias_of_every_visible_pair(stage, pattern, kind, prefix
 
 @pytest.mark.parametrize("pattern", ["flattened", "delay", "nonautoregressive"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_collecting_gradients_is_the_transpose_of_writing(stage, pattern):
+@pytest.mark.parametrize("clips", [1, 3])
+def test_collecting_gradients_is_the_transpose_of_writing(clips, stage, pattern):
     """<G, write(table)> = <collect(G), table>, and each entry of the table receives the sum of its places."""
     module, positions = setting(stage, pattern)
     rows = module.masked_row + 1
     table = torch.randn(2, rows, dtype=torch.float64)
     for block in query_blocks(module, positions, 50):
-        gradient = torch.randn(2, block.stop - block.start, block.keys, dtype=torch.float64)
+        gradient = torch.randn(2 * clips, block.stop - block.start, block.keys, dtype=torch.float64)
         collected = torch.zeros(2, rows, dtype=torch.float64)
         block.collect(gradient, collected)
-        written = (gradient * block.bias(table)).sum()
+        written = (gradient * block.bias(table, clips)).sum()
         torch.testing.assert_close((collected * table).sum(), written)
         numbered = block.bias(torch.arange(rows, dtype=torch.float64).expand(2, -1))[0].long()
-        expected = torch.zeros(2, rows, dtype=torch.float64).index_add_(1, numbered.flatten(), gradient.flatten(1))
+        by_head = gradient.unflatten(0, (clips, 2)).sum(0).flatten(1)
+        expected = torch.zeros(2, rows, dtype=torch.float64).index_add_(1, numbered.flatten(), by_head)
         torch.testing.assert_close(collected, expected)
 
 
@@ -70,3 +72,18 @@ def test_the_papers_stages_look_nothing_up_pair_by_pair(stage):
     spans = [span for block in query_blocks(module, positions, 64) for span in block.spans]
     assert spans
     assert not any(isinstance(span, LookedUpSpan) for span in spans)
+
+
+@pytest.mark.parametrize(("kind", "share"), [("time", 0.5), ("index", 0.65)])
+def test_far_keys_are_filled_at_once(kind, share):
+    """Of the semantic stage's 10 s most pairs lie beyond the last bucket's edge; a span of one bias holds no other."""
+    module = RelativePosition(2, kind, True, 2)
+    positions = StepPositions.of(SequenceLayout.of(["vocal_semantic"], "instrumental_semantic").plan(500), "cpu")
+    pairs = {ConstantSpan: 0, Span: 0}
+    for block in query_blocks(module, positions, 64):
+        rows = module.rows(positions, block.order, torch.arange(block.keys))
+        for span in block.spans:
+            pairs[type(span)] += (block.stop - block.start) * (span.stop - span.start)
+            if isinstance(span, ConstantSpan):
+                assert (rows[:, span.start : span.stop] == span.row).all()
+    assert pairs[ConstantSpan] > share * sum(pairs.values())

@@ -5,8 +5,8 @@ Three ways to the same numbers, chosen by :func:`prepare`:
 ``blockwise`` (CPU)
     Query blocks with recomputation. A learned bias rules out the fused kernels of
     ``scaled_dot_product_attention`` when it needs a gradient, and keeping the probabilities of every layer would cost
-    ``layers * H * S^2`` floats. Forward runs the fused CPU kernel on one query block at a time, against the keys that
-    the block can see; backward rebuilds the probabilities of that block from the saved log-sum-exp.
+    ``layers * H * S^2`` floats. Forward takes one query block at a time, against the keys that the block can see, and
+    keeps nothing but its inputs; backward rebuilds the probabilities of that block.
 ``flex`` (CUDA)
     FlexAttention: the bias is computed in the ``score_mod`` from bucketed distances, a block mask skips what cannot be
     seen; compiled, so that no S x S tensor exists.
@@ -66,11 +66,15 @@ class Geometry:
 
 @dataclass(frozen=True)
 class FlexGeometry:
-    """Look-up tables for the ``score_mod``: distance -> bias row, and the block mask."""
+    """Look-up table for the ``score_mod`` and the block mask.
+
+    One table serves steps and times, so that the backward pass adds each pair's gradient at one place, and pairs at
+    different distances at different ones: thousands of pairs that meet at a single number would wait for each other.
+    """
 
     steps: int
-    within_rows: Tensor  # [2 S - 1]
-    across_rows: Tensor | None  # [2 R + 1], R the largest difference in ticks
+    rows: Tensor  # bias row of each distance, [2 S - 1], then of each difference in ticks, [2 R + 1]
+    timed: bool  # whether there are any of the latter
     segment: Tensor
     ticks: Tensor
     latest_tick: int
@@ -159,8 +163,6 @@ class _BlockwiseAttention(torch.autograd.Function):
                 grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 torch.bmm(grad_scores, key[:, seen], out=grad_query[:, here])
                 grad_key[:, seen].baddbmm_(grad_scores.transpose(1, 2), query[:, here])
-                if len(grad_scores) > len(bias_rows):
-                    grad_scores = grad_scores.view(-1, len(bias_rows), *grad_scores.shape[1:]).sum(0)
                 block.collect(grad_scores, grad_table[group[1]])
             shape = (-1, len(bias_rows), steps, width)
             torch.mul(grad_query.view(shape).flip(2), scale, out=grad_queries[group])
@@ -176,8 +178,7 @@ def _stacked(x: Tensor) -> Tensor:
 
 def _weights(query: Tensor, key: Tensor, block: QueryBlock, rows: Tensor) -> Tensor:
     """Softmax weights ``[B H, Q, N]`` of a block's scaled queries ``[B H, Q, d]``, with bias ``rows [H, R]``."""
-    bias = block.bias(rows)
-    scores = bias if len(query) == len(bias) else bias.repeat(len(query) // len(bias), 1, 1)
+    scores = block.bias(rows, len(query) // len(rows))
     return torch.softmax(scores.baddbmm_(query, key[:, : block.keys].transpose(1, 2)), -1)
 
 
@@ -196,19 +197,20 @@ def _flex_geometry(module: RelativePosition, positions: StepPositions) -> FlexGe
 
     steps, device = positions.steps, positions.segment.device
     distance = torch.arange(-(steps - 1), steps, device=device)
+    rows = t5_buckets(distance, bidirectional=not module.causal, max_distance=MAX_DISTANCE_STEPS)
     latest = int(positions.ticks.max())
-    across = None
     if module.across_segments:
         difference = torch.arange(-latest, latest + 1, device=device)
-        across = BUCKETS + t5_buckets(difference, bidirectional=True, max_distance=MAX_DISTANCE_TICKS)
+        across = t5_buckets(difference, bidirectional=True, max_distance=MAX_DISTANCE_TICKS)
+        rows = torch.cat((rows, BUCKETS + across))
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return module.allowed(positions, query, key)
 
     return FlexGeometry(
         steps=steps,
-        within_rows=t5_buckets(distance, bidirectional=not module.causal, max_distance=MAX_DISTANCE_STEPS),
-        across_rows=across,
+        rows=rows,
+        timed=module.across_segments,
         segment=positions.segment,
         ticks=positions.ticks,
         latest_tick=latest,
@@ -224,22 +226,20 @@ def _flex_function(compiled: bool) -> Callable[..., Tensor]:
 
 
 def _flex_attend(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometry: FlexGeometry) -> Tensor:
-    rows = table.t()
-    within = rows.index_select(1, geometry.within_rows).contiguous()  # [H, 2 S - 1]
+    bias = table.t().index_select(1, geometry.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
     centre, segment, ticks = geometry.steps - 1, geometry.segment, geometry.ticks
-    if geometry.across_rows is None:
-
-        def score_mod(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return score + within[head, query - key + centre]
-
-    else:
-        across, origin = rows.index_select(1, geometry.across_rows).contiguous(), geometry.latest_tick
+    same_time = 2 * geometry.steps - 1 + geometry.latest_tick
+    if geometry.timed:
 
         def score_mod(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             query_ticks, key_ticks = ticks[query], ticks[key]
             apart = (segment[query] != segment[key]) & (query_ticks != TIMELESS) & (key_ticks != TIMELESS)
-            by_time = across[head, torch.where(apart, query_ticks - key_ticks, 0) + origin]
-            return score + torch.where(apart, by_time, within[head, query - key + centre])
+            return score + bias[head, torch.where(apart, query_ticks - key_ticks + same_time, query - key + centre)]
+
+    else:
+
+        def score_mod(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score + bias[head, query - key + centre]
 
     flex = _flex_function(queries.device.type == "cuda")
     return flex(queries, keys, values, score_mod=score_mod, block_mask=geometry.block_mask)

@@ -7,9 +7,10 @@ queries counted backwards from the block's last one (strides cannot be negative)
 
     query_step * (query // query_group) + key_step * (key // key_group)
 
-where a group is the steps of one frame. What fits no such pattern (the last steps of a delayed target) is looked up
-pair by pair. A pattern is kept only if it reproduces :meth:`RelativePosition.rows` pair for pair, so that that method
-alone says what is masked.
+where a group is the steps of one frame. Keys so far from all queries of a block that they share the last bucket have
+one bias, which is a fill and a sum; in long sequences most keys are of these. What fits no such pattern (the last steps
+of a delayed target) is looked up pair by pair. A pattern is kept only if it reproduces :meth:`RelativePosition.rows`
+pair for pair, so that that method alone says what is masked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
+
+CONSTANT_KEYS = 32
+"""Keys beside each other from which on it pays to treat their common bias apart."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +68,42 @@ class Span:
     queries: Pattern
     keys: Pattern
 
-    def _by_group(self, block: Tensor) -> Tensor:
-        """The span's columns of ``[H, Q, N]`` as ``[H, Q / group, group, n / group, group]``."""
-        part = block[:, :, self.start : self.stop]
-        return part.unflatten(2, (-1, self.keys.group)).unflatten(1, (-1, self.queries.group))  # type: ignore[no-any-return, no-untyped-call]
+    def _by_group(self, part: Tensor) -> Tensor:
+        """The span's columns ``[..., Q, n]`` as ``[..., Q / group, group, n / group, group]``."""
+        return part.unflatten(-1, (-1, self.keys.group)).unflatten(-3, (-1, self.queries.group))  # type: ignore[no-any-return, no-untyped-call]
 
     def write(self, table: Tensor, bias: Tensor) -> None:
-        """Fill the span in ``bias [H, Q, N]`` from ``table [H, R]``."""
-        part, length = self._by_group(bias), len(self.rows)
-        strides = (length, self.queries.step, 0, self.keys.step, 0)
+        """Fill the span in ``bias [B, H, Q, N]`` from ``table [H, R]``."""
+        part, length = self._by_group(bias[..., self.start : self.stop]), len(self.rows)
+        strides = (0, length, self.queries.step, 0, self.keys.step, 0)
         part.copy_(table.index_select(1, self.rows).as_strided(part.shape, strides))
 
     def collect(self, grad_bias: Tensor, grad_table: Tensor) -> None:
-        """Add the span's part of ``grad_bias [H, Q, N]`` to ``grad_table [H, R]``."""
-        part, length = self._by_group(grad_bias), len(self.rows)
+        """Add the span's part of ``grad_bias [B, H, Q, N]`` to ``grad_table [H, R]``."""
+        part, length = self._by_group(_over_clips(grad_bias[..., self.start : self.stop])), len(self.rows)
         part = part.sum((2, 4)) if self.queries.group * self.keys.group > 1 else part[:, :, 0, :, 0]
         heads, queries, _ = part.shape
         lines = part.new_zeros(heads, queries, length)  # each query's numbers, under each other
         strides = (queries * length, length + self.queries.step, self.keys.step)
         lines.as_strided(part.shape, strides).copy_(part)
         grad_table.index_add_(1, self.rows, lines.sum(1))
+
+
+@dataclass(frozen=True)
+class ConstantSpan:
+    """Keys ``start:stop`` of a query block, all of them at row ``row`` of the bias table."""
+
+    start: int
+    stop: int
+    row: int
+
+    def write(self, table: Tensor, bias: Tensor) -> None:
+        """As :meth:`Span.write`."""
+        bias[..., self.start : self.stop] = table[:, self.row, None, None]
+
+    def collect(self, grad_bias: Tensor, grad_table: Tensor) -> None:
+        """As :meth:`Span.collect`."""
+        grad_table[:, self.row] += grad_bias[..., self.start : self.stop].sum((0, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -97,12 +117,15 @@ class LookedUpSpan:
     def write(self, table: Tensor, bias: Tensor) -> None:
         """As :meth:`Span.write`."""
         part = table.index_select(1, self.rows.flatten())
-        bias[:, :, self.start : self.stop] = part.view(-1, *self.rows.shape)
+        bias[..., self.start : self.stop] = part.view(-1, *self.rows.shape)
 
     def collect(self, grad_bias: Tensor, grad_table: Tensor) -> None:
         """As :meth:`Span.collect`."""
-        part = grad_bias[:, :, self.start : self.stop].flatten(1)
+        part = _over_clips(grad_bias[..., self.start : self.stop]).flatten(1)
         grad_table.scatter_add_(1, self.rows.flatten().expand_as(part), part)
+
+
+AnySpan = Span | ConstantSpan | LookedUpSpan
 
 
 @dataclass(frozen=True)
@@ -121,19 +144,25 @@ class QueryBlock:
     stop: int
     keys: int
     order: Tensor
-    spans: tuple[Span | LookedUpSpan, ...]
+    spans: tuple[AnySpan, ...]
 
-    def bias(self, table: Tensor) -> Tensor:
-        """Mask and bias of the block, ``[H, Q, N]`` with queries backwards, from ``table [H, R]``."""
-        bias = table.new_empty(table.shape[0], self.stop - self.start, self.keys)
+    def bias(self, table: Tensor, clips: int = 1) -> Tensor:
+        """Mask and bias of the block, ``[B H, Q, N]`` with queries backwards, from ``table [H, R]`` for ``B`` clips."""
+        bias = table.new_empty(clips, table.shape[0], self.stop - self.start, self.keys)
         for span in self.spans:
             span.write(table, bias)
-        return bias
+        return bias.flatten(0, 1)
 
     def collect(self, grad_bias: Tensor, grad_table: Tensor) -> None:
         """Add the gradient of :meth:`bias`, of the same shape, to ``grad_table [H, R]``."""
+        grad_bias = grad_bias.unflatten(0, (-1, len(grad_table)))  # type: ignore[no-untyped-call]
         for span in self.spans:
             span.collect(grad_bias, grad_table)
+
+
+def _over_clips(x: Tensor) -> Tensor:
+    """The sum over the first dimension, for one clip without a copy."""
+    return x[0] if len(x) == 1 else x.sum(0)
 
 
 def query_blocks(module: RelativePosition, positions: StepPositions, steps: int) -> tuple[QueryBlock, ...]:
@@ -156,13 +185,16 @@ def query_blocks(module: RelativePosition, positions: StepPositions, steps: int)
     return tuple(blocks)
 
 
-def _spans(rows: Tensor, ticks: Tensor, order: Tensor, edges: Sequence[int]) -> tuple[Span | LookedUpSpan, ...]:
-    """Spans for ``rows [Q, N]``: one for all keys if the bias goes by steps, else one between each two edges."""
+def _spans(rows: Tensor, ticks: Tensor, order: Tensor, edges: Sequence[int]) -> tuple[AnySpan, ...]:
+    """Spans for ``rows [Q, N]``: one for all keys if the bias goes by steps, else one between each two edges.
+
+    Where keys at the beginning or at the end of a span share one bias, they become a span of their own.
+    """
     by_step = Pattern(1, 1)
     whole = _span(rows, 0, edges[-1], by_step, by_step)
     if whole is not None:
-        return (whole,)
-    spans: list[Span | LookedUpSpan] = []
+        return _without_constants(whole, rows)
+    spans: list[AnySpan] = []
     for start, stop in pairwise(edges):
         found = _span(rows, start, stop, by_step, by_step)
         queries, keys = Pattern.of(-ticks[order]), Pattern.of(ticks[start:stop])
@@ -171,8 +203,33 @@ def _spans(rows: Tensor, ticks: Tensor, order: Tensor, edges: Sequence[int]) -> 
             queries = Pattern(queries.step // common, queries.group)
             keys = Pattern(keys.step // common, keys.group)
             found = _span(rows, start, stop, queries, keys)
-        spans.append(found or LookedUpSpan(start, stop, rows[:, start:stop].contiguous()))
+        if found is None:
+            spans.append(LookedUpSpan(start, stop, rows[:, start:stop].contiguous()))
+        else:
+            spans += _without_constants(found, rows)
     return tuple(spans)
+
+
+def _without_constants(span: Span, rows: Tensor) -> tuple[AnySpan, ...]:
+    """The span, its first and last keys apart where they share one row, in whole groups of keys."""
+    part, first, last = rows[:, span.start : span.stop], int(rows[0, span.start]), int(rows[0, span.stop - 1])
+    before, after = (_leading(part == first, span.keys.group), _leading((part == last).flip(1), span.keys.group))
+    if before == span.stop - span.start:
+        return (ConstantSpan(span.start, span.stop, first),)
+    middle = _span(rows, span.start + before, span.stop - after, span.queries, span.keys)
+    assert middle is not None, "a part of a pattern follows it"
+    apart: list[AnySpan] = [middle]
+    if before:
+        apart.insert(0, ConstantSpan(span.start, middle.start, first))
+    if after:
+        apart.append(ConstantSpan(middle.stop, span.stop, last))
+    return tuple(apart)
+
+
+def _leading(same: Tensor, group: int) -> int:
+    """How many of the first columns of ``same [Q, n]`` hold throughout, in whole groups; 0 where it does not pay."""
+    count = int(same.all(0).long().cumprod(0).sum()) // group * group
+    return count if count >= CONSTANT_KEYS else 0
 
 
 def _span(rows: Tensor, start: int, stop: int, queries: Pattern, keys: Pattern) -> Span | None:
