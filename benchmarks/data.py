@@ -13,8 +13,6 @@ import argparse
 import gc
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _facts import machine
 from torch.utils.data import DataLoader, Dataset
 
 from hafm_lightning.data_modules.token_shards import TokenShards
@@ -110,13 +109,6 @@ def measure(name: str, loader: DataLoader[Any], seconds: float, batch_size: int)
     }
 
 
-def commit() -> str:
-    """The commit of the checkout, or an empty string outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,12 +151,7 @@ def main() -> None:
             "about": {
                 "clips": options.clips,
                 "batch_size": options.batch_size,
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                "load": round(os.getloadavg()[0], 1),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "commit": commit(),
+                **machine(),
             },
             "opening_s": round(opening_s, 3),
             "rows": rows,

@@ -17,13 +17,13 @@ import argparse
 import json
 import math
 import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from _facts import commit, processor
 from torch import Tensor
 
 from hafm_lightning.modeling.scores import TokenScores, token_cross_entropy
@@ -118,18 +118,6 @@ def train(settings: dict[str, Any], steps: list[int], seed: int) -> Iterator[dic
             yield {"steps": step, "seconds": seconds, "cross_entropy": cross_entropy, "accuracy": accuracy}
 
 
-def commit() -> str:
-    """Short hash of the checked-out commit, with + for changed files that are tracked."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def table(curves: dict[str, list[dict[str, float]]], limits: dict[str, tuple[float, float]]) -> str:
     """The report as fixed-width text."""
     width = 22
@@ -182,17 +170,6 @@ def main() -> None:
         content = {"context": context, "settings": settings, "limits": limits, "curves": curves}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")
         arguments.json.with_suffix(".txt").write_text(report + "\n")
-
-
-def processor() -> str:
-    """Name of the processor and its number of cores."""
-    cores = f"{torch.multiprocessing.cpu_count()} cores"
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {cores}"
-    return f"{platform.processor() or platform.machine()}, {cores}"
 
 
 if __name__ == "__main__":

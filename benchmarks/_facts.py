@@ -1,0 +1,54 @@
+"""What the figures of a benchmark depend on: commit, processor, versions, load; and how much memory was held."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit, with + for changed files that are tracked; unknown outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """Name of the processor and its number of cores."""
+    cores = f"{os.cpu_count()} cores"
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {cores}"
+    return f"{platform.processor() or platform.machine()}, {cores}"
+
+
+def machine(threads: int | None = None) -> dict[str, Any]:
+    """Commit, hardware, versions and load.
+
+    Args:
+        threads: CPU threads that were used; by default PyTorch's number in this process.
+    """
+    return {
+        "commit": commit(),
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads() if threads is None else threads,
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

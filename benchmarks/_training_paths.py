@@ -1,0 +1,287 @@
+"""One training step by different paths, each in a process of its own: what :mod:`training` compares.
+
+``ours``            the stage as ``fit`` trains it: query blocks on the CPU, FlexAttention on CUDA
+``compiled``        the same with ``compile_blocks``
+``sdpa``            the same network, attention by ``scaled_dot_product_attention`` with mask and bias in one tensor
+``materialised``    the same network, attention as written in a textbook: ``softmax(Q K^T + bias) V`` left to autograd
+``x-transformers``  embeddings, heads and loss of the same stage around a ``Decoder`` of that library, set to the same
+                    network: T5 bias, QK-norm with learned scales, GEGLU of the same inner width, RMSNorm
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from _facts import peak_memory_bytes
+from torch import Tensor, nn
+
+from hafm_lightning.modeling.attention import Geometry, prepare
+from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
+from hafm_lightning.modeling.transformer import Attention, BackboneConfig, Transformer
+from hafm_lightning.stages import STAGES, Stage
+from hafm_lightning.tokens import TokenBatch
+
+PATHS = ("ours", "compiled", "sdpa", "materialised", "x-transformers")
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""Precision of ``trainer.precision`` -> what autocast computes in; 32-true is not in it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process trains.
+
+    Attributes:
+        stage: Name of the stage's class.
+        path: One of :data:`PATHS`.
+        device: ``cpu`` or ``cuda``.
+        precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        threads: CPU threads.
+        memory_bytes: The most that a process may take on the CPU.
+    """
+
+    stage: str
+    path: str
+    device: str
+    precision: str
+    threads: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a process is asked for.
+
+    Attributes:
+        clips: Batch size.
+        clip_s: Length of a clip in seconds.
+        steps: Optimizer steps, one after another.
+    """
+
+    clips: int
+    clip_s: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of it.
+
+    Attributes:
+        seconds: For one step.
+        loss: Of the last step.
+        peak_bytes: The most memory held so far: of the process on the CPU, of PyTorch's tensors on CUDA.
+        failure: Why there are no figures, or an empty string.
+    """
+
+    seconds: float = math.nan
+    loss: float = math.nan
+    peak_bytes: int = 0
+    failure: str = ""
+
+
+class MaterialisedAttention(Attention):
+    """Attention with scores, bias and probabilities of all pairs in memory."""
+
+    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+        """As :meth:`Attention.forward`, for ``dense`` geometry."""
+        queries, keys, values = self._split(x)
+        assert geometry.rows is not None
+        bias = table.t().index_select(1, geometry.rows.flatten()).view(1, -1, *geometry.rows.shape)
+        scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1]) + bias
+        mixed = (scores.softmax(-1).to(values.dtype) @ values).transpose(1, 2)[:, first:]
+        return self.project_out(mixed.flatten(2))  # type: ignore[no-any-return]
+
+
+class XTransformersBackbone(nn.Module):
+    """The library's decoder in the place of our Transformer."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        from x_transformers import Decoder
+
+        self.decoder = Decoder(
+            dim=config.width,
+            depth=config.layers,
+            heads=config.heads,
+            attn_dim_head=config.head_width,
+            rel_pos_bias=True,
+            attn_qk_norm=True,
+            attn_qk_norm_dim_scale=True,
+            use_rmsnorm=True,
+            ff_glu=True,
+            ff_mult=config.inner_width / config.width,
+            verbose=False,
+        )
+
+    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+        """Inputs ``[B, S, D]`` -> hidden states from step ``first`` on; the bias is the library's own."""
+        del table, geometry
+        return self.decoder(x)[:, first:]  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def x_transformers_difference(steps: int = 200) -> float:
+    """How far the library's decoder is from ours with the same weights: the largest difference over the largest value.
+
+    Raises:
+        ModuleNotFoundError: x-transformers is not installed.
+    """
+    torch.manual_seed(0)
+    config = BackboneConfig(layers=2, width=64, heads=4, feedforward=192)
+    theirs, ours, bias = XTransformersBackbone(config), Transformer(config), RelativePosition(config.heads, "index")
+    for parameter in (*ours.parameters(), *bias.parameters()):
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    state: dict[str, Tensor] = {
+        "decoder.rel_pos.relative_attention_bias.weight": bias.within / math.sqrt(config.head_width),
+        "decoder.final_norm.g": ours.final_norm.weight - 1,  # it keeps the offset from 1
+    }
+    for number, layer in enumerate(ours.layers):
+        attention, feedforward = f"decoder.layers.{2 * number}", f"decoder.layers.{2 * number + 1}"
+        state[f"{attention}.0.0.g"] = layer.attention_norm.weight - 1
+        for name, weight in zip("qkv", layer.attention.project_in.weight.chunk(3), strict=True):
+            state[f"{attention}.1.to_{name}.weight"] = weight
+        state[f"{attention}.1.to_out.weight"] = layer.attention.project_out.weight
+        for name, norm in (("q", layer.attention.query_norm), ("k", layer.attention.key_norm)):
+            scale = norm.weight * math.sqrt(config.head_width)  # it divides by the length, we by the root mean square
+            state[f"{attention}.1.qk_norm_{name}_scale"] = scale.expand(config.heads, 1, -1)
+        layer.attention.project_in.bias.zero_()  # it has none
+        layer.attention.project_out.bias.zero_()
+        state[f"{feedforward}.0.0.g"] = layer.feedforward_norm.weight - 1
+        for part, linear in (("0.proj", layer.feedforward.expand), ("2", layer.feedforward.contract)):
+            state[f"{feedforward}.1.ff.{part}.weight"] = linear.weight
+            state[f"{feedforward}.1.ff.{part}.bias"] = linear.bias
+    theirs.load_state_dict(state)
+    positions = StepPositions(torch.zeros(steps, dtype=torch.int64), torch.arange(steps), 0)
+    geometry, x = prepare(bias, positions, "dense"), torch.randn(2, steps, config.width)
+    expected = ours(x, bias.table(), geometry)
+    return float((theirs(x, bias.table(), geometry) - expected).abs().max() / expected.abs().max())
+
+
+def stage_of(name: str, path: str, backbone: BackboneConfig = BackboneConfig(), **settings: Any) -> Stage:
+    """A stage of the paper whose network goes by ``path``."""
+    attention = "dense" if path in ("sdpa", "materialised", "x-transformers") else "auto"
+    stage = STAGES[name](backbone=backbone, attention=attention, compile_blocks=path == "compiled", **settings)
+    if path == "materialised":
+        for layer in stage.model.backbone.layers:
+            layer.attention.__class__ = MaterialisedAttention
+    if path == "x-transformers":
+        stage.model.backbone = XTransformersBackbone(backbone)
+        stage.model._geometry = lambda *_: Geometry("dense")  # type: ignore[method-assign]  # it needs none of ours
+    return stage
+
+
+def batch_of(stage: Stage, clips: int, clip_s: float) -> TokenBatch:
+    """Random tokens for ``stage``."""
+    layout = stage.model.layout
+    streams = {
+        stream.name: torch.randint(stream.vocabulary, (clips, stream.codebooks, stream.frames(clip_s)))
+        for stream in (*layout.conditions, layout.target)
+    }
+    return TokenBatch(streams, [f"clip {i}@0.00" for i in range(clips)])
+
+
+class Training:
+    """Steps of one stage by one path, as ``fit`` takes them: loss, gradients, AdamW."""
+
+    def __init__(self, run: Run) -> None:
+        torch.manual_seed(0)
+        self.run = run
+        self.stage = stage_of(run.stage, run.path).to(run.device).train()
+        fused = run.precision != "16-mixed"  # as the stage itself decides
+        self.optimizer = torch.optim.AdamW(self.stage.parameters(), lr=1e-4, weight_decay=0.01, fused=fused)
+        self.scaler = torch.amp.GradScaler(run.device, enabled=run.device == "cuda" and not fused)
+
+    def take(self, turn: Turn) -> Answer:
+        """Some steps; the time of one."""
+        batch = batch_of(self.stage, turn.clips, turn.clip_s).to(self.run.device)
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(turn.steps):
+            loss = self._step(batch)
+        self._wait()
+        return Answer((time.perf_counter() - began) / turn.steps, float(loss), self._peak())
+
+    def _step(self, batch: TokenBatch) -> Tensor:
+        dtype = AUTOCAST.get(self.run.precision)
+        if self.run.device == "cpu" and dtype is not None:
+            dtype = torch.bfloat16  # as Lightning does
+        with torch.autocast(self.run.device, dtype=dtype, enabled=dtype is not None):
+            loss = self.stage.training_loss(batch)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def forget(self) -> None:
+        """Give back what a step that did not fit has left behind, or what the next process's turn may need."""
+        gc.collect()
+        if self.run.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _wait(self) -> None:
+        if self.run.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self.run.device == "cuda" else peak_memory_bytes()
+
+
+def serve(run: Run, connection: Connection) -> None:
+    """Take the turns that come through ``connection`` until it closes."""
+    torch.set_num_threads(run.threads)
+    if run.device == "cpu" and hasattr(resource, "RLIMIT_DATA"):
+        resource.setrlimit(resource.RLIMIT_DATA, (run.memory_bytes, run.memory_bytes))
+    training: Training | None = None
+    while True:
+        try:
+            turn = connection.recv()
+        except EOFError:
+            return
+        try:
+            training = training or Training(run)
+            answer = training.take(turn)
+        except ModuleNotFoundError as error:
+            answer = Answer(failure=f"not run: {error.name} is not installed (pip install '.[bench]')")
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            answer = Answer(failure="does not fit")
+        if training is not None:
+            if answer.failure:
+                training.optimizer.zero_grad()
+            training.forget()
+        connection.send(answer)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def matmul_flops(device: str, precision: str) -> float:
+    """FLOP/s of a large matrix product at the precision of the run: the best of a few."""
+    dtype = AUTOCAST.get(precision, torch.float32)
+    if device == "cpu" and dtype == torch.float16:
+        dtype = torch.bfloat16
+    size, repeats = (8192, 20) if device == "cuda" else (2048, 1)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best = 0.0
+    for _ in range(5):
+        wait()
+        began = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, b)
+        wait()
+        best = max(best, 2 * size**3 * repeats / (time.perf_counter() - began))
+    return best
