@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from _facts import peak_memory_bytes
+from _facts import forget_peak_memory, peak_memory_bytes
 from torch import Tensor, nn
 
 from hafm_lightning.modeling.attention import Geometry, prepare
@@ -221,11 +221,16 @@ class Training:
         self.scaler.update()
         return loss.detach()
 
-    def forget(self) -> None:
-        """Give back what a step that did not fit has left behind, or what the next process's turn may need."""
+    def forget(self, peak_too: bool) -> None:
+        """Give back memory that the next turn may need; after a step that did not fit, forget its peak too."""
+        self.optimizer.zero_grad()
         gc.collect()
         if self.run.device == "cuda":
             torch.cuda.empty_cache()
+            if peak_too:
+                torch.cuda.reset_peak_memory_stats()
+        elif peak_too:
+            forget_peak_memory()
 
     def _wait(self) -> None:
         if self.run.device == "cuda":
@@ -256,9 +261,7 @@ def serve(run: Run, connection: Connection) -> None:
                 raise
             answer = Answer(failure="does not fit")
         if training is not None:
-            if answer.failure:
-                training.optimizer.zero_grad()
-            training.forget()
+            training.forget(peak_too=bool(answer.failure))
         connection.send(answer)
 
 
