@@ -11,7 +11,8 @@ all paths) over what a large matrix product reaches at this precision in the sam
 process on the CPU, and of PyTorch's tensors on CUDA.
 
 On CUDA the batches are the paper's, 36, 12 and 36 clips of 10 s. On a CPU they are smaller, and the long stages have
-few rounds. A path that does not fit its memory is tried with half the clips, down to one; then the table says so.
+one round or two: six minutes in all on two cores; ``--shapes`` takes them one by one into the same file. A path that
+does not fit its memory is tried with half the clips, down to one; then the table says so.
 """
 
 from __future__ import annotations
@@ -99,32 +100,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="at most so many")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--memory-gib", type=float, help="for each process on the CPU; default: what is free, less 1")
-    parser.add_argument("--json", type=Path, help="write figures here, and the tables beside it as .txt")
+    parser.add_argument("--json", type=Path, help="write figures here, beside those of other shapes; tables as .txt")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "no CUDA device here: nothing was run\n")
     options.precision = options.precision or ("16-mixed" if options.device == "cuda" else "32-true")
     options.paths = options.paths or [path for path in PATHS if path != "compiled" or options.device == "cuda"]
     torch.set_num_threads(options.threads)
-    report: dict[str, Any] = {
-        "machine": machine(),
+    facts = {
         "x_transformers": x_transformers(),
         "device": options.device,
         "precision": options.precision,
         "clip_s": options.clip_s,
-        "shapes": {},
     }
-    lines = []
+    report: dict[str, Any] = {}
+    if options.json and options.json.exists():
+        report = json.loads(options.json.read_text(encoding="utf-8"))
     for shape in options.shapes:
-        report["shapes"][shape] = found = measure(shape, options)
-        lines.append(table(shape, found))
-        print(lines[-1] + "\n", flush=True)
-    lines.append(", ".join(f"{key} {value}" for key, value in report["machine"].items() if value is not None))
-    print(lines[-1])
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        options.json.with_suffix(".txt").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+        report[shape] = {"machine": machine()} | facts | measure(shape, options)
+        print(table(shape, report[shape]) + "\n", flush=True)
+        if options.json:
+            write(options.json, report)
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """The figures as JSON, and the tables beside it as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    tables = [table(shape, report[shape]) for shape in SHAPES if shape in report]
+    path.with_suffix(".txt").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 
 
 def x_transformers() -> dict[str, Any] | None:
@@ -241,6 +245,8 @@ def table(shape: str, found: dict[str, Any]) -> str:
             f"{path:<16}{row['clips']:>6}{seconds:>9.3f}{row['codes_a_second']:>10,.0f}"
             f"{row['sequence_steps_a_second']:>10,.0f}{row['peak_memory_gib']:>8.2f}{row['mfu']:>7.1%}{ratio:>16}"
         )
+    facts = {"device": found["device"], "precision": found["precision"], **found["machine"]}
+    lines.append(", ".join(f"{key} {value}" for key, value in facts.items() if value is not None))
     return "\n".join(lines)
 
 
