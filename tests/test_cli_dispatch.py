@@ -105,3 +105,46 @@ def test_the_module_runs_and_tells_its_exit_code():
     assert done.returncode == 2
     assert "unknown command 'nope'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def answer(capsys, *arguments: str) -> str:
+    """What a wrong request prints: exit code 2, at most five lines, no usage, no traceback."""
+    assert cli.main(list(arguments)) == cli.WRONG_REQUEST
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "usage:" not in printed.err
+    assert "Traceback" not in printed.err
+    assert 1 <= len(printed.err.splitlines()) <= cli.ERROR_LINES
+    return printed.err
+
+
+@pytest.mark.parametrize("name", cli.available())
+def test_an_option_that_there_is_not_is_told_in_a_few_lines(name, capsys):
+    assert "--no-such-thing" in answer(capsys, name, "--no-such-thing", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--minuts", "3"], "did you mean '--minutes'?"),
+        (["demo", "--minutes", "many"], "--minutes"),
+        (["doctor", "--jason"], "did you mean '--json'?"),
+        (["curves", "run", "--uot", "x"], "did you mean '--out'?"),
+        (["describe", "--clip_s", "long"], "--clip_s"),
+        (["evaluate", "--config", "c.yaml", "--sytems", "model"], "did you mean '--systems'?"),
+        (["generate", "--vocl", "a.wav"], "did you mean '--vocal'?"),  # before --out, which is missing too
+        (["generate", "--vocal", "a.wav"], "--out"),
+        (["export", "--out"], "--out"),
+        (["prepare", "--confg", "c.yaml"], "did you mean '--config'?"),
+        (["prepare", "--config", "c.yaml", "--root", "x"], "key=value"),
+        (["fti"], "did you mean 'fit'?"),
+    ],
+)
+def test_a_misspelt_option_is_answered_with_the_nearest(arguments, words, capsys):
+    assert words in answer(capsys, *arguments)
+
+
+@pytest.mark.parametrize("name", cli.available())
+def test_every_command_explains_itself(name, capsys):
+    assert cli.main([name, "--help"]) == cli.DONE
+    assert name in capsys.readouterr().out

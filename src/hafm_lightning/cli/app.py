@@ -20,7 +20,8 @@ import numpy as np
 
 from hafm_lightning.accompanist import Accompanist, Take
 from hafm_lightning.audio import Audio, read_audio
-from hafm_lightning.cli.band_arguments import PROGRAM, Parser, add_model_arguments, load_band, parse
+from hafm_lightning.cli.band_arguments import add_model_arguments, load_band
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.pictures import log_mel_picture
 
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_arguments(parser)
-    arguments = parse(parser, argv)
+    arguments = parser.parse_args(list(argv))
     import_gradio()
     with tempfile.TemporaryDirectory(prefix="hafm-app-") as folder:
         page = build_page(load_band(arguments), Path(folder))

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Literal, NoReturn, cast
+from typing import Literal, cast
 
 from hafm_lightning.accompanist import Accompanist, MixOptions
 from hafm_lightning.accompanist.networks import Precision
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
-
-PROGRAM = "python -m hafm_lightning"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are wrong requests: a line that says what, and where to read more."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise RequestError instead of printing the usage."""
-        raise RequestError(f"{message}\n{self.prog} --help explains the options")
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +103,3 @@ def mix_options(arguments: argparse.Namespace) -> MixOptions:
         rate_hz=arguments.rate_hz,
         channels=arguments.channels,
     )
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse ``argv``; a mistake is a RequestError."""
-    return parser.parse_args(list(argv))

@@ -15,7 +15,6 @@ prints it. Steps leave their results on disk and are not repeated, so that an in
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -33,6 +32,7 @@ from hafm_lightning.cli.demo_fits import Fit, lanes, run_fits
 from hafm_lightning.cli.demo_report import write_pictures, write_report
 from hafm_lightning.cli.demo_scores import generate_takes, held_out_segments, read_listenings, score_music
 from hafm_lightning.cli.demo_workers import cores, spread, worker_pool
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.training import StageCLI
 from hafm_lightning.errors import RequestError
@@ -105,7 +105,7 @@ class Places:
 
 def main(argv: Sequence[str]) -> int:
     """Run or continue the demo."""
-    parser = argparse.ArgumentParser(prog="python -m hafm_lightning demo", description=__doc__.split("\n")[0])
+    parser = Parser(prog=f"{PROGRAM} demo", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"time in all, about (default {MINUTES:g})")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (default demo/)")
     parser.add_argument("--experiments", type=Path, default=Path("experiments/quickstart"), help="configurations")

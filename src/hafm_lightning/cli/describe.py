@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.training import StageCLI, less_talk
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.cost import GIB, training_bytes, training_flops
@@ -79,12 +80,11 @@ def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str,
 
 def main(argv: Sequence[str]) -> int:
     """Print the description."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hafm_lightning describe",
+    parser = Parser(
+        prog=f"{PROGRAM} describe",
         description=__doc__,
         epilog="All other arguments are those of fit: --config FILE, --data.batch_size 4, ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--clip_s", type=float, help="length of a clip in seconds; default: data.crop_s, else 10")
     options, rest = parser.parse_known_args(argv)

@@ -9,7 +9,6 @@ Exit code: 0 when nothing is broken, else 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.progress import progress
 
 REQUIRED_PACKAGES = {
@@ -81,9 +81,7 @@ class Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hafm_lightning doctor", description="What this machine has, and what mends each lack."
-    )
+    parser = Parser(prog=f"{PROGRAM} doctor", description="What this machine has, and what mends each lack.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     findings = list(examine())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hafm_lightning.cli.band_arguments import PROGRAM, Parser
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.runs import best_checkpoint
 from hafm_lightning.errors import RequestError
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
 from hafm_lightning.accompanist.networks import check_belonging, network_from_checkpoint, stage_files, tokenizers_folder
-from hafm_lightning.cli.band_arguments import PROGRAM, Parser, add_checkpoint_arguments, parse
+from hafm_lightning.cli.band_arguments import add_checkpoint_arguments
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers import load_tokenizers
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     card.add_argument("--metrics", metavar="JSON", help="a JSON file of metrics; its top-level numbers are shown")
     card.add_argument("--notes", metavar="FILE", help="Markdown for the end of the card")
     add_checkpoint_arguments(parser)
-    arguments = parse(parser, argv)
+    arguments = parser.parse_args(list(argv))
     if arguments.semantic is None or arguments.coarse is None:
         raise RequestError("export needs --semantic, --coarse and --fine checkpoints")
     facts = CardFacts(

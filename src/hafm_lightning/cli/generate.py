@@ -13,16 +13,14 @@ import torch
 from hafm_lightning.accompanist import Accompanist, MixOptions, Take
 from hafm_lightning.accompanist.take import RECORD_FILE, TAKE_FORMAT, file_sha256
 from hafm_lightning.cli.band_arguments import (
-    PROGRAM,
-    Parser,
     add_mix_arguments,
     add_model_arguments,
     add_sampling_arguments,
     load_band,
     mix_options,
-    parse,
     sampling_options,
 )
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.progress import progress
@@ -44,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_mix_arguments(parser)
-    arguments = parse(parser, argv)
+    arguments = parser.parse_args(list(argv))
     out = Path(arguments.out)
     if (arguments.take is None) == (arguments.vocal is None):
         raise RequestError("give either --vocal (what to accompany) or --take (a take.json to make again)")

@@ -6,9 +6,11 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
 
 DESCRIPTION = "Turn songs into shards of tokens; a stopped run continues where it was."
+OVERRIDE_HINT = "settings are changed as key=value, without dashes: root=data/mine clips.hop_s=5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +63,6 @@ def all_settings() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``prepare``: parse ``argv`` (without the command's name) and run."""
-    parser = argparse.ArgumentParser(prog="python -m hafm_lightning prepare", description=DESCRIPTION)
+    parser = Parser(prog=f"{PROGRAM} prepare", description=DESCRIPTION, hint=OVERRIDE_HINT)
     add_arguments(parser)
     return run(parser.parse_args(argv))

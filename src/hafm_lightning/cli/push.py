@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hafm_lightning.accompanist.model_folder import HUB_PATTERNS, read_config, read_model_folder
-from hafm_lightning.cli.band_arguments import PROGRAM, Parser, parse
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository on the Hub; made if missing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--message", default="Upload a hafm_lightning model", help="commit message")
-    arguments = parse(parser, argv)
+    arguments = parser.parse_args(list(argv))
     folder = Path(arguments.model)
     if not folder.is_dir():
         raise RequestError(f"--model {folder}: no such folder; make one with `export`")

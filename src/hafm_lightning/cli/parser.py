@@ -1,0 +1,50 @@
+"""The argument parser of every command that is not LightningCLI's: mistakes are wrong requests, told in a few lines."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from hafm_lightning.errors import RequestError
+
+PROGRAM = "python -m hafm_lightning"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises in place of printing its usage, and knows what was probably meant.
+
+    Args:
+        hint: A line for whoever gives an option that there is not.
+        settings: As for ``argparse.ArgumentParser``. Options are not abbreviated, so that a new one never changes what
+            an old command line means.
+    """
+
+    def __init__(self, *, hint: str = "", **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+        self._hint = hint
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse; an unknown option is told before a missing one, which it may have been meant to be."""
+        for argument in args or ():
+            name = argument.partition("=")[0]
+            if argument == "--":
+                break
+            if name.startswith("--") and name not in self._option_string_actions:
+                raise self._unknown(name)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise RequestError instead of printing the usage."""
+        raise RequestError(f"{message}\n{self._more()}")
+
+    def _unknown(self, name: str) -> RequestError:
+        near = difflib.get_close_matches(name, self._option_string_actions, n=2, cutoff=0.7)
+        guess = f"did you mean {' or '.join(map(repr, near))}?" if near else self._hint
+        return RequestError("\n".join(line for line in (f"unknown argument {name!r}", guess, self._more()) if line))
+
+    def _more(self) -> str:
+        return f"{self.prog} --help explains the options"
