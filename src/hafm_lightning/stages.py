@@ -16,6 +16,8 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     Loss with the conditions of another clip of the batch, and loss_other - loss: above 0 where the stage listens. It
     depends on which clips share a batch.
 
+The optimizer is in :mod:`hafm_lightning.optimizer`, the file format in :mod:`hafm_lightning.checkpoint_format`.
+
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 """
 
@@ -23,9 +25,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -48,49 +50,8 @@ from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositi
 from hafm_lightning.modeling.scores import TokenScores, other_clips, summarise, token_cross_entropy
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.optimizer import OptimizerConfig, adamw
 from hafm_lightning.tokens import TokenBatch
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and its schedule; the defaults are the paper's.
-
-    Attributes:
-        learning_rate: Peak learning rate.
-        weight_decay: Decoupled weight decay.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        warmup_steps: Optimizer steps over which the rate rises linearly from 0; 0 starts at the peak.
-        schedule: ``constant`` after warm-up, or ``cosine`` down to ``final_fraction``.
-        total_steps: Optimizer steps at which ``cosine`` ends; required for it.
-        final_fraction: Share of the peak rate at which ``cosine`` ends.
-    """
-
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    total_steps: int | None = None
-    final_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
-        if self.schedule == "cosine" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
-            raise ValueError("schedule 'cosine' needs total_steps, above warmup_steps: set it to trainer.max_steps")
-
-    def factor(self, step: int) -> float:
-        """Share of the peak rate at optimizer step ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.schedule == "constant" or self.total_steps is None:
-            return 1.0
-        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Stage(pl.LightningModule):
@@ -283,19 +244,11 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""
-        config = self.optimizer_config
-        mixed = self._trainer is not None and self.trainer.precision == "16-mixed"
-        optimizer = torch.optim.AdamW(
+        return adamw(
             self.parameters(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=not mixed,  # the fused step unscales gradients itself, which forbids clipping in 16-mixed
+            self.optimizer_config,
+            unscales_itself=self._trainer is not None and self.trainer.precision == "16-mixed",
         )
-        if config.schedule == "constant" and not config.warmup_steps:
-            return optimizer
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
