@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -180,6 +180,14 @@ def whole_frames(clip: NDArray[np.float32], hop: int) -> Tensor:
     if not bool(torch.isfinite(samples).all()):
         raise RequestError("a clip to train a tokenizer on holds NaN or infinite samples; repair the audio")
     return samples[: len(samples) // hop * hop]
+
+
+def whole_clips(clips: Iterable[NDArray[np.float32]], hop: int) -> Iterator[Tensor]:
+    """Mono training clips as :func:`whole_frames` cuts them, without those that are shorter than a frame."""
+    for clip in clips:
+        samples = whole_frames(clip, hop)
+        if len(samples):
+            yield samples
 
 
 def content_sha256(arrays: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:

@@ -25,7 +25,6 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import (
     ACOUSTIC_HOP,
     ACOUSTIC_SAMPLE_RATE_HZ,
-    MODEL_FOLDER,
     TokenizerIdentity,
     check_audio,
     check_codes,
@@ -36,6 +35,7 @@ from hafm_lightning.tokenizers.base import (
 )
 from hafm_lightning.tokenizers.weights import (
     full_precision,
+    kept_source,
     load_config,
     load_pretrained,
     resolve_source,
@@ -261,10 +261,8 @@ class EncodecTokenizer:
             RequestError: Missing, damaged or of another kind, or the weights are not reachable or not the same.
         """
         identity, report = read_description(folder, ENCODEC_KIND)
-        inside, origin = Path(folder) / MODEL_FOLDER, report["origin"]
-        source, revision = weights or origin["source"], None if weights else origin["revision"]
-        if weights is None and inside.is_dir():
-            source, revision = inside, None
+        origin = report["origin"]
+        source, revision = kept_source(folder, origin, weights)
         tokenizer = cls.from_pretrained(source, revision=revision, backend=backend, device=device)
         tokenizer.origin = dict(origin)
         if tokenizer.identity.sha256 != identity.sha256:

@@ -28,7 +28,6 @@ from torch import Tensor
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import (
-    MODEL_FOLDER,
     SEMANTIC_HOP,
     SEMANTIC_SAMPLE_RATE_HZ,
     TokenizerIdentity,
@@ -37,12 +36,13 @@ from hafm_lightning.tokenizers.base import (
     content_sha256,
     read_arrays,
     read_description,
-    whole_frames,
+    whole_clips,
     write_folder,
 )
-from hafm_lightning.tokenizers.kmeans import FrameSample, assign, import_centroids, train_kmeans
+from hafm_lightning.tokenizers.kmeans import assign, import_centroids, sample_frames, train_kmeans
 from hafm_lightning.tokenizers.weights import (
     full_precision,
+    kept_source,
     load_config,
     load_pretrained,
     preprocessor_settings,
@@ -229,11 +229,8 @@ class HubertTokenizer:
         Raises:
             RequestError: No clips, fewer frames than centroids, or NaN samples.
         """
-        sample = FrameSample(max_frames, seed)
-        for clip in clips:
-            samples = whole_frames(clip, SEMANTIC_HOP)
-            if len(samples):
-                sample.add(features(samples[None])[0].cpu().numpy())
+        frames = (features(samples[None])[0].cpu().numpy() for samples in whole_clips(clips, SEMANTIC_HOP))
+        sample = sample_frames(frames, max_frames, seed)
         centroids, report = train_kmeans(sample.frames(), vocabulary, seed=seed)
         notes = {"clips": sample.clips, "frames_seen": sample.seen, "kmeans": report.as_dict()}
         return cls(features, torch.from_numpy(centroids), notes)
@@ -283,10 +280,8 @@ class HubertTokenizer:
             RequestError: Missing, damaged or of another kind, or the weights are not reachable or not the same.
         """
         identity, report = read_description(folder, HUBERT_KIND)
-        inside, origin = Path(folder) / MODEL_FOLDER, report["origin"]
-        source, revision = weights or origin["source"], None if weights else origin["revision"]
-        if weights is None and inside.is_dir():
-            source, revision = inside, None
+        origin = report["origin"]
+        source, revision = kept_source(folder, origin, weights)
         features = HubertFeatures.from_pretrained(
             source,
             layer=identity.settings["layer"],

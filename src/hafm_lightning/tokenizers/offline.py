@@ -39,7 +39,7 @@ from hafm_lightning.tokenizers.base import (
     content_sha256,
     read_arrays,
     read_description,
-    whole_frames,
+    whole_clips,
     write_folder,
 )
 from hafm_lightning.tokenizers.frontends import (
@@ -50,7 +50,7 @@ from hafm_lightning.tokenizers.frontends import (
     settings_as_dict,
     settings_from_dict,
 )
-from hafm_lightning.tokenizers.kmeans import FrameSample, assign, check_enough, train_kmeans
+from hafm_lightning.tokenizers.kmeans import assign, check_enough, sample_frames, train_kmeans
 from hafm_lightning.tokens import (
     ACOUSTIC_CODEBOOKS,
     ACOUSTIC_RATE_HZ,
@@ -136,12 +136,8 @@ class OfflineSemanticTokenizer:
             RequestError: No clips, fewer frames than centroids, or NaN samples.
         """
         front_end = SemanticFrontEnd(SemanticSettings() if settings is None else settings)
-        sample = FrameSample(max_frames, seed)
-        for clip in clips:
-            samples = whole_frames(clip, SEMANTIC_HOP)
-            if len(samples):
-                with spectra.one_thread():
-                    sample.add(front_end(samples).float().numpy())
+        frames_of_clips = (_frames(front_end, samples) for samples in whole_clips(clips, SEMANTIC_HOP))
+        sample = sample_frames(frames_of_clips, max_frames, seed)
         frames = torch.from_numpy(sample.frames()).double()
         with spectra.one_thread():
             offset, scale = frames.mean(dim=0).float(), front_end.scales(frames).float()
@@ -237,12 +233,8 @@ class OfflineAcousticTokenizer:
         """
         settings = AcousticSettings() if settings is None else settings
         front_end = AcousticFrontEnd(settings)
-        sample = FrameSample(max_frames, seed)
-        for clip in clips:
-            samples = whole_frames(clip, ACOUSTIC_HOP)
-            if len(samples):
-                with spectra.one_thread():
-                    sample.add(front_end(samples).float().numpy())
+        frames_of_clips = (_frames(front_end, samples) for samples in whole_clips(clips, ACOUSTIC_HOP))
+        sample = sample_frames(frames_of_clips, max_frames, seed)
         heard = torch.from_numpy(sample.frames()).double()
         check_enough(len(heard), vocabulary)
         silence = front_end(torch.zeros(ACOUSTIC_HOP)).expand(-(-len(heard) // SILENT_SHARE), -1)
@@ -309,6 +301,13 @@ class OfflineAcousticTokenizer:
         tokenizer = cls(**read_arrays(folder, {"mean", "basis", "codebooks"}), settings=settings, report=report)
         check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer
+
+
+def _frames(front_end: SemanticFrontEnd | AcousticFrontEnd, samples: Tensor) -> NDArray[np.float32]:
+    """Feature frames float32 ``[T, d]`` of one clip ``[L]``."""
+    with spectra.one_thread():
+        frames: NDArray[np.float32] = front_end(samples).float().numpy()
+    return frames
 
 
 def _principal_components(centred: Tensor, components: int) -> Tensor:

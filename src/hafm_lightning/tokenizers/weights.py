@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers.base import MODEL_FOLDER
 
 PINNED_REVISIONS: Mapping[str, str] = {
     "facebook/hubert-base-ls960": "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
@@ -47,6 +48,22 @@ def resolve_source(source: str | Path, revision: str | None) -> tuple[str, str |
     if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise RequestError(f"no weights at {source}: the folder does not exist; name a folder, or a Hub id owner/name")
     return name, revision or PINNED_REVISIONS.get(name)
+
+
+def kept_source(
+    folder: str | Path, origin: Mapping[str, Any], weights: str | Path | None
+) -> tuple[str | Path, str | None]:
+    """Where the weights of the tokenizer kept in ``folder`` are, and their revision.
+
+    Args:
+        folder: The tokenizer's folder.
+        origin: Their ``source`` and ``revision`` when the tokenizer was made.
+        weights: Where they are now; None takes those inside the folder, or else the origin's.
+    """
+    if weights is not None:
+        return weights, None
+    inside = Path(folder) / MODEL_FOLDER
+    return (inside, None) if inside.is_dir() else (origin["source"], origin["revision"])
 
 
 def load_config(source: str | Path, revision: str | None, model_type: str) -> Any:
