@@ -244,16 +244,22 @@ def first_unknown(
     return path, accepted_keys(path, top_level, arguments)
 
 
-def places_of_value(value: str, arguments: Sequence[str]) -> Iterator[Place]:
-    """Lines of the configuration files that hold a value."""
-    for file in config_files(arguments):
+def lines_of(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """``FILE, line N`` and the text of every line; files that cannot be read are passed over."""
+    for file in files:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
             continue
         for number, line in enumerate(lines, 1):
-            if value in line:
-                yield Place((), f"{file}, line {number}")
+            yield f"{file}, line {number}", line
+
+
+def places_of_value(value: str, arguments: Sequence[str]) -> Iterator[Place]:
+    """Lines of the configuration files that hold a value."""
+    for where, line in lines_of(config_files(arguments)):
+        if value in line:
+            yield Place((), where)
 
 
 def public_classes(module: str) -> list[str]:
@@ -275,17 +281,12 @@ def refuse_lost_overrides(arguments: Sequence[str]) -> None:
         for a in arguments
         if a.startswith("--")
     }
-    for file in config_files(arguments):
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            continue
-        for number, line in enumerate(lines, 1):
-            for reference in re.findall(r"\$\{([\w.]+)\}", line.partition("#")[0]):
-                path = tuple(part for part in reference.split(".") if part not in NOT_A_KEY)
-                if path in overridden:
-                    raise RequestError(
-                        f"{overridden[path].partition('=')[0]} would not reach ${{{reference}}}, which refers to it\n"
-                        f"where: {file}, line {number}\n"
-                        "change the value in the file, or write that line's value out"
-                    )
+    for where, line in lines_of(config_files(arguments)):
+        for reference in re.findall(r"\$\{([\w.]+)\}", line.partition("#")[0]):
+            path = tuple(part for part in reference.split(".") if part not in NOT_A_KEY)
+            if path in overridden:
+                raise RequestError(
+                    f"{overridden[path].partition('=')[0]} would not reach ${{{reference}}}, which refers to it\n"
+                    f"where: {where}\n"
+                    "change the value in the file, or write that line's value out"
+                )

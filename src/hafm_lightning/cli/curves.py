@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.runs import newest_run
 from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +149,7 @@ def draw_metric(axes: Axes, series: dict[str, Series], metric: str, colour: str,
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(prog="python -m hafm_lightning curves", description=__doc__)
+    result = Parser(prog=f"{PROGRAM} curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     result.add_argument("--out", type=Path, help="folder for the figures; by default each run's own")
     return result
@@ -169,9 +172,13 @@ def main(argv: Sequence[str]) -> int:
         name = figure_name(path, options.out)
         drawn.append((draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])), name))
     for figure, name in drawn:
-        name.parent.mkdir(parents=True, exist_ok=True)
         for ending in FORMATS:
             target = name.with_name(f"{name.name}.{ending}")
-            figure.savefig(target, dpi=150)
+            picture = io.BytesIO()
+            figure.savefig(picture, dpi=150, format=ending)
+            try:
+                write_atomic(target, picture.getvalue())
+            except OSError as error:
+                raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another --out") from error
             print(target)
     return 0

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
+import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hafm_lightning.cli.config_errors import config_files, explain, places_of, refuse_lost_overrides
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, newest_checkpoint, newest_run, next_run
 from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.files import write_atomic
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
 DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"
@@ -76,9 +78,7 @@ class SavedConfig(SaveConfigCallback):
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         text = self.parser.dump(self.config, skip_none=False)
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+        write_atomic(Path(trainer.default_root_dir) / CONFIG_NAME, text.encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 
@@ -260,11 +260,11 @@ class StageCLI(LightningCLI):
         rows = [row for batch in batches if isinstance(batch, dict) for row in rows_of(batch)]
         if not rows:
             raise RequestError("this model predicts nothing that could be written (predict_step returns no columns)")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(path, table.getvalue().encode())
         print(path)
 
 
