@@ -1,6 +1,7 @@
 """Patterns as bijections, and every step's stream, codebook, frame and time against a slow computation."""
 
 from fractions import Fraction
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_models import RICH_CONDITIONS
 
 from hafm_lightning.modeling.layout import (
     TIMELESS,
+    Pattern,
     SequenceLayout,
     deinterleave,
     interleave,
@@ -17,7 +19,7 @@ from hafm_lightning.modeling.layout import (
 )
 from hafm_lightning.tokens import EMPTY, stream_named
 
-PATTERNS = ("flattened", "delay", "parallel", "nonautoregressive")
+PATTERNS = get_args(Pattern)
 
 
 @st.composite

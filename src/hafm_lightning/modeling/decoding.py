@@ -189,9 +189,7 @@ class Decoder:
             raise ValueError(f"the window has {self.frames} frames, {frame} were asked for")
         if not self.rows:
             raise ValueError("call condition() before advance()")
-        until = {"flattened": frame * layout.target.codebooks, "delay": frame + layout.target.codebooks - 1}.get(
-            layout.pattern, frame
-        )
+        until = layout.target_steps(frame)
         if self.cache is None and self.step < min(until, last):
             self._prefill()
         steps_per_frame = layout.target.codebooks if layout.pattern == "flattened" else 1
