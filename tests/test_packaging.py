@@ -57,6 +57,12 @@ def requirements(text: str) -> list[Requirement]:
     return [Requirement(line) for line in text.split("\n") if line.strip()]
 
 
+def declared_requirements(setup_cfg: configparser.ConfigParser) -> list[Requirement]:
+    """What setup.cfg requires, extras included."""
+    texts = [setup_cfg["options"]["install_requires"], *setup_cfg["options.extras_require"].values()]
+    return [requirement for text in texts for requirement in requirements(text)]
+
+
 def modules_on_disk(repository: Path) -> set[str]:
     """Paths inside a wheel that the checkout's modules should have."""
     source = repository / "src" / PACKAGE
@@ -137,15 +143,21 @@ def test_weights_are_loaded_as_data_by_every_allowed_torch(setup_cfg: configpars
 
 
 def test_everything_the_project_names_is_installed_or_an_extra(setup_cfg: configparser.ConfigParser) -> None:
-    named = requirements(setup_cfg["options"]["install_requires"])
-    named += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
-    assert {requirement.name for requirement in named} >= NAMED_BY_THE_USER
+    assert {requirement.name for requirement in declared_requirements(setup_cfg)} >= NAMED_BY_THE_USER
+
+
+def test_every_dependency_has_its_reason(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
+    text = (repository / "docs" / "architecture.md").read_text(encoding="utf-8").split("## Dependencies")[1]
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", text, flags=re.MULTILINE))
+    plain = {requirement.name for requirement in requirements(setup_cfg["options"]["install_requires"])}
+    assert rows == plain
+    named = set(re.findall(r"`([\w-]+)`", text))
+    assert {requirement.name for requirement in declared_requirements(setup_cfg)} <= named
 
 
 def test_every_imported_package_is_required_by_name(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
     """What another package happens to bring may be gone with its next version."""
-    named = requirements(setup_cfg["options"]["install_requires"])
-    named += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
+    named = declared_requirements(setup_cfg)
     known = {canonical(requirement.name) for requirement in named} | OFFERED_ONLY
     unknown: dict[str, str] = {}
     for folder in (repository / "src" / PACKAGE, *(repository / leaf for leaf in LEAVES)):
@@ -192,9 +204,7 @@ def test_constraints_pin_each_direct_dependency_once_and_in_range(
         assert specifier.operator == "=="
         assert name not in pins, f"{pin.name} is pinned twice for Python {python}"
         pins[name] = Version(specifier.version)
-    direct = requirements(setup_cfg["options"]["install_requires"])
-    direct += [r for text in setup_cfg["options.extras_require"].values() for r in requirements(text)]
-    for requirement in direct:
+    for requirement in declared_requirements(setup_cfg):
         pinned = pins.get(re.sub(r"[-_.]+", "-", requirement.name).lower())
         assert pinned is not None, f"constraints.txt does not pin {requirement.name} for Python {python}"
         assert requirement.specifier.contains(pinned), f"{requirement} excludes the pinned {pinned}"

@@ -1,4 +1,8 @@
-"""Sound <-> tokens: the paper's tokenizers (HuBERT with k-means, EnCodec) and offline ones that need no download."""
+"""Sound <-> tokens: the paper's tokenizers (HuBERT with k-means, EnCodec) and offline ones that need no download.
+
+Start at :mod:`~hafm_lightning.tokenizers.base`: the two interfaces, and the identity that travels with every token.
+This module loads and saves a pair of them.
+"""
 
 from __future__ import annotations
 
