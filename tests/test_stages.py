@@ -1,13 +1,12 @@
-"""The training coat: loss, metrics, guidance dropout, optimizer, and what a checkpoint says and refuses."""
+"""The training coat: loss, metrics, guidance dropout, and what a checkpoint says and refuses."""
 
 import math
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_models import TINY, louden, tiny_batch
-from torch.utils.data import DataLoader
+from tiny_models import TINY
+from tiny_stages import clips, loader, tiny_stage, trainer
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.conditioning import null_conditions
@@ -24,36 +23,6 @@ from hafm_lightning.stages import (
 from hafm_lightning.tokens import NULL
 
 PATTERNS = ("flattened", "delay", "parallel", "nonautoregressive")
-FRAMES = {SemanticStage: 4, CoarseStage: 6, FineStage: 6}  # 0.08 s
-
-
-def tiny_stage(kind=CoarseStage, **settings):
-    stage = kind(backbone=TINY, **settings)
-    louden(stage.model)
-    return stage
-
-
-def clips(stage, count=4, seed=0, songs=None):
-    return tiny_batch(stage.model.layout, FRAMES[type(stage)], count, seed, songs)
-
-
-def loader(*batches):
-    return DataLoader(list(batches), batch_size=None)
-
-
-def trainer(folder: Path, **settings):
-    defaults = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": str(folder),
-        "max_steps": 1,
-        "limit_val_batches": 0,
-        "log_every_n_steps": 1,
-    }
-    return pl.Trainer(**defaults | settings)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -280,50 +249,6 @@ def test_a_nonautoregressive_stage_trains_one_codebook_a_step_and_validates_all(
     assert len(trained) == 1
     (found,) = trainer(tmp_path, limit_val_batches=1).validate(stage, loader(clips(stage)), verbose=False)
     assert {f"val/loss_q{k}" for k in range(4)} <= set(found)
-
-
-# --- optimizer --------------------------------------------------------------------------------------------------
-
-
-def test_the_papers_optimizer_is_the_default():
-    optimizer = tiny_stage().configure_optimizers()
-    assert isinstance(optimizer, torch.optim.AdamW)
-    (group,) = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-4, 0.01, (0.9, 0.999))
-    stage = tiny_stage()
-    chosen = {id(p) for g in stage.configure_optimizers().param_groups for p in g["params"]}
-    assert chosen == {id(parameter) for parameter in stage.parameters()}
-
-
-def test_warm_up_rises_linearly_and_cosine_falls_to_its_floor(tmp_path):
-    config = OptimizerConfig(learning_rate=0.01, warmup_steps=4, schedule="cosine", total_steps=12, final_fraction=0.1)
-    rates = []
-
-    class Rates(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    stage = tiny_stage(SemanticStage, optimizer=config)
-    trainer(tmp_path, max_steps=14, callbacks=[Rates()]).fit(stage, loader(*[clips(stage)] * 14))
-    expected = [0.0025, 0.005, 0.0075, 0.01]
-    expected += [0.001 + 0.009 * (1 + math.cos(math.pi * done / 8)) / 2 for done in range(9)] + [0.001]
-    assert rates == pytest.approx(expected[: len(rates)], abs=1e-9)
-    assert len(rates) == 14
-    assert OptimizerConfig(warmup_steps=0).factor(10**6) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        ({"learning_rate": 0.0}, "learning_rate"),
-        ({"warmup_steps": -1}, "warmup_steps"),
-        ({"schedule": "cosine"}, "total_steps"),
-        ({"schedule": "cosine", "warmup_steps": 10, "total_steps": 10}, "total_steps"),
-    ],
-)
-def test_impossible_optimizer_settings_are_refused(wrong, named):
-    with pytest.raises(ValueError, match=named):
-        OptimizerConfig(**wrong)
 
 
 def test_an_impossible_guidance_dropout_is_refused():
