@@ -104,6 +104,21 @@ def test_loggers_get_the_resolved_configuration_and_the_csv_stays(config):
     assert (config.parent / "logs" / "tiny" / "run-000" / "metrics.csv").is_file()
 
 
+def test_a_saved_configuration_makes_the_same_run_again_beside_the_first(config):
+    assert main(["fit", "--config", str(config), "--data.batch_size", "2"]) == 0
+    assert main(["fit", "--config", str(config), "--data.batch_size", "2", "--ckpt_path", "auto"]) == 0
+    root = config.parent / "logs" / "tiny"
+    assert main(["fit", "--config", str(root / "run-000" / "config.yaml")]) == 0
+    assert [path.name for path in sorted(root.iterdir())] == ["run-000", "run-001"]
+    first, again = ((root / run / "config.yaml").read_text() for run in ("run-000", "run-001"))
+    assert first == again
+    losses = []
+    for run in ("run-000", "run-001"):
+        with (root / run / "metrics.csv").open() as file:
+            losses.append([row["train/loss"] for row in csv.DictReader(file)][:2])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("stage", ["SemanticStage", "CoarseStage", "FineStage"])
 def test_a_trial_run_of_each_stage_leaves_nothing_behind(config, stage):
     config.write_text(config.read_text().replace("SemanticStage", stage))

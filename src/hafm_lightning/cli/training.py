@@ -71,14 +71,22 @@ class StageParser(LightningArgumentParser):
 
 
 class SavedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder and hands it to the loggers that want it."""
+    """Writes the resolved configuration into the run folder and hands it to the loggers that want it.
+
+    ``fit --config`` that file makes the same run again, beside this one: the folder of runs stands in it, not the run.
+    """
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Once, on the first process; a run that continues writes it again."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        text = self.parser.dump(self.config, skip_none=False)
-        write_atomic(Path(trainer.default_root_dir) / CONFIG_NAME, text.encode())
+        run = Path(trainer.default_root_dir)
+        config = self.config.clone()
+        config.trainer.default_root_dir = str(run.parent)
+        if config.ckpt_path is not None and run.resolve() in Path(config.ckpt_path).resolve().parents:
+            config.ckpt_path = None  # the run continued itself
+        text = self.parser.dump(config, skip_none=False)
+        write_atomic(run / CONFIG_NAME, text.encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 
