@@ -128,6 +128,18 @@ class MusicEvaluation(Callback):
 
     # --- hooks ------------------------------------------------------------------------------------------------
 
+    def check_request(self, command: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse folders and files that are not there; the command line interface asks before anything is written."""
+        if self.root is not None and not Path(self.root).expanduser().is_dir():
+            raise RequestError(
+                f"MusicEvaluation: `root` {self.root} does not exist\n"
+                "give the folder of MUSDB18-HQ (the shipped configurations take MUSDB18_HQ from the environment; unset "
+                "it to measure no music)"
+            )
+        for name, path in self.later_paths.items():
+            if self.root is not None and not Path(path).is_file():
+                raise RequestError(f"MusicEvaluation: the checkpoint `{name}` {path} does not exist")
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read and tokenize the clips now, so that a wrong path ends the run before training, not after."""
         if self.root is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning.pytorch import LightningModule, Trainer
+
 from hafm_lightning.data_modules.token_shards import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.clips import ClipSettings
@@ -71,12 +73,22 @@ class Musdb18(TokenShards):
         Raises:
             RequestError: Songs or tokenizers are missing, or ``root`` holds shards of other settings.
         """
+        if self._has_songs():
+            prepare(self.request)
+
+    def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse what cannot be prepared; shards that are there are looked at."""
+        if not self._has_songs():
+            super().check_request(command, trainer, module)
+
+    def _has_songs(self) -> bool:
+        """Whether there are songs to prepare; without them the shards must be finished, else RequestError."""
         root = Path(self.root).expanduser()
-        if all((root / split / MANIFEST_NAME).is_file() for split in SPLITS) and not self.path.is_dir():
-            return
-        if not self.path.is_dir():
+        if self.path.is_dir():
+            return True
+        if not all((root / split / MANIFEST_NAME).is_file() for split in SPLITS):
             raise RequestError(
                 f"data.path {self.path} does not exist\n"
                 "give the folder of MUSDB18-HQ that holds train/ and test/ (https://zenodo.org/records/3338373)"
             )
-        prepare(self.request)
+        return False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
@@ -128,19 +128,26 @@ class TokenShards(LightningDataModule):
         Raises:
             RequestError: A folder, split, shard, stream or id does not fit; nothing was computed yet.
         """
+        module = None if self.trainer is None else self.trainer.lightning_module
+        self._check(stage, module, self.trainer is None or self.trainer.limit_val_batches != 0)
+
+    def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
+        """As :meth:`setup`, before the run begins: the command line interface asks before anything is written."""
+        self._check(command, module, trainer.limit_val_batches != 0)
+
+    def _check(self, stage: str, module: LightningModule | None, validates: bool) -> None:
         wanted = list(SPLITS_OF[TrainerFn(stage)])
-        if stage == TrainerFn.FITTING and (self.trainer is None or self.trainer.limit_val_batches != 0):
+        if stage == TrainerFn.FITTING and validates:
             wanted.append("validation")
         for split in wanted:
             self._open(split)
         check_manifests(self.manifests, self.root)
-        self._check_stage()
+        self._check_streams(module)
         if "train" in wanted:
             self._order()
 
-    def _check_stage(self) -> None:
+    def _check_streams(self, stage: LightningModule | None) -> None:
         """RequestError unless the shards hold every stream that the stage reads or writes."""
-        stage = None if self.trainer is None else self.trainer.lightning_module
         layout = getattr(getattr(stage, "model", None), "layout", None)
         if layout is None:
             return

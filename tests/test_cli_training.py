@@ -206,11 +206,40 @@ def test_an_override_that_an_interpolation_would_not_see_is_refused(config, caps
     assert main(["fit", "--config", str(config)]) == 0, "without the override the interpolation is fine"
 
 
-def test_nothing_is_written_by_a_refused_request(config, capsys):
-    before = sorted(config.parent.rglob("*"))
-    refusal(capsys, "fit", "--config", str(config), "--data.root", "nowhere")
-    refusal(capsys, "fit", "--config", str(config), "--data.batch_size", "99")
-    assert sorted(config.parent.rglob("*")) == before
+def test_nothing_is_written_by_a_refused_request(config, base, capsys, tmp_path):
+    """Neither a run folder nor the folder of a W&B run, and a run's saved configuration stays as it was."""
+    assert main(["fit", "--config", str(config)]) == 0
+    checkpoint = best_checkpoint(tmp_path / "logs" / "tiny")
+    write_tiny_shards(tmp_path / "others", train=(8,), sha256="other tokenizer")
+    before = {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()}
+    wandb = ["--trainer.logger", "hafm_lightning.callbacks.WandbDashboard"]
+    music = "--trainer.callbacks+=hafm_lightning.callbacks.MusicEvaluation"
+    for wrong, words in (
+        (["--data.root", "nowhere"], "nowhere"),
+        (["--data.batch_size", "99"], "--data.batch_size 8"),
+        (["--model.conditions", "[vocal_acoustic]"], "vocal_acoustic"),
+        (["--ckpt_path", str(checkpoint), "--model.look_ahead_s", "0"], "look_ahead_s"),
+        (["--ckpt_path", "auto", "--model.backbone.width", "32"], "width"),
+        (["--ckpt_path", str(checkpoint), "--data.root", str(tmp_path / "others")], "tokenizers"),
+        (["--ckpt_path", "auto", "--data.batch_size", "2", "--trainer.logger", "false"], "batch_size"),
+        ([music, "--trainer.callbacks.root", "no-songs"], "MUSDB18_HQ"),
+    ):
+        assert words in refusal(capsys, "fit", "--config", str(config), *wandb, *wrong)
+        after = {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()}
+        assert after == before, wrong
+    assert [path.name for path in (tmp_path / "logs" / "tiny").iterdir()] == ["run-000"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(bytes(range(256)), "YAML text"), (b"", "no settings"), (b"- a\n- b\n", "no settings")]
+)
+def test_a_file_that_holds_no_settings_is_refused(tmp_path, capsys, content, words):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    for command in ("fit", "describe"):
+        message = refusal(capsys, command, "--config", str(path))
+        assert words in message
+        assert "odd.yaml" in message
 
 
 def test_checkpoints_of_others_are_refused(config, base, capsys, tmp_path):
@@ -235,10 +264,12 @@ def test_checkpoints_of_others_are_refused(config, base, capsys, tmp_path):
 
     hostile = tmp_path / "hostile.ckpt"
     torch.save({"state_dict": {}, "loops": print}, hostile)
-    assert "not a readable checkpoint" in refusal(capsys, "fit", "--config", str(config), "--ckpt_path", str(hostile))
+    message = refusal(capsys, "fit", "--config", str(config), "--ckpt_path", str(hostile))
+    assert "not a readable checkpoint (it holds more than data" in message
     half = tmp_path / "half.ckpt"
     half.write_bytes(Path(checkpoint).read_bytes()[:1000])
-    assert "not a readable checkpoint" in refusal(capsys, "test", "--config", str(config), "--ckpt_path", str(half))
+    message = refusal(capsys, "test", "--config", str(config), "--ckpt_path", str(half))
+    assert "not a readable checkpoint (it is no file of PyTorch, or cut short)" in message
 
 
 def test_shards_without_a_stream_of_the_stage_are_refused(config, capsys):

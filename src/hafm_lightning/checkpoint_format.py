@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -29,8 +31,12 @@ DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
 """Entries of that description, as ``Stage.metadata`` writes them."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file, data only.
+
+    Args:
+        path: A local file.
+        mapped: Map the weights instead of reading them, to look at what the file says of itself.
 
     Raises:
         RequestError: A URL, a missing or unreadable file, or one that holds code.
@@ -40,12 +46,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise RequestError(f"{path}: no such checkpoint file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise RequestError(
-            f"{path}: not a readable checkpoint ({reason}); it may be cut short, or hold code"
-        ) from error
+        if not zipfile.is_zipfile(path):
+            reason = "it is no file of PyTorch, or cut short"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than data: code or objects, which are not loaded"
+        else:
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise RequestError(f"{path}: not a readable checkpoint ({reason})") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path}: not a checkpoint of this project")
     return content

@@ -133,8 +133,15 @@ class Stage(pl.LightningModule):
     # --- training ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take over the tokenizers' identities from the data, and refuse data of other streams."""
-        data = getattr(self.trainer, "datamodule", None)
+        """Take over what the data says of itself."""
+        self.adopt(getattr(self.trainer, "datamodule", None))
+
+    def adopt(self, data: Any) -> None:
+        """Take over tokenizers and names of styles from a data module that was set up.
+
+        Raises:
+            RequestError: The stage was trained on tokens of other tokenizers.
+        """
         identities = getattr(data, "tokenizers", None)
         if not identities:
             return

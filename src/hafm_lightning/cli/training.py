@@ -33,10 +33,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
+from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import config_files, explain, places_of, refuse_lost_overrides
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, newest_checkpoint, newest_run, next_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.files import write_atomic
+from hafm_lightning.stages import Stage
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
 DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"
@@ -76,10 +78,16 @@ class SavedConfig(SaveConfigCallback):
     ``fit --config`` that file makes the same run again, beside this one: the folder of runs stands in it, not the run.
     """
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Too early: data and checkpoint may still be refused, and a run's own file must survive that."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once, on the first process; a run that continues writes it again."""
-        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.save_config(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the file, and tell the loggers."""
         run = Path(trainer.default_root_dir)
         config = self.config.clone()
         config.trainer.default_root_dir = str(run.parent)
@@ -136,8 +144,7 @@ class StageCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and tell mistakes with file and line."""
         for file in config_files(self.arguments):
-            if not file.is_file():
-                raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
+            check_file(file)
         refuse_lost_overrides(self.arguments)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
         top_level = sorted({str(action.dest).partition(".")[0] for action in actions} - {"help"})
@@ -255,9 +262,29 @@ class StageCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Wait for :meth:`execute`."""
 
+    def check(self) -> None:
+        """Ask data, callbacks and checkpoint whether they fit, before a logger or a folder begins.
+
+        Whatever has a method ``check_request(command, trainer, module)`` is asked.
+
+        Raises:
+            RequestError: One of them does not.
+        """
+        for part in (self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
+            ask = getattr(part, "check_request", None)
+            if ask is not None:
+                ask(self.command, self.trainer, self.model)
+        path = self.config[self.command].get("ckpt_path")
+        if isinstance(self.model, Stage):
+            if getattr(self.datamodule, "manifests", None):
+                self.model.adopt(self.datamodule)
+            if path is not None:
+                self.model.on_load_checkpoint(read_checkpoint(path, mapped=True))
+
     def execute(self) -> None:
         """Run the command."""
         assert self.subcommand is not None
+        self.check()
         super()._run_subcommand(self.subcommand)
 
     def predict(self, **arguments: Any) -> None:
@@ -274,6 +301,23 @@ class StageCLI(LightningCLI):
         writer.writerows(rows)
         write_atomic(path, table.getvalue().encode())
         print(path)
+
+
+def check_file(file: Path) -> None:
+    """Raise RequestError unless a configuration file is there and holds settings (of broken YAML the parser tells)."""
+    if not file.is_file():
+        raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"configuration file {file} cannot be read ({error})\nit must be YAML text") from error
+    except yaml.YAMLError:
+        return
+    if not isinstance(content, dict):
+        raise RequestError(
+            f"configuration file {file} holds no settings (a YAML mapping with `model`, `data`, `trainer`)\n"
+            "the shipped ones are in experiments/"
+        )
 
 
 def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
