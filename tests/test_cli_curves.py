@@ -63,7 +63,7 @@ def test_the_command_writes_png_and_svg_for_each_run(tmp_path, capsys):
     assert (tmp_path / "fine" / "run-000" / "curves.png").is_file()
 
 
-@pytest.mark.parametrize("kind", ["nothing", "empty", "no loss", "another table", "half a row"])
+@pytest.mark.parametrize("kind", ["nothing", "empty", "no loss", "another table", "half a row", "a sound"])
 def test_what_cannot_be_drawn_is_refused(tmp_path, capsys, kind):
     run = tmp_path / "run-000"
     run.mkdir()
@@ -75,6 +75,8 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, capsys, kind):
         (run / "metrics.csv").write_text("name,value\na,1\n")
     elif kind == "half a row":
         (run / "metrics.csv").write_text("step,train/loss\n1,2.0\nx,3\n")
+    elif kind == "a sound":
+        (run / "metrics.csv").write_bytes(b"RIFF\xa4\x01\x02WAVE")
     assert main(["curves", str(run)]) == 2
     message = capsys.readouterr().err
     assert str(run) in message or "run-000" in message

@@ -130,3 +130,11 @@ def test_describe_tells_the_papers_sizes(repository, capsys, name, millions, ste
     assert facts["batch_size"] == (12 if "coarse" in name else 36)
     assert facts["flops_per_step"] > 6 * 0.9 * facts["parameters"] * facts["batch_size"] * steps
     assert 5 < facts["memory_gib"]["gpu"] < 141
+
+
+def test_a_clip_of_no_length_is_refused(repository, capsys):
+    from hafm_lightning.cli import main
+
+    for seconds in ("0", "-1", "0.05"):
+        assert main(["describe", "--config", str(repository / "experiments/coarse.yaml"), "--clip_s", seconds]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

@@ -219,7 +219,8 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
 
     for function in (perform, cancel):  # gradio passes the request where it can resolve this annotation
         function.__annotations__["request"] = gr.Request
-    return _layout(gr, perform, cancel)
+    page: gradio.Blocks = _layout(gr, perform, cancel)
+    return page
 
 
 def _layout(gr: Any, perform: Callable[..., Any], cancel: Callable[..., Any]) -> Any:

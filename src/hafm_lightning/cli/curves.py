@@ -78,7 +78,13 @@ def read_series(path: Path) -> dict[str, Series]:
         RequestError: The file is not a metrics file.
     """
     series: dict[str, Series] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(
+            f"{path}: not a metrics file ({error})\nname a run folder, such as logs/coarse/run-000"
+        ) from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         if "step" not in (reader.fieldnames or []):
             raise RequestError(f"{path}: not a metrics file (no column 'step')")

@@ -47,7 +47,7 @@ def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str,
             f"{type(stage).__name__} is not a stage of this project\nmodel.class_path names one of those"
         )
     data = config.data.init_args if config.get("data") is not None else {}
-    seconds = clip_s or data.get("crop_s") or CLIP_DURATION_S
+    seconds = clip_s if clip_s is not None else data.get("crop_s") or CLIP_DURATION_S
     clips = int(data.get("batch_size") or 1)
     layout, model = stage.model.layout, stage.model.config
     frames = layout.target.frames(seconds)

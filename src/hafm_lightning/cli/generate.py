@@ -153,12 +153,11 @@ def output_folders(vocals: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 
 def check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be written, before anything is computed."""
+    """Refuse a folder that cannot be made or written, before anything is computed; makes nothing."""
     import tempfile
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.absolute().parents) if folder.exists())):
             pass
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error

@@ -131,6 +131,11 @@ def select_segments(settings: SegmentSettings) -> Selection:
     Raises:
         RequestError: No such corpus or split, or not one vocal-active segment in it.
     """
+    if not Path(settings.root).expanduser().is_dir():
+        raise RequestError(
+            f"folder of songs {settings.root} does not exist\n"
+            "give as `root` the folder that holds train/ and test/ in the layout of MUSDB18-HQ"
+        )
     listing = MusdbHQ(settings.root, allow_partial=True).listing()
     songs = sorted((song for song in listing.songs if song.split == settings.split), key=lambda song: song.id)
     problems = [f"{entry.name}: {entry.reason}" for entry in listing.quarantined]

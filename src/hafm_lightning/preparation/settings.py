@@ -43,7 +43,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             OmegaConf.update(config, key.removeprefix("--"), yaml.safe_load(value), merge=True)
         content = OmegaConf.to_container(config, resolve=True)
     except FileNotFoundError:
-        raise RequestError(f"configuration {path} does not exist; see experiments/prepare.yaml for one") from None
+        raise RequestError(f"configuration {path} does not exist; the shipped ones are in experiments/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"configuration {path} cannot be read: {error}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
