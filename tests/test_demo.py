@@ -105,6 +105,10 @@ def test_wrong_requests(tmp_path, capsys):
     assert main(["demo", "--minutes", "0"]) == 2
     assert main(["demo", "--experiments", str(tmp_path)]) == 2
     assert "--experiments" in capsys.readouterr().err
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file", tmp_path / "file" / "demo"):
+        assert main(["demo", "--out", str(out)]) == 2
+        assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.slow

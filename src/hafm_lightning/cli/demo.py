@@ -32,7 +32,7 @@ from hafm_lightning.cli.demo_fits import Fit, lanes, run_fits
 from hafm_lightning.cli.demo_report import write_pictures, write_report
 from hafm_lightning.cli.demo_scores import generate_takes, held_out_segments, read_listenings, score_music
 from hafm_lightning.cli.demo_workers import cores, spread, worker_pool
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
 from hafm_lightning.cli.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.training import StageCLI
 from hafm_lightning.errors import RequestError
@@ -113,6 +113,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(list(argv))
     if not arguments.minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {arguments.minutes:g}")
+    check_writable(arguments.out)
     places = Places(arguments.experiments, arguments.out)
     for name in ("prepare", *STAGES):
         places.config(name)

@@ -20,7 +20,7 @@ from hafm_lightning.cli.band_arguments import (
     mix_options,
     sampling_options,
 )
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.progress import progress
@@ -150,17 +150,6 @@ def output_folders(vocals: Sequence[Path], out: Path) -> dict[Path, Path]:
         taken.add(name)
         folders[vocal] = out / name
     return folders
-
-
-def check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is computed; makes nothing."""
-    import tempfile
-
-    try:
-        with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.absolute().parents) if folder.exists())):
-            pass
-    except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def repeat(record_path: Path, out: Path, model: str | None) -> int:

@@ -1,10 +1,11 @@
-"""The argument parser of every command that is not LightningCLI's: mistakes are wrong requests, told in a few lines."""
+"""What every command line shares that is not LightningCLI's: mistakes are wrong requests, told in a few lines."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hafm_lightning.errors import RequestError
@@ -48,3 +49,14 @@ class Parser(argparse.ArgumentParser):
 
     def _more(self) -> str:
         return f"{self.prog} --help explains the options"
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is computed; makes nothing."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.absolute().parents) if folder.exists())):
+            pass
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
