@@ -53,6 +53,23 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
     return files
 
 
+def check_file(file: Path) -> None:
+    """Raise RequestError unless a configuration file is there and holds settings (of broken YAML the parser tells)."""
+    if not file.is_file():
+        raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"configuration file {file} cannot be read ({error})\nit must be YAML text") from error
+    except yaml.YAMLError:
+        return
+    if not isinstance(content, dict):
+        raise RequestError(
+            f"configuration file {file} holds no settings (a YAML mapping with `model`, `data`, `trainer`)\n"
+            "the shipped ones are in experiments/"
+        )
+
+
 def yaml_keys(path: Path) -> Iterator[Place]:
     """Every key of a YAML file with its dotted path and line; nothing if the file is not YAML."""
 

@@ -34,7 +34,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
-from hafm_lightning.cli.config_errors import config_files, explain, places_of, refuse_lost_overrides
+from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, newest_checkpoint, newest_run, next_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.files import write_atomic
@@ -301,23 +301,6 @@ class StageCLI(LightningCLI):
         writer.writerows(rows)
         write_atomic(path, table.getvalue().encode())
         print(path)
-
-
-def check_file(file: Path) -> None:
-    """Raise RequestError unless a configuration file is there and holds settings (of broken YAML the parser tells)."""
-    if not file.is_file():
-        raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"configuration file {file} cannot be read ({error})\nit must be YAML text") from error
-    except yaml.YAMLError:
-        return
-    if not isinstance(content, dict):
-        raise RequestError(
-            f"configuration file {file} holds no settings (a YAML mapping with `model`, `data`, `trainer`)\n"
-            "the shipped ones are in experiments/"
-        )
 
 
 def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
