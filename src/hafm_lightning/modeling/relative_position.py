@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -50,12 +51,19 @@ def t5_buckets(distance: Tensor, *, bidirectional: bool, buckets: int = BUCKETS,
         buckets //= 2
         offset = (distance < 0).long() * buckets
         distance = distance.abs()
-    else:
-        distance = distance.clamp(min=0)
+    edges = torch.tensor(_bucket_edges(buckets, max_distance), device=distance.device)
+    return offset + torch.bucketize(distance, edges, right=True)
+
+
+@lru_cache(maxsize=16)
+def _bucket_edges(buckets: int, max_distance: int) -> tuple[int, ...]:
+    """Smallest distance of each bucket but the first; whole numbers, since MPS has no float64 to take logarithms in."""
     exact = buckets // 2
+    distance = torch.arange(max(exact, max_distance) + 1)
     ratio = distance.clamp(min=1).double() / exact
     far = exact + (ratio.log() / math.log(max_distance / exact) * (buckets - exact)).long()
-    return offset + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
+    bucket = torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
+    return tuple(torch.searchsorted(bucket, torch.arange(1, buckets)).tolist())
 
 
 @dataclass(frozen=True)

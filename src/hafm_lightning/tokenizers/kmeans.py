@@ -134,8 +134,10 @@ def train_kmeans(
 def assign(points: Tensor, centroids: Tensor) -> Tensor:
     """Index of the nearest centroid (Euclidean) of each point: ``[n, d]``, ``[k, d]`` -> int64 ``[n]``.
 
-    Of equally near centroids the first is taken. Computed in float64.
+    Of equally near centroids the first is taken. Computed in float64, on the CPU where the device has none.
     """
+    if points.device.type == "mps":
+        return assign(points.cpu(), centroids.cpu()).to(points.device)
     points, centroids = points.double(), centroids.double()
     half_norms = centroids.square().sum(dim=1) / 2
     return (points @ centroids.T - half_norms).argmax(dim=1)
