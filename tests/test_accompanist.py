@@ -323,9 +323,9 @@ def test_a_style_is_a_condition_by_name(
     live_band: TinyBand, tiny_pair: tuple[Path, Tokenizers], tmp_path: Path
 ) -> None:
     styled = make_band(tmp_path, *tiny_pair, "live", conditions=["vocal_semantic", "instrumental_semantic", "style"])
-    checkpoint = torch.load(styled.semantic, weights_only=True)
+    checkpoint = torch.load(styled.coarse, weights_only=True)
     checkpoint["hafm_lightning"]["styles"] = ["rock", "jazz"]
-    torch.save(checkpoint, styled.semantic)
+    torch.save(checkpoint, styled.coarse)
     band = Accompanist.from_checkpoints(**styled.files(), precision="fp32")
     vocal = sing(0.4, 24000)
     options = replace(SamplingOptions(), temperature=0.0, guidance=1.0)

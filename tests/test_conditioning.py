@@ -7,6 +7,7 @@ from tiny_models import RICH_CONDITIONS, louden, tiny_streams
 from hafm_lightning.modeling.conditioning import (
     AlignedConditions,
     StreamEmbedding,
+    drop_at_random,
     drop_conditions,
     null_conditions,
     whole_frames,
@@ -79,6 +80,33 @@ def test_dropping_replaces_all_conditions_of_the_marked_clips_at_the_same_length
     assert all(torch.equal(streams[name], kept[name]) for name in streams)  # the batch itself is untouched
     everything = null_conditions(streams, layout.conditions)
     assert all((everything[name] == NULL).all() for name in RICH_CONDITIONS)
+
+
+def test_a_control_is_dropped_with_the_others_and_by_itself():
+    layout = SequenceLayout.of(list(RICH_CONDITIONS), "instrumental_coarse")
+    streams = tiny_streams(layout, 6, batch=2000)
+    dropped = drop_at_random(streams, layout.conditions, 0.2)
+    vocal, codes, style = ((dropped[name] == NULL).flatten(1).all(1) for name in RICH_CONDITIONS)
+    assert torch.equal(vocal, codes)
+    assert not (vocal & ~style).any()
+    assert float(vocal.double().mean()) == pytest.approx(0.2, abs=0.03)
+    assert float((style & ~vocal).double().mean()) == pytest.approx(0.8 * 0.2, abs=0.03)
+    untouched = ~style
+    assert torch.equal(dropped["style"][untouched], streams["style"][untouched])
+    assert torch.equal(dropped["instrumental_coarse"], streams["instrumental_coarse"])
+
+
+def test_without_controls_one_number_a_clip_is_drawn():
+    """So that runs without a style see the same batches as before there were styles."""
+    layout = SequenceLayout.of(["vocal_semantic"], "instrumental_coarse")
+    streams = tiny_streams(layout, 6, batch=64)
+    torch.manual_seed(4)
+    dropped = drop_at_random(streams, layout.conditions, 0.3)
+    after = torch.rand(1)
+    torch.manual_seed(4)
+    expected = drop_conditions(streams, layout.conditions, torch.rand(64) < 0.3)
+    assert torch.equal(torch.rand(1), after)
+    assert torch.equal(dropped["vocal_semantic"], expected["vocal_semantic"])
 
 
 # --- aligned conditions -----------------------------------------------------------------------------------------

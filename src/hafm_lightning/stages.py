@@ -43,7 +43,7 @@ from hafm_lightning.checkpoint_format import (
 )
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.attention import AttentionBackend
-from hafm_lightning.modeling.conditioning import drop_conditions, null_conditions
+from hafm_lightning.modeling.conditioning import drop_at_random, null_conditions
 from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
@@ -68,7 +68,8 @@ class Stage(pl.LightningModule):
         prefix_mask: ``causal`` (the paper) or ``bidirectional`` among the conditions of a prefix.
         look_ahead_s: For ``aligned``: seconds of the conditions heard ahead.
         look_behind_s: For ``aligned``: seconds that the conditions' convolution reaches back.
-        guidance_dropout: Probability with which all conditions of a training clip become null tokens.
+        guidance_dropout: Probability with which all conditions of a training clip become null tokens; a style does so
+            by itself too.
         optimizer: AdamW settings.
         attention: ``auto`` takes FlexAttention on CUDA and query blocks on the CPU; ``dense`` one additive mask.
         compile_blocks: Compile each Transformer layer with ``torch.compile`` (CUDA).
@@ -164,8 +165,7 @@ class Stage(pl.LightningModule):
         """
         layout, streams = self.model.layout, batch.streams
         if self.guidance_dropout and layout.conditions:
-            drop = torch.rand(len(batch), device=self.device) < self.guidance_dropout
-            streams = drop_conditions(streams, layout.conditions, drop)
+            streams = drop_at_random(streams, layout.conditions, self.guidance_dropout)
         targets = batch[layout.target.name]
         if layout.pattern != "nonautoregressive":
             return self.model(streams), targets, 0

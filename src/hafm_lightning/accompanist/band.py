@@ -39,18 +39,13 @@ from hafm_lightning.accompanist.networks import (
     settle,
     stage_files,
     style_id,
+    style_names,
     tokenizers_folder,
 )
+from hafm_lightning.accompanist.records import machine_facts, model_facts, take_record
 from hafm_lightning.accompanist.rendering import render
 from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
-from hafm_lightning.accompanist.take import (
-    TAKE_FORMAT,
-    MixOptions,
-    Take,
-    machine_facts,
-    mix_settings,
-    mix_take,
-)
+from hafm_lightning.accompanist.take import MixOptions, Take, mix_take
 from hafm_lightning.accompanist.windows import (
     GRID_S,
     Window,
@@ -85,6 +80,7 @@ class Accompanist:
         tokenizers: The pair that the stages were trained with.
         styles: Names of the ids of the ``style`` stream.
         origin: Where all this came from, for `take.json`: the arguments of the maker.
+        card: What a model folder says of its data, licence and metrics, for `take.json`.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
 
@@ -99,11 +95,12 @@ class Accompanist:
         *,
         styles: Sequence[str] = (),
         origin: Mapping[str, str | None] | None = None,
+        card: Mapping[str, Any] | None = None,
         device: str = "auto",
         precision: Precision = "auto",
     ) -> None:
         check_belonging(networks, tokenizers)
-        self.origin = dict(origin or {})
+        self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
@@ -150,8 +147,9 @@ class Accompanist:
             folder = tokenizers_folder(networks, tokenizers)
             origin["tokenizers"] = str(folder.resolve())
             tokenizers = load_tokenizers(folder, device=pick_device(device))
-        styles = networks[0].metadata.get("styles") or ()
-        return cls(networks, tokenizers, styles=styles, origin=origin, device=device, precision=precision)
+        return cls(
+            networks, tokenizers, styles=style_names(networks), origin=origin, device=device, precision=precision
+        )
 
     @classmethod
     def from_pretrained(
@@ -182,6 +180,7 @@ class Accompanist:
             folder.tokenizers,
             styles=folder.styles,
             origin={"model": name, "revision": revision},
+            card=folder.card,
             device=device,
             precision=precision,
         )
@@ -269,8 +268,10 @@ class Accompanist:
             "overlap_s": float(overlap * GRID_S),
             "stages": len(self.networks),
         }
+        model = model_facts(self.networks, self.tokenizers, self.origin, self.card, self.window)
+        machine = machine_facts(self.device, self.precision)
         for index, (song, (instrumental, mixed)) in enumerate(zip(songs, sounds, strict=True)):
-            record = self._record(songs, index, settings, mix) | {"real_time_factor": factor}
+            record = take_record(songs, index, settings, mix, model, machine) | {"real_time_factor": factor}
             tokens = {name: ids.numpy() for name, ids in song.written.items()}
             takes.append(Take(instrumental, mixed, tokens, factor, record))
         return takes
@@ -381,25 +382,3 @@ class Accompanist:
             codes = torch.cat((codes, song.written[INSTRUMENTAL_FINE.name]))
         acoustic = self.tokenizers.acoustic
         return Audio(render(acoustic, codes)[None], acoustic.identity.sample_rate_hz)
-
-    def _record(self, songs: Sequence[Song], index: int, settings: dict[str, Any], mix: MixOptions) -> dict[str, Any]:
-        """What `take.json` holds."""
-        return {
-            "format": TAKE_FORMAT,
-            "seed": songs[index].seeds.seed,
-            "settings": settings | {"mix": mix_settings(mix)},
-            "vocal": songs[index].source,
-            "borders_s": [float((w.start + w.known) * GRID_S) for w in songs[index].windows[1:]],
-            "batch": {
-                "index": index,
-                "vocals": [song.source for song in songs],
-                "seeds": [song.seeds.seed for song in songs],
-            },
-            "model": {
-                "origin": self.origin,
-                "stages": {n.role: {"source": n.source, "sha256": n.sha256} for n in self.networks},
-                "tokenizers": {name: i["sha256"] for name, i in self.tokenizers.identities().items()},
-                "window_s": float(self.window * GRID_S),
-            },
-            "machine": machine_facts(self.device, self.precision),
-        }

@@ -63,11 +63,12 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds, loaded."""
+    """What a model folder holds, loaded; ``card`` is what it says of data, licence and metrics."""
 
     networks: list[StageNetwork]
     tokenizers: Tokenizers
     styles: list[str]
+    card: dict[str, Any]
 
 
 def write_model_folder(
@@ -180,7 +181,8 @@ def read_model_folder(
             + ("; ask for two stages (stages=2, --stages 2) to use it" if missing == ["fine"] else "")
         )
     networks = [_read_network(folder, role, held[role]) for role in roles]
-    return ModelFolder(networks, load_tokenizers(folder / TOKENIZERS_FOLDER, device=device), list(config["styles"]))
+    tokenizers = load_tokenizers(folder / TOKENIZERS_FOLDER, device=device)
+    return ModelFolder(networks, tokenizers, list(config["styles"]), dict(config.get("card") or {}))
 
 
 def locate_model_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from hafm_lightning.accompanist.packing import can_pack, pack_linears
+from hafm_lightning.accompanist.packing import can_pack, pack
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.checkpoint_format import checked_metadata, describe_difference, read_checkpoint
 from hafm_lightning.errors import RequestError
@@ -139,6 +139,13 @@ def check_belonging(networks: Sequence[StageNetwork], tokenizers: Tokenizers | N
                     "in the checkpoint", "in the first"
                 )
             )
+    styled = [network for network in networks if STYLE in network.model.layout.conditions]
+    for network in styled[1:]:
+        if list(network.metadata.get("styles") or ()) != list(styled[0].metadata.get("styles") or ()):
+            raise RequestError(
+                f"the {styled[0].role} and {network.role} stages ({styled[0].source}, {network.source}) were trained "
+                "with other styles; train them on the same shards"
+            )
     if tokenizers is None:
         return
     if first.metadata["tokenizers"] != tokenizers.identities():
@@ -189,6 +196,12 @@ def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: f
         return SamplingOptions(guidance, temperature, top_k, top_p)
     except ValueError as error:
         raise RequestError(str(error)) from error
+
+
+def style_names(networks: Sequence[StageNetwork]) -> list[str]:
+    """Names of the ids of the ``style`` stream, as the stages that hear it were trained; none where no stage does."""
+    styled = [network for network in networks if STYLE in network.model.layout.conditions]
+    return list(styled[0].metadata.get("styles") or ()) if styled else []
 
 
 def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str | None) -> int:
@@ -243,11 +256,17 @@ def pick_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def settle(model: TokenModel, device: torch.device, precision: Precision) -> None:
-    """Bring a network to where and how it will run, in place: packed on a CPU, else all of it in one type."""
+    """Bring a network to where and how it will run, in place: packed on a CPU, else all of it in one type.
+
+    Elsewhere whole sequences go through dense masks: compiling FlexAttention for each of the few lengths that a take
+    meets once or twice would take longer than the take.
+    """
     if device.type == "cpu" and can_pack():
-        pack_linears(model.requires_grad_(False), "bf16" if precision == "auto" else precision)
+        pack(model, "bf16" if precision == "auto" else precision)
     else:
         model.to(device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        if device.type != "cpu":
+            model.attention_backend = "dense"
 
 
 def cpu_multiplies_bf16() -> bool:

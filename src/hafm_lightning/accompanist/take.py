@@ -6,23 +6,19 @@ import hashlib
 import json
 import math
 import os
-import platform
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, limit_peak, resample, write_audio
 from hafm_lightning.audio import mix as mix_audio
 from hafm_lightning.errors import RequestError
 
-TAKE_FORMAT = 1
-"""Version of `take.json`."""
 INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.json"
 
 
@@ -120,27 +116,6 @@ def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Au
         peak_dbtp=options.peak_dbtp,
     )
     return instrumental, mixed
-
-
-def machine_facts(device: torch.device, precision: str) -> dict[str, Any]:
-    """What a take's bits depend on besides its settings."""
-    from hafm_lightning import __version__
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "hafm_lightning": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device.type,
-        "device_name": name,
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def mix_settings(options: MixOptions) -> dict[str, Any]:
-    """Mixing options as JSON values."""
-    return asdict(options)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -48,6 +48,7 @@ class Wishes:
         guidance: Guidance scale.
         temperature: Sampling temperature.
         top_k: Number of likeliest tokens.
+        style: Name of a style, for models trained with them.
     """
 
     vocal: str
@@ -55,6 +56,7 @@ class Wishes:
     guidance: float
     temperature: float
     top_k: int
+    style: str | None = None
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Performance:
                 guidance=wishes.guidance,
                 temperature=wishes.temperature,
                 top_k=wishes.top_k,
+                style=wishes.style,
                 on_progress=report,
             )
         except Exception as error:  # noqa: BLE001 - handed to the thread that asked
@@ -188,11 +191,12 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
         guidance: float,
         temperature: float,
         top_k: float,
+        style: str,
         request: gradio.Request,
     ) -> Iterator[tuple[Any, Any, Any, str]]:
         if vocal is None:
             raise gr.Error("Upload or record a vocal first.")
-        wishes = Wishes(vocal, int(seed), guidance, temperature, int(top_k))
+        wishes = Wishes(vocal, int(seed), guidance, temperature, int(top_k), style or None)
         performance = Performance(band, wishes)
         session = str(request.session_hash)
         running[session] = performance
@@ -219,11 +223,11 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
 
     for function in (perform, cancel):  # gradio passes the request where it can resolve this annotation
         function.__annotations__["request"] = gr.Request
-    page: gradio.Blocks = _layout(gr, perform, cancel)
+    page: gradio.Blocks = _layout(gr, band.styles, perform, cancel)
     return page
 
 
-def _layout(gr: Any, perform: Callable[..., Any], cancel: Callable[..., Any]) -> Any:
+def _layout(gr: Any, styles: Sequence[str], perform: Callable[..., Any], cancel: Callable[..., Any]) -> Any:
     """Components and what they do."""
     with gr.Blocks(title="hafm_lightning", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# Give a singing voice a band")
@@ -234,6 +238,7 @@ def _layout(gr: Any, perform: Callable[..., Any], cancel: Callable[..., Any]) ->
                 guidance = gr.Slider(0, 10, 3.0, step=0.1, label="Guidance: how closely it follows the vocal")
                 temperature = gr.Slider(0, 2, 0.9, step=0.05, label="Temperature: 0 is the most conventional")
                 top_k = gr.Slider(1, 1000, 250, step=1, label="Top-k: tokens to choose from")
+                style = gr.Dropdown([("any", ""), *styles], value="", label="Style", visible=bool(styles))
                 with gr.Row():
                     start = gr.Button("Accompany", variant="primary", elem_id="start")
                     stop = gr.Button("Cancel", elem_id="cancel")
@@ -244,7 +249,7 @@ def _layout(gr: Any, perform: Callable[..., Any], cancel: Callable[..., Any]) ->
                 picture = gr.Image(label="Spectrograms", interactive=False, elem_id="spectrograms")
         start.click(
             perform,
-            inputs=[vocal, seed, guidance, temperature, top_k],
+            inputs=[vocal, seed, guidance, temperature, top_k, style],
             outputs=[instrumental, mix, picture, state],
             show_progress="hidden",
             concurrency_limit=1,

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
-from hafm_lightning.accompanist.networks import check_belonging, network_from_checkpoint, stage_files, tokenizers_folder
+from hafm_lightning.accompanist.networks import (
+    check_belonging,
+    network_from_checkpoint,
+    stage_files,
+    style_names,
+    tokenizers_folder,
+)
 from hafm_lightning.cli.band_arguments import add_checkpoint_arguments
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
@@ -48,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         arguments.out,
         networks,
         load_tokenizers(tokenizers_folder(networks, arguments.tokenizers)),
-        styles=networks[0].metadata.get("styles") or (),
+        styles=style_names(networks),
         card=facts,
         include_tokenizer_weights=arguments.include_tokenizer_weights,
         overwrite=arguments.overwrite,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 
 from hafm_lightning.accompanist import Accompanist, MixOptions, Take
-from hafm_lightning.accompanist.take import RECORD_FILE, TAKE_FORMAT, file_sha256
+from hafm_lightning.accompanist.records import TAKE_FORMAT
+from hafm_lightning.accompanist.take import RECORD_FILE, file_sha256
+from hafm_lightning.audio import probe_audio
 from hafm_lightning.cli.band_arguments import (
     add_mix_arguments,
     add_model_arguments,
@@ -94,13 +97,15 @@ def accompany(
     mix: MixOptions,
     title: str,
 ) -> list[Take]:
-    """Accompany a batch behind a progress bar that counts percent."""
+    """Accompany a batch behind a progress bar that counts percent, with the real-time factor so far beside it."""
+    seconds = sum(probe_audio(vocal).duration_s for vocal in vocals)
     with progress(f"Accompanying {vocals[0].name} ({title})", 100, "%") as bar:
-        shown = 0.0
+        shown, began = 0.0, time.perf_counter()
 
         def report(share: float) -> None:
             nonlocal shown
-            bar.advance(round(100 * share, 2) - shown)
+            factor = (time.perf_counter() - began) / (share * seconds) if share else 0.0
+            bar.advance(round(100 * share, 2) - shown, f"real-time factor {factor:.2f}" if share else "")
             shown = round(100 * share, 2)
 
         return band.accompany_batch(

@@ -68,6 +68,23 @@ def drop_conditions(
     return dropped
 
 
+def drop_at_random(
+    streams: Mapping[str, Tensor], conditions: tuple[TokenStream, ...], probability: float
+) -> dict[str, Tensor]:
+    """Guidance dropout: all conditions of a clip become null tokens, each clip with ``probability``.
+
+    A control (a condition without a frame rate: the style) is dropped by itself too, with the same probability, so that
+    "this vocal, no style asked for" is something that the network has met.
+    """
+    some = next(iter(streams.values()))
+    dropped = drop_conditions(streams, conditions, torch.rand(len(some), device=some.device) < probability)
+    for control in conditions:
+        if not control.rate_hz:
+            alone = torch.rand(len(some), device=some.device) < probability
+            dropped = drop_conditions(dropped, (control,), alone)
+    return dropped
+
+
 def null_conditions(streams: Mapping[str, Tensor], conditions: tuple[TokenStream, ...]) -> dict[str, Tensor]:
     """The streams with the conditions of every clip replaced by null tokens."""
     some = next(iter(streams.values()))

@@ -256,8 +256,8 @@ class Decoder:
         bias = self.table.index_select(1, rows)[:, None].to(x.dtype)  # [H, 1, visible]
         start = first + index if self.static else first + self.step
         hidden = model.backbone.cached(x, CachedSteps(self.cache, start, visible, bias))[:, 0]
-        books = [codebook] if layout.pattern == "flattened" else range(layout.target.codebooks)
-        logits = torch.stack([model.head(hidden, k) for k in books], dim=1)  # [R, W, V]
+        one = layout.pattern == "flattened"
+        logits = model.head(hidden, codebook)[:, None] if one else model.every_head(hidden)  # [R, W, V]
         uniform = self.uniform.index_select(2, index)[..., 0]
         drawn = choose(guided(logits, self.rows, self.options), uniform, self.options)
         known = self.grid.index_select(2, index)[..., 0]

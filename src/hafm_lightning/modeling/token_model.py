@@ -117,6 +117,7 @@ class TokenModel(nn.Module):
         codebooks, vocabulary = layout.target.codebooks, layout.target.vocabulary
         self.head_weight = nn.Parameter(torch.randn(codebooks, vocabulary, width) * EMBEDDING_STD)
         self.head_bias = nn.Parameter(torch.zeros(codebooks, vocabulary))
+        self.packed_heads: nn.Module | None = None  # the same for inference, where a device reads it faster
         self._geometries: dict[tuple[int, int, str], Geometry] = {}
 
     @property
@@ -203,7 +204,15 @@ class TokenModel(nn.Module):
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Hidden states ``[..., D]`` -> logits ``[..., V]`` of one codebook."""
+        if self.packed_heads is not None:
+            return self.packed_heads(hidden, codebook)  # type: ignore[no-any-return]
         return torch.nn.functional.linear(hidden, self.head_weight[codebook], self.head_bias[codebook])
+
+    def every_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[..., D]`` -> logits ``[..., K, V]`` of all codebooks."""
+        if self.packed_heads is not None:
+            return self.packed_heads(hidden)  # type: ignore[no-any-return]
+        return torch.stack([self.head(hidden, k) for k in range(len(self.head_bias))], dim=-2)
 
     def forward(self, streams: Mapping[str, Tensor], codebook: int | None = None) -> Tensor:
         """Teacher forcing: logits ``[B, K, T, V]`` for the target in ``streams``.

@@ -105,9 +105,11 @@ class KeyValueCache:
     def __init__(
         self, config: BackboneConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        shape = (config.layers, batch, config.heads, capacity, config.head_width)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.layers, 2, batch, config.heads, capacity, config.head_width)
+        self._both = torch.zeros(shape, device=device, dtype=dtype)
+        self._layers = list(self._both)  # each [2, B, H, capacity, d]
+        self._heads = [layer.flatten(1, 2).unbind() for layer in self._layers]  # keys, values [B H, capacity, d]
+        self.keys, self.values = self._both.unbind(1)
         self.capacity = capacity
 
     def write(self, layer: int, start: Tensor | int, keys: Tensor, values: Tensor) -> None:
@@ -121,6 +123,18 @@ class KeyValueCache:
             raise ValueError(f"the cache holds {self.capacity} steps, step {stop} was written")
         self.keys[layer, :, :, start:stop] = keys
         self.values[layer, :, :, start:stop] = values
+
+    def write_step(self, layer: int, start: Tensor | int, both: Tensor) -> None:
+        """Store the key and value of one step, ``[2, B, H, d]``."""
+        if isinstance(start, Tensor):
+            self._layers[layer].index_copy_(3, start, both[:, :, :, None])
+        else:
+            self._layers[layer].select(3, start).copy_(both)
+
+    def heads(self, layer: int, visible: int) -> tuple[Tensor, Tensor]:
+        """The first ``visible`` keys and values, each ``[B H, visible, d]``: views."""
+        keys, values = self._heads[layer]
+        return keys[:, :visible], values[:, :visible]
 
 
 @dataclass(frozen=True)
