@@ -33,6 +33,7 @@ from hafm_lightning.evaluation.seams import seam_test
 from hafm_lightning.modeling.decoding import Decoder
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.modeling.transformer import Transformer
 from hafm_lightning.preparation.toyband import synthesise_song
 from hafm_lightning.stages import CoarseStage, FineStage, SemanticStage
 from hafm_lightning.tokenizers import Tokenizers
@@ -52,6 +53,7 @@ PRESETS: Mapping[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 CONTEXT_STEPS = 150
 """Steps in the cache when a step is compared with MusicGen's."""
 STEPS_TIMED = 24
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 LIVE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 PARTS = ("step", "bandwidth", "live", "song", "gpu")
 
@@ -91,7 +93,7 @@ def machine(threads: int) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "commit": commit,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_bf16": cpu_multiplies_bf16(),
         "cores": os.cpu_count(),
@@ -102,13 +104,23 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 # --- one step ---------------------------------------------------------------------------------------------------
 
 
 def compare_steps(rounds: int) -> dict[str, Any]:
     """One guided step of a coarse stage against one of the same-size MusicGen decoder, both at 150 steps of context."""
     precisions: list[Precision] = ["int8", "fp32", *(["bf16"] if cpu_multiplies_bf16() else [])]  # the last is auto's
-    ours = {name: stage_step(coarse_network("aligned", name).model, CONTEXT_STEPS) for name in precisions}
+    ours = {
+        name: stage_step(stage_decoder(coarse_network("aligned", name).model, CONTEXT_STEPS)) for name in precisions
+    }
     theirs = musicgen_step(CONTEXT_STEPS)
     times: dict[str, list[float]] = {name: [] for name in (*precisions, "musicgen")}
     for _ in range(rounds):
@@ -132,8 +144,8 @@ def coarse_network(conditioning: Literal["prefix", "aligned"], precision: Precis
     return network
 
 
-def stage_step(model: TokenModel, context: int) -> Callable[[], None]:
-    """A function that decodes the next step of a 10 s clip, with about ``context`` steps in the cache at first."""
+def stage_decoder(model: TokenModel, context: int) -> Decoder:
+    """A decoder of a 10 s clip with about ``context`` steps in its cache."""
     layout = model.layout
     frames = layout.target.frames(CLIP_DURATION_S)
     conditions = {
@@ -146,7 +158,20 @@ def stage_step(model: TokenModel, context: int) -> Callable[[], None]:
     decoder = Decoder(model, frames, SamplingOptions(), [0], prefix=prefix)
     decoder.condition(conditions)
     decoder.advance(known + 1)
-    return torch.inference_mode()(decoder._advance_one)
+    return decoder
+
+
+def stage_step(decoder: Decoder) -> Callable[[], None]:
+    """A function that decodes the next step; after :data:`STEPS_TIMED` of them it begins again where it began."""
+    first = decoder.step
+
+    @torch.inference_mode()
+    def step() -> None:
+        if decoder.step == first + STEPS_TIMED:
+            decoder.step = first
+        decoder._advance_one()
+
+    return step
 
 
 def musicgen_step(context: int) -> Callable[[], None]:
@@ -187,26 +212,32 @@ def compare_bandwidth(rounds: int) -> dict[str, Any]:
     """Steps of the paper's flattened coarse stage against reading its weights and cache once, in the same run."""
     precision = "bf16" if cpu_multiplies_bf16() else "fp32"
     model = coarse_network("prefix", precision).model
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in Transformer(model.config.backbone).parameters())
+    weights += model.head_weight[0].numel()  # a step reads one codebook's head
     block = torch.ones(1 << 26)  # 256 MB: far more than the caches hold
     steps = {"early": 1100, "middle": 2500, "late": 3900}
     found: dict[str, Any] = {"precision": precision}
     speeds, times = [], {name: [] for name in steps}
-    functions = {name: stage_step(model, context) for name, context in steps.items()}
+    decoders = {name: stage_decoder(model, context) for name, context in steps.items()}
+    functions = {name: stage_step(decoder) for name, decoder in decoders.items()}
     for _ in range(rounds):
         for name, function in functions.items():
             speeds.append(4 * block.numel() / timed(block.sum, 4))
             times[name].append(timed(function, STEPS_TIMED))
     bandwidth = statistics.median(speeds)
     found["gigabytes_a_second"] = round(bandwidth / 1e9, 2)
-    config = model.config.backbone
-    size = {"fp32": 4, "bf16": 2}[precision]
-    weights = sum(parameter.numel() for parameter in model.backbone.parameters()) + model.head_weight[0].numel()
-    for name, context in steps.items():
-        cache = 2 * 2 * config.layers * config.width * context  # keys and values of two rows
-        reading_s = size * (weights + cache) / bandwidth
+    for name, decoder in decoders.items():
+        cache, visible = decoder.cache, decoder.plan.condition_steps + decoder.step + 1
+        assert cache is not None
+        shares = (cache.keys, cache.values)
+        held = sum(tensor[:, :, :, :visible].numel() * tensor.element_size() for tensor in shares)
+        reading_s = (WEIGHT_BYTES[precision] * weights + held) / bandwidth
         step_s = statistics.median(times[name])
         found[name] = {
-            "steps_in_cache": context,
+            "steps_in_cache": visible,
+            "megabytes_of_weights": round(WEIGHT_BYTES[precision] * weights / 1e6, 1),
+            "megabytes_of_cache": round(held / 1e6, 1),
             "milliseconds_a_step": round(1000 * step_s, 2),
             "milliseconds_reading": round(1000 * reading_s, 2),
             "ratio": round(step_s / reading_s, 2),
@@ -244,12 +275,13 @@ def time_song(duration_s: float, model: str | None) -> dict[str, Any]:
     band = Accompanist.from_pretrained(model, device="cpu") if model else random_band("live", "cpu")
     vocal = toy_vocal(duration_s)
     take = band.accompany(vocal)
+    peak = peak_memory_bytes()
     seams = seam_test(take.instrumental, take.record["borders_s"])
     return {
         "model": model or "random stages of preset live",
         "seconds": duration_s,
         "real_time_factor": round(take.real_time_factor, 3),
-        "peak_memory_gib": round(peak_memory_bytes() / 2**30, 2),
+        "peak_memory_gib": round(peak / 2**30, 2),
         "joints": seams.joints,
         "level_jump_db_at_joints_and_elsewhere": [round(value, 2) for value in seams.level_db],
         "flux_at_joints_and_elsewhere": [round(value, 3) for value in seams.flux],

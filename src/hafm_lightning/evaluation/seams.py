@@ -29,6 +29,8 @@ MOST = 0.5
 """Shifts that put this share of the joints near a joint are left out."""
 QUIET_DB = -80.0
 """Levels below this count as this."""
+TIMES_AT_ONCE = 1024
+"""Times measured at once; it bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,18 @@ def _jumps(
     samples: NDArray[np.float64], times: NDArray[np.int64], side: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Jump of the level in dB and spectral flux at each time."""
-    stretches = np.lib.stride_tricks.sliding_window_view(samples, side)
-    before, after = stretches[times - side], stretches[times]
-    levels = [
-        np.maximum(10 * np.log10(np.maximum(np.square(part).mean(axis=1), 1e-20)), QUIET_DB) for part in (before, after)
-    ]
-    window = np.hanning(side)
-    spectra = [np.abs(np.fft.rfft(part * window, axis=1)) for part in (before, after)]
-    shapes = [spectrum / np.maximum(np.linalg.norm(spectrum, axis=1, keepdims=True), 1e-12) for spectrum in spectra]
-    return np.abs(levels[1] - levels[0]), np.linalg.norm(shapes[1] - shapes[0], axis=1)
+    stretches, window = np.lib.stride_tricks.sliding_window_view(samples, side), np.hanning(side)
+    level, flux = np.empty(len(times)), np.empty(len(times))
+    for start in range(0, len(times), TIMES_AT_ONCE):
+        here = slice(start, start + TIMES_AT_ONCE)
+        sides = [stretches[times[here] - side], stretches[times[here]]]
+        powers = [10 * np.log10(np.maximum(np.square(part).mean(axis=1), 1e-20)) for part in sides]
+        before, after = (np.maximum(power, QUIET_DB) for power in powers)
+        level[here] = np.abs(after - before)
+        spectra = [np.abs(np.fft.rfft(part * window, axis=1)) for part in sides]
+        shapes = [spectrum / np.maximum(np.linalg.norm(spectrum, axis=1, keepdims=True), 1e-12) for spectrum in spectra]
+        flux[here] = np.linalg.norm(shapes[1] - shapes[0], axis=1)
+    return level, flux
 
 
 def _running_maximum(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
