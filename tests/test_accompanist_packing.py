@@ -9,12 +9,12 @@ import torch
 from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, setting
 from torch import nn
 
-from hafm_lightning.accompanist.packing import PackedGEGLU, PackedLinear, can_pack, pack
+from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, can_pack, pack
 from hafm_lightning.modeling import decoding
 from hafm_lightning.modeling.decoding import guided
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import GEGLU, BackboneConfig, CachedSteps, KeyValueCache
+from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packed linear layers")
 BACKBONE = BackboneConfig(width=32, layers=2, heads=2, feedforward=50)
@@ -34,28 +34,40 @@ def test_a_packed_layer_computes_what_the_plain_one_does(precision: str, rows: i
     assert (found - expected).std() <= TOLERANCE[precision] * expected.std()
 
 
-@pytest.mark.parametrize("rows", [1, 7])
-@pytest.mark.parametrize("precision", TOLERANCE)
-def test_padding_an_odd_inner_width_changes_nothing(precision: str, rows: int) -> None:
-    plain = GEGLU(32, 85)
-    scale = 1 + 0.2 * torch.randn(32)
-    packed = PackedGEGLU(plain, precision, scale)
-    x = torch.randn(2, rows, 32)
-    with torch.inference_mode():
-        expected, found = plain(x * scale), packed(x)
-    assert (found - expected).std() <= 2 * TOLERANCE[precision] * expected.std()
-
-
 def networks(pattern: str, conditioning: str, bias: str = "time") -> tuple[TokenModel, dict[str, torch.Tensor]]:
     """A loud network with weights in every norm, and its conditions."""
     model, _, conditions = setting(pattern, conditioning, bias, backbone=BACKBONE)
     return model, conditions
 
 
-def packed_copy(model: TokenModel, precision: str) -> TokenModel:
+def packed_copy(model: TokenModel, precision: str, kernel: bool = False) -> TokenModel:
     packed = copy.deepcopy(model)
-    pack(packed, precision)
+    pack(packed, precision, kernel=kernel)
     return packed
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Logits of every row of every step, before guidance."""
+    logits_seen: list[torch.Tensor] = []
+
+    def record(logits: torch.Tensor, rows: int, options: SamplingOptions) -> torch.Tensor:
+        logits_seen.append(logits.clone())
+        return guided(logits, rows, options)
+
+    monkeypatch.setattr(decoding, "guided", record)
+    return logits_seen
+
+
+def run(
+    model: TokenModel, conditions: dict[str, torch.Tensor], seen: list[torch.Tensor], **settings: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and all logits of a short decoding."""
+    seen.clear()
+    seeds = list(range(len(next(iter(conditions.values())))))
+    decoder = decoding.Decoder(model, FRAMES, GUIDED, seeds, **settings)
+    decoder.condition(conditions)
+    return decoder.advance(FRAMES), torch.stack(seen)
 
 
 @pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
@@ -71,27 +83,62 @@ def test_a_packed_network_gives_the_same_logits(pattern: str, conditioning: str)
             assert 0 < lost.std() < 5 * TOLERANCE[precision] * expected.std()
 
 
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("way", ["operations", "static", "kernel"])
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), EVERY)
 def test_packed_steps_equal_plain_ones(
-    pattern: str, conditioning: str, bias: str, static: bool, monkeypatch: pytest.MonkeyPatch
+    pattern: str, conditioning: str, bias: str, way: str, seen: list[torch.Tensor]
 ) -> None:
     plain, conditions = networks(pattern, conditioning, bias)
-    seen: list[torch.Tensor] = []
+    packed = packed_copy(plain, "fp32", kernel=way == "kernel")
+    expected, found = run(plain, conditions, seen), run(packed, conditions, seen, static=way == "static")
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
 
-    def record(logits: torch.Tensor, rows: int, options: SamplingOptions) -> torch.Tensor:
-        seen.append(logits.clone())
-        return guided(logits, rows, options)
 
-    monkeypatch.setattr(decoding, "guided", record)
-    runs = []
-    for model in (plain, packed_copy(plain, "fp32")):
+@pytest.mark.parametrize("clips", [1, 2, 3])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_any_number_of_rows_gives_the_same_logits(clips: int, guidance: float, seen: list[torch.Tensor]) -> None:
+    plain, conditions = networks("delay", "aligned")
+    conditions = {name: torch.cat((ids, ids[:1]))[:clips] for name, ids in conditions.items()}
+    options = SamplingOptions(guidance=guidance)
+    logits = []
+    for model in (plain, packed_copy(plain, "fp32", kernel=True)):
         seen.clear()
-        decoder = decoding.Decoder(model, FRAMES, GUIDED, [0, 1], static=static)
-        decoder.condition(conditions)
-        runs.append((decoder.advance(FRAMES), torch.stack(seen)))
-    assert torch.equal(runs[0][0], runs[1][0])
-    torch.testing.assert_close(runs[1][1], runs[0][1], atol=1e-5, rtol=1e-5)
+        decoding.generate(model, conditions, options, list(range(clips)))
+        logits.append(torch.stack(seen))
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_the_compiled_step_loses_no_more_than_the_operations_do(precision: str, seen: list[torch.Tensor]) -> None:
+    plain, conditions = networks("delay", "aligned")
+    first = run(plain, conditions, seen)[1][0]  # later steps hear other tokens
+    lost = [
+        (run(packed_copy(plain, precision, kernel), conditions, seen)[1][0] - first).square().mean().sqrt()
+        for kernel in (False, True)
+    ]
+    assert 0 < lost[1] < 1.2 * lost[0]
+    assert lost[1] < 5 * TOLERANCE[precision] * first.std()
+
+
+def test_the_compiled_step_does_not_depend_on_the_number_of_threads(seen: list[torch.Tensor]) -> None:
+    plain, conditions = networks("flattened", "prefix")
+    packed, threads = packed_copy(plain, "fp32", kernel=True), torch.get_num_threads()
+    one = run(packed, conditions, seen)
+    try:
+        torch.set_num_threads(2)
+        two = run(packed, conditions, seen)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one[0], two[0])
+    torch.testing.assert_close(one[1], two[1], atol=1e-6, rtol=1e-6)  # the heads are oneDNN's
+
+
+def test_only_large_networks_are_compiled() -> None:
+    plain, _ = networks("parallel", "aligned")
+    pack(plain, "fp32")
+    assert plain.backbone.kernel is None
+    assert BackboneConfig().layers * BackboneConfig().width ** 2 * 4 > KERNEL_PARAMETERS  # the paper's are
 
 
 def test_a_packed_network_takes_one_step_at_a_time() -> None:

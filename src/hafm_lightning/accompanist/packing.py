@@ -15,15 +15,20 @@ starting some hundred small operations. Choices, each measured (`benchmarks/gene
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hafm_lightning.modeling.attention import Geometry, attend
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import GEGLU, CachedSteps, KeyValueCache, Layer, RMSNorm, Transformer
+from hafm_lightning.modeling.transformer import CachedSteps, KeyValueCache, Layer, RMSNorm, Transformer
 
 ALIGNMENT = 32
 """Widths are padded to a multiple of this."""
@@ -31,6 +36,11 @@ EXPECTED_ROWS = 2
 """Rows for which the layout is chosen: one clip with guidance."""
 MOST_ROWS_IN_INT8 = 4
 """With more rows at once, multiplying takes longer than reading, and bf16 is faster."""
+
+MOST_ROWS_IN_KERNEL = 4
+"""Steps of more rows multiply matrices, which oneDNN does better."""
+KERNEL_PARAMETERS = 5_000_000
+"""Backbones from this size on take the compiled step; compiling takes longer than a small one saves."""
 
 PackedPrecision = Literal["fp32", "bf16", "int8"]
 
@@ -41,15 +51,19 @@ def can_pack() -> bool:
     return available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def pack(model: TokenModel, precision: PackedPrecision) -> None:
+def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None = None) -> None:
     """Replace a network's backbone and output heads, in place, for inference alone.
 
     Args:
         model: A network with float32 weights on the CPU. It takes and gives float32 afterwards.
         precision: How the weights are kept.
+        kernel: Whether steps of a few rows run in one compiled function; None: for large networks.
     """
     model.requires_grad_(False)
-    model.backbone = cast(Transformer, PackedTransformer(model.backbone, precision))
+    if kernel is None:
+        large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
+        kernel = large and model.config.backbone.width % 4 == 0 and find_spec("numba") is not None
+    model.backbone = cast(Transformer, PackedTransformer(model.backbone, precision, kernel))
     model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
 
 
@@ -69,8 +83,8 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), EXPECTED_ROWS)
         self.rounded: Tensor | None = None
         if precision == "int8":
-            scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-            self.rounded, self.scale = (weight / scale[:, None]).round().to(torch.int8), scale.to(self.dtype)
+            self.rounded, scale = rounded(weight)
+            self.scale = scale.to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x @ weight.T + bias``."""
@@ -96,32 +110,54 @@ class PackedLinear(nn.Module):
         )
 
 
-class PackedGEGLU(nn.Module):
-    """A :class:`~hafm_lightning.modeling.transformer.GEGLU` with packed, padded weights.
+@dataclass(frozen=True)
+class PlainLayer:
+    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32.
 
-    Args:
-        source: The layer.
-        precision: How the weights are kept.
-        scale: Factors ``[D]`` on the input, multiplied into the weights.
+    Attributes:
+        project_in: Weight ``[3 D, D]`` and bias.
+        project_out: Weight ``[D, D]`` and bias.
+        expand: Weight ``[2 I, D]`` and bias, values before gates.
+        contract: Weight ``[D, I]`` and bias; the padding is 0 * gelu(0).
+        head_factors: Factors ``[2, d]`` of normalised queries and keys.
+        heads: Number of heads.
+        least: What norms add to a sum of squares, of the width and of a head.
     """
 
-    def __init__(self, source: GEGLU, precision: PackedPrecision, scale: Tensor) -> None:
-        super().__init__()
-        inner = source.contract.in_features
-        padding = -inner % ALIGNMENT
-        weights = (source.expand.weight.detach() * scale).view(2, inner, -1)
-        biases = source.expand.bias.detach().view(2, inner)
-        self.value, self.gate = (
-            PackedLinear(F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding)), precision)
-            for weight, bias in zip(weights, biases, strict=True)
-        )
-        narrow = F.pad(source.contract.weight.detach(), (0, padding))
-        self.contract = PackedLinear(narrow, source.contract.bias, precision)
+    project_in: tuple[Tensor, Tensor]
+    project_out: tuple[Tensor, Tensor]
+    expand: tuple[Tensor, Tensor]
+    contract: tuple[Tensor, Tensor]
+    head_factors: Tensor
+    heads: int
+    least: tuple[float, float]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Float32 ``[..., D]`` -> ``[..., D]`` in the layers' own type; the padding is 0 * gelu(0)."""
-        x = x.to(self.value.dtype)
-        return self.contract.product(self.value.product_times(x, self.gate.product(x, "gelu")))
+    @classmethod
+    def of(cls, layer: Layer) -> PlainLayer:
+        """The weights of a layer."""
+        attention, feedforward = layer.attention, layer.feedforward
+        inner = feedforward.contract.in_features
+        padding = -inner % ALIGNMENT
+        expand = (feedforward.expand.weight.detach() * norm_factors(layer.feedforward_norm)).view(2, inner, -1)
+        biases = F.pad(feedforward.expand.bias.detach().view(2, inner), (0, padding))
+        return cls(
+            project_in=(
+                attention.project_in.weight.detach() * norm_factors(layer.attention_norm),
+                attention.project_in.bias.detach(),
+            ),
+            project_out=(attention.project_out.weight.detach(), attention.project_out.bias.detach()),
+            expand=(F.pad(expand, (0, 0, 0, padding)).flatten(0, 1), biases.flatten()),
+            contract=(F.pad(feedforward.contract.weight.detach(), (0, padding)), feedforward.contract.bias.detach()),
+            head_factors=torch.stack([norm_factors(attention.query_norm), norm_factors(attention.key_norm)]),
+            heads=attention.heads,
+            least=(norm_least(layer.attention_norm), norm_least(attention.query_norm)),
+        )
+
+    @property
+    def step_factors(self) -> Tensor:
+        """:attr:`head_factors` with the scale of the scores in the queries'."""
+        scale = 1 / math.sqrt(self.head_factors.shape[-1])
+        return self.head_factors * torch.tensor([scale, 1.0])[:, None]
 
 
 class PackedHeads(nn.Module):
@@ -140,52 +176,47 @@ class PackedHeads(nn.Module):
         return self.all(hidden).unflatten(-1, self.shape)  # type: ignore[no-any-return]
 
 
-class PackedNorm:
-    """An RMS norm without its weight and the root of its width, which whatever follows must multiply by."""
+def norm_factors(norm: RMSNorm) -> Tensor:
+    """What follows :func:`normalised` in an RMS norm: its weight and the root of its width, ``[width]``."""
+    return norm.weight.detach() * math.sqrt(norm.weight.shape[-1])
 
-    def __init__(self, norm: RMSNorm) -> None:
-        width = norm.weight.shape[-1]
-        self.factors = norm.weight.detach() * math.sqrt(width)
-        self._least = torch.tensor(math.sqrt(width * norm.epsilon))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[..., width]`` -> ``x / rms(x) / sqrt(width)``."""
-        return x / self.lengths(x)
+def norm_least(norm: RMSNorm) -> float:
+    """What an RMS norm adds to the sum of squares."""
+    return norm.weight.shape[-1] * norm.epsilon
 
-    def lengths(self, x: Tensor) -> Tensor:
-        """What ``x`` must be divided by, ``[..., 1]``."""
-        return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._least)
+
+def lengths(x: Tensor, least: Tensor) -> Tensor:
+    """``sqrt(|x|^2 + least^2)`` of the last dimension, ``[..., 1]``: what an RMS norm divides by, up to a factor."""
+    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
 
 
 class PackedLayer(nn.Module):
     """A :class:`~hafm_lightning.modeling.transformer.Layer` with packed weights."""
 
-    def __init__(self, source: Layer, precision: PackedPrecision) -> None:
+    def __init__(self, plain: PlainLayer, precision: PackedPrecision) -> None:
         super().__init__()
-        attention = source.attention
-        self.heads = attention.heads
-        self.norm, self.feedforward_norm = PackedNorm(source.attention_norm), PackedNorm(source.feedforward_norm)
-        project_in = attention.project_in
-        self.project_in = PackedLinear(project_in.weight * self.norm.factors, project_in.bias, precision)
-        self.project_out = PackedLinear(attention.project_out.weight, attention.project_out.bias, precision)
-        self.feedforward = PackedGEGLU(source.feedforward, precision, self.feedforward_norm.factors)
-        self.head_norm = PackedNorm(attention.query_norm)
-        factors = (self.head_norm.factors, PackedNorm(attention.key_norm).factors)
-        self.head_factors = torch.stack(factors)[:, None]  # [2, 1, d], of queries and keys
-        scale = 1 / math.sqrt(self.head_factors.shape[-1])
-        self.step_factors = self.head_factors * torch.tensor([scale, 1.0])[:, None, None]
+        self.heads = plain.heads
+        self.least, self.head_least = (torch.tensor(math.sqrt(value)) for value in plain.least)
+        self.project_in = PackedLinear(*plain.project_in, precision)
+        self.project_out = PackedLinear(*plain.project_out, precision)
+        weights, biases = (part.unflatten(0, (2, -1)) for part in plain.expand)
+        self.value, self.gate = (PackedLinear(*pair, precision) for pair in zip(weights, biases, strict=True))
+        self.contract = PackedLinear(*plain.contract, precision)
+        self.head_factors, self.step_factors = plain.head_factors[:, None], plain.step_factors[:, None]  # [2, 1, d]
 
     def _split(self, x: Tensor, factors: Tensor) -> Tensor:
         """Of ``x [B, S, D]``: queries, keys and values ``[B, S, 3, H, d]``, the first two normed, times ``factors``."""
-        projected = self.project_in(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        projected = self.project_in(x / lengths(x, self.least)).unflatten(-1, (3, self.heads, -1))
         both = projected[:, :, :2]
-        both.div_(self.head_norm.lengths(both)).mul_(factors)
+        both.div_(lengths(both, self.head_least)).mul_(factors)
         return projected
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The rest of the layer, from what attention mixed ``[B, S, D]``."""
         x = x + self.project_out.product(mixed.to(self.project_out.dtype))
-        return x + self.feedforward(self.feedforward_norm(x))  # type: ignore[no-any-return]
+        normed = (x / lengths(x, self.least)).to(self.value.dtype)
+        return x + self.contract.product(self.value.product_times(normed, self.gate.product(normed, "gelu")))
 
     def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
         """``[B, S, D]`` -> the steps from ``first`` on, ``[B, S - first, D]``."""
@@ -209,32 +240,94 @@ class PackedLayer(nn.Module):
         return self._finish(x, torch.bmm(weights, values).view(x.shape))
 
 
+class StepKernel:
+    """The compiled step (:mod:`~hafm_lightning.accompanist.step_kernel`) with the weights that it reads.
+
+    Args:
+        layers: All layers.
+        precision: How the weights are kept.
+    """
+
+    def __init__(self, layers: Sequence[PlainLayer], precision: PackedPrecision) -> None:
+        from hafm_lightning.accompanist import step_kernel
+
+        self._step, self._use_threads = step_kernel.decode_step, step_kernel.use_threads
+        self._weights = [
+            array
+            for name in ("project_in", "project_out", "expand", "contract")
+            for array in stored([getattr(layer, name) for layer in layers], precision)
+        ]
+        self._head_factors = torch.stack([layer.step_factors for layer in layers]).numpy()
+        self._least = np.array(layers[0].least, np.float32)
+
+    def __call__(self, x: Tensor, at: CachedSteps) -> Tensor:
+        """One step ``[B, 1, D]`` -> what the last layer gives, ``[B, 1, D]``."""
+        rows, _, width = x.shape
+        heads, inner = at.bias.shape[0], self._weights[9].shape[2]
+        shapes = (width, 3 * width, width, 2 * inner, inner)
+        spaces = [np.empty((rows, size), np.float32) for size in shapes]
+        spaces.append(np.empty((rows * heads, at.visible), np.float32))
+        result = x[:, 0].clone(memory_format=torch.contiguous_format).numpy()
+        bias = at.bias[:, 0].contiguous().numpy()
+        self._use_threads(torch.get_num_threads())
+        self._step(
+            result, *self._weights, self._head_factors, at.cache.both.numpy(), bias, at.start, self._least, *spaces
+        )  # fmt: skip
+        return torch.from_numpy(result)[:, None]
+
+
+def stored(
+    pairs: Sequence[tuple[Tensor, Tensor]], precision: PackedPrecision
+) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+    """Weights ``[layers, out, in]`` as the compiled step reads them, with factors and biases ``[layers, out]``."""
+    weights, biases = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    factors = torch.ones_like(biases)
+    if precision == "int8":
+        weights, factors = rounded(weights)
+    elif precision == "bf16":
+        weights = weights.bfloat16().view(torch.uint16)
+    return weights.contiguous().numpy(), factors.numpy(), biases.numpy()
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``[..., out, in]`` in int8, 255 levels for each output, and the size of a level ``[..., out]``."""
+    scale = weight.abs().amax(dim=-1).clamp(min=1e-12) / 127
+    return (weight / scale[..., None]).round().to(torch.int8), scale
+
+
 class PackedTransformer(nn.Module):
     """A :class:`~hafm_lightning.modeling.transformer.Transformer` with packed weights; for one step at a time."""
 
-    def __init__(self, source: Transformer, precision: PackedPrecision) -> None:
+    def __init__(self, source: Transformer, precision: PackedPrecision, kernel: bool) -> None:
         super().__init__()
         self.config = source.config
-        self.layers = nn.ModuleList(PackedLayer(cast(Layer, layer), precision) for layer in source.layers)
-        self.final_norm = PackedNorm(source.final_norm)
+        plain = [PlainLayer.of(cast(Layer, layer)) for layer in source.layers]
+        self.layers = nn.ModuleList(PackedLayer(layer, precision) for layer in plain)
+        self.final_factors = norm_factors(source.final_norm)
+        self.kernel = StepKernel(plain, precision) if kernel else None
 
     def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
         """As the plain network's."""
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, table, geometry, first if number == len(self.layers) else 0)
-        return self.final_norm(x) * self.final_norm.factors
+        return self._norm(x)
 
     def prefill(self, x: Tensor, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
         """As the plain network's."""
         for number, layer in enumerate(self.layers):
             x = cast(PackedLayer, layer).prefill(x, number, table, geometry, cache)
-        return self.final_norm(x) * self.final_norm.factors
+        return self._norm(x)
 
     def cached(self, x: Tensor, at: CachedSteps) -> Tensor:
         """As the plain network's, for one step: ``[B, 1, D]`` -> ``[B, 1, D]``."""
         if x.shape[1] != 1:
             raise ValueError(f"a packed network decodes one step at a time, got {x.shape[1]}")
+        if self.kernel is not None and isinstance(at.start, int) and len(x) <= MOST_ROWS_IN_KERNEL:
+            return self._norm(self.kernel(x, at))
         bias = at.bias.repeat(x.shape[0], 1, 1)  # [B H, 1, visible]
         for number, layer in enumerate(self.layers):
             x = cast(PackedLayer, layer).cached(x, number, at, bias)
-        return self.final_norm(x) * self.final_norm.factors
+        return self._norm(x)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return x / lengths(x, cast(PackedLayer, self.layers[0]).least) * self.final_factors

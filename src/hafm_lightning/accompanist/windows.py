@@ -99,9 +99,14 @@ def overlap_units(window: int, margin: int, overlap_s: float | None) -> int:
     """Overlap of windows in grid units; None asks for half of what is kept of each.
 
     Raises:
-        RequestError: The overlap is not positive, or leaves nothing of a window to write.
+        RequestError: The overlap is not positive, or it or the margin leaves nothing of a window to write.
     """
     free = window - margin
+    if free < 2:
+        raise RequestError(
+            f"the stages look ahead {float(margin * GRID_S):g} s in all, which leaves nothing of their windows of "
+            f"{float(window * GRID_S):g} s; train them on longer clips, or with a smaller look_ahead_s"
+        )
     if overlap_s is None:
         return free // 2
     if not 0 < overlap_s < float(free * GRID_S) or covering_units(round(overlap_s * 1000), 1000) >= free:

@@ -106,10 +106,10 @@ class KeyValueCache:
         self, config: BackboneConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         shape = (config.layers, 2, batch, config.heads, capacity, config.head_width)
-        self._both = torch.zeros(shape, device=device, dtype=dtype)
-        self._layers = list(self._both)  # each [2, B, H, capacity, d]
+        self.both = torch.zeros(shape, device=device, dtype=dtype)  # [layers, 2, B, H, capacity, d]
+        self._layers = list(self.both)  # each [2, B, H, capacity, d]
         self._heads = [layer.flatten(1, 2).unbind() for layer in self._layers]  # keys, values [B H, capacity, d]
-        self.keys, self.values = self._both.unbind(1)
+        self.keys, self.values = self.both.unbind(1)
         self.capacity = capacity
 
     def write(self, layer: int, start: Tensor | int, keys: Tensor, values: Tensor) -> None:

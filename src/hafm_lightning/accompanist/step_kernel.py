@@ -1,0 +1,293 @@
+"""One decoding step of a whole backbone as one compiled function, for CPUs.
+
+With one or two rows, PyTorch spends most of a step on starting some three hundred small operations and on waking its
+threads for each. Here the layers run inside one function that Numba compiles for the processor at hand (Numba comes
+with librosa): five parallel loops a layer, weights and cache read once each. Choices:
+
+* weights are read in the precision that they are kept in (float32, bf16 as its upper 16 bits, int8 with a factor for
+  each output) and widened to float32 on the way; all sums are float32;
+* every sum is made in the same order whatever the number of threads, so that a seed gives the same take;
+* compiling takes some ten seconds once for each precision and is kept on disk, so only large networks take this way
+  (:data:`~hafm_lightning.accompanist.packing.KERNEL_PARAMETERS`).
+
+Imported only where it is used: Numba is slow to import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic, overload
+
+OUTPUTS_AT_ONCE = 16
+"""Outputs of a matrix product that are handed to a thread together; widths must be multiples of 4, gates of this."""
+SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+"""What vector instructions need; infinities stay what they are."""
+
+_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+_LOG2_E = np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LEAST_EXPONENT = np.float32(-87.0)
+_E0, _E1, _E2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_E3, _E4, _E5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_SQRT_HALF = np.float32(0.70710678118654752)
+_A0, _A1, _A2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.284496736)
+_A3, _A4, _A5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+def _widen(weight: Any) -> Any:
+    """A stored weight as float32."""
+    raise NotImplementedError  # only compiled code calls it
+
+
+@overload(_widen, inline="always", strict=False)  # type: ignore[untyped-decorator]
+def _widen_compiled(weight: Any) -> Any:
+    if weight == types.uint16:
+        return lambda weight: _float_of_bits(np.uint32(np.uint32(weight) << np.uint32(16)))
+    return lambda weight: np.float32(weight)
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")  # type: ignore[untyped-decorator]
+def _exponential(v: Any) -> Any:
+    """e^v for v <= 0 in float32, by Cephes' polynomial: vectorises, unlike a call of the C library."""
+    v = max(v, _LEAST_EXPONENT)
+    n = np.floor(v * _LOG2_E + _HALF)
+    r = v - n * _LN2_HIGH - n * _LN2_LOW
+    p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
+    power = _float_of_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return (p * r * r + r + _ONE) * power
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _normalise(x: Any, least: Any, out: Any) -> None:
+    """``x / sqrt(|x|^2 + least)`` of each row."""
+    for row in range(x.shape[0]):
+        total = _ZERO
+        for i in range(x.shape[1]):
+            total += x[row, i] * x[row, i]
+        factor = _ONE / np.sqrt(total + least)
+        for i in range(x.shape[1]):
+            out[row, i] = x[row, i] * factor
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _four_of_two(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
+    """Outputs ``n`` to ``n + 3`` of rows ``row`` and ``row + 1``, before factors and biases: 4 of each."""
+    a0, a1, a2, a3, b0, b1, b2, b3 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+    for i in range(x.shape[1]):
+        first, second = x[row, i], x[row + 1, i]
+        w0, w1 = _widen(weights[layer, n, i]), _widen(weights[layer, n + 1, i])
+        w2, w3 = _widen(weights[layer, n + 2, i]), _widen(weights[layer, n + 3, i])
+        a0 += w0 * first
+        b0 += w0 * second
+        a1 += w1 * first
+        b1 += w1 * second
+        a2 += w2 * first
+        b2 += w2 * second
+        a3 += w3 * first
+        b3 += w3 * second
+    return (a0, a1, a2, a3), (b0, b1, b2, b3)
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _four_of_one(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
+    """Outputs ``n`` to ``n + 3`` of one row, before factors and biases."""
+    a0, a1, a2, a3 = _ZERO, _ZERO, _ZERO, _ZERO
+    for i in range(x.shape[1]):
+        first = x[row, i]
+        a0 += _widen(weights[layer, n, i]) * first
+        a1 += _widen(weights[layer, n + 1, i]) * first
+        a2 += _widen(weights[layer, n + 2, i]) * first
+        a3 += _widen(weights[layer, n + 3, i]) * first
+    return a0, a1, a2, a3
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _multiply(weights: Any, factors: Any, biases: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
+    """A block of outputs: ``x @ weights.T * factors + biases``, added to what is there with ``keep``."""
+    rows = x.shape[0]
+    for n in range(block * OUTPUTS_AT_ONCE, min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]), 4):
+        for row in range(0, rows - 1, 2):
+            first, second = _four_of_two(weights, layer, n, x, row)
+            for k in range(4):
+                factor, bias = factors[layer, n + k], biases[layer, n + k]
+                out[row, n + k] = (out[row, n + k] if keep else _ZERO) + (first[k] * factor + bias)
+                out[row + 1, n + k] = (out[row + 1, n + k] if keep else _ZERO) + (second[k] * factor + bias)
+        if rows % 2:
+            last = _four_of_one(weights, layer, n, x, rows - 1)
+            for k in range(4):
+                result = last[k] * factors[layer, n + k] + biases[layer, n + k]
+                out[rows - 1, n + k] = (out[rows - 1, n + k] if keep else _ZERO) + result
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _gate(inner: Any, block: Any, out: Any) -> None:
+    """A block of ``value * gelu(gate)`` from ``inner [rows, 2 I]``, values before gates.
+
+    The error function is Abramowitz and Stegun's 7.1.26, which is off by 1.5e-7 at most.
+    """
+    width = out.shape[1]
+    first = block * OUTPUTS_AT_ONCE
+    for row in range(out.shape[0]):
+        for n in range(first, min(first + OUTPUTS_AT_ONCE, width)):
+            gate = inner[row, width + n]
+            v = abs(gate) * _SQRT_HALF
+            t = _ONE / (_ONE + _A0 * v)
+            tail = ((((_A5 * t + _A4) * t + _A3) * t + _A2) * t + _A1) * t * _exponential(-v * v)
+            upper = _ONE - _HALF * tail  # the normal distribution at |gate|
+            out[row, n] = inner[row, n] * gate * (upper if gate > _ZERO else _ONE - upper)
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any) -> Any:
+    """``keys @ query + bias`` of the first ``steps`` steps into ``scores``; the largest of them."""
+    width = keys.shape[1]
+    largest = np.float32(-np.inf)
+    for step in range(0, steps // 4 * 4, 4):
+        a, b, c, d = _ZERO, _ZERO, _ZERO, _ZERO
+        for i in range(width):
+            a += keys[step, i] * query[i]
+            b += keys[step + 1, i] * query[i]
+            c += keys[step + 2, i] * query[i]
+            d += keys[step + 3, i] * query[i]
+        a, b = a + bias[head, step], b + bias[head, step + 1]
+        c, d = c + bias[head, step + 2], d + bias[head, step + 3]
+        scores[step], scores[step + 1], scores[step + 2], scores[step + 3] = a, b, c, d
+        largest = max(max(largest, max(a, b)), max(c, d))
+    for step in range(steps // 4 * 4, steps):
+        total = _ZERO
+        for i in range(width):
+            total += keys[step, i] * query[i]
+        scores[step] = total + bias[head, step]
+        largest = max(largest, scores[step])
+    return largest
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _weigh(scores: Any, steps: Any, largest: Any) -> Any:
+    """Scores to weights, not yet divided by their sum, which is returned."""
+    total = _ZERO
+    for step in range(steps):
+        weight = _exponential(scores[step] - largest)
+        scores[step] = weight
+        total += weight
+    return total
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
+    """``scores @ values * factor`` of the first ``steps`` steps."""
+    for i in range(out.shape[0]):
+        out[i] = _ZERO
+    for step in range(0, steps // 8 * 8, 8):
+        a, b, c, d = scores[step], scores[step + 1], scores[step + 2], scores[step + 3]
+        e, f, g, h = scores[step + 4], scores[step + 5], scores[step + 6], scores[step + 7]
+        for i in range(out.shape[0]):
+            out[i] += (
+                a * values[step, i] + b * values[step + 1, i] + c * values[step + 2, i] + d * values[step + 3, i]
+            ) + (e * values[step + 4, i] + f * values[step + 5, i] + g * values[step + 6, i] + h * values[step + 7, i])
+    for step in range(steps // 8 * 8, steps):
+        for i in range(out.shape[0]):
+            out[i] += scores[step] * values[step, i]
+    for i in range(out.shape[0]):
+        out[i] *= factor
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+def _attend(
+    projected: Any, head: Any, least: Any, factors: Any, keys: Any, values: Any, bias: Any, at: Any,
+    scores: Any, mixed: Any,
+) -> None:  # fmt: skip
+    """One head of one row: store its key and value at step ``at``, and mix the values of all steps up to it.
+
+    ``projected [3 D]`` holds the row's queries, keys and values, ``mixed [D]`` receives the result.
+    """
+    width, stride = keys.shape[1], mixed.shape[0]
+    first = head * width
+    for which in range(2):  # query and key are normalised in place
+        place = which * stride + first
+        total = _ZERO
+        for i in range(width):
+            total += projected[place + i] * projected[place + i]
+        factor = _ONE / np.sqrt(total + least)
+        for i in range(width):
+            projected[place + i] *= factor * factors[which, i]
+    for i in range(width):
+        keys[at, i] = projected[stride + first + i]
+        values[at, i] = projected[2 * stride + first + i]
+    largest = _score(projected[first : first + width], keys, bias, head, at + 1, scores)
+    total = _weigh(scores, at + 1, largest)
+    _mix(scores, values, at + 1, _ONE / total, mixed[first : first + width])
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def decode_step(
+    x: Any,  # [rows, D], overwritten by the result
+    project_in: Any,  # four layers' weights [layers, out, in], factors [layers, out] and biases [layers, out] each
+    project_in_factors: Any,
+    project_in_biases: Any,
+    project_out: Any,
+    project_out_factors: Any,
+    project_out_biases: Any,
+    expand: Any,
+    expand_factors: Any,
+    expand_biases: Any,
+    contract: Any,
+    contract_factors: Any,
+    contract_biases: Any,
+    head_factors: Any,  # [layers, 2, d]
+    cache: Any,  # [layers, 2, rows, H, capacity, d]
+    bias: Any,  # [H, at + 1]
+    at: Any,  # step that is written
+    least: Any,  # (D, d) times epsilon
+    normed: Any,  # work space: [rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
+    projected: Any,
+    mixed: Any,
+    inner: Any,
+    gated: Any,
+    scores: Any,
+) -> None:
+    """All layers for one step of a few rows; ``x`` becomes what the last layer gives, before the final norm."""
+    rows, heads = x.shape[0], bias.shape[0]
+    blocks_in = (projected.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    blocks_out = (x.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    blocks_gate = (gated.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    offset = gated.shape[1] // OUTPUTS_AT_ONCE
+    for layer in range(project_in.shape[0]):
+        _normalise(x, least[0], normed)
+        for block in prange(blocks_in):
+            _multiply(project_in, project_in_factors, project_in_biases, layer, block, normed, projected, False)
+        for item in prange(rows * heads):
+            row, head = item // heads, item % heads
+            _attend(
+                projected[row], head, least[1], head_factors[layer], cache[layer, 0, row, head],
+                cache[layer, 1, row, head], bias, at, scores[item], mixed[row],
+            )  # fmt: skip
+        for block in prange(blocks_out):
+            _multiply(project_out, project_out_factors, project_out_biases, layer, block, mixed, x, True)
+        _normalise(x, least[0], normed)
+        for block in prange(blocks_gate):
+            _multiply(expand, expand_factors, expand_biases, layer, block, normed, inner, False)
+            _multiply(expand, expand_factors, expand_biases, layer, offset + block, normed, inner, False)
+            _gate(inner, block, gated)
+        for block in prange(blocks_out):
+            _multiply(contract, contract_factors, contract_biases, layer, block, gated, x, True)
+
+
+def use_threads(count: int) -> None:
+    """Let the step run on ``count`` threads, or as many as there are."""
+    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
