@@ -19,7 +19,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
 
@@ -44,7 +43,7 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
 
     return types.float32(types.uint32), generate
 
