@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafm_lightning.accompanist.windows import Window, covering_units, frames_at, grid_units, plan_windows
+from hafm_lightning.accompanist.windows import (
+    Window,
+    covering_units,
+    frames_at,
+    grid_units,
+    overlap_units,
+    plan_windows,
+)
+from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import INSTRUMENTAL_COARSE, VOCAL_SEMANTIC
 
 
@@ -65,3 +73,8 @@ def test_units_are_whole_frames_of_both_rates() -> None:
     assert grid_units(10.0) == 250
     with pytest.raises(ValueError, match="multiple"):
         grid_units(0.05)
+
+
+def test_stages_that_look_ahead_as_far_as_their_windows_are_refused() -> None:
+    with pytest.raises(RequestError, match="look ahead 0.92 s .* windows of 0.4 s"):
+        overlap_units(10, 23, None)

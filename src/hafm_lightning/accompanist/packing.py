@@ -96,7 +96,7 @@ class PackedLinear(nn.Module):
         if self.rounded is not None and rows <= MOST_ROWS_IN_INT8:
             y = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scale)
             y = y.add_(self.bias).view(*x.shape[:-1], -1)
-            return F.gelu(y) if activation == "gelu" else y  # type: ignore[no-any-return]
+            return F.gelu(y) if activation == "gelu" else y
         return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
             x, self.packed, self.bias, activation, [], "none" if activation == "gelu" else ""
         )
@@ -200,7 +200,7 @@ class PackedLayer(nn.Module):
         self.least, self.head_least = (torch.tensor(math.sqrt(value)) for value in plain.least)
         self.project_in = PackedLinear(*plain.project_in, precision)
         self.project_out = PackedLinear(*plain.project_out, precision)
-        weights, biases = (part.unflatten(0, (2, -1)) for part in plain.expand)
+        weights, biases = (part.unflatten(0, (2, -1)) for part in plain.expand)  # type: ignore[no-untyped-call]
         self.value, self.gate = (PackedLinear(*pair, precision) for pair in zip(weights, biases, strict=True))
         self.contract = PackedLinear(*plain.contract, precision)
         self.head_factors, self.step_factors = plain.head_factors[:, None], plain.step_factors[:, None]  # [2, 1, d]
@@ -210,7 +210,7 @@ class PackedLayer(nn.Module):
         projected = self.project_in(x / lengths(x, self.least)).unflatten(-1, (3, self.heads, -1))
         both = projected[:, :, :2]
         both.div_(lengths(both, self.head_least)).mul_(factors)
-        return projected
+        return projected  # type: ignore[no-any-return]
 
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The rest of the layer, from what attention mixed ``[B, S, D]``."""
@@ -251,7 +251,8 @@ class StepKernel:
     def __init__(self, layers: Sequence[PlainLayer], precision: PackedPrecision) -> None:
         from hafm_lightning.accompanist import step_kernel
 
-        self._step, self._use_threads = step_kernel.decode_step, step_kernel.use_threads
+        self._step: Any = step_kernel.decode_step
+        self._use_threads = step_kernel.use_threads
         self._weights = [
             array
             for name in ("project_in", "project_out", "expand", "contract")

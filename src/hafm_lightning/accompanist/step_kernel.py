@@ -15,7 +15,7 @@ Imported only where it is used: Numba is slow to import.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -38,8 +38,7 @@ _A0, _A1, _A2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.28
 _A3, _A4, _A5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+def _bits_as_float(typing_context: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -48,19 +47,22 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
+_float_of_bits: Any = intrinsic(_bits_as_float)
+
+
 def _widen(weight: Any) -> Any:
     """A stored weight as float32."""
     raise NotImplementedError  # only compiled code calls it
 
 
-@overload(_widen, inline="always", strict=False)  # type: ignore[untyped-decorator]
+@overload(_widen, inline="always", strict=False)
 def _widen_compiled(weight: Any) -> Any:
     if weight == types.uint16:
         return lambda weight: _float_of_bits(np.uint32(np.uint32(weight) << np.uint32(16)))
     return lambda weight: np.float32(weight)
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")
 def _exponential(v: Any) -> Any:
     """e^v for v <= 0 in float32, by Cephes' polynomial: vectorises, unlike a call of the C library."""
     v = max(v, _LEAST_EXPONENT)
@@ -71,7 +73,7 @@ def _exponential(v: Any) -> Any:
     return (p * r * r + r + _ONE) * power
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _normalise(x: Any, least: Any, out: Any) -> None:
     """``x / sqrt(|x|^2 + least)`` of each row."""
     for row in range(x.shape[0]):
@@ -83,7 +85,7 @@ def _normalise(x: Any, least: Any, out: Any) -> None:
             out[row, i] = x[row, i] * factor
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _four_of_two(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
     """Outputs ``n`` to ``n + 3`` of rows ``row`` and ``row + 1``, before factors and biases: 4 of each."""
     a0, a1, a2, a3, b0, b1, b2, b3 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
@@ -102,7 +104,7 @@ def _four_of_two(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
     return (a0, a1, a2, a3), (b0, b1, b2, b3)
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _four_of_one(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
     """Outputs ``n`` to ``n + 3`` of one row, before factors and biases."""
     a0, a1, a2, a3 = _ZERO, _ZERO, _ZERO, _ZERO
@@ -115,7 +117,7 @@ def _four_of_one(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
     return a0, a1, a2, a3
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _multiply(weights: Any, factors: Any, biases: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
     """A block of outputs: ``x @ weights.T * factors + biases``, added to what is there with ``keep``."""
     rows = x.shape[0]
@@ -133,7 +135,7 @@ def _multiply(weights: Any, factors: Any, biases: Any, layer: Any, block: Any, x
                 out[rows - 1, n + k] = (out[rows - 1, n + k] if keep else _ZERO) + result
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _gate(inner: Any, block: Any, out: Any) -> None:
     """A block of ``value * gelu(gate)`` from ``inner [rows, 2 I]``, values before gates.
 
@@ -151,7 +153,7 @@ def _gate(inner: Any, block: Any, out: Any) -> None:
             out[row, n] = inner[row, n] * gate * (upper if gate > _ZERO else _ONE - upper)
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any) -> Any:
     """``keys @ query + bias`` of the first ``steps`` steps into ``scores``; the largest of them."""
     width = keys.shape[1]
@@ -176,7 +178,7 @@ def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any)
     return largest
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _weigh(scores: Any, steps: Any, largest: Any) -> Any:
     """Scores to weights, not yet divided by their sum, which is returned."""
     total = _ZERO
@@ -187,7 +189,7 @@ def _weigh(scores: Any, steps: Any, largest: Any) -> Any:
     return total
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
     """``scores @ values * factor`` of the first ``steps`` steps."""
     for i in range(out.shape[0]):
@@ -206,7 +208,7 @@ def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
         out[i] *= factor
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _attend(
     projected: Any, head: Any, least: Any, factors: Any, keys: Any, values: Any, bias: Any, at: Any,
     scores: Any, mixed: Any,
@@ -233,7 +235,7 @@ def _attend(
     _mix(scores, values, at + 1, _ONE / total, mixed[first : first + width])
 
 
-@njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)
 def decode_step(
     x: Any,  # [rows, D], overwritten by the result
     project_in: Any,  # four layers' weights [layers, out, in], factors [layers, out] and biases [layers, out] each
@@ -289,4 +291,4 @@ def decode_step(
 
 def use_threads(count: int) -> None:
     """Let the step run on ``count`` threads, or as many as there are."""
-    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
+    numba.set_num_threads(max(1, min(count, cast(Any, numba.config).NUMBA_NUM_THREADS)))
