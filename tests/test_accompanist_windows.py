@@ -76,5 +76,5 @@ def test_units_are_whole_frames_of_both_rates() -> None:
 
 
 def test_stages_that_look_ahead_as_far_as_their_windows_are_refused() -> None:
-    with pytest.raises(RequestError, match="look ahead 0.92 s .* windows of 0.4 s"):
+    with pytest.raises(RequestError, match=r"look ahead 0\.92 s .* windows of 0\.4 s"):
         overlap_units(10, 23, None)
