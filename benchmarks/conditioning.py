@@ -19,9 +19,11 @@ import statistics
 import subprocess
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hafm_lightning.data_modules import TokenShards
@@ -120,9 +122,21 @@ Runs = dict[str, dict[str, Run]]
 """Variant -> seed -> points."""
 
 
-def last_before(points: Run, key: str, limit: float) -> dict[str, float]:
-    """The last point whose ``key`` (``steps`` or ``seconds``) is not beyond ``limit``, or the first of all."""
-    return next((point for point in reversed(points) if point[key] <= limit), points[0])
+def between(points: Run, key: str, place: float) -> dict[str, float]:
+    """Scores at ``place`` on the axis ``key`` (``steps`` or ``seconds``), on straight lines between the points."""
+    axis = [point[key] for point in points]
+    return {name: float(np.interp(place, axis, [point[name] for point in points])) for name in points[0]}
+
+
+def reached(points: Run, loss: float) -> dict[str, float] | None:
+    """Where the straight lines between the points first come down to ``loss``; None if they never do."""
+    if points[0]["loss"] <= loss:
+        return points[0]
+    for before, after in pairwise(points):
+        if after["loss"] <= loss:
+            share = (before["loss"] - loss) / (before["loss"] - after["loss"])
+            return {name: (1 - share) * before[name] + share * after[name] for name in before}
+    return None
 
 
 def lowest(points: Run) -> dict[str, float]:
@@ -137,10 +151,10 @@ def comparison(runs: Runs, key: str, limits: list[float]) -> str:
     for name, seeds in runs.items():
         cells = []
         for limit in limits:
-            points = [last_before(points, key, limit) for points in seeds.values()]
-            reached = min(points[-1][key] for points in seeds.values()) >= 0.95 * limit
+            points = [between(points, key, limit) for points in seeds.values()]
+            within = min(points[-1][key] for points in seeds.values()) >= 0.95 * limit
             values = [statistics.fmean(point[field] for point in points) for field in ("loss", "gain", "gap")]
-            cells.append(" / ".join(f"{value:.3f}" for value in values) if reached else "-")
+            cells.append(" / ".join(f"{value:.3f}" for value in values) if within else "-")
         lines.append(f"{name:<30}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
@@ -157,7 +171,7 @@ def race(runs: Runs) -> str:
             if seed not in runs.get(BASELINE, {}):
                 continue
             goal = lowest(runs[BASELINE][seed])
-            there = next((point for point in points if point["loss"] <= goal["loss"]), None)
+            there = reached(points, goal["loss"])
             if there is not None:
                 times.append(there["seconds"])
                 shares.append(there["seconds"] / goal["seconds"])

@@ -5,6 +5,7 @@ import torch
 from tiny_models import RICH_CONDITIONS, louden, tiny_streams
 
 from hafm_lightning.modeling.conditioning import (
+    EMBEDDING_STD,
     AlignedConditions,
     StreamEmbedding,
     drop_at_random,
@@ -170,3 +171,13 @@ def test_a_depth_wise_convolution_mixes_time_not_channels():
     changed[..., 2] += 1
     moved = (module([changed], 20) - module([vectors], 20)).abs().amax(1)[0] > 0
     assert moved.tolist() == [channel == 2 for channel in range(WIDTH)]
+
+
+def test_what_is_added_to_every_frame_alike_does_not_drown_the_tokens():
+    torch.manual_seed(0)
+    module = AlignedConditions(aligned_layout(["instrumental_fine"]), 64)
+    vectors = torch.randn(2, 150, 64) * EMBEDDING_STD
+    heard = module([vectors], 150)
+    everywhere = heard.mean((0, 1))
+    assert everywhere.std() < 0.2 * EMBEDDING_STD
+    assert heard.std() < 2 * EMBEDDING_STD

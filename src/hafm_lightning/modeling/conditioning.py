@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,8 @@ class AlignedConditions(nn.Module):
         self.ahead = whole_frames(look_ahead_s, layout.target)
         self.behind = whole_frames(look_behind_s, layout.target)
         self.mix = nn.Conv1d(width, width, self.behind + 1 + self.ahead, groups=width)
+        # torch's default bias is several times as large as a token's vector, which drowns in it until it is unlearnt
+        nn.init.zeros_(cast(Tensor, self.mix.bias))
 
     def forward(self, embedded: list[Tensor], frames: int) -> Tensor:
         """Condition vectors ``[B, T_c, D]`` in the layout's order -> ``[B, T, D]`` for ``frames`` target frames."""
