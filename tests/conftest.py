@@ -11,7 +11,9 @@ import torch
 
 if TYPE_CHECKING:
     from tiny_band import TinyBand
+    from tiny_music import TinyMusic
 
+    from hafm_lightning.evaluation.segments import MusicClip
     from hafm_lightning.tokenizers import Tokenizers
 
 # Set before any package reads them: tests never reach a hub, a dashboard or a display.
@@ -58,8 +60,18 @@ def live_band(tmp_path_factory: pytest.TempPathFactory, tiny_pair: tuple[Path, T
 
 
 @pytest.fixture(scope="session")
-def music(tmp_path_factory: pytest.TempPathFactory):
+def music(tmp_path_factory: pytest.TempPathFactory) -> TinyMusic:
     """A small toy band with trained offline tokenizers and shards; made once a run."""
     from tiny_music import make_tiny_music
 
     return make_tiny_music(tmp_path_factory.mktemp("tiny_music"))
+
+
+@pytest.fixture(scope="session")
+def clips(music: TinyMusic) -> list[MusicClip]:
+    """Six test segments of the tiny toy band, one second each."""
+    from tiny_music import tiny_selection
+
+    from hafm_lightning.evaluation.segments import load_clip
+
+    return [load_clip(segment, music.tokenizers) for segment in tiny_selection(music).segments]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hafm_lightning.audio import read_audio
-from hafm_lightning.evaluation.segments import SegmentSettings, load_clip, select_segments, tokenize_clips
+from hafm_lightning.evaluation.segments import SegmentSettings, Selection, load_clip, select_segments, tokenize_clips
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.preparation.shards import STORED_STREAMS, Manifest, stream_description, write_shard
 from hafm_lightning.preparation.toyband import synthesise_corpus
@@ -18,6 +19,7 @@ from hafm_lightning.tokenizers import Tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 
 CLIP_S = 1.0
+SETTINGS: dict[str, Any] = {"duration_s": CLIP_S, "clips": 6, "active": 0.3}
 TINY_BACKBONE = BackboneConfig(layers=1, width=16, heads=2, feedforward=24)
 
 
@@ -71,3 +73,8 @@ def tiny_stage(name: str, **settings: object) -> Stage:
     """An untrained stage (``semantic``, ``coarse``, ``fine``) of a few thousand parameters."""
     kind = {"semantic": SemanticStage, "coarse": CoarseStage, "fine": FineStage}[name]
     return kind(**{"backbone": TINY_BACKBONE, "conditioning": "aligned", "pattern": "nonautoregressive", **settings})
+
+
+def tiny_selection(music: TinyMusic, **changes: Any) -> Selection:
+    """Six test segments of :data:`CLIP_S`, or what ``changes`` asks for."""
+    return select_segments(SegmentSettings(str(music.songs), **{**SETTINGS, **changes}))
