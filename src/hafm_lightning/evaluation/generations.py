@@ -36,12 +36,14 @@ class Entry:
         seconds: Computing time; None where nothing was computed.
         failure: Why it is silence; empty if it is not.
         note: Where the sound comes from.
+        together: Clips that were to be made at once, which decides what ``seconds`` means; 0 in older folders.
     """
 
     file: str
     seconds: float | None
     failure: str
     note: str
+    together: int = 0
 
 
 class Generations:
@@ -94,7 +96,7 @@ class Generations:
             for segment, outcome in zip(part, outcomes, strict=True):
                 file = f"{clip_file_stem(segment.key)}.wav"
                 write_audio(self.folder / file, Audio(outcome.samples[None], self.rate_hz), subtype="FLOAT")
-                self.entries[segment.key] = Entry(file, outcome.seconds, outcome.failure, outcome.note)
+                self.entries[segment.key] = Entry(file, outcome.seconds, outcome.failure, outcome.note, batch_clips)
             if any(outcome.seconds is not None for outcome in outcomes):
                 self.peak_memory_mib = peak_memory_mib()
             clips = {clip: asdict(entry) for clip, entry in sorted(self.entries.items())}

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.adherence import WINDOW_S, random_partners
 from hafm_lightning.evaluation.card import Column, Value
 from hafm_lightning.evaluation.columns import set_columns
 from hafm_lightning.evaluation.embeddings import Embedding
 from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings, ProtocolSettings
-from hafm_lightning.evaluation.frechet import GaussianStatistics
+from hafm_lightning.evaluation.frechet import IDENTITY_KEY, GaussianStatistics
 from hafm_lightning.evaluation.generations import Generations
 from hafm_lightning.evaluation.jackknife import SetInterval
 from hafm_lightning.evaluation.row_store import RowStore
@@ -30,6 +31,8 @@ from hafm_lightning.evaluation.set_scores import (
 )
 from hafm_lightning.progress import progress
 
+SHOWN_SETTINGS = ("weights_sha256", "framing", "activation", "layer", "window_s", "hop_s")
+"""Settings of an embedding that the card prints; all of them are in its JSON."""
 AddCell = Callable[[Column, str, Value], None]
 """Receives a column, a system's name and the cell."""
 
@@ -62,6 +65,7 @@ class SetColumns:
         self.songs = [segment.song.id for segment in segments]
         self.columns = set_columns(embedding, settings.metrics)
         self.short_identity = embedding.identity.rsplit(":", 1)[-1][:12]
+        self.rows_a_system = 0
         self.reference = self._reference()
 
     def rows(self, name: str, segments: Sequence[Segment], make: Callable[[Segment], Rows]) -> list[Rows]:
@@ -83,7 +87,7 @@ class SetColumns:
     def _reference(self) -> Reference:
         given = self.settings.statistics.get(self.embedding.name)
         if given is not None:
-            return Reference(f"statistics file {given}", GaussianStatistics.load(given))
+            return Reference(f"statistics file {given}", self._checked(given))
         segments, name = self.segments, f"true accompaniments of the same {len(self.segments)} segments"
         if self.settings.reference == "train":
             drawn = replace(self.protocol, clips=self.settings.reference_clips, per_song=0)
@@ -101,6 +105,18 @@ class SetColumns:
         statistics.save(self.folder / "statistics" / f"{self.embedding.name}.npz")
         return Reference(name, statistics, rows)
 
+    def _checked(self, path: str) -> GaussianStatistics:
+        """A statistics file; RequestError unless its rows were made by this very embedding."""
+        statistics = GaussianStatistics.load(path)
+        identity = statistics.provenance.get(IDENTITY_KEY)
+        if identity != self.embedding.identity:
+            made_by = f"by {identity}" if identity else "by an embedding that it does not name"
+            raise RequestError(
+                f"{path}: its rows were made {made_by}, those of this card by {self.embedding.identity}\n"
+                f"correct `statistics.{self.embedding.name}`: weights, layer, framing and window must be the same"
+            )
+        return statistics
+
     def fill(self, played: Mapping[str, Generations], add: AddCell) -> None:
         """Fill the cells of every system."""
         for name, made in played.items():
@@ -115,6 +131,7 @@ class SetColumns:
 
         parts = self.rows(made.key, self.segments, played_rows)
         count, width = sum(map(len, parts)), self.embedding.dimensions
+        self.rows_a_system = count
         if "fad" in self.columns:
             few = min(count, self.reference.statistics.rows) < 2 * width
             note = f"{count} rows for {width} dimensions: biased upwards, compare only within this table" if few else ""
@@ -160,10 +177,14 @@ class SetColumns:
     def about(self) -> str:
         """One line for the card."""
         embedding, reference = self.embedding, self.reference
-        return (
-            f"{embedding.name}: {embedding.rate_hz} Hz, {embedding.dimensions} dimensions, identity "
-            f"{self.short_identity}; reference: {reference.name} ({reference.statistics.rows} rows)"
-        )
+        facts = [f"{embedding.rate_hz} Hz", f"{embedding.dimensions} dimensions"]
+        facts += [
+            f"{name.replace('_', ' ')} {str(value)[:12] if name.endswith('sha256') else value}"
+            for name, value in embedding.settings.items()
+            if name in SHOWN_SETTINGS
+        ]
+        facts += [f"identity {self.short_identity}", f"{self.rows_a_system} rows a system"]
+        return f"{embedding.name}: {', '.join(facts)}; reference: {reference.name} ({reference.statistics.rows} rows)"
 
 
 def of_set(found: SetInterval, note: str = "") -> Value:

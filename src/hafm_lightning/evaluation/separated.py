@@ -14,6 +14,7 @@ import numpy as np
 from hafm_lightning.audio import Audio, read_audio, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.segments import Segment
+from hafm_lightning.preparation.files import sha256_of_json
 from hafm_lightning.preparation.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.preparation.stems import probe_song, read_stretch, to_stereo
 
@@ -34,9 +35,11 @@ class SeparatedVocals:
 
     @property
     def identity(self) -> str:
-        """What made the vocals, for the card."""
+        """What made the vocals: the folder with its files' names and sizes, or the separation model."""
         if self.separator is None:
-            return f"folder {self.folder}"
+            assert self.folder is not None
+            files = [(path.parent.name, path.stat().st_size) for path in sorted(self.folder.glob("*/vocals.wav"))]
+            return f"folder {self.folder} ({len(files)} vocals, {sha256_of_json(files)[:12]})"
         return str(self.separator.identity)
 
     def read(self, segment: Segment) -> Audio:

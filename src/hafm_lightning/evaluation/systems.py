@@ -33,6 +33,7 @@ from hafm_lightning.audio import Audio, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.adherence import random_partners
 from hafm_lightning.evaluation.segments import MusicClip, Segment, read_vocal
+from hafm_lightning.evaluation.separated import SeparatedVocals
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.preparation.files import sha256_of_json
 from hafm_lightning.tokenizers import Tokenizers
@@ -187,8 +188,8 @@ class Band(System):
         stages: 2 or 3, as the model was loaded.
         sampling: Guidance and sampling.
         seed: A clip's own seed is drawn from this and its id.
-        vocal: Reads the vocal that the model hears; by default the clean one.
         name: Row.
+        separated: Vocals that the model hears in place of the clean ones.
     """
 
     def __init__(
@@ -197,10 +198,10 @@ class Band(System):
         sampling: SamplingOptions,
         seed: int,
         name: str,
-        vocal: Callable[[Segment], Audio] | None = None,
+        separated: SeparatedVocals | None = None,
     ) -> None:
         self.name, self.band, self.sampling, self.seed = name, band, sampling, seed
-        self.vocal = read_vocal if vocal is None else vocal
+        self.vocal: Callable[[Segment], Audio] = read_vocal if separated is None else separated.read
         self.facts = {
             "stages": {network.role: network.sha256 for network in band.networks},
             "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
@@ -212,6 +213,7 @@ class Band(System):
             },
             "seed": seed,
             "precision": band.precision,
+            **({} if separated is None else {"vocals": separated.identity}),
         }
         self.identity = sha256_of_json([self.name, self.facts])
 
