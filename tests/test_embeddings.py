@@ -225,6 +225,34 @@ def test_download_keeps_nothing_of_a_wrong_file(tmp_path: Path) -> None:
         download((tmp_path / "absent.bin").as_uri(), tmp_path / "kept" / "file.bin", "00")
 
 
+def test_vggish_weights_may_lie_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same checks as for a local file; the address names repository, revision and file."""
+    import huggingface_hub
+
+    tiny_vggish(tmp_path / "tiny.pth")
+    asked: list[tuple[str, str, str | None]] = []
+
+    def answer(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append((repository, file, revision))
+        if file != "sub/tiny.pth":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such file here")
+        return str(tmp_path / "tiny.pth")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", answer)
+    found = VGGishEmbedding("hf://someone/vggish@abc/sub/tiny.pth", sha256(tmp_path / "tiny.pth"))
+    assert asked == [("someone/vggish", "sub/tiny.pth", "abc")]
+    local = VGGishEmbedding(tmp_path / "tiny.pth", sha256(tmp_path / "tiny.pth"))
+    assert found.identity == local.identity
+    with pytest.raises(RequestError, match="expected 1008697624580379"):
+        VGGishEmbedding("hf://someone/vggish/sub/tiny.pth")
+    with pytest.raises(RequestError, match="state the sha256"):
+        VGGishEmbedding("hf://someone/vggish/sub/tiny.safetensors")
+    with pytest.raises(RequestError, match="no such file here"):
+        VGGishEmbedding("hf://someone/vggish/absent.pth")
+    with pytest.raises(RequestError, match="OWNER/NAME/PATH"):
+        VGGishEmbedding("hf://someone/vggish.pth")
+
+
 def save_tiny_clap(folder: Path) -> None:
     from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
 

@@ -153,7 +153,8 @@ class EmbeddingSource:
 
     Attributes:
         name: One of :data:`EMBEDDINGS`.
-        weights: Local file (``vggish``), local folder or Hub id (the others); None for the published model.
+        weights: Local file or ``hf://OWNER/NAME/PATH`` (``vggish``), local folder or Hub id (the others); None for the
+            published model.
         sha256: Expected sha256 of the weights file; another file is refused.
         revision: Commit of the Hub repository.
         framing: ``contiguous`` or ``google``, for ``logmel`` and ``vggish``.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation import log_mel
 from hafm_lightning.evaluation.embeddings import Embedding
-from hafm_lightning.evaluation.weights import cache_folder, check_file, download, read_weights
+from hafm_lightning.evaluation.weights import HUB_SCHEME, cache_folder, check_file, download, hub_file, read_weights
 from hafm_lightning.preparation.files import write_atomic
 from hafm_lightning.tokenizers.base import content_sha256
 
@@ -111,12 +111,20 @@ def vggish_weights(weights: str | Path | None, sha256: str | None) -> Path:
     """The safetensors or torch file to load: the named one, the converted one in the cache, or a download.
 
     Args:
-        weights: Local ``.pth`` or ``.safetensors`` file; None for the published weights.
-        sha256: Expected hash of that file. None means the published hash for torch files, and no check for
+        weights: Local ``.pth`` or ``.safetensors`` file, or ``hf://OWNER/NAME/PATH`` on the Hub; None for the
+            published weights.
+        sha256: Expected hash of that file. None means the published hash for torch files, and no check for local
             safetensors (the content's hash is part of the embedding's identity either way).
+
+    Raises:
+        RequestError: No such file, another hash, or safetensors from the Hub without a hash to check them by.
     """
     if weights is not None:
         path = Path(weights)
+        if str(weights).startswith(HUB_SCHEME):
+            if sha256 is None and path.suffix == ".safetensors":
+                raise RequestError(f"{weights}: state the sha256 of a file that comes from elsewhere, in `sha256`")
+            path = hub_file(str(weights))
         check_file(path, WEIGHTS_SHA256 if sha256 is None and path.suffix != ".safetensors" else sha256)
         return path
     folder = cache_folder() / "vggish"
@@ -132,7 +140,7 @@ class VGGishEmbedding(Embedding):
     """VGGish rows: 128 numbers for each 0.96 s (or for 1 s every 0.5 s).
 
     Args:
-        weights: Local weights file, or None for the published ones (downloaded once, 289 MB).
+        weights: Local weights file or ``hf://`` address; None for the published ones (downloaded once, 289 MB).
         sha256: Expected sha256 of the file; see :func:`vggish_weights`.
         framing: ``contiguous`` or ``google``.
         activation: Put a ReLU after the last layer.

@@ -18,6 +18,7 @@ from hafm_lightning.preparation.files import sha256_of, write_atomic
 
 CACHE_VARIABLE = "HAFM_CACHE"
 """Environment variable that moves the folder of downloaded and converted weights."""
+HUB_SCHEME = "hf://"
 HUB_PATTERNS = ("*.json", "*.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGURATION_FILES = ("config.json", "preprocessor_config.json")
@@ -69,6 +70,27 @@ def download(url: str, target: Path, sha256: str) -> Path:
             partial.unlink(missing_ok=True)
     check_file(target, sha256)
     return target
+
+
+def hub_file(source: str) -> Path:
+    """One file of a Hub repository: ``hf://OWNER/NAME/PATH``, or ``hf://OWNER/NAME@REVISION/PATH``.
+
+    Raises:
+        RequestError: The address has another form, or the file cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    owner, _, rest = source.removeprefix(HUB_SCHEME).partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not (owner and name and file):
+        raise RequestError(f"{source}: a file on the Hub is named {HUB_SCHEME}OWNER/NAME/PATH or ...NAME@REVISION/PATH")
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision or None))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(f"cannot get {source} ({first}); check the address, or name a local file") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
