@@ -18,6 +18,9 @@ RIGHT = 20
 ROW_HEIGHT = 26
 CURVE_HEIGHT = 260
 CURVE_LEFT = 64
+LABEL_HEIGHT = 14
+FAR_SPANS = 3
+"""A baseline so many times the curves' own span above them is named at the edge and not drawn."""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -31,12 +34,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def interval_figure(table: Table, column: Column) -> str:
-    """Dots with whiskers, one line a system; empty text where fewer than two cells hold numbers."""
+    """Dots with whiskers, one line a row; empty text where fewer than two cells hold numbers, or all hold the same."""
     rows = [(row.label, row.values[column.key]) for row in table.rows]
     filled = [(label, cell, cell.value) for label, cell in rows if cell.value is not None]
     if len(filled) < 2:
         return ""
     bounds = [bound for _, cell, value in filled for bound in (value, cell.low, cell.high) if bound is not None]
+    if min(bounds) == max(bounds):
+        return ""
     marks = ticks(min(bounds), max(bounds))
     height = ROW_HEIGHT * len(filled) + 34
 
@@ -56,10 +61,14 @@ def interval_figure(table: Table, column: Column) -> str:
 
 
 def curve_figure(plot: Plot) -> str:
-    """Lines over one axis, with the band of each interval and level baselines."""
+    """Lines over one axis, with the band of each interval and level baselines.
+
+    A baseline far above the curves would flatten them: it is named at the upper edge instead, with its value.
+    """
     xs = [value for curve in plot.curves for value in curve.x]
     ys = [value for curve in plot.curves for part in (curve.low, curve.high) for value in part]
-    ys += list(plot.baselines.values())
+    far = max(ys) + FAR_SPANS * (max(ys) - min(ys))
+    ys += [level for level in plot.baselines.values() if level <= far]
     x_marks, y_marks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     bottom = CURVE_HEIGHT - 40
 
@@ -71,9 +80,7 @@ def curve_figure(plot: Plot) -> str:
 
     parts = [_axis_line(x(mark), mark, 12, bottom, bottom + 16) for mark in x_marks]
     for mark in y_marks:
-        parts.append(
-            f'<line class="grid" x1="{CURVE_LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>'
-        )
+        parts.append(_level_line(y(mark), "grid"))
         parts.append(f'<text x="{CURVE_LEFT - 8}" y="{y(mark) + 4:.1f}" text-anchor="end">{mark:g}</text>')
     for index, curve in enumerate(plot.curves):
         style = f"curve c{index % 6}"
@@ -87,15 +94,25 @@ def curve_figure(plot: Plot) -> str:
             parts.append(
                 f'<circle class="{style}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"><title>{title}</title></circle>'
             )
-    for name, level in plot.baselines.items():
-        height = y(level)
-        parts.append(
-            f'<line class="baseline" x1="{CURVE_LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
-        )
-        parts.append(f'<text x="{WIDTH - RIGHT}" y="{height - 4:.1f}" text-anchor="end">{escape(name)}</text>')
+    inside = {name: level for name, level in plot.baselines.items() if level <= far}
+    parts += [_level_line(y(level), "baseline") for level in inside.values()]
+    places = spread_labels([y(level) - 4 for level in inside.values()])
+    for place, (name, level) in zip(places, inside.items(), strict=True):
+        parts.append(_level_label(place, f"{name}: {level:.3f}"))
+    outside = [f"{name}: {level:.3f} ↑" for name, level in plot.baselines.items() if level > far]
+    parts += [_level_label(12 + LABEL_HEIGHT * index, text) for index, text in enumerate(outside)]
     middle = (CURVE_LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{CURVE_HEIGHT - 6}" text-anchor="middle">{escape(plot.x_label)}</text>')
     return _svg(f"{plot.title}: {plot.y_label} over {plot.x_label}", CURVE_HEIGHT, parts)
+
+
+def spread_labels(places: Sequence[float]) -> list[float]:
+    """Heights of labels, moved upwards just so far that no two are closer than :data:`LABEL_HEIGHT`."""
+    moved = list(places)
+    above = math.inf
+    for index in sorted(range(len(moved)), key=lambda index: -moved[index]):
+        moved[index] = above = min(moved[index], above - LABEL_HEIGHT)
+    return moved
 
 
 def legend(labels: Sequence[str]) -> str:
@@ -112,6 +129,10 @@ def _axis_line(x: float, mark: float, top: float, bottom: float, text: float) ->
 
 def _level_line(y: float, style: str) -> str:
     return f'<line class="{style}" x1="{CURVE_LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def _level_label(y: float, text: str) -> str:
+    return f'<text x="{WIDTH - RIGHT}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>'
 
 
 def _svg(label: str, height: float, parts: Sequence[str]) -> str:

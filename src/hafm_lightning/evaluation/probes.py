@@ -154,6 +154,11 @@ class Probes:
         self.noise_sigma, self.separated, self.on_pass = noise_sigma, separated, on_pass
         self.songs = [clip.segment.song.id for clip in clips]
         self.true = {name: self._losses(model, batch.streams) for name, model in networks.items()}
+        # Levels to read the curves by: another song's vocal, and no conditions at all.
+        self.other = {
+            name: self._level(name, exchanged(batch, vocal_streams(model))) for name, model in networks.items()
+        }
+        self.null = {name: self._level(name, without_conditions(model, batch)) for name, model in networks.items()}
         # Stages for which a changed vocal can be tokenized anew from the sound at hand.
         self.singable = {name: model for name, model in networks.items() if hears_semantic_vocal_alone(model)}
 
@@ -162,59 +167,72 @@ class Probes:
         self.on_pass()
         return found
 
+    def _level(self, name: str, streams: Mapping[str, Tensor]) -> float:
+        """Mean change of one stage's loss."""
+        return float((self._losses(self.networks[name], streams) - self.true[name]).mean())
+
     def _curve(self, name: str, xs: Sequence[float], losses: Sequence[Losses]) -> Curve:
         found = [paired_difference_interval(values, self.true[name], groups=self.songs) for values in losses]
         bounds = ([f.mean for f in found], [f.low for f in found], [f.high for f in found])
         return Curve(name, [float(x) for x in xs], *bounds)
 
-    def _over_vocals(self, xs: Sequence[float], vocals_at: Callable[[float], list[Samples]]) -> list[Curve]:
-        variants = [with_vocals(self.batch, vocals_at(x), self.tokenizers).streams for x in xs]
-        return [
-            self._curve(name, xs, [self._losses(model, variant) for variant in variants])
-            for name, model in self.singable.items()
-        ]
-
     def _noisy(self, vocals: Sequence[Samples], sigma: float) -> list[Samples]:
         return [with_noise(vocal, clip.clip_id, sigma, 0) for vocal, clip in zip(vocals, self.clips, strict=True)]
 
-    def over_time(self) -> Plot:
-        """The vocal moved by :data:`SHIFTS_S`; level lines show another song's vocal."""
-        curves, levels = [], {}
-        for name, model in self.networks.items():
-            heard = vocal_streams(model)
-            losses = [self._losses(model, shifted(self.batch, heard, shift)) for shift in SHIFTS_S]
-            curves.append(self._curve(name, SHIFTS_S, losses))
-            other = self._losses(model, exchanged(self.batch, heard))
-            levels[f"{name}: another song"] = float((other - self.true[name]).mean())
-        return Plot("Vocal moved in time", "seconds late", Y_LABEL, curves, levels)
+    def over_time(self, name: str) -> Plot:
+        """What one stage hears of the vocal (see :func:`vocal_streams`) moved by :data:`SHIFTS_S`."""
+        model = self.networks[name]
+        heard = vocal_streams(model)
+        losses = [self._losses(model, shifted(self.batch, heard, shift)) for shift in SHIFTS_S]
+        what = "vocal" if hears_vocal(model) else "conditions"
+        levels = {f"{what} of another song": self.other[name], "no conditions at all": self.null[name]}
+        title = f"{name}: {what} moved in time"
+        return Plot(title, "seconds late", Y_LABEL, [self._curve(name, SHIFTS_S, losses)], levels)
 
-    def over_semitones(self) -> Plot:
+    def over_vocals(
+        self, what: str, x_label: str, xs: Sequence[float], vocals_at: Callable[[float], list[Samples]]
+    ) -> dict[str, Plot]:
+        """Other vocals in place of the true ones, tokenized once for all stages: a plot of each stage."""
+        variants = [with_vocals(self.batch, vocals_at(x), self.tokenizers).streams for x in xs]
+        plots = {}
+        for name, model in self.singable.items():
+            curve = self._curve(name, xs, [self._losses(model, variant) for variant in variants])
+            levels = {"vocal of another song": self.other[name]}
+            plots[name] = Plot(f"{name}: {what}", x_label, Y_LABEL, [curve], levels)
+        return plots
+
+    def over_semitones(self) -> dict[str, Plot]:
         """The vocal transposed by :data:`SEMITONES`."""
 
         def vocals_at(semitones: float) -> list[Samples]:
             return self._noisy([transposed(clip, round(semitones)) for clip in self.clips], self.noise_sigma)
 
-        return Plot("Vocal transposed", "semitones", Y_LABEL, self._over_vocals(SEMITONES, vocals_at))
+        return self.over_vocals("vocal transposed", "semitones", SEMITONES, vocals_at)
 
-    def over_noise(self) -> Plot:
-        """Noise of :data:`NOISE_SIGMAS` on the clean vocal; level lines show separated vocals."""
+    def over_noise(self) -> dict[str, Plot]:
+        """Noise of :data:`NOISE_SIGMAS` on the clean vocal; a level line shows separated vocals."""
         clean = [clip.sound.vocal for clip in self.clips]
-        curves = self._over_vocals(NOISE_SIGMAS, lambda sigma: self._noisy(clean, sigma))
-        levels = {}
+        plots = self.over_vocals(
+            "noise on the vocal", "sigma re full scale", NOISE_SIGMAS, lambda sigma: self._noisy(clean, sigma)
+        )
         if self.separated is not None:
             streams = with_vocals(self.batch, self._noisy(self.separated, self.noise_sigma), self.tokenizers).streams
-            for name, model in self.singable.items():
-                gap = self._losses(model, streams) - self.true[name]
-                levels[f"{name}: separated vocals"] = float(gap.mean())
-        return Plot("Noise on the vocal", "sigma re full scale", Y_LABEL, curves, levels)
+            for name, plot in plots.items():
+                plot.baselines["separated vocals"] = self._level(name, streams)
+        return plots
 
     def plots(self) -> list[Plot]:
-        """All probes that these stages allow."""
-        return [self.over_time(), self.over_semitones(), self.over_noise()] if self.singable else [self.over_time()]
+        """All probes that these stages allow, stage by stage."""
+        vocal = [self.over_semitones(), self.over_noise()] if self.singable else []
+        return [
+            plot
+            for name in self.networks
+            for plot in (self.over_time(name), *(found[name] for found in vocal if name in found))
+        ]
 
     @staticmethod
     def passes(networks: Mapping[str, TokenModel], separated: bool) -> int:
         """Passes that the constructor and :meth:`plots` make, for a progress bar."""
         singable = sum(hears_semantic_vocal_alone(model) for model in networks.values())
         each = len(SEMITONES) + len(NOISE_SIGMAS) + separated
-        return len(networks) * (2 + len(SHIFTS_S)) + singable * each
+        return len(networks) * (3 + len(SHIFTS_S)) + singable * each

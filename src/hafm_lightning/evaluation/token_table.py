@@ -55,7 +55,7 @@ def token_table(networks: Mapping[str, TokenModel], batch: TokenBatch, songs: li
         Row(name, name, len(batch), 0, {}, {"hears_vocal": hears_vocal(model)}, _cells(model, batch, songs, columns))
         for name, model in networks.items()
     ]
-    return Table("tokens", about, columns, rows)
+    return Table("tokens", about, columns, rows, unit="stage")
 
 
 def _cells(model: TokenModel, batch: TokenBatch, songs: list[str], columns: list[Column]) -> dict[str, Value]:
