@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from hafm_lightning.evaluation.card import (
     cell_notes,
     cell_text,
     load_card,
-    log_to_wandb,
     markdown,
     write_card,
 )
-from hafm_lightning.evaluation.card_figures import curve_figure, interval_figure, ticks
+from hafm_lightning.evaluation.card_dashboard import log_to_wandb, plot_rows, table_rows
+from hafm_lightning.evaluation.card_figures import curve_figure, interval_figure, spread_labels, ticks
+from hafm_lightning.evaluation.card_page import page as card_page
 
 FAD = Column("fad_logmel", "FAD logmel", "lower", "A distance.")
 KEY = Column("key_score", "key <MIREX>", "higher", "Agreement of keys.")
@@ -53,6 +55,7 @@ def card(tmp_path: Path) -> Card:
             row("c", Value(2.0, note="few rows"), Value(0.1, 0.0, 0.2)),
         ],
         [Player("best by key", "b", "song@1.00", 0.5, {"vocal": "paper/a b.wav"})],
+        checks=["FAD alone is blind here"],
     )
     curve = Curve("semantic", [-1.0, 0.0, 1.0], [0.5, 0.0, 0.25], [0.4, 0.0, 0.2], [0.6, 0.0, 0.3])
     plot = Plot("Vocal moved in time", "seconds late", "nats", [curve], {"another song": 0.75})
@@ -143,10 +146,25 @@ def test_page_is_whole_and_needs_nothing_else(card: Card, tmp_path: Path) -> Non
     assert sources == ["paper/a%20b.wav"]
     best = [attributes for tag, attributes in page.tags if tag == "td" and attributes.get("class") == "best"]
     assert len(best) == 2
+    assert "FAD alone is blind here" in page.text
+    targets = {attributes.get("id") for tag, attributes in page.tags if tag == "h2"}
+    assert {(attributes["href"] or "")[1:] for tag, attributes in page.tags if tag == "a"} <= targets
     assert "system b: 2 failed: the vocal is silent" in page.text
     figures = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
     assert len(figures) == 3
     assert "system a 0.000 [0.000, 0.250]" in (figures[0] or "")
+
+
+def test_stages_are_not_ranked_against_each_other(card: Card) -> None:
+    stages = replace(card.tables[0], unit="stage")
+    found = Page(card_page(replace(card, tables=[stages])))
+    assert not any(attributes.get("class") == "best" for _, attributes in found.tags)
+    assert "| stage | clips |" in markdown(replace(card, tables=[stages]))
+
+
+def test_a_column_without_differences_has_no_figure() -> None:
+    rows = [row(name, Value(1.0, 1.0, 1.0), Value(0.5)) for name in "ab"]
+    assert interval_figure(Table("t", [], [FAD], rows), FAD) == ""
 
 
 def test_interval_figure_places_dots_in_proportion(card: Card) -> None:
@@ -163,8 +181,23 @@ def test_interval_figure_places_dots_in_proportion(card: Card) -> None:
 def test_curve_figure_has_every_point_and_the_baseline(card: Card) -> None:
     page = Page(curve_figure(card.plots[0]))
     assert sum(tag == "circle" for tag, _ in page.tags) == 3
-    assert "another song" in page.text
+    assert "another song: 0.750" in page.text
     assert "semantic, seconds late -1: 0.5000" in page.text
+
+
+def test_a_far_baseline_is_named_and_does_not_flatten_the_curves(card: Card) -> None:
+    plot = replace(card.plots[0], baselines={"another song": 0.75, "no conditions": 40.0})
+    page = Page(curve_figure(plot))
+    assert sum(attributes.get("class") == "baseline" for tag, attributes in page.tags if tag == "line") == 1
+    assert "no conditions: 40.000 ↑" in page.text
+    heights = [float(attributes["cy"] or 0) for tag, attributes in page.tags if tag == "circle"]
+    assert max(heights) - min(heights) > 100
+
+
+def test_labels_of_close_baselines_do_not_overlap() -> None:
+    assert spread_labels([100.0, 98.0, 20.0]) == [100.0, 86.0, 20.0]
+    assert spread_labels([90.0, 100.0, 95.0]) == [72.0, 100.0, 86.0]
+    assert spread_labels([]) == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2, 17.0), (5.0, 5.0), (0.0, 0.0), (1e-6, 3e-6)])
@@ -185,7 +218,9 @@ def test_cells_read_as_numbers_with_intervals() -> None:
     assert cell_text(Value(None, note="why"), 3) == "–"
 
 
-def test_weights_and_biases_get_the_table_offline(card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_get_tables_and_probes_offline(
+    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert "offline" in log_to_wandb(card, tmp_path, "test")
@@ -193,3 +228,15 @@ def test_weights_and_biases_get_the_table_offline(card: Card, tmp_path: Path, mo
     content = json.loads(table.read_text())
     assert content["columns"][:6] == ["system", "clips", "failed", "fad_logmel", "fad_logmel_low", "fad_logmel_high"]
     assert content["data"][1][:6] == ["system b", 33, 2, 1.5, 1.25, 1.75]
+    (probe,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluate/probes/*.table.json")
+    content = json.loads(probe.read_text())
+    assert content["columns"] == ["curve", "x", "y", "low", "high"]
+    assert content["data"][0] == ["semantic", -1.0, 0.5, 0.4, 0.6]
+    assert content["data"][-1] == ["another song", None, 0.75, None, None]
+
+
+def test_dashboard_rows_hold_every_number_of_the_card(card: Card) -> None:
+    columns, rows = table_rows(card.tables[0])
+    assert all(len(row) == len(columns) for row in rows)
+    assert rows[1] == ["system b", 33, 2, 1.5, 1.25, 1.75, None, None, None]
+    assert len(plot_rows(card.plots[0])) == 4

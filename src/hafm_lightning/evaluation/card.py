@@ -109,6 +109,8 @@ class Table:
         rows: In order.
         players: Clips to listen to.
         protocol: Settings, segments and problems, in full.
+        unit: What a row is: ``system``, or ``stage``, whose numbers cannot be ranked against each other.
+        checks: What the controls say of the columns; see :mod:`~hafm_lightning.evaluation.card_checks`.
     """
 
     name: str
@@ -117,6 +119,8 @@ class Table:
     rows: list[Row]
     players: list[Player] = field(default_factory=list)
     protocol: dict[str, Any] = field(default_factory=dict)
+    unit: str = "system"
+    checks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,8 @@ def markdown(card: Card) -> str:
         lines += _markdown_rows(table)
         lines += ["", *(f"- **{column.label}**: {column.note}" for column in table.columns)]
         lines += [f"- {note}" for note in cell_notes(table)]
+        if table.checks:
+            lines += ["", "What the controls say:", "", *(f"- {check}" for check in table.checks)]
     for plot in card.plots:
         lines += ["", f"## {plot.title}", "", f"| {plot.x_label} | curve | {plot.y_label} |", "|---|---|---|"]
         for curve in plot.curves:
@@ -230,7 +236,7 @@ def markdown(card: Card) -> str:
 
 
 def _markdown_rows(table: Table) -> list[str]:
-    head = ["system", "clips", "failed", *map(heading, table.columns)]
+    head = [table.unit, "clips", "failed", *map(heading, table.columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in table.rows:
         cells = [row.label, str(row.clips), str(row.failed)]
@@ -275,39 +281,3 @@ def write_card(card: Card, folder: Path) -> list[Path]:
     write_atomic(paths[1], markdown(card).encode())
     write_atomic(paths[2], page(card).encode())
     return paths
-
-
-def log_to_wandb(card: Card, folder: Path, project: str) -> str:
-    """Log every table and player to Weights & Biases; returns one line that says where to.
-
-    Without an API key the run is kept offline beside the card: nothing is lost, and nothing fails.
-    """
-    import os
-
-    import wandb
-
-    online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key) and os.environ.get("WANDB_MODE") != "offline"
-    run = wandb.init(project=project, dir=str(folder), job_type="evaluate", mode="online" if online else "offline")
-    try:
-        for table in card.tables:
-            names = [
-                name for column in table.columns for name in (column.key, f"{column.key}_low", f"{column.key}_high")
-            ]
-            logged = wandb.Table(columns=["system", "clips", "failed", *names])
-            for row in table.rows:
-                cells = [row.values[column.key] for column in table.columns]
-                numbers = [number for cell in cells for number in (cell.value, cell.low, cell.high)]
-                logged.add_data(row.label, row.clips, row.failed, *numbers)
-            run.log({f"evaluate/{table.name}": logged})
-            for player in table.players:
-                title = f"{table.name}: {player.title} ({player.clip_id})"
-                run.log(
-                    {
-                        f"evaluate/{table.name}/{player.title}/{name}": wandb.Audio(str(folder / file), caption=title)
-                        for name, file in player.sounds.items()
-                    }
-                )
-        where = run.url if online and run.url else f"offline: wandb sync {Path(run.dir).parent}"
-    finally:
-        run.finish()
-    return f"Weights & Biases: {where}"

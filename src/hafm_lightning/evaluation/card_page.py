@@ -16,13 +16,14 @@ STYLE = """
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1.5rem; }
 h1 { margin-bottom: .3rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-.scroll { overflow-x: auto; }
+h3 { margin: 1.2rem 0 .4rem; font-size: 1.05rem; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 thead th { vertical-align: bottom; } tbody tr:hover td { background: var(--soft); }
 td small { display: block; opacity: .65; } td.best { font-weight: 700; } td.bad { color: #c2410c; font-weight: 700; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 1rem; }
+.probes { grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); }
 figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: 8px; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; } svg text { fill: currentColor; }
@@ -40,14 +41,17 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; } details { margin: .8rem 0; 
 
 def page(card: Card) -> str:
     """The whole page."""
-    body = [f"<h1>{escape(card.title)}</h1>", _facts(card.facts)]
+    names = [table.name for table in card.tables] + (["Probes"] if card.plots else [])
+    links = " · ".join(f"<a href='#{quote(name)}'>{escape(name)}</a>" for name in names)
+    body = [f"<h1>{escape(card.title)}</h1>", f"<nav>{links}</nav>", _facts(card.facts)]
     body += [_table_section(table) for table in card.tables]
     if card.plots:
-        body.append("<h2>Probes</h2><div class='figures'>")
+        body.append("<h2 id='Probes'>Probes</h2><div class='figures probes'>")
         for plot in card.plots:
-            names = legend([curve.label for curve in plot.curves])
+            labels = [curve.label for curve in plot.curves]
+            names = f"<div>{legend(labels)}</div>" if len(labels) > 1 else ""
             caption = f"<figcaption>{escape(plot.title)} <small>({escape(plot.y_label)})</small></figcaption>"
-            body.append(f"<figure>{caption}{curve_figure(plot)}<div>{names}</div></figure>")
+            body.append(f"<figure>{caption}{curve_figure(plot)}{names}</figure>")
         body.append("</div>")
     if card.absent:
         items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in card.absent.items())
@@ -60,8 +64,14 @@ def page(card: Card) -> str:
 
 
 def _table_section(table: Table) -> str:
-    parts = [f"<h2>{escape(table.name)}</h2>", "<ul>", *(f"<li>{escape(line)}</li>" for line in table.about), "</ul>"]
+    about = "".join(f"<li>{escape(line)}</li>" for line in table.about)
+    parts = [f"<h2 id='{quote(table.name)}'>{escape(table.name)}</h2><ul>{about}</ul>"]
     parts += ["<div class='scroll'>", _table(table), "</div>"]
+    if table.checks:
+        items = "".join(f"<li>{escape(check)}</li>" for check in table.checks)
+        parts.append(f"<h3>What the controls say</h3><ul>{items}</ul>")
+    if table.players:
+        parts.append(f"<h3>Listen</h3><div class='players'>{''.join(map(_player, table.players))}</div>")
     figures = [(column, interval_figure(table, column)) for column in table.columns]
     drawn = [
         f"<figure><figcaption>{escape(heading(column))}</figcaption>{figure}</figure>"
@@ -70,9 +80,8 @@ def _table_section(table: Table) -> str:
     ]
     if drawn:
         summary = "<summary>Figures: 95 % intervals</summary>"
-        parts.append(f"<details open>{summary}<div class='figures'>{''.join(drawn)}</div></details>")
-    if table.players:
-        parts.append(f"<div class='players'>{''.join(map(_player, table.players))}</div>")
+        shown = " open" if table.unit == "system" else ""
+        parts.append(f"<details{shown}>{summary}<div class='figures'>{''.join(drawn)}</div></details>")
     meanings = "".join(f"<dt>{escape(c.label)}</dt><dd>{escape(c.note)}</dd>" for c in table.columns)
     parts.append(f"<details><summary>What the columns mean</summary><dl>{meanings}</dl></details>")
     notes = cell_notes(table)
@@ -86,7 +95,7 @@ def _table(table: Table) -> str:
     best = {}
     for column in table.columns:
         numbers = [value for row in table.rows if (value := row.values[column.key].value) is not None]
-        if column.better and len(numbers) > 1:
+        if column.better and len(numbers) > 1 and table.unit == "system":
             best[column.key] = min(numbers) if column.better == "lower" else max(numbers)
     head = "".join(f"<th title='{escape(c.note, quote=True)}'>{escape(heading(c))}</th>" for c in table.columns)
     rows = []
@@ -100,7 +109,7 @@ def _table(table: Table) -> str:
             title = f" title='{escape(cell.note, quote=True)}'" if cell.note else ""
             cells.append(f"<td{mark}{title}>{escape(text)}<small>{escape(interval)}</small></td>")
         rows.append(f"<tr><td>{escape(row.label)}</td><td>{row.clips}</td>{failed}{''.join(cells)}</tr>")
-    first = "<th>system</th><th>clips</th><th>failed</th>"
+    first = f"<th>{escape(table.unit)}</th><th>clips</th><th>failed</th>"
     return f"<table><thead><tr>{first}{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

@@ -31,6 +31,11 @@ def clip_columns(group: str) -> list[Column]:
     return [Column(key, _CLIP_COLUMNS[key][0], "higher", _CLIP_COLUMNS[key][1]) for key in GROUPS[group]]
 
 
+def clip_label(key: str) -> str:
+    """Heading of a clip score."""
+    return _CLIP_COLUMNS[key][0]
+
+
 def set_columns(embedding: Embedding, metrics: Sequence[str]) -> dict[str, Column]:
     """Columns of one embedding: ``fad``, ``fad_infinity``, ``kd``, ``apa`` as far as they are asked for."""
     name, columns = embedding.name, {}

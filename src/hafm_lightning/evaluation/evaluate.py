@@ -19,7 +19,8 @@ from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.networks import Precision, pick_device
 from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.card import Card, Plot, Table, load_card, log_to_wandb, write_card
+from hafm_lightning.evaluation.card import Card, Plot, Table, load_card, write_card
+from hafm_lightning.evaluation.card_dashboard import log_to_wandb
 from hafm_lightning.evaluation.embeddings import load_embedding
 from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings
 from hafm_lightning.evaluation.probes import Probes
@@ -35,7 +36,7 @@ from hafm_lightning.preparation.shards import open_shards
 from hafm_lightning.progress import progress
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 
-PROBES_VERSION = 1
+PROBES_VERSION = 2
 """Raised when a definition changes: kept token scores and probes are computed again."""
 
 
@@ -104,9 +105,9 @@ class Evaluation:
             elif name == "retrieval":
                 found.append(Retrieval(open_shards(settings.shards, "train"), self.tokenizers))
             else:
-                vocal = self.separated.read if name == "separated" and self.separated is not None else None
+                separated = self.separated if name == "separated" else None
                 band = self.band(2 if name == "two_stages" else 3)
-                found.append(Band(band, settings.sampling, settings.seed, name, vocal))
+                found.append(Band(band, settings.sampling, settings.seed, name, separated))
         return found
 
     def run(self) -> Card:

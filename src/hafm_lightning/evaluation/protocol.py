@@ -15,11 +15,12 @@ import numpy as np
 
 from hafm_lightning.audio import Audio, limit_peak, mix, write_audio
 from hafm_lightning.evaluation.card import Column, Player, Row, Table, Value
+from hafm_lightning.evaluation.card_checks import control_checks
 from hafm_lightning.evaluation.clip_scores import GROUPS, ClipScores
-from hafm_lightning.evaluation.columns import clip_columns, speed_columns
+from hafm_lightning.evaluation.columns import clip_columns, clip_label, speed_columns
 from hafm_lightning.evaluation.embeddings import Embedding
 from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings, ProtocolSettings
-from hafm_lightning.evaluation.generations import Generations
+from hafm_lightning.evaluation.generations import Entry, Generations
 from hafm_lightning.evaluation.intervals import bootstrap_interval
 from hafm_lightning.evaluation.protocol_sets import AddCell, SetColumns
 from hafm_lightning.evaluation.segments import MusicClip, Segment, load_clip, select_segments
@@ -87,11 +88,13 @@ class ProtocolRun:
         self._fill_clips(played, add)
         if "speed" in self.settings.metrics:
             self._fill_speed(played, add)
+        rows = [self._row(system, played[system.name], cells[system.name]) for system in systems]
         return Table(
             name=self.protocol.name,
             about=self._about(sets),
             columns=columns,
-            rows=[self._row(system, played[system.name], cells[system.name]) for system in systems],
+            rows=rows,
+            checks=control_checks(columns, rows),
             players=self._players(played),
             protocol={
                 "settings": asdict(self.protocol),
@@ -155,9 +158,17 @@ class ProtocolRun:
                 continue
             songs = [song for song, seconds in timed if seconds is not None]
             found = bootstrap_interval(factors, self.settings.seed, groups=songs)
-            add(factor, name, Value(found.mean, found.low, found.high))
+            add(factor, name, Value(found.mean, found.low, found.high, self._speed_note(entries)))
             known = made.peak_memory_mib
             add(memory, name, Value(known, note="" if known is not None else "not measured on this system"))
+
+    def _speed_note(self, entries: Sequence[Entry]) -> str:
+        """How many clips were made at once, where kept generations are of other settings than these."""
+        together = sorted({entry.together for entry in entries if entry.seconds is not None})
+        if together == [self.settings.batch_clips]:
+            return ""
+        counts = ", ".join(str(count) if count else "?" for count in together)
+        return f"kept from runs with {counts} clips at once"
 
     def _about(self, sets: Sequence[SetColumns]) -> list[str]:
         chosen, settings = self.selection, self.settings
@@ -185,7 +196,7 @@ class ProtocolRun:
         places = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
         return [
             Player(
-                title=f"{LABELS[name]}: {title} by {wanted}",
+                title=f"{LABELS[name]}: {title} by {clip_label(wanted)}",
                 system=name,
                 clip_id=self.segments[place].clip_id,
                 score=float(values[place]),
