@@ -20,13 +20,15 @@ Choices:
 * No random number of the run is used: generators are put back as they were, and losses with and without this callback
   are equal bit for bit.
 * The cost is bounded by ``clips``, ``duration_s`` and ``every_n_validations``.
-* Weights & Biases gets a table with sound and spectrograms; the same files lie under ``<log folder>/music/``.
+* Weights & Biases gets a table with sound and spectrograms; the same files lie under ``<log folder>/music/``, beside
+  ``protocol.json``: segments, embeddings with their hashes, sampling and seed, without which no number can be compared.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,14 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings import EmbeddingSource
 from hafm_lightning.evaluation.frechet import FrechetAudioDistance
 from hafm_lightning.evaluation.segments import SegmentSettings, select_segments
-from hafm_lightning.evaluation.stage_material import SOUNDS, StageMaterial, read_material, write_sounds
+from hafm_lightning.evaluation.stage_material import (
+    PROTOCOL_FILE,
+    SOUNDS,
+    StageMaterial,
+    read_material,
+    write_protocol,
+    write_sounds,
+)
 from hafm_lightning.evaluation.stage_music import (
     LaterStages,
     TokenAccuracy,
@@ -197,7 +206,7 @@ class MusicEvaluation(Callback):
                 + "".join(f"\n  {problem}" for problem in selection.problems[:3]),
                 stacklevel=2,
             )
-        return read_material(
+        material = read_material(
             selection,
             tokenizers,
             LaterStages(later["coarse"].model, later["fine"].model if "fine" in later else None) if later else None,
@@ -209,6 +218,11 @@ class MusicEvaluation(Callback):
             noise_sigma=self.vocal_noise_sigma,
             device=stage.device,
         )
+        music = self._music_folder(trainer)
+        if trainer.is_global_zero:
+            more = {"sampling": asdict(self.sampling), "seed": self.seed, "vocal_noise_sigma": self.vocal_noise_sigma}
+            write_protocol(music / PROTOCOL_FILE, selection, material, {**more, "heard_through": self.later_paths})
+        return material
 
     def _folder(self, trainer: pl.Trainer, stage: Stage) -> str:
         beside_shards = getattr(getattr(trainer, "datamodule", None), "tokenizers_folder", None)
@@ -281,13 +295,18 @@ class MusicEvaluation(Callback):
             for metric in (distances[name], distances[f"{name}_codec"]):
                 metric.update(torch.from_numpy(true), real=True)
 
+    @staticmethod
+    def _music_folder(trainer: pl.Trainer) -> Path:
+        """Where sounds and protocol go. Asks all processes: not to be called inside a branch."""
+        return Path(trainer.log_dir or trainer.default_root_dir) / "music"
+
     # --- sound ------------------------------------------------------------------------------------------------
 
     def _keep_sound(self, trainer: pl.Trainer, material: StageMaterial, waveforms: Waveforms) -> None:
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes: not inside a branch
+        folder = self._music_folder(trainer)
         if not trainer.is_global_zero or not self.audio_clips or not waveforms:
             return
-        step = Path(folder) / "music" / f"step-{trainer.global_step:08d}"
+        step = folder / f"step-{trainer.global_step:08d}"
         written = write_sounds(material.clips[: self.audio_clips], waveforms[: self.audio_clips], step)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if not loggers:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hafm_lightning.cli.demo import SAMPLING
 from hafm_lightning.cli.describe import describe
 from hafm_lightning.cli.training import read_config
+from hafm_lightning.modeling.sampling import SamplingOptions
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 TRAINING = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if "trainer" in yaml.safe_load(path.read_text())]
@@ -38,3 +40,19 @@ def test_a_training_configuration_is_complete(path):
 def test_run_folders_do_not_collide():
     roots = [read_config("fit", ["--config", str(path)]).trainer.default_root_dir for path in TRAINING]
     assert len(set(roots)) == len(roots)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_every_run_is_heard_at_its_validations(path):
+    callbacks = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+    assert "hafm_lightning.callbacks.MusicEvaluation" in [callback["class_path"] for callback in callbacks]
+
+
+def test_the_quickstart_samples_as_the_demo_does():
+    quickstart = EXPERIMENTS / "quickstart"
+    used = [yaml.safe_load((quickstart / "evaluate.yaml").read_text())["sampling"]]
+    for stage in ("semantic", "coarse", "fine"):
+        callbacks = yaml.safe_load((quickstart / f"{stage}.yaml").read_text())["trainer"]["callbacks"]
+        used += [callback["init_args"]["sampling"] for callback in callbacks if "sampling" in callback["init_args"]]
+    assert len(used) == 4
+    assert all(SamplingOptions(**sampling) == SAMPLING for sampling in used)

@@ -155,7 +155,7 @@ def test_a_semantic_stage_is_heard_through_later_checkpoints(music: TinyMusic, t
 
 def test_sound_and_spectrograms_are_kept_in_the_log_folder(music: TinyMusic, tmp_path: Path) -> None:
     train(music, tiny_stage("coarse"), tmp_path, [callback(music, audio_clips=2)], max_epochs=1)
-    (step,) = (tmp_path / "music").iterdir()
+    (step,) = (tmp_path / "music").glob("step-*")
     assert step.name == "step-00000003"
     kinds = sorted(path.name.split(".", 2)[-1] for path in step.iterdir())
     assert kinds == sorted([*(f"{name}.wav" for name in SOUNDS), "png"] * 2)
@@ -163,6 +163,17 @@ def test_sound_and_spectrograms_are_kept_in_the_log_folder(music: TinyMusic, tmp
         audio = read_audio(path)
         assert (audio.rate_hz, audio.samples.shape[1]) == (24000, 24000)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in step.glob("*.png"))
+
+
+def test_a_run_says_what_its_numbers_belong_to(music: TinyMusic, tmp_path: Path) -> None:
+    train(music, tiny_stage("coarse"), tmp_path, [callback(music, sampling=GREEDY)], max_epochs=1)
+    protocol = json.loads((tmp_path / "music" / "protocol.json").read_text())
+    chosen = select_segments(SegmentSettings(str(music.songs), "test", CLIP_S, clips=5, active=0.3))
+    assert protocol["segments"]["clips"] == [segment.clip_id for segment in chosen.segments]
+    assert protocol["segments"]["duration_s"] == CLIP_S
+    assert protocol["embeddings"][0]["embedding_identity"] == LogMelEmbedding().identity
+    assert protocol["tokenizers"] == music.tokenizers.identities()
+    assert protocol["sampling"]["temperature"] == 0.0
 
 
 def test_weights_and_biases_get_a_table_offline(
@@ -188,7 +199,7 @@ def test_weights_and_biases_get_a_table_offline(
 def test_every_n_validations_survives_a_resume(music: TinyMusic, tmp_path: Path) -> None:
     evaluation = callback(music, every_n_validations=2, audio_clips=1)
     train(music, tiny_stage("coarse"), tmp_path, [evaluation], max_epochs=3)
-    assert len(list((tmp_path / "music").iterdir())) == 2  # the first and the third
+    assert len(list((tmp_path / "music").glob("step-*"))) == 2  # the first and the third
     again = callback(music, every_n_validations=2)
     again.load_state_dict(evaluation.state_dict())
     assert again.validations == 3

@@ -5,9 +5,10 @@ Read once a run; every measurement after that costs generation, decoding and dis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ from hafm_lightning.evaluation.embeddings import Embedding, EmbeddingSource, loa
 from hafm_lightning.evaluation.pictures import log_mel_picture
 from hafm_lightning.evaluation.segments import MusicClip, Selection, load_clip, tokenize_clips
 from hafm_lightning.evaluation.stage_music import LaterStages, Waveforms, decode_clips, embedding_rows
+from hafm_lightning.preparation.files import write_json
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, TokenBatch, join_codes
 
 Rows = npt.NDArray[np.float32]
 
+PROTOCOL_FILE = "protocol.json"
 SOUNDS = ("vocal", "generated", "truth", "mix")
 """What is kept of a clip, in this order."""
 SEED_STRIDE = 1_000_003
@@ -98,6 +101,20 @@ def read_material(
         later=later,
         embeddings=[load_embedding(source).to(device) for source in embeddings],
     )
+
+
+def write_protocol(path: Path, selection: Selection, material: StageMaterial, more: Mapping[str, Any]) -> None:
+    """Write as JSON what the numbers of a run belong to: segments, tokenizers, embeddings, reference, and ``more``."""
+    content = {
+        "segments": asdict(selection.settings) | {"clips": [segment.clip_id for segment in selection.segments]},
+        "problems": selection.problems,
+        "tokenizers": material.tokenizers.identities(),
+        "embeddings": [embedding.provenance() for embedding in material.embeddings],
+        "reference": "true accompaniments of the same segments",
+        "conditions": "true tokens for the stages before the one in training",
+        **more,
+    }
+    write_json(path, content)
 
 
 def clip_file_stem(clip_id: str) -> str:
