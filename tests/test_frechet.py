@@ -57,6 +57,24 @@ def test_closed_form_of_diagonal_gaussians() -> None:
     assert frechet_distance(first, first) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_one_dimension_and_an_even_smaller_rank() -> None:
+    x, y = random_rows(9, 1, 30), random_rows(7, 1, 31, offset=0.5)
+    expected = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    assert distance_of(x, y) == pytest.approx(expected, rel=1e-12)
+    still = np.ones((5, 3))
+    assert distance_of(still, still + 2.0) == pytest.approx(12.0, rel=1e-12)  # no spread at all: the means alone
+
+
+@pytest.mark.parametrize("n", [1, 2, 1023, 1024, 1025, 2500])
+def test_moments_taken_in_blocks_are_those_of_all_rows(n: int) -> None:
+    rows = random_rows(n, 6, 32, offset=3.0).astype(np.float32)
+    moments = moments_of(rows)
+    centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
+    np.testing.assert_allclose(moments[1], rows.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(moments[2:], centred.T @ centred, rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(moments[2:], moments[2:].T)
+
+
 def test_equals_torchmetrics_fid_arithmetic() -> None:
     from torchmetrics.image.fid import _compute_fid
 

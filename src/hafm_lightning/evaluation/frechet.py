@@ -9,7 +9,7 @@ Choices:
 * The last trace is the sum of the square roots of the eigenvalues of ``F^T C_y F`` for any factor ``C_x = F F^T``:
   Cholesky's where the covariance has full rank, else the symmetric square root. One symmetric eigenproblem replaces a
   general matrix square root; it stays real, and exact to rounding, where the covariances are rank-deficient and
-  ``scipy.linalg.sqrtm`` drifts into complex numbers.
+  ``scipy.linalg.sqrtm`` drifts into complex numbers. Only eigenvalues are computed, by LAPACK's own steps.
 * Everything is float64. A set is kept as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
   parts of a set are merged about their common mean (Chan, Golub and LeVeque, 1979). Rows far from zero lose no
   digits, and the number is the same, to rounding, on 1 and on N processes and in any order of batches.
@@ -48,6 +48,8 @@ STATISTICS_FORMAT = 1
 """Version of the ``.npz`` layout; files of a newer one are refused."""
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
+_LAPACK_BLOCK = 32
+"""Columns that LAPACK reduces at once."""
 IDENTITY_KEY = "embedding_identity"
 """Key of the provenance that says which embedding (weights, layer, framing) made the rows."""
 
@@ -140,6 +142,8 @@ def moments_of(rows: npt.ArrayLike) -> Float64Array:
     Raises:
         ValueError: The rows are not a matrix, or hold NaN or infinite values (the message counts them).
     """
+    from scipy.linalg import blas
+
     values = np.asarray(rows)
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"expected rows [n, d], got shape {values.shape}")
@@ -148,20 +152,20 @@ def moments_of(rows: npt.ArrayLike) -> Float64Array:
     if n == 0:
         return moments
     shift = values[0].astype(np.float64)
-    total, scatter = np.zeros(d), moments[2:]
+    total, upper = np.zeros(d), np.zeros((d, d), order="F")
     buffer = np.empty((min(n, BLOCK_ROWS), d))
     for start in range(0, n, BLOCK_ROWS):  # a block stays in the processor's cache
         part = values[start : start + BLOCK_ROWS]
         centred = np.subtract(part, shift, out=buffer[: len(part)])
         total += np.ones(len(part)) @ centred
-        scatter += centred.T @ centred
+        upper = blas.dsyrk(1.0, centred.T, beta=1.0, c=upper, overwrite_c=1)  # the upper triangle of the scatter
     if not np.isfinite(total).all():
         bad = int((~np.isfinite(values).all(axis=1)).sum())
         raise ValueError(f"{bad} of {n} embedding rows hold NaN or infinite values")
     mean = total / n
     moments[0] = n
     moments[1] = shift + mean
-    scatter -= n * np.outer(mean, mean)
+    moments[2:] = np.triu(upper) + np.triu(upper, 1).T - n * np.outer(mean, mean)
     return moments
 
 
@@ -188,14 +192,34 @@ def statistics_of(moments: Float64Array, provenance: Mapping[str, Any] | None = 
     return GaussianStatistics(rows, moments[1].copy(), moments[2:] / (rows - 1), dict(provenance or {}))
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """A matrix ``F [d, d]`` with ``F F^T`` = ``covariance``, which may be singular."""
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if int(failed):
-        values, vectors = torch.linalg.eigh(covariance)
-        factor = vectors * values.clamp_min(0.0).sqrt()
-    return factor
+def _trace_of_root(first: Float64Array, second: Float64Array) -> float:
+    """``tr (first second)^1/2`` of two covariances ``[d, d]``, which may be singular."""
+    from scipy.linalg import blas, lapack
+
+    # Symmetric matrices may be handed to LAPACK as their transposes, which need no reordering.
+    factor, failed = lapack.dpotrf(first.T, lower=1, clean=0)
+    if failed:
+        values, vectors = np.linalg.eigh(first)
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
+        inner = factor.T @ second @ factor
+    else:
+        inner = blas.dtrmm(1.0, factor, second.T, side=1, lower=1)
+        inner = blas.dtrmm(1.0, factor, inner, side=0, lower=1, trans_a=1, overwrite_b=1)
+    return float(np.sqrt(np.maximum(_symmetric_eigenvalues(inner), 0.0)).sum())
+
+
+def _symmetric_eigenvalues(matrix: Float64Array) -> Float64Array:
+    """Eigenvalues ``[d]`` of a symmetric ``[d, d]`` matrix, of which the lower triangle is read.
+
+    These are the two steps inside LAPACK's drivers, without their scaling, their checks and their copies.
+    """
+    from scipy.linalg import lapack
+
+    if len(matrix) == 1:
+        return matrix[0]
+    _, diagonal, beside, _, _ = lapack.dsytrd(matrix, lower=1, lwork=_LAPACK_BLOCK * len(matrix))
+    values, failed = lapack.dsterf(diagonal, beside)
+    return np.linalg.eigvalsh(matrix) if failed else np.asarray(values)
 
 
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:
@@ -212,10 +236,7 @@ def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistic
     left, right = generated.provenance.get(IDENTITY_KEY), reference.provenance.get(IDENTITY_KEY)
     if left is not None and right is not None and left != right:
         raise ValueError(f"rows of different embeddings cannot be compared: {left} and {right}")
-    # torch's threads, unlike numpy's, are the run's own (torch.set_num_threads): many processes do not fight for cores
-    factor = _factor(torch.from_numpy(generated.covariance))
-    inner = factor.T @ torch.from_numpy(reference.covariance) @ factor
-    cross = float(torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0.0).sqrt().sum())
+    cross = _trace_of_root(generated.covariance, reference.covariance)
     offset = generated.mean - reference.mean
     spread = np.trace(generated.covariance) + np.trace(reference.covariance) - 2 * cross
     return max(float(offset @ offset + spread), 0.0)
