@@ -5,8 +5,9 @@ accompaniments of other songs R', and the vocals with candidates C. With a dista
 
     APA = 1/2 + (d(C, R') - d(C, R)) / (2 max(|d(C, R') - d(C, R)|, d(R, R')))
 
-is 1 where the candidates are as near to the true pairs as can be, 0 where they are like random pairs. Only what
-changes when a vocal meets another song's accompaniment can move it; the quality of the sound alone cannot.
+is 1 where the candidates are as near to the true pairs as can be, 0 where they are like random pairs. It looks along
+the direction in which mixes change when a vocal meets another song's accompaniment. A plain sound embedding also moves
+in that direction when the candidates merely sound unlike real playing: read APA beside the codec's ceilings.
 
 Source: Grachten and Nistal, arXiv 2503.06346, written from its formulas. As there: windows of 5 s, the accompaniment at
 the vocal's BS.1770 loudness, the mix at -20 LUFS, distances clamped at 0.
