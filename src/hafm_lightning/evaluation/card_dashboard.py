@@ -28,7 +28,7 @@ def log_to_wandb(card: Card, folder: Path, project: str) -> str:
     try:
         for table in card.tables:
             columns, rows = table_rows(table)
-            run.log({f"evaluate/{table.name}": wandb.Table(columns=columns, data=rows)})
+            run.log({f"evaluate/{table.name}": wandb.Table(columns=list(columns), data=rows)})
             for player in table.players:
                 title = f"{table.name}: {player.title} ({player.clip_id})"
                 run.log(

@@ -49,9 +49,9 @@ def page(card: Card) -> str:
         body.append("<h2 id='Probes'>Probes</h2><div class='figures probes'>")
         for plot in card.plots:
             labels = [curve.label for curve in plot.curves]
-            names = f"<div>{legend(labels)}</div>" if len(labels) > 1 else ""
+            key = f"<div>{legend(labels)}</div>" if len(labels) > 1 else ""
             caption = f"<figcaption>{escape(plot.title)} <small>({escape(plot.y_label)})</small></figcaption>"
-            body.append(f"<figure>{caption}{curve_figure(plot)}{names}</figure>")
+            body.append(f"<figure>{caption}{curve_figure(plot)}{key}</figure>")
         body.append("</div>")
     if card.absent:
         items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in card.absent.items())

@@ -216,10 +216,10 @@ def _symmetric_eigenvalues(matrix: Float64Array) -> Float64Array:
     from scipy.linalg import lapack
 
     if len(matrix) == 1:
-        return matrix[0]
+        return np.asarray(matrix[0], dtype=np.float64)
     _, diagonal, beside, _, _ = lapack.dsytrd(matrix, lower=1, lwork=_LAPACK_BLOCK * len(matrix))
     values, failed = lapack.dsterf(diagonal, beside)
-    return np.linalg.eigvalsh(matrix) if failed else np.asarray(values)
+    return np.asarray(np.linalg.eigvalsh(matrix) if failed else values, dtype=np.float64)
 
 
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:
