@@ -86,7 +86,7 @@ class SeparationSettings:
         sha256: What the file's sha256 must be; empty accepts any and records it.
         parameters: Shape of an MDX-Net model's input.
         overlap: Share of each chunk that is computed twice and cross-faded.
-        batch_size: Chunks that run together.
+        batch_size: Chunks that run together. On a CPU that is no faster, and each needs its memory.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: Of each model on a CPU. Another number changes sums in their last bit.
     """
