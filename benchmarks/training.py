@@ -11,7 +11,7 @@ all paths) over what a large matrix product reaches at this precision in the sam
 process on the CPU, and of PyTorch's tensors on CUDA.
 
 On CUDA the batches are the paper's, 36, 12 and 36 clips of 10 s. On a CPU they are smaller, and the long stages have
-one round or two: six minutes in all on two cores; ``--shapes`` takes them one by one into the same file. A path that
+one round, which takes minutes on two cores; ``--shapes`` takes them one by one into the same file. A path that
 does not fit its memory is tried with half the clips, down to one; then the table says so.
 """
 
