@@ -1,17 +1,30 @@
 """Costs from settings alone, against what PyTorch counts and keeps when it really computes."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from tiny_shards import write_tiny_shards
 from torch.utils.flop_counter import FlopCounterMode
 
-from hafm_lightning.modeling.cost import activation_bytes, forward_flops, training_bytes, training_flops, visible_pairs
+from hafm_lightning.cli.describe import describe
+from hafm_lightning.modeling.cost import (
+    GIB,
+    activation_bytes,
+    forward_flops,
+    training_bytes,
+    training_flops,
+    visible_pairs,
+)
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 from hafm_lightning.modeling.scores import token_cross_entropy
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig
-from hafm_lightning.tokens import STREAMS
+from hafm_lightning.tokens import CLIP_DURATION_S, STREAMS
 
 CLIPS, FRAMES = 2, 30
 SIZE = BackboneConfig(layers=3, width=64, heads=4, feedforward=192)
@@ -138,3 +151,35 @@ def test_a_clip_of_no_length_is_refused(repository, capsys):
     for seconds in ("0", "-1", "0.05"):
         assert main(["describe", "--config", str(repository / "experiments/coarse.yaml"), "--clip_s", seconds]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+FIT_AND_TELL_PEAK = """
+import resource, sys
+from hafm_lightning.cli import main
+code = main(sys.argv[1:])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print("peak bytes", peak if sys.platform == "darwin" else 1024 * peak)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "clips", "precision"), [("semantic", 2, "32-true"), ("coarse", 1, "16-mixed")])
+def test_described_memory_is_what_fit_takes(repository, tmp_path, name, clips, precision):
+    """Two steps of the paper's stages on clips of 10 s: the process's peak, within a fifth."""
+    shards = write_tiny_shards(tmp_path / "shards", train=(4,), validation=(2,), test=(1,), duration_s=CLIP_DURATION_S)
+    arguments = ["--config", str(repository / "experiments" / f"{name}.yaml"), "--data.batch_size", str(clips)]
+    arguments += ["--trainer.precision", precision]
+    estimated = describe(arguments)["memory_gib"]["cpu"]
+    run = ["--data.root", str(shards), "--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path / "logs")]
+    done = subprocess.run(
+        [sys.executable, "-c", FIT_AND_TELL_PEAK, "fit", *arguments, *run],
+        cwd=repository,
+        env=os.environ | {"WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (peak,) = re.findall(r"peak bytes (\d+)", done.stdout)
+    assert estimated == pytest.approx(int(peak) / GIB, rel=0.2)
