@@ -13,11 +13,12 @@ Choices:
 
 from __future__ import annotations
 
+import math
 import os
-import tempfile
+import secrets
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -41,23 +42,53 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}.ckpt"
 
 
+class FailureNote:
+    """A file to write to, which remembers why a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write to the file."""
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self.file.flush()
+
+
+def save_into(file: BinaryIO, content: dict[str, Any]) -> None:
+    """``torch.save``, but a full disk is an OSError; left to itself it is reported as an unexpected position."""
+    noting = FailureNote(file)
+    try:
+        torch.save(content, noting)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise noting.failure or error from error
+
+
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a checkpoint whole or not at all, reads data only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; OSError leaves the file as it was."""
+        """Write ``checkpoint`` to ``path``; OSError, say for a full disk, leaves the file as it was."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=target.suffix, dir=target.parent)
+        temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
+            with temporary.open("xb") as file:
+                save_into(file, checkpoint)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.replace(target)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(target)) from error
             raise
         sync_folder(target.parent)
 
@@ -129,6 +160,10 @@ class Checkpoints(Checkpoint):
             for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
                 unfinished.unlink()
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen for signals, before Lightning's handlers do more than note one."""
+        self._signals.install()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen for signals; the step from which the run continues is saved already."""
         self._signals.install()
@@ -169,10 +204,15 @@ class Checkpoints(Checkpoint):
         """Keep the weights if they are the best so far."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.monitor is None:
             return
+        if trainer.global_step == 0:
+            return  # between the first accumulated batches: nothing is learned, and there is no step to continue after
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             return
         score = float(trainer.strategy.broadcast(float(value)))  # one decision, whatever the processes see
+        if not math.isfinite(score):
+            rank_zero_info(f"{self.monitor} is {score} after step {trainer.global_step}: no candidate for {BEST_NAME}")
+            return
         better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
         if better:
             self.best_score = score

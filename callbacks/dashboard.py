@@ -110,8 +110,11 @@ class Dashboard(pl.Callback):
         self._last: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clocks."""
         self._restart_clock()
+        for logger in trainer.loggers:
+            if hasattr(logger, "start_clock"):
+                logger.start_clock()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -9,8 +9,10 @@ Choices:
   numbers of a step are then a pure function, like the order of the data: there is no generator state to save or to
   gather, and nothing that runs between two steps (validation, sampling of audio) can shift them.
 * Every checkpoint holds the counters of Lightning's loops, and the place in the data, as they were when the last
-  training batch ended, whichever hook saves it, so that there is one way to continue and not four. After the last batch
+  optimizer step ended, whichever hook saves it, so that there is one way to continue and not four. After the last batch
   of an epoch the epoch counts as done; Lightning would otherwise lose count of it.
+* With accumulated gradients a validation, and with it a save, can fall between two batches of a step. The gradients of
+  half a step are in no checkpoint: the continued run takes the batches of that step again, with the same numbers.
 * A validation that was due but not finished at that point is marked, and the continued run makes it up first; Lightning
   alone would skip it.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,6 +45,23 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
     random.seed(int(words[3]))
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands after an optimizer step.
+
+    Attributes:
+        batches: Number of batches done.
+        epoch: Epoch of the last one.
+        loops: State of Lightning's fit loop.
+        data: Entry of the data module in a checkpoint; empty without one.
+    """
+
+    batches: int
+    epoch: int
+    loops: dict[str, Any]
+    data: dict[str, Any]
+
+
 class ExactResume(pl.Callback):
     """Makes a continued run equal to the uninterrupted one. The command line interface adds it to every fit."""
 
@@ -51,8 +71,7 @@ class ExactResume(pl.Callback):
         self._epoch = 0
         self._validation_due = False
         self._validation_missed = False
-        self._loops: dict[str, Any] | None = None
-        self._place: dict[str, Any] = {}
+        self._place: Place | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the seed that ``seed_everything`` announced."""
@@ -62,10 +81,11 @@ class ExactResume(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, number of batches done, and whether a validation is due."""
+        place = self._place
         return {
             "seed": self.seed,
-            "batches": self._batches,
-            "epoch": self._epoch,
+            "batches": place.batches if place is not None else self._batches,
+            "epoch": place.epoch if place is not None else self._epoch,
             "validation_due": self._validation_due or self._validation_missed,
         }
 
@@ -81,10 +101,10 @@ class ExactResume(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the counters of the end of the last training batch in the place of the present ones."""
-        if self._loops is not None:
-            checkpoint["loops"]["fit_loop"] = self._loops
-            checkpoint |= self._place
+        """Put the counters of the end of the last optimizer step in the place of the present ones."""
+        if self._place is not None:
+            checkpoint["loops"]["fit_loop"] = copy.deepcopy(self._place.loops)
+            checkpoint |= self._place.data
         validation = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
         for counter in (validation["total"], validation["current"]):
             counter.update(dict.fromkeys(counter, 0))  # how often batches were validated is no part of the run
@@ -93,13 +113,21 @@ class ExactResume(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse a checkpoint of averaged weights where nothing would bring back those in training."""
+        """Refuse a checkpoint of averaged weights where nothing would bring back those in training; note its place."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         averaged = any(getattr(callback, "restores_training_weights", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if trainer.state.fn == TrainerFn.FITTING and TRAINING_WEIGHTS in checkpoint and not averaged:
+        if TRAINING_WEIGHTS in checkpoint and not averaged:
             raise RequestError(
                 "the checkpoint comes from a run with averaged weights (EMA), which this configuration does not have\n"
                 "add hafm_lightning.callbacks.EMA to trainer.callbacks to continue it"
             )
+        mine = checkpoint.get("callbacks", {}).get(self.state_key)
+        if mine is not None:
+            key = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
+            data = {key: checkpoint[key]} if key in checkpoint else {}
+            loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
+            self._place = Place(mine["batches"], mine["epoch"], loops, data)
 
     # --- the run ----------------------------------------------------------------------------------------------
 
@@ -116,7 +144,8 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed the step."""
-        self._loops = None
+        if trainer.accumulate_grad_batches == 1:
+            self._place = None
         seed_step(self.seed, self._batches, trainer.global_rank)
 
     def on_train_batch_end(
@@ -128,11 +157,14 @@ class ExactResume(pl.Callback):
         assert fetcher is not None
         self._batches += 1
         self._epoch = trainer.current_epoch
+        if trainer.fit_loop._should_accumulate():
+            return
         self._validation_due = loop._should_check_val_fx(fetcher)
-        if self._validation_due or loop._is_training_done or trainer.should_stop:
-            self._loops = after_batch(trainer)
+        ends = self._validation_due or loop._is_training_done or trainer.should_stop
+        if ends or trainer.accumulate_grad_batches > 1:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            self._place = {type(data).__qualname__: data.state_dict()} if data is not None else {}
+            entry = {type(data).__qualname__: data.state_dict()} if data is not None else {}
+            self._place = Place(self._batches, self._epoch, after_batch(trainer), entry)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The validation is done; checkpoints saved from here on do not owe it."""

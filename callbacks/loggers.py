@@ -25,7 +25,9 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from hafm_lightning.modeling.scores import score_names
 from hafm_lightning.preparation.files import write_atomic
+from hafm_lightning.tokens import COARSE_CODEBOOKS
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-run-id.txt"
@@ -46,6 +48,10 @@ class CsvLog(Logger):
         self.folder = Path(folder)
         self._columns: list[str] = []
         self._seconds_before = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds from now on (called where training begins)."""
         self._start = time.monotonic()
 
     @property
@@ -100,7 +106,6 @@ class CsvLog(Logger):
             kept.append(row)
         self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in kept for name in row)]))
         self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
-        self._start = time.monotonic()
         self._rewrite(kept)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
@@ -144,7 +149,7 @@ class WandbDashboard(WandbLogger):
             tags: Labels.
             save_dir: Where W&B writes; by default the run folder.
         """
-        self.chosen_mode = chosen_mode(mode)
+        self.chosen_mode, self._reason = chosen_mode(mode)
         self._given_dir = save_dir
         super().__init__(
             name=name,
@@ -180,44 +185,47 @@ class WandbDashboard(WandbLogger):
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
         if self._wandb_init.get("id") is None:
             self._id = self._wandb_init["id"] = secrets.token_hex(4)
+        self._wandb_init.pop("anonymous", None)  # Lightning's; W&B warns of it
         try:
-            run = wandb.init(**self._wandb_init)
+            run = self._init()
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            reason = str(error).splitlines()[0]
-            rank_zero_info(f"W&B cannot be reached ({reason}): logging offline, `wandb sync` sends it later")
+            self._reason = f"cannot be reached ({str(error).splitlines()[0]})"
             self._wandb_init["mode"] = self.chosen_mode = "offline"
-            run = wandb.init(**self._wandb_init)
+            run = self._init()
         self._experiment = run
+        if self.chosen_mode == "offline":
+            folder = Path(run.settings.sync_dir)
+            rank_zero_info(f"W&B: {self._reason}, logging offline; `wandb sync {folder}` sends it later")
         define_metrics(run)
         if self._id_file is not None and self._id is not None:
             write_atomic(self._id_file, (self._id + "\n").encode())
+
+    def _init(self) -> Any:
+        """The W&B run; offline, one line of our own says all."""
+        import wandb
+
+        return wandb.init(**self._wandb_init, settings=wandb.Settings(silent=self.chosen_mode == "offline"))
 
 
 def define_metrics(run: Any) -> None:
     """Say which metric is the step, and which value of each sums up a run."""
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    for split in ("val", "test"):
-        for name, best in (
-            ("loss", "min"),
-            ("accuracy", "max"),
-            ("accuracy_top10", "max"),
-            ("conditioning_gain", "max"),
-            ("other_clip_gap", "max"),
-        ):
+    scores = [*score_names(COARSE_CODEBOOKS), "conditioning_gain", "other_clip_gap"]
+    for split in ("train", "val", "test"):
+        for name in scores:
+            best = "min" if name.startswith("loss") else "max"
             run.define_metric(f"{split}/{name}", summary=f"{best},last", step_metric="trainer/global_step")
-    run.define_metric("train/loss", summary="min,last", step_metric="trainer/global_step")
 
 
-def chosen_mode(mode: str) -> Literal["online", "offline", "disabled"]:
-    """``auto`` settled: WANDB_MODE, else online with a key, else offline with a line that says so."""
+def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], str]:
+    """``auto`` settled, and why: WANDB_MODE, else online with a key, else offline."""
     asked = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
     if asked in ("online", "offline", "disabled"):
-        return asked  # type: ignore[return-value]
-    if asked == "dryrun" or not has_key():
-        rank_zero_info("W&B: no key, logging offline (`wandb login` once, or mode: offline, ends this line)")
-        return "offline"
-    return "online"
+        return asked, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {asked}"  # type: ignore[return-value]
+    if asked == "dryrun":
+        return "offline", "WANDB_MODE is dryrun"
+    return ("online", "there is a key") if has_key() else ("offline", "no key (`wandb login` stores one)")
 
 
 def has_key() -> bool:

@@ -119,16 +119,16 @@ class Kill(pl.Callback):
             self.count("validation end")
 
 
-class TerminateSelf(pl.Callback):
-    """Sends its own process SIGTERM at a training or a validation batch."""
+class SignalSelf(pl.Callback):
+    """Sends its own process a signal at a training or a validation batch."""
 
-    def __init__(self, at: str, number: int) -> None:
-        self.at, self.number, self.seen = at, number, 0
+    def __init__(self, at: str, number: int, name: str = "SIGTERM") -> None:
+        self.at, self.number, self.signal, self.seen = at, number, signal.Signals[name], 0
 
     def count(self, at: str) -> None:
         self.seen += int(at == self.at)
         if at == self.at and self.seen == self.number:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
 
     def on_train_batch_start(self, *_: object) -> None:
         self.count("batch start")
@@ -189,14 +189,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(arguments: list[str], log: Path, processes: int = 1) -> list:
-    """Start one run, of one or more processes (as torchrun would start them)."""
+def start(arguments: list[str], log: Path, processes: int = 1, environment: dict[str, str] | None = None) -> list:
+    """Start one run, of one or more processes (as Lightning's launcher would start them)."""
     port, running = free_port(), []
     for rank in range(processes):
-        environment = {}
+        environment = dict(environment or {})
         if processes > 1:
             arguments = [*arguments, "--trainer.strategy", "ddp", "--trainer.devices", str(processes)]
-            environment = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         process = SERVER.Process(target=child, args=(arguments, environment, f"{log}-{rank}.log"))
         process.start()
         running.append(process)

@@ -105,19 +105,31 @@ def test_steps_that_the_loss_scaler_skips_are_no_fault_until_they_pile_up(root, 
     assert guard._skipped == 3
 
 
-def test_the_gradient_norm_is_logged_as_an_independent_sum_says(root, tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_gradient_norm_is_logged_as_an_independent_sum_says(root, tmp_path, accumulate):
+    class Walking(Poisoned):
+        def training_step(self, batch, index):
+            return super().training_step(batch, index) * (1 + index)  # another gradient for each batch of a step
+
     class Watching(pl.Callback):
-        norms: list = []
+        def __init__(self):
+            self.norms, self.weights = [], []
+
+        def on_train_batch_start(self, trainer, module, batch, index):
+            self.weights.append((1 + index) * module.weight.detach().clone())
 
         def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if trainer.fit_loop._should_accumulate():
+                return
             logged = float(trainer.callback_metrics["train/gradient_norm"])
-            self.norms.append((logged, float(module.weight.grad.pow(2).sum().sqrt())))
+            mean = torch.stack(self.weights[-accumulate:]).mul(2).mean(0)  # of the gradients 2 w of w^2
+            self.norms.append((logged, float(mean.pow(2).sum().sqrt())))
 
-    trainer = trainer_of(tmp_path, NonFiniteGuard())
-    trainer.callbacks.append(Watching())
-    trainer.fit(Poisoned(at=99, what=""), datamodule=TokenShards(str(root), batch_size=2))
-    assert len(Watching.norms) == 6
-    for logged, expected in Watching.norms:
+    trainer = trainer_of(tmp_path, NonFiniteGuard(), accumulate_grad_batches=accumulate)
+    trainer.callbacks.append(watching := Watching())
+    trainer.fit(Walking(at=99, what=""), datamodule=TokenShards(str(root), batch_size=2))
+    assert len(watching.norms) == 6
+    for logged, expected in watching.norms:
         assert logged == pytest.approx(expected)
 
 

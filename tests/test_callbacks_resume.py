@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -56,8 +57,8 @@ def add_callback(config: Path, class_path: str, **init_args) -> Path:
     return path
 
 
-def fit(config: Path, *arguments: str, processes: int = 1, log: str = "run") -> list[int]:
-    return finish(start(["fit", "--config", str(config), *arguments], config.parent / log, processes))
+def fit(config: Path, *arguments: str, processes: int = 1, log: str = "run", **environment: str) -> list[int]:
+    return finish(start(["fit", "--config", str(config), *arguments], config.parent / log, processes, environment))
 
 
 def log_of(config: Path, log: str = "run") -> str:
@@ -169,6 +170,8 @@ def test_two_processes(base):
     assert fit(config, processes=2) == [0, 0], log_of(config)
     kill_and_continue(base / "two", "validation", 3, processes=2, **changes)
     assert_equal_runs(base / "two", base / "two-whole", processes=2)
+    assert "continuing from" in log_of(base / "two" / "config.yaml", "again")
+    assert "continuing from" not in (base / "two" / "again-1.log").read_text(), "one process says it"
 
 
 def test_gradient_accumulation_and_validation_at_epoch_ends(base):
@@ -186,14 +189,56 @@ def test_gradient_accumulation_and_validation_at_epoch_ends(base):
         assert_equal_runs(folder, base / "accumulate-whole")
 
 
+@pytest.mark.parametrize(("interval", "batch", "best", "validation"), [(2, 3, [], 8), (6, 7, [2], 2)])
+def test_what_is_saved_between_two_batches_of_a_step_takes_its_batches_again(base, interval, batch, best, validation):
+    """Steps are batches 1-3, 4 (the end of an epoch), 5-7, 8 ...; validations fall after batch 2 or 6."""
+    changes = {
+        "trainer__accumulate_grad_batches": 3,
+        "trainer__val_check_interval": interval,
+        "checkpoints__every_steps": None,
+    }
+    whole = write_config(base / f"within-{interval}-whole", **changes)
+    assert fit(whole) == [0], log_of(whole)
+
+    killed = write_config(base / f"within-{interval}-killed", **changes)
+    assert -9 in fit(add_callback(killed, "resume_child.Kill", at="batch start", number=batch)), log_of(killed)
+    saved = list((killed.parent / "logs" / "run-000").glob("checkpoints/*"))
+    assert [torch.load(path, weights_only=True)["global_step"] for path in saved] == best, "none before the first step"
+
+    stopped = write_config(base / f"within-{interval}-stopped", **changes)
+    stop = add_callback(stopped, "resume_child.SignalSelf", at="validation", number=validation)
+    assert fit(stop) == [143], log_of(stopped)
+    assert (stopped.parent / "logs" / "run-000" / "checkpoints" / "step-00000002.ckpt").is_file()
+
+    for config in (killed, stopped):
+        assert fit(config, "--ckpt_path", "auto", log="again") == [0], log_of(config, "again")
+        assert_equal_runs(config.parent, whole.parent)
+
+
+def test_a_run_without_a_readable_checkpoint_is_kept_and_another_started(base):
+    config = write_config(base / "ruined")
+    folder = base / "ruined" / "logs" / "run-000"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"half a file")
+    (folder / "metrics.csv").write_text("step,epoch,seconds,train/loss\n7,0,1.0,2.0\n")
+    assert fit(config, "--ckpt_path", "auto", "--trainer.max_steps", "1") == [0], log_of(config)
+    assert "skipping" in log_of(config)
+    assert "starting anew" in log_of(config)
+    assert (folder / "metrics.csv").read_text().endswith("7,0,1.0,2.0\n")
+    assert (base / "ruined" / "logs" / "run-001" / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
 def test_an_unreadable_newest_checkpoint_is_skipped_and_named(base, whole):
     folder = base / "unreadable"
     config = write_config(folder)
     assert -9 in fit(add_callback(config, "resume_child.Kill", at="batch start", number=8))
     newest = folder / "logs" / "run-000" / "checkpoints" / "step-00000006.ckpt"
-    newest.write_bytes(newest.read_bytes()[:2000])
+    best = newest.with_name("best.ckpt")
+    for path in (newest, best):
+        path.write_bytes(path.read_bytes()[:2000])
     assert fit(config, "--ckpt_path", "auto", log="again") == [0]
     assert f"skipping {newest}" in log_of(config, "again")
+    assert f"skipping {best}" in log_of(config, "again")
     assert "continuing from" in log_of(config, "again")
     assert "step-00000004.ckpt" in log_of(config, "again")
     assert_equal_runs(folder, whole)
@@ -247,10 +292,29 @@ def test_another_number_of_processes_is_refused(base, whole):
 def test_sigterm_saves_and_leaves_with_143(base, whole, at, number, saved):
     folder = base / f"sigterm-{at}".replace(" ", "-")
     config = write_config(folder, checkpoints__every_steps=None)
-    assert fit(add_callback(config, "resume_child.TerminateSelf", at=at, number=number)) == [143], log_of(config)
+    assert fit(add_callback(config, "resume_child.SignalSelf", at=at, number=number)) == [143], log_of(config)
     assert (folder / "logs" / "run-000" / "checkpoints" / f"step-{saved:08d}.ckpt").is_file()
     assert "continue it with --ckpt_path auto" in log_of(config)
     assert fit(config, "--ckpt_path", "auto", log="again") == [0], log_of(config, "again")
+    assert_equal_runs(folder, whole)
+
+
+def test_slurms_warning_saves_and_queues_the_job_again_which_continues_by_itself(base, whole):
+    folder = base / "slurm"
+    config = write_config(folder, checkpoints__every_steps=None)
+    (folder / "bin").mkdir()
+    scontrol = folder / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder}/queued\n')
+    scontrol.chmod(0o755)
+    task = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
+    task |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1"}
+    task["PATH"] = f"{folder / 'bin'}:{os.environ['PATH']}"
+    warned = add_callback(config, "resume_child.SignalSelf", at="batch start", number=6, name="SIGUSR1")
+    assert fit(warned, **task) == [143], log_of(config)
+    assert (folder / "queued").read_text() == "requeue 77\n"
+    assert [p.name for p in (folder / "logs" / "run-000" / "checkpoints").glob("step-*")] == ["step-00000006.ckpt"]
+    assert fit(config, log="again", SLURM_RESTART_COUNT="1", **task) == [0], log_of(config, "again")
+    assert "continuing from" in log_of(config, "again")
     assert_equal_runs(folder, whole)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -105,6 +106,21 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+def test_a_disk_that_fills_up_is_an_error_of_the_disk(tmp_path):
+    """The limit on a file's size ends a write as a full disk does: in the middle, from below torch.save."""
+    writer, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
+    writer.save_checkpoint({"weights": torch.arange(3)}, path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*a\.ckpt"):
+            writer.save_checkpoint({"weights": torch.zeros(10**6)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+    assert writer.load_checkpoint(path)["weights"].tolist() == [0, 1, 2]
+
+
 def test_the_temporary_file_is_in_the_same_folder_whatever_tmpdir_says(tmp_path, monkeypatch):
     seen = []
     save = torch.save
@@ -140,6 +156,18 @@ def test_the_newest_and_the_best_are_kept(data, tmp_path):
     names = sorted(path.name for path in (tmp_path / "time" / "checkpoints").iterdir())
     assert names == ["best.ckpt", "step-00000001.ckpt", "step-00000002.ckpt", "step-00000003.ckpt"]
     assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 3
+
+
+def test_a_validation_that_is_no_number_is_no_best_one(data, tmp_path):
+    class Recovering(Line):
+        def validation_step(self, batch, index):
+            self.log("val/loss", float("nan") if self.global_step < 2 else 5.0, batch_size=len(batch))
+
+    keeper = Checkpoints(every_steps=None)
+    trainer = trainer_of(tmp_path, keeper, max_steps=3, val_check_interval=1, check_val_every_n_epoch=None)
+    trainer.fit(Recovering(), datamodule=data)
+    assert keeper.best_score == 5.0
+    assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 2
 
 
 def test_a_trial_run_saves_nothing(data, tmp_path):
@@ -229,7 +257,7 @@ for part in range(2):
 def test_wandb_without_a_key_logs_offline_and_keeps_its_id(tmp_path, data):
     """In a process of its own: W&B starts a service that outlives the run."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_SILENT": "true"}
+    clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     done = subprocess.run(
         [sys.executable, "-c", WANDB_RUN, str(Path(__file__).parent), str(tmp_path / "run"), data.root],
         capture_output=True,
@@ -238,7 +266,9 @@ def test_wandb_without_a_key_logs_offline_and_keeps_its_id(tmp_path, data):
         env=clean,
         timeout=300,
     )
-    assert "no key, logging offline" in done.stderr + done.stdout
+    said = [line for line in (done.stderr + done.stdout).splitlines() if "W&B" in line or "wandb:" in line]
+    assert len(said) == 2, "one line a run says all"
+    assert all("no key" in line and "logging offline; `wandb sync" in line for line in said)
     told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ID ")]
     assert [mode for _, mode in told] == ["offline", "offline"]
     assert told[0] == told[1], "a continued run must go on in the same curves"
@@ -251,12 +281,12 @@ def test_the_mode_of_wandb_is_settled_by_key_and_wish(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert chosen_mode("auto") == "offline"
+    assert chosen_mode("auto")[0] == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
-    assert chosen_mode("auto") == "online"
-    assert chosen_mode("offline") == "offline"
+    assert chosen_mode("auto")[0] == "online"
+    assert chosen_mode("offline") == ("offline", "mode is offline")
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert chosen_mode("auto") == "disabled"
+    assert chosen_mode("auto") == ("disabled", "WANDB_MODE is disabled")
     assert WandbDashboard(mode="disabled").chosen_mode == "disabled"
 
 
@@ -314,6 +344,7 @@ def test_speed_counts_training_time_alone(data, tmp_path):
     trainer_of(tmp_path, Dashboard(), logger=log, **settings).fit(Slow(), datamodule=data)
     rows = [row for row in read_rows(log.path) if row.get("speed/steps_per_s")]
     assert len(rows) == 6
+    assert float(rows[0]["seconds"]) > 0.05, "the clock starts with the training, not with the first row"
     for row in rows[1:]:
         speed = float(row["speed/steps_per_s"])
         assert 2 < speed < 20, "a step takes 0.05 s, and validation is no part of it"
@@ -324,18 +355,24 @@ def test_speed_counts_training_time_alone(data, tmp_path):
         assert "speed/mfu" not in row, "the CPU's peak is not known, so there is nothing to divide by"
 
 
-def test_utilisation_divides_the_models_flops_by_the_peak(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_utilisation_divides_the_models_flops_by_the_peak(data, tmp_path, monkeypatch, accumulate):
     class Costed(Line):
+        target = "instrumental_coarse"
+
         def flops_per_step(self, batch):
             return 1e9 * len(batch)
 
     monkeypatch.setattr("hafm_lightning.callbacks.dashboard.peak_flops", lambda device, precision: 1e12)
     log = CsvLog(str(tmp_path))
-    trainer_of(tmp_path, Dashboard(), logger=log, max_steps=4).fit(Costed(), datamodule=data)
+    settings = {"max_steps": 4, "accumulate_grad_batches": accumulate}
+    trainer_of(tmp_path, Dashboard(), logger=log, **settings).fit(Costed(), datamodule=data)
     rows = [row for row in read_rows(log.path) if row.get("speed/mfu")]
     assert len(rows) == 4
     for row in rows:
-        assert float(row["speed/mfu"]) == pytest.approx(float(row["speed/steps_per_s"]) * 2e9 / 1e12, rel=1e-3)
+        steps = float(row["speed/steps_per_s"])
+        assert float(row["speed/mfu"]) == pytest.approx(steps * accumulate * 2e9 / 1e12, rel=1e-3)
+        assert float(row["speed/tokens_per_s"]) == pytest.approx(steps * accumulate * 2 * 4 * 30, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ def test_the_command_writes_png_and_svg_for_each_run(tmp_path, capsys):
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", header[16:24]) == (1125, 675)
     assert "<svg" in (out / "fine-run-000.svg").read_text()[:600]
+    write_run(tmp_path / "other" / "fine" / "run-000", points=60)
+    both = [str(tmp_path / "fine"), str(tmp_path / "other" / "fine"), str(tmp_path / "fine" / "run-000")]
+    assert main(["curves", *both, "--out", str(tmp_path / "both")]) == 0
+    ours = {f"{tmp_path.name}-fine-run-000.png", "other-fine-run-000.png"}
+    assert {path.name for path in (tmp_path / "both").glob("*.png")} == ours, "one figure a run, none written over"
     assert main(["curves", str(tmp_path / "fine")]) == 0
     assert (tmp_path / "fine" / "run-000" / "curves.png").is_file()
 

@@ -81,6 +81,10 @@ def test_fit_then_continue_validate_test_and_predict(config, capsys):
     assert main(["fit", "--config", str(config)]) == 0, "a second fit must not trip over the first one's files"
     assert newest_run(config.parent / "logs" / "tiny").name == "run-001"
 
+    assert saved["ckpt_path"] is None
+    assert main(["fit", "--config", str(run / "config.yaml")]) == 0, "what a run has saved starts the next one"
+    assert newest_run(config.parent / "logs" / "tiny").name == "run-002"
+
     best = str(run / "checkpoints" / "best.ckpt")
     capsys.readouterr()
     for command in ("validate", "test"):
@@ -295,6 +299,18 @@ def test_run_folders(tmp_path):
     (tmp_path / "run-x").mkdir()
     assert newest_run(tmp_path).name == "run-010"
     assert next_run(tmp_path).name == "run-011"
-    assert newest_checkpoint(tmp_path / "run-010") is None
+    folder = tmp_path / "run-010" / "checkpoints"
+    assert newest_checkpoint(folder.parent) is None
+    folder.mkdir()
+    for name, step in (("step-00000002.ckpt", 2), ("step-00000010.ckpt", 10), ("best.ckpt", 10)):
+        torch.save({"loops": {}, "global_step": step}, folder / name)
+    assert newest_checkpoint(folder.parent) == folder / "step-00000010.ckpt"
+    torch.save({"loops": {}, "global_step": 15}, folder / "best.ckpt")
+    assert newest_checkpoint(folder.parent) == folder / "best.ckpt", "a best one may be the newest"
+    torch.save({"state_dict": {}}, folder / "best.ckpt")
+    (folder / "step-00000010.ckpt").write_bytes(b"")
+    assert newest_checkpoint(folder.parent) == folder / "step-00000002.ckpt"
+    for path in folder.iterdir():
+        path.unlink()
     with pytest.raises(RequestError, match="no checkpoint under"):
         best_checkpoint(tmp_path)

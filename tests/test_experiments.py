@@ -37,6 +37,20 @@ def test_a_training_configuration_is_complete(path):
     assert any(f"--config experiments/{name_of(path)}" in line for line in head), "its head names the command"
 
 
+def documented_options() -> list[str]:
+    """The table of docs/reproduction.md, "Options of a run"."""
+    text = (EXPERIMENTS.parent / "docs" / "reproduction.md").read_text()
+    table = text.partition("### Options of a run")[2].partition("###")[0]
+    return [line.split("`")[1] for line in table.splitlines() if line.startswith("| ") and "`--" in line]
+
+
+@pytest.mark.parametrize("options", documented_options())
+def test_documented_options_change_a_run(options):
+    given = ["--config", str(EXPERIMENTS / "semantic.yaml")]
+    changed = read_config("fit", [*given, *options.split()])
+    assert changed.as_dict() != read_config("fit", given).as_dict()
+
+
 def test_run_folders_do_not_collide():
     roots = [read_config("fit", ["--config", str(path)]).trainer.default_root_dir for path in TRAINING]
     assert len(set(roots)) == len(roots)

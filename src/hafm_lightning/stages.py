@@ -47,7 +47,14 @@ from hafm_lightning.modeling.conditioning import drop_at_random, null_conditions
 from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
-from hafm_lightning.modeling.scores import TokenScores, other_clips, summarise, token_cross_entropy
+from hafm_lightning.modeling.scores import (
+    StepMeans,
+    TokenScores,
+    other_clips,
+    score_names,
+    summarise,
+    token_cross_entropy,
+)
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
@@ -118,9 +125,8 @@ class Stage(pl.LightningModule):
         self.styles: list[str] = []
         self.duration_s: float | None = None
         codebooks = self.model.layout.target.codebooks
-        names = ["loss", "accuracy", "accuracy_top10", "loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
-        if codebooks > 1:
-            names += [f"{kind}_q{k}" for kind in ("loss", "accuracy", "accuracy_top10") for k in range(codebooks)]
+        self._step_means = StepMeans(codebooks)
+        names = [*score_names(codebooks), "loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
         # math.nan stands in for NaN: left to itself, the metric drops a NaN loss from the mean
         self.means = nn.ModuleDict(
             {
@@ -135,6 +141,7 @@ class Stage(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take over what the data says of itself."""
+        self._step_means = StepMeans(self.model.layout.target.codebooks)  # forget half a step of an earlier fit
         self.adopt(getattr(self.trainer, "datamodule", None))
 
     def adopt(self, data: Any) -> None:
@@ -178,22 +185,37 @@ class Stage(pl.LightningModule):
         return token_cross_entropy(logits, targets).mean()
 
     def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
-        """Mean cross-entropy over codebooks, with guidance dropout."""
+        """Mean cross-entropy over codebooks, with guidance dropout.
+
+        Logged are means over all clips of the optimizer step: over its accumulated batches and, in the steps that are
+        written, over all processes.
+        """
         del batch_index
         if self.duration_s is None:
             self.duration_s = batch.duration_s
         logits, targets, first_codebook = self.training_forward(batch)
-        every: int = getattr(self.trainer, "log_every_n_steps", 1)
-        if self.global_step % every:
-            loss = token_cross_entropy(logits, targets).mean()
-        else:
+        logged = self._is_logged_step()
+        if logged:
             scores = TokenScores.of(logits, targets)
             loss = scores.cross_entropy.mean()
             values = summarise(scores, first_codebook=first_codebook, total=self.model.layout.target.codebooks)
-            values.pop("loss")
-            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=len(batch))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        else:
+            loss = token_cross_entropy(logits, targets).mean()
+            values = {"loss": loss.detach()}
+        self._step_means.add(values, len(batch))
+        if not self.trainer.fit_loop._should_accumulate():
+            means = self._step_means.take(self._sum_over_processes if logged else None)
+            self.log("train/loss", means.pop("loss"), prog_bar=True, batch_size=len(batch))
+            self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(batch))
         return loss
+
+    def _is_logged_step(self) -> bool:
+        """Whether Lightning writes a row after the optimizer step that this batch belongs to."""
+        every, step = self.trainer.log_every_n_steps, self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # type: ignore[attr-defined]
+        return bool(self.trainer.fast_dev_run) or (every > 0 and step % every == 0)  # type: ignore[attr-defined]
+
+    def _sum_over_processes(self, sums: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
 
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
         """Loss and accuracy with true, null and another clip's conditions."""

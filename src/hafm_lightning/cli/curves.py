@@ -161,23 +161,28 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def figure_name(path: Path, out: Path | None) -> Path:
-    """Where a run's figures go, without the ending: in the run's folder, or under the run's name in ``out``."""
+def figure_names(paths: Sequence[Path], out: Path | None) -> list[Path]:
+    """Where the figures of runs go, without the ending: in the runs' folders, or in ``out`` under the runs' names.
+
+    A name is the last two folders of a run's path, and as many before them as tell the runs apart.
+    """
     if out is None:
-        return path.parent / "curves"
-    parts = path.resolve().parent.parts[-2:]
-    return out / "-".join(parts)
+        return [path.parent / "curves" for path in paths]
+    folders = [path.resolve().parent.parts for path in paths]
+    names: list[str] = []
+    for depth in range(2, max(map(len, folders), default=2) + 1):
+        names = ["-".join(parts[-depth:]).replace("/", "") for parts in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return [out / name for name in names]
 
 
 def main(argv: Sequence[str]) -> int:
     """Draw each run, and print the files."""
     options = parser().parse_args(argv)
-    drawn = []
-    for run in options.runs:
-        path = metrics_file(run)
-        name = figure_name(path, options.out)
-        drawn.append((draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])), name))
-    for figure, name in drawn:
+    paths = [metrics_file(run) for run in options.runs]
+    figures = [draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])) for path in paths]
+    for figure, name in zip(figures, figure_names(paths, options.out), strict=True):
         for ending in FORMATS:
             target = name.with_name(f"{name.name}.{ending}")
             picture = io.BytesIO()

@@ -8,9 +8,9 @@ before any of them writes, and so they agree.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,8 +22,19 @@ RUN_NAME = re.compile(r"run-(\d+)$")
 STEP_NAME = re.compile(r"step-(\d+)\.ckpt$")
 CHECKPOINTS = "checkpoints"
 BEST = "best.ckpt"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Environment variables by which torchrun, Lightning and SLURM number the processes that they start."""
+RESTARTS = "SLURM_RESTART_COUNT"
+"""How often SLURM has queued this job again; not set the first time."""
 AUTO = "auto"
 """Value of ``--ckpt_path`` that looks for the checkpoint itself."""
+
+
+def say(line: str) -> None:
+    """A line on stderr, from the first of several processes."""
+    ranks = [os.environ[name] for name in RANKS if name in os.environ]
+    if not ranks or int(ranks[0]) == 0:
+        print(line, file=sys.stderr)
 
 
 def runs(root: Path) -> list[Path]:
@@ -50,34 +61,71 @@ def next_run(root: Path) -> Path:
     return root / f"run-{run_number(newest) + 1 if newest else 0:03d}"
 
 
-def checkpoints(run: Path) -> Iterator[Path]:
-    """The run's checkpoints: by step, the newest first, then the best one."""
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints: those saved at steps, the newest first, then the best one."""
     folder = run / CHECKPOINTS
     steps = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := STEP_NAME.search(path.name))]
-    yield from (path for _, path in sorted(steps, reverse=True))
-    if (folder / BEST).is_file():
-        yield folder / BEST
+    best = folder / BEST
+    return [path for _, path in sorted(steps, reverse=True)] + [best] * best.is_file()
 
 
-def why_unreadable(path: Path) -> str:
-    """Why a checkpoint cannot be continued from, or an empty string; maps the weights without reading them."""
+def saved_step(path: Path) -> int:
+    """Optimizer steps done in a checkpoint; maps the weights without reading them.
+
+    Raises:
+        ValueError: Why it cannot be continued from.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001  (whatever is wrong with it, an older one is tried)
-        return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    except Exception as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0][:120]) from error
     if not isinstance(content, dict) or "loops" not in content:
-        return "not a training checkpoint"
-    return ""
+        raise ValueError("not a training checkpoint")
+    return int(content.get("global_step", 0))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run that can be read; what is skipped is said on stderr."""
+    """The checkpoint of a run with the most steps among those that can be read; what is skipped is said on stderr."""
+    readable: list[tuple[int, Path]] = []
     for path in checkpoints(run):
-        problem = why_unreadable(path)
-        if not problem:
-            return path
-        print(f"skipping {path}: {problem}", file=sys.stderr)
-    return None
+        if readable and path.name != BEST:
+            continue  # an older one
+        try:
+            readable.append((saved_step(path), path))
+        except ValueError as problem:
+            say(f"skipping {path}: {problem}")
+    return max(readable, key=lambda found: found[0])[1] if readable else None
+
+
+def run_to_fit(root: Path, asked: str | None) -> tuple[Path, str | None]:
+    """The folder of a fit, and the checkpoint from which it continues.
+
+    Args:
+        root: Folder of the runs.
+        asked: Value of ``--ckpt_path``: none, ``auto``, or a file.
+
+    Raises:
+        RequestError: There is no such file.
+    """
+    if asked is None and int(os.environ.get(RESTARTS, "0")) > 0:
+        say("this job was queued again: --ckpt_path auto")
+        asked = AUTO
+    if asked == AUTO:
+        run = newest_run(root)
+        checkpoint = newest_checkpoint(run) if run is not None else None
+        if checkpoint is None:
+            say(f"--ckpt_path auto: no checkpoint under {run or root}, starting anew")
+            empty = run is not None and not checkpoints(run)  # else what is left of the run is kept
+            return (run if run is not None and empty else next_run(root)), None
+        say(f"--ckpt_path auto: continuing from {checkpoint}")
+        return checkpoint.parent.parent, str(checkpoint)
+    if asked is None:
+        return next_run(root), None
+    path = Path(asked)
+    if not path.is_file():
+        raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest by itself")
+    continues = path.resolve().parent.parent
+    return (continues if continues.parent == root.resolve() else next_run(root)), str(path)
 
 
 def best_checkpoint(root: Path) -> Path:

@@ -19,7 +19,6 @@ import csv
 import importlib
 import io
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
-from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, newest_checkpoint, newest_run, next_run
+from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, run_to_fit, say
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.files import write_atomic
 from hafm_lightning.stages import Stage
@@ -185,34 +184,16 @@ class StageCLI(LightningCLI):
         if asked is not None and "://" in str(asked):
             raise RequestError(f"--ckpt_path {asked}: checkpoints are read from local files only\ndownload it first")
         if self.command == "fit":
-            run, checkpoint = self._run_to_fit(asked)
+            run, checkpoint = run_to_fit(self.root, asked)
             config.trainer.default_root_dir, config.ckpt_path = str(run), checkpoint
             return
         config.trainer.default_root_dir = str(self.root)
         if asked in (AUTO, "best"):
             config.ckpt_path = str(best_checkpoint(self.root))
         elif asked is None:
-            print("no --ckpt_path: the weights are untrained (`--ckpt_path auto` takes the best)", file=sys.stderr)
+            say("no --ckpt_path: the weights are untrained (`--ckpt_path auto` takes the best)")
         elif not Path(asked).is_file():
             raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds {BEST} under {self.root}")
-
-    def _run_to_fit(self, asked: Any) -> tuple[Path, str | None]:
-        """The run folder and the checkpoint to continue from."""
-        if asked == AUTO:
-            run = newest_run(self.root)
-            checkpoint = newest_checkpoint(run) if run is not None else None
-            if checkpoint is None:
-                print(f"--ckpt_path auto: no checkpoint under {run or self.root}, starting anew", file=sys.stderr)
-                return run or next_run(self.root), None
-            print(f"--ckpt_path auto: continuing from {checkpoint}", file=sys.stderr)
-            return checkpoint.parent.parent, str(checkpoint)
-        if asked is None:
-            return next_run(self.root), None
-        path = Path(asked)
-        if not path.is_file():
-            raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest by itself")
-        continues = path.resolve().parent.parent
-        return (continues if continues.parent == self.root.resolve() else next_run(self.root)), str(path)
 
     # --- the objects ------------------------------------------------------------------------------------------
 

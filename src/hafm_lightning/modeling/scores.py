@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,51 @@ def summarise(scores: TokenScores, first_codebook: int, total: int) -> dict[str,
             for name, measure in measures.items():
                 values[f"{name}_q{first_codebook + k}"] = measure(slice(k, k + 1)).detach()
     return values
+
+
+def score_names(codebooks: int) -> list[str]:
+    """The names that :func:`summarise` gives for a target of so many codebooks."""
+    measures = ("loss", "accuracy", "accuracy_top10")
+    by_codebook = range(codebooks) if codebooks > 1 else ()
+    return [*measures, *(f"{measure}_q{k}" for measure in measures for k in by_codebook)]
+
+
+class StepMeans:
+    """Means of the scores over the clips of an optimizer step, which may take several batches on several processes.
+
+    Args:
+        codebooks: Codebooks of the target.
+    """
+
+    def __init__(self, codebooks: int) -> None:
+        self.names = score_names(codebooks)
+        self._parts: list[tuple[Mapping[str, Tensor], int]] = []
+
+    def add(self, values: Mapping[str, Tensor], clips: int) -> None:
+        """Note the means over a batch of ``clips`` clips; names may be missing."""
+        self._parts.append((values, clips))
+
+    def take(self, over_processes: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """The means over the clips noted since the last call.
+
+        Args:
+            over_processes: Sums a tensor over all processes, each of which calls this. Then every name gets a value:
+                NaN where no clip has one (``nonautoregressive`` batches score one codebook).
+        """
+        parts, self._parts = self._parts, []
+        if over_processes is None and len(parts) == 1:
+            return dict(parts[0][0])
+        device = next(iter(parts[0][0].values())).device
+        sums = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)  # of scores, of clips
+        for values, clips in parts:
+            for row, name in enumerate(self.names):
+                if name in values:
+                    sums[row, 0] += values[name].double() * clips
+                    sums[row, 1] += clips
+        if over_processes is not None:
+            sums = over_processes(sums)
+            return {name: total / count for name, (total, count) in zip(self.names, sums, strict=True)}
+        return {name: sums[row, 0] / sums[row, 1] for row, name in enumerate(self.names) if name in parts[0][0]}
 
 
 def other_clips(batch: TokenBatch, conditions: Sequence[str]) -> dict[str, Tensor] | None:
