@@ -82,6 +82,20 @@ def test_songs_become_shards_of_three_splits(prepared):
     assert verify_root(prepared).problems == []
 
 
+def test_one_process_holds_the_tokenizers_once_and_those_of_its_own_root(musdb, tmp_path):
+    root, calls = tmp_path / "root", []
+
+    def load(folder: Path, device: str):
+        calls.append(folder)
+        return load_tokenizers(folder, device=device)
+
+    for _ in range(2):  # the second time the root is another one at the same place
+        prepare(tiny_config(root, musdb), load)
+        assert calls.count(root / "tokenizers") == 1
+        calls.clear()
+        shutil.rmtree(root)
+
+
 def test_tokens_are_those_of_the_clips_waveform(prepared, musdb):
     """An independent path: read the file, cut, resample, tokenize."""
     import soundfile

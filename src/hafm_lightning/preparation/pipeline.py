@@ -34,7 +34,14 @@ from hafm_lightning.preparation.songs import Listing, Song
 from hafm_lightning.preparation.state import RootState
 from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
 from hafm_lightning.preparation.training import ExcerptPool, make_tokenizers
-from hafm_lightning.preparation.work import UNKNOWN_STYLE, ShardWork, TokenizerLoader, cached_separator, load_prepared
+from hafm_lightning.preparation.work import (
+    UNKNOWN_STYLE,
+    ShardWork,
+    TokenizerLoader,
+    cached_separator,
+    cached_tokenizers,
+    load_prepared,
+)
 from hafm_lightning.progress import progress
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import STYLE, VOCAL_ACOUSTIC
@@ -106,7 +113,8 @@ class _Run:
         with make_engine(config.engine) as engine:
             plan = self._plan(listing, engine)
             self._make_tokenizers(plan, engine)
-            tokenizers = self.load(state.tokenizers, self.device)
+            cached_tokenizers.cache_clear()  # an earlier run of this process may have had another root at this path
+            tokenizers = cached_tokenizers(self.load, state.tokenizers, self.device)
             styles = style_names(plan) if config.styles else []
             records = self._make_shards(plan, styles, engine)
         manifests = self._write_manifests(plan, records, tokenizers, styles)
