@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,9 @@ class ExactResume(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the seed that ``seed_everything`` announced."""
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and data.state_dict():  # it remembers its place; Lightning asks the loader alone
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
     # --- what is saved ----------------------------------------------------------------------------------------
 

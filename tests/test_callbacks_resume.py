@@ -154,6 +154,7 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_ends(base, whole, at, num
     log = kill_and_continue(folder, at, number)
     assert_equal_runs(folder, whole)
     assert ("starting anew" in log) == (at == "before step")
+    assert "not resumable" not in log, "Lightning's warning does not know that the data module remembers its place"
     leftover = list((folder / "logs" / "run-000" / "checkpoints").glob(".writing-*"))
     assert leftover == [], "an unfinished file stayed behind"
 
