@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _facts import commit
 
 from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.evaluation.conditioning_gain import clip_losses
@@ -188,12 +188,12 @@ def race(runs: Runs) -> str:
 
 def report(runs: Runs) -> str:
     """All tables."""
-    seconds = min(points[-1]["seconds"] for seeds in runs.values() for points in seeds.values())
-    steps = min(points[-1]["steps"] for seeds in runs.values() for points in seeds.values())
+    seconds = max(points[-1]["seconds"] for seeds in runs.values() for points in seeds.values())
+    steps = max(points[-1]["steps"] for seeds in runs.values() for points in seeds.values())
     return "\n\n".join(
         [
-            comparison(runs, "seconds", [round(seconds * share) for share in (0.2, 0.5, 1.0)]),
-            comparison(runs, "steps", [round(steps * share) for share in (0.25, 0.5, 1.0)]),
+            comparison(runs, "seconds", [round(seconds * share) for share in (0.15, 0.3, 0.5, 1.0)]),
+            comparison(runs, "steps", [round(steps * share, -1) for share in (0.2, 0.4, 0.6, 1.0)]),
             race(runs),
         ]
     )
@@ -238,8 +238,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     runs: Runs = {}
     if arguments.merge:
-        for path in arguments.merge:
-            for name, seeds in json.loads(path.read_text())["runs"].items():
+        parts = [json.loads(path.read_text()) for path in arguments.merge]
+        for part in parts:
+            for name, seeds in part["runs"].items():
                 runs.setdefault(name, {}).update(seeds)
     else:
         for seed in arguments.seeds:
@@ -250,18 +251,16 @@ def main() -> None:
     if arguments.figure:
         draw(runs, arguments.figure)
     if arguments.json:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        facts = {
+        here = {
             "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
             "torch": torch.__version__,
-            "commit": commit,
-            "seconds": arguments.seconds,
+            "commit": commit(),
             "learning_rate": arguments.learning_rate,
             "batch": BATCH,
             "crop_s": CROP_S,
         }
+        # of merged parts: what was true when they ran
+        facts = {key: sorted({str(part[key]) for part in parts}) for key in here} if arguments.merge else here
         arguments.json.write_text(json.dumps({**facts, "runs": runs}, indent=1) + "\n")
 
 
