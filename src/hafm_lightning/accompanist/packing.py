@@ -62,7 +62,7 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
     model.requires_grad_(False)
     if kernel is None:
         large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
-        kernel = large and model.config.backbone.width % 4 == 0 and find_spec("numba") is not None
+        kernel = large and model.config.backbone.width % ALIGNMENT == 0 and find_spec("numba") is not None
     model.backbone = cast(Transformer, PackedTransformer(model.backbone, precision, kernel))
     model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
 
@@ -252,27 +252,29 @@ class StepKernel:
         from hafm_lightning.accompanist import step_kernel
 
         self._step: Any = step_kernel.decode_step
-        self._use_threads = step_kernel.use_threads
+        self._use_threads, self._phases = step_kernel.use_threads, step_kernel.PHASES * len(layers)
         self._weights = [
             array
             for name in ("project_in", "project_out", "expand", "contract")
             for array in stored([getattr(layer, name) for layer in layers], precision)
         ]
         self._head_factors = torch.stack([layer.step_factors for layer in layers]).numpy()
+        self._inner = layers[0].contract[0].shape[1]
         self._least = np.array(layers[0].least, np.float32)
 
     def __call__(self, x: Tensor, at: CachedSteps) -> Tensor:
         """One step ``[B, 1, D]`` -> what the last layer gives, ``[B, 1, D]``."""
         rows, _, width = x.shape
-        heads, inner = at.bias.shape[0], self._weights[9].shape[2]
-        shapes = (width, 3 * width, width, 2 * inner, inner)
-        spaces = [np.empty((rows, size), np.float32) for size in shapes]
-        spaces.append(np.empty((rows * heads, at.visible), np.float32))
+        heads, inner = at.bias.shape[0], self._inner
+        threads = self._use_threads(torch.get_num_threads())
+        sizes = ((threads, rows, width), *((rows, size) for size in (3 * width, width, 2 * inner, inner)))
+        spaces = [torch.empty(size).numpy() for size in (*sizes, (rows * heads, at.visible))]
+        counters = [torch.zeros(self._phases, shares, 8, dtype=torch.int64).numpy() for shares in (threads, 1)]
         result = x[:, 0].clone(memory_format=torch.contiguous_format).numpy()
         bias = at.bias[:, 0].contiguous().numpy()
-        self._use_threads(torch.get_num_threads())
         self._step(
-            result, *self._weights, self._head_factors, at.cache.both.numpy(), bias, at.start, self._least, *spaces
+            result, *self._weights, self._head_factors, at.cache.both.numpy(), bias, at.start, self._least, *spaces,
+            *counters,
         )  # fmt: skip
         return torch.from_numpy(result)[:, None]
 
@@ -280,14 +282,16 @@ class StepKernel:
 def stored(
     pairs: Sequence[tuple[Tensor, Tensor]], precision: PackedPrecision
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-    """Weights ``[layers, out, in]`` as the compiled step reads them, with factors and biases ``[layers, out]``."""
+    """Weights ``[layers, out / 4, 4 in]`` as the compiled step reads them, with factors and biases ``[layers, out]``."""
+    from hafm_lightning.accompanist.step_tiles import tiled
+
     weights, biases = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     factors = torch.ones_like(biases)
     if precision == "int8":
         weights, factors = rounded(weights)
     elif precision == "bf16":
         weights = weights.bfloat16().view(torch.uint16)
-    return weights.contiguous().numpy(), factors.numpy(), biases.numpy()
+    return tiled(weights).numpy(), factors.numpy(), biases.numpy()
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:

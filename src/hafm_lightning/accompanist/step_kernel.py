@@ -2,8 +2,10 @@
 
 With one or two rows, PyTorch spends most of a step on starting some three hundred small operations and on waking its
 threads for each. Here the layers run inside one function that Numba compiles for the processor at hand (Numba comes
-with librosa): five parallel loops a layer, weights and cache read once each. Choices:
+with librosa): weights and cache are read once each. Choices:
 
+* threads start once a step and meet at counters in memory, which costs far less than starting them for each product;
+* the products are written in vector instructions (:mod:`~hafm_lightning.accompanist.step_tiles`);
 * weights are read in the precision that they are kept in (float32, bf16 as its upper 16 bits, int8 with a factor for
   each output) and widened to float32 on the way; all sums are float32;
 * every sum is made in the same order whatever the number of threads, so that a seed gives the same take;
@@ -20,10 +22,14 @@ from typing import Any, cast
 import numba
 import numpy as np
 from numba import njit, prange, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
+
+from hafm_lightning.accompanist.step_tiles import OUTPUTS_IN_TILE, add_to, multiply_one_row, multiply_two_rows, pause
 
 OUTPUTS_AT_ONCE = 16
-"""Outputs of a matrix product that are handed to a thread together; widths must be multiples of 4, gates of this."""
+"""Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
+PHASES = 5
+"""Times in a layer that all threads wait for each other."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
 
@@ -50,18 +56,6 @@ def _bits_as_float(typing_context: Any, bits: Any) -> Any:
 _float_of_bits: Any = intrinsic(_bits_as_float)
 
 
-def _widen(weight: Any) -> Any:
-    """A stored weight as float32."""
-    raise NotImplementedError  # only compiled code calls it
-
-
-@overload(_widen, inline="always", strict=False)
-def _widen_compiled(weight: Any) -> Any:
-    if weight == types.uint16:
-        return lambda weight: _float_of_bits(np.uint32(np.uint32(weight) << np.uint32(16)))
-    return lambda weight: np.float32(weight)
-
-
 @njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")
 def _exponential(v: Any) -> Any:
     """e^v for v <= 0 in float32, by Cephes' polynomial: vectorises, unlike a call of the C library."""
@@ -86,53 +80,15 @@ def _normalise(x: Any, least: Any, out: Any) -> None:
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
-def _four_of_two(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
-    """Outputs ``n`` to ``n + 3`` of rows ``row`` and ``row + 1``, before factors and biases: 4 of each."""
-    a0, a1, a2, a3, b0, b1, b2, b3 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
-    for i in range(x.shape[1]):
-        first, second = x[row, i], x[row + 1, i]
-        w0, w1 = _widen(weights[layer, n, i]), _widen(weights[layer, n + 1, i])
-        w2, w3 = _widen(weights[layer, n + 2, i]), _widen(weights[layer, n + 3, i])
-        a0 += w0 * first
-        b0 += w0 * second
-        a1 += w1 * first
-        b1 += w1 * second
-        a2 += w2 * first
-        b2 += w2 * second
-        a3 += w3 * first
-        b3 += w3 * second
-    return (a0, a1, a2, a3), (b0, b1, b2, b3)
-
-
-@njit(fastmath=SUMS_MAY_BE_REORDERED)
-def _four_of_one(weights: Any, layer: Any, n: Any, x: Any, row: Any) -> Any:
-    """Outputs ``n`` to ``n + 3`` of one row, before factors and biases."""
-    a0, a1, a2, a3 = _ZERO, _ZERO, _ZERO, _ZERO
-    for i in range(x.shape[1]):
-        first = x[row, i]
-        a0 += _widen(weights[layer, n, i]) * first
-        a1 += _widen(weights[layer, n + 1, i]) * first
-        a2 += _widen(weights[layer, n + 2, i]) * first
-        a3 += _widen(weights[layer, n + 3, i]) * first
-    return a0, a1, a2, a3
-
-
-@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _multiply(weights: Any, factors: Any, biases: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
     """A block of outputs: ``x @ weights.T * factors + biases``, added to what is there with ``keep``."""
     rows = x.shape[0]
-    for n in range(block * OUTPUTS_AT_ONCE, min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]), 4):
+    last = min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]) // OUTPUTS_IN_TILE
+    for group in range(block * OUTPUTS_AT_ONCE // OUTPUTS_IN_TILE, last):
         for row in range(0, rows - 1, 2):
-            first, second = _four_of_two(weights, layer, n, x, row)
-            for k in range(4):
-                factor, bias = factors[layer, n + k], biases[layer, n + k]
-                out[row, n + k] = (out[row, n + k] if keep else _ZERO) + (first[k] * factor + bias)
-                out[row + 1, n + k] = (out[row + 1, n + k] if keep else _ZERO) + (second[k] * factor + bias)
+            multiply_two_rows(weights, factors, biases, layer, group, x, row, out, keep)
         if rows % 2:
-            last = _four_of_one(weights, layer, n, x, rows - 1)
-            for k in range(4):
-                result = last[k] * factors[layer, n + k] + biases[layer, n + k]
-                out[rows - 1, n + k] = (out[rows - 1, n + k] if keep else _ZERO) + result
+            multiply_one_row(weights, factors, biases, layer, group, x, rows - 1, out, keep)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
@@ -235,10 +191,68 @@ def _attend(
     _mix(scores, values, at + 1, _ONE / total, mixed[first : first + width])
 
 
+@njit(fastmath=SUMS_MAY_BE_REORDERED)
+def _run_layers(
+    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, head_factors: Any, cache: Any,
+    bias: Any, at: Any, least: Any, normed: Any, projected: Any, mixed: Any, inner: Any, gated: Any, scores: Any,
+    taken: Any, done: Any,
+) -> None:  # fmt: skip
+    """What one of the threads does of a step; arguments as :func:`decode_step`'s, layers' parts as triples.
+
+    Each of the five phases of a layer is a number of items in as many shares as there are threads. A thread takes the
+    items of its own share, then those that others have left, and waits until all are done. So a phase ends even if
+    some threads never come, and one that comes late finds nothing to do.
+    """
+    rows, heads, workers = x.shape[0], bias.shape[0], taken.shape[1]
+    blocks_in = (projected.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    blocks_out = (x.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    blocks_gate = (gated.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    for phase in range(PHASES * project_in[0].shape[0]):
+        layer, kind = phase // PHASES, phase % PHASES
+        if kind == 0 or kind == 3:  # by each thread for itself; used only if items are left, that is x complete
+            _normalise(x, least[0], normed)
+        items = blocks_out
+        if kind == 0:
+            items = blocks_in
+        elif kind == 1:
+            items = rows * heads
+        elif kind == 3:
+            items = blocks_gate
+        finished = 0
+        for turn in range(workers):
+            share = (worker + turn) % workers
+            first, end = items * share // workers, items * (share + 1) // workers
+            while True:
+                item = first + add_to(taken, phase, share, 1)
+                if item >= end:
+                    break
+                if kind == 0:
+                    _multiply(project_in[0], project_in[1], project_in[2], layer, item, normed, projected, False)
+                elif kind == 1:
+                    row, head = item // heads, item % heads
+                    _attend(
+                        projected[row], head, least[1], head_factors[layer], cache[layer, 0, row, head],
+                        cache[layer, 1, row, head], bias, at, scores[item], mixed[row],
+                    )  # fmt: skip
+                elif kind == 2:
+                    _multiply(project_out[0], project_out[1], project_out[2], layer, item, mixed, x, True)
+                elif kind == 3:
+                    _multiply(expand[0], expand[1], expand[2], layer, item, normed, inner, False)
+                    _multiply(expand[0], expand[1], expand[2], layer, blocks_gate + item, normed, inner, False)
+                    _gate(inner, item, gated)
+                else:
+                    _multiply(contract[0], contract[1], contract[2], layer, item, gated, x, True)
+                finished += 1
+        count = add_to(done, phase, 0, finished) + finished
+        while count < items:
+            pause()
+            count = add_to(done, phase, 0, 0)
+
+
 @njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)
 def decode_step(
     x: Any,  # [rows, D], overwritten by the result
-    project_in: Any,  # four layers' weights [layers, out, in], factors [layers, out] and biases [layers, out] each
+    project_in: Any,  # four layers' weights as `tiled` gives them, factors [layers, out] and biases [layers, out] each
     project_in_factors: Any,
     project_in_biases: Any,
     project_out: Any,
@@ -255,40 +269,27 @@ def decode_step(
     bias: Any,  # [H, at + 1]
     at: Any,  # step that is written
     least: Any,  # (D, d) times epsilon
-    normed: Any,  # work space: [rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
+    normed: Any,  # work space: [threads, rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
     projected: Any,
     mixed: Any,
     inner: Any,
     gated: Any,
     scores: Any,
+    taken: Any,  # zeros int64 [phases, threads, 8] and [phases, 1, 8]: counters, each in a cache line of its own
+    done: Any,
 ) -> None:
     """All layers for one step of a few rows; ``x`` becomes what the last layer gives, before the final norm."""
-    rows, heads = x.shape[0], bias.shape[0]
-    blocks_in = (projected.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    blocks_out = (x.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    blocks_gate = (gated.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    offset = gated.shape[1] // OUTPUTS_AT_ONCE
-    for layer in range(project_in.shape[0]):
-        _normalise(x, least[0], normed)
-        for block in prange(blocks_in):
-            _multiply(project_in, project_in_factors, project_in_biases, layer, block, normed, projected, False)
-        for item in prange(rows * heads):
-            row, head = item // heads, item % heads
-            _attend(
-                projected[row], head, least[1], head_factors[layer], cache[layer, 0, row, head],
-                cache[layer, 1, row, head], bias, at, scores[item], mixed[row],
-            )  # fmt: skip
-        for block in prange(blocks_out):
-            _multiply(project_out, project_out_factors, project_out_biases, layer, block, mixed, x, True)
-        _normalise(x, least[0], normed)
-        for block in prange(blocks_gate):
-            _multiply(expand, expand_factors, expand_biases, layer, block, normed, inner, False)
-            _multiply(expand, expand_factors, expand_biases, layer, offset + block, normed, inner, False)
-            _gate(inner, block, gated)
-        for block in prange(blocks_out):
-            _multiply(contract, contract_factors, contract_biases, layer, block, gated, x, True)
+    for worker in prange(taken.shape[1]):
+        _run_layers(
+            worker, x, (project_in, project_in_factors, project_in_biases),
+            (project_out, project_out_factors, project_out_biases), (expand, expand_factors, expand_biases),
+            (contract, contract_factors, contract_biases), head_factors, cache, bias, at, least, normed[worker],
+            projected, mixed, inner, gated, scores, taken, done,
+        )  # fmt: skip
 
 
-def use_threads(count: int) -> None:
-    """Let the step run on ``count`` threads, or as many as there are."""
-    numba.set_num_threads(max(1, min(count, cast(Any, numba.config).NUMBA_NUM_THREADS)))
+def use_threads(count: int) -> int:
+    """Let the step run on ``count`` threads, or as many as there are; returns their number."""
+    threads: int = max(1, min(count, cast(Any, numba.config).NUMBA_NUM_THREADS))
+    numba.set_num_threads(threads)
+    return threads

@@ -1,0 +1,199 @@
+"""The innermost parts of the compiled step, written in LLVM's vectors: products of matrices, and waiting for threads.
+
+Left to itself the compiler reads four rows of weights in turn, and a core then reaches a third of what the memory
+gives. Here the weights lie in the order in which they are read (:func:`tiled`), are fetched ahead, and two bf16
+weights widen to float32 by one shift and one mask. LLVM fits the vectors to those of the processor at hand.
+
+Imported only where it is used: Numba is slow to import.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+from torch import Tensor
+
+OUTPUTS_IN_TILE = 4
+"""Outputs that share one reading of the inputs."""
+LANES = 16
+"""Sums that each output is made of, until the last step."""
+INPUTS_IN_TILE = 2 * LANES
+"""Inputs at a time; their number must be a multiple of this."""
+FETCH_AHEAD_BYTES = 4096
+"""How far ahead of the products weights are asked for."""
+
+_FLOAT, _INT, _LONG, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_FUSED = ("contract",)
+_LINE_BYTES = 64
+
+
+def tiled(weights: Tensor) -> Tensor:
+    """Weights ``[layers, out, in]`` in the order in which they are read, ``[layers, out / 4, 4 in]``.
+
+    Each 32 inputs of 4 outputs lie together. Of bf16 weights (given as uint16), inputs 16 apart share 32 bits.
+    """
+    layers, outputs, inputs = weights.shape
+    tiles = weights.view(layers, outputs // OUTPUTS_IN_TILE, OUTPUTS_IN_TILE, inputs // INPUTS_IN_TILE, 2, LANES)
+    order = (0, 1, 3, 2, 5, 4) if weights.dtype == torch.uint16 else (0, 1, 3, 2, 4, 5)
+    return tiles.permute(order).reshape(layers, outputs // OUTPUTS_IN_TILE, OUTPUTS_IN_TILE * inputs).contiguous()
+
+
+def _at(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
+    """Pointer to ``kind`` at element ``index``."""
+    return builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
+
+
+def _long(value: int) -> Any:
+    return ir.Constant(_LONG, value)
+
+
+def _splat(kind: Any, value: Any) -> Any:
+    return ir.Constant(ir.VectorType(kind, LANES), [value] * LANES)
+
+
+def _widened(builder: Any, kind: Any, pointer: Any, index: Any) -> tuple[Any, Any]:
+    """32 weights of one output from element ``index`` on, as two float32 vectors."""
+    if kind == types.uint16:
+        words = builder.load(_at(builder, pointer, index, ir.VectorType(_INT, LANES)), align=2)
+        low, high = builder.shl(words, _splat(_INT, 16)), builder.and_(words, _splat(_INT, 0xFFFF0000))
+        return builder.bitcast(low, _VECTOR), builder.bitcast(high, _VECTOR)
+    places = index, builder.add(index, _long(LANES))
+    if kind == types.float32:
+        low, high = (builder.load(_at(builder, pointer, place, _VECTOR), align=4) for place in places)
+        return low, high
+    small = ir.VectorType(_BYTE, LANES)
+    low, high = (
+        builder.sitofp(builder.load(_at(builder, pointer, place, small), align=1), _VECTOR) for place in places
+    )
+    return low, high
+
+
+def _fetch(builder: Any, pointer: Any, index: Any, count: int, size: int) -> None:
+    """Ask for the ``count`` elements of ``size`` bytes that come :data:`FETCH_AHEAD_BYTES` after ``index``."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    begin = _at(builder, pointer, index, _BYTE)
+    for offset in range(FETCH_AHEAD_BYTES, FETCH_AHEAD_BYTES + count * size, _LINE_BYTES):
+        place = builder.gep(begin, [_long(offset)])
+        builder.call(function, [place, *(ir.Constant(_INT, v) for v in (0, 3, 1))])  # reading, keep, data
+
+
+def _folded(builder: Any, first: Any, second: Any) -> Any:
+    """Neighbours' sums of two vectors, those of the first before those of the second."""
+    even, odd = (ir.Constant(ir.VectorType(_INT, LANES), list(range(at, 2 * LANES, 2))) for at in (0, 1))
+    return builder.fadd(builder.shuffle_vector(first, second, even), builder.shuffle_vector(first, second, odd))
+
+
+def _multiply(rows: int) -> Any:
+    """A function that computes 4 outputs of ``rows`` rows: ``(x @ weights.T * factors + biases)``."""
+
+    def typed(
+        typing_context: Any, weights: Any, factors: Any, biases: Any, layer: Any, group: Any, x: Any, row: Any,
+        out: Any, keep: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kinds = signature.args
+            arrays = {i: make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 2, 5, 7)}
+            layer, group, row = (context.cast(builder, arguments[i], kinds[i], types.int64) for i in (3, 4, 6))
+            inputs = cgutils.unpack_tuple(builder, arrays[5].shape)[1]
+            outputs = cgutils.unpack_tuple(builder, arrays[7].shape)[1]
+            groups = cgutils.unpack_tuple(builder, arrays[0].shape)[1]
+            tile, size = OUTPUTS_IN_TILE * INPUTS_IN_TILE, kinds[0].dtype.bitwidth // 8
+            base = builder.mul(
+                builder.add(builder.mul(layer, groups), group), builder.mul(inputs, _long(OUTPUTS_IN_TILE))
+            )
+            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(rows * OUTPUTS_IN_TILE)]
+            for place in sums:
+                builder.store(_splat(_FLOAT, 0.0), place)
+            with cgutils.for_range(builder, builder.udiv(inputs, _long(INPUTS_IN_TILE))) as loop:
+                begin = builder.add(base, builder.mul(loop.index, _long(tile)))
+                _fetch(builder, arrays[0].data, begin, tile, size)
+                pairs = []
+                for k in range(rows):
+                    place = builder.mul(builder.add(row, _long(k)), inputs)
+                    place = builder.add(place, builder.mul(loop.index, _long(INPUTS_IN_TILE)))
+                    both = place, builder.add(place, _long(LANES))
+                    pairs.append([builder.load(_at(builder, arrays[5].data, at, _VECTOR), align=4) for at in both])
+                for n in range(OUTPUTS_IN_TILE):
+                    index = builder.add(begin, _long(n * INPUTS_IN_TILE))
+                    wide = _widened(builder, kinds[0].dtype, arrays[0].data, index)
+                    for k, pair in enumerate(pairs):
+                        total = builder.load(sums[k * OUTPUTS_IN_TILE + n])
+                        for w, v in zip(wide, pair, strict=True):
+                            total = builder.fadd(total, builder.fmul(w, v, flags=_FUSED), flags=_FUSED)
+                        builder.store(total, sums[k * OUTPUTS_IN_TILE + n])
+            vectors = [builder.load(place) for place in sums]
+            while len(vectors) > 1:
+                vectors = [_folded(builder, *vectors[i : i + 2]) for i in range(0, len(vectors), 2)]
+            result, left = vectors[0], LANES  # each sum lies in LANES / (4 rows) parts, one after the other
+            while left > rows * OUTPUTS_IN_TILE:
+                left //= 2
+                even, odd = (
+                    ir.Constant(ir.VectorType(_INT, left), list(range(at, 2 * left, 2))) for at in (0, 1)
+                )
+                result = builder.fadd(
+                    builder.shuffle_vector(result, result, even), builder.shuffle_vector(result, result, odd)
+                )
+            four = ir.VectorType(_FLOAT, OUTPUTS_IN_TILE)
+            first = builder.mul(group, _long(OUTPUTS_IN_TILE))
+            of_layer = builder.add(builder.mul(layer, builder.mul(groups, _long(OUTPUTS_IN_TILE))), first)
+            factor, bias = (builder.load(_at(builder, arrays[i].data, of_layer, four), align=4) for i in (1, 2))
+            for k in range(rows):
+                part = ir.Constant(
+                    ir.VectorType(_INT, OUTPUTS_IN_TILE), [k * OUTPUTS_IN_TILE + n for n in range(OUTPUTS_IN_TILE)]
+                )
+                place = builder.add(builder.mul(builder.add(row, _long(k)), outputs), first)
+                target = _at(builder, arrays[7].data, place, four)
+                before = builder.select(
+                    arguments[8], builder.load(target, align=4), ir.Constant(four, [0.0] * OUTPUTS_IN_TILE)
+                )
+                found = builder.fmul(builder.shuffle_vector(result, result, part), factor)
+                builder.store(builder.fadd(before, builder.fadd(found, bias)), target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(weights, factors, biases, layer, group, x, row, out, keep), generate
+
+    return intrinsic(typed)
+
+
+multiply_one_row, multiply_two_rows = _multiply(1), _multiply(2)
+
+
+def _add_to(typing_context: Any, counters: Any, first: Any, second: Any, amount: Any) -> Any:
+    """``counters[first, second, 0] += amount`` by one thread at a time; what was there before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = make_array(signature.args[0])(context, builder, arguments[0])
+        shape = cgutils.unpack_tuple(builder, array.shape)
+        first, second, amount = (
+            context.cast(builder, value, kind, types.int64)
+            for value, kind in zip(arguments[1:], signature.args[1:], strict=True)
+        )
+        line = builder.mul(builder.add(builder.mul(first, shape[1]), second), shape[2])
+        return builder.atomic_rmw("add", builder.gep(array.data, [line]), amount, "seq_cst")
+
+    return types.int64(counters, first, second, amount), generate
+
+
+def _pause(typing_context: Any) -> Any:
+    """Tell the processor that this thread waits for another one, where there is a way to."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+add_to: Any = intrinsic(_add_to)
+pause: Any = intrinsic(_pause)
