@@ -62,7 +62,9 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
     model.requires_grad_(False)
     if kernel is None:
         large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
-        kernel = large and model.config.backbone.width % ALIGNMENT == 0 and find_spec("numba") is not None
+        backbone = model.config.backbone
+        fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
+        kernel = large and fits and find_spec("numba") is not None
     model.backbone = cast(Transformer, PackedTransformer(model.backbone, precision, kernel))
     model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
 
@@ -282,7 +284,7 @@ class StepKernel:
 def stored(
     pairs: Sequence[tuple[Tensor, Tensor]], precision: PackedPrecision
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-    """Weights ``[layers, out / 4, 4 in]`` as the compiled step reads them, with factors and biases ``[layers, out]``."""
+    """Weights ``[layers, out / 4, 4 in]`` as the compiled step reads them; factors and biases ``[layers, out]``."""
     from hafm_lightning.accompanist.step_tiles import tiled
 
     weights, biases = (torch.stack(parts) for parts in zip(*pairs, strict=True))

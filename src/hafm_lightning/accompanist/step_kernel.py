@@ -24,7 +24,16 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from hafm_lightning.accompanist.step_tiles import OUTPUTS_IN_TILE, add_to, multiply_one_row, multiply_two_rows, pause
+from hafm_lightning.accompanist.step_tiles import (
+    OUTPUTS_IN_TILE,
+    STEPS_AT_ONCE,
+    add_to,
+    mix_steps,
+    multiply_one_row,
+    multiply_two_rows,
+    pause,
+    score_steps,
+)
 
 OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
@@ -112,24 +121,16 @@ def _gate(inner: Any, block: Any, out: Any) -> None:
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any) -> Any:
     """``keys @ query + bias`` of the first ``steps`` steps into ``scores``; the largest of them."""
-    width = keys.shape[1]
-    largest = np.float32(-np.inf)
-    for step in range(0, steps // 4 * 4, 4):
-        a, b, c, d = _ZERO, _ZERO, _ZERO, _ZERO
-        for i in range(width):
-            a += keys[step, i] * query[i]
-            b += keys[step + 1, i] * query[i]
-            c += keys[step + 2, i] * query[i]
-            d += keys[step + 3, i] * query[i]
-        a, b = a + bias[head, step], b + bias[head, step + 1]
-        c, d = c + bias[head, step + 2], d + bias[head, step + 3]
-        scores[step], scores[step + 1], scores[step + 2], scores[step + 3] = a, b, c, d
-        largest = max(max(largest, max(a, b)), max(c, d))
-    for step in range(steps // 4 * 4, steps):
+    whole = steps // STEPS_AT_ONCE * STEPS_AT_ONCE
+    for step in range(0, whole, STEPS_AT_ONCE):
+        score_steps(query, keys, bias, head, step, scores)
+    for step in range(whole, steps):
         total = _ZERO
-        for i in range(width):
+        for i in range(keys.shape[1]):
             total += keys[step, i] * query[i]
         scores[step] = total + bias[head, step]
+    largest = scores[0]
+    for step in range(1, steps):
         largest = max(largest, scores[step])
     return largest
 
@@ -150,14 +151,10 @@ def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
     """``scores @ values * factor`` of the first ``steps`` steps."""
     for i in range(out.shape[0]):
         out[i] = _ZERO
-    for step in range(0, steps // 8 * 8, 8):
-        a, b, c, d = scores[step], scores[step + 1], scores[step + 2], scores[step + 3]
-        e, f, g, h = scores[step + 4], scores[step + 5], scores[step + 6], scores[step + 7]
-        for i in range(out.shape[0]):
-            out[i] += (
-                a * values[step, i] + b * values[step + 1, i] + c * values[step + 2, i] + d * values[step + 3, i]
-            ) + (e * values[step + 4, i] + f * values[step + 5, i] + g * values[step + 6, i] + h * values[step + 7, i])
-    for step in range(steps // 8 * 8, steps):
+    whole = steps // STEPS_AT_ONCE * STEPS_AT_ONCE
+    for step in range(0, whole, STEPS_AT_ONCE):
+        mix_steps(scores, values, step, out)
+    for step in range(whole, steps):
         for i in range(out.shape[0]):
             out[i] += scores[step] * values[step, i]
     for i in range(out.shape[0]):

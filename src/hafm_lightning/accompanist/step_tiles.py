@@ -4,6 +4,7 @@ Left to itself the compiler reads four rows of weights in turn, and a core then 
 gives. Here the weights lie in the order in which they are read (:func:`tiled`), are fetched ahead, and two bf16
 weights widen to float32 by one shift and one mask. LLVM fits the vectors to those of the processor at hand.
 
+Numba's cache on disk does not notice changes of this file: whoever changes it touches `step_kernel.py` too.
 Imported only where it is used: Numba is slow to import.
 """
 
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils as untyped_cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
+from numba.np.arrayobj import make_array as untyped_make_array
 from torch import Tensor
+
+cgutils: Any = untyped_cgutils
+make_array: Any = untyped_make_array
 
 OUTPUTS_IN_TILE = 4
 """Outputs that share one reading of the inputs."""
@@ -26,8 +30,10 @@ LANES = 16
 """Sums that each output is made of, until the last step."""
 INPUTS_IN_TILE = 2 * LANES
 """Inputs at a time; their number must be a multiple of this."""
-FETCH_AHEAD_BYTES = 4096
-"""How far ahead of the products weights are asked for."""
+FETCH_AHEAD_BYTES = 8192
+"""How far ahead of its use memory is asked for."""
+STEPS_AT_ONCE = 8
+"""Steps of the cache that are scored or mixed together."""
 
 _FLOAT, _INT, _LONG, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -76,19 +82,44 @@ def _widened(builder: Any, kind: Any, pointer: Any, index: Any) -> tuple[Any, An
     return low, high
 
 
-def _fetch(builder: Any, pointer: Any, index: Any, count: int, size: int) -> None:
-    """Ask for the ``count`` elements of ``size`` bytes that come :data:`FETCH_AHEAD_BYTES` after ``index``."""
+def _ask_for(builder: Any, pointer: Any) -> None:
+    """Have a line of memory brought nearer; the address need not be valid."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, *(ir.Constant(_INT, value) for value in (0, 3, 1))])  # to read, to keep, data
+
+
+def _fetch(builder: Any, pointer: Any, index: Any, count: int, size: int) -> None:
+    """Ask for the ``count`` elements of ``size`` bytes that come :data:`FETCH_AHEAD_BYTES` after ``index``."""
     begin = _at(builder, pointer, index, _BYTE)
     for offset in range(FETCH_AHEAD_BYTES, FETCH_AHEAD_BYTES + count * size, _LINE_BYTES):
-        place = builder.gep(begin, [_long(offset)])
-        builder.call(function, [place, *(ir.Constant(_INT, v) for v in (0, 3, 1))])  # reading, keep, data
+        _ask_for(builder, builder.gep(begin, [_long(offset)]))
 
 
-def _folded(builder: Any, first: Any, second: Any) -> Any:
-    """Neighbours' sums of two vectors, those of the first before those of the second."""
-    even, odd = (ir.Constant(ir.VectorType(_INT, LANES), list(range(at, 2 * LANES, 2))) for at in (0, 1))
+def _fetch_steps(builder: Any, pointer: Any, begin: Any, turn: Any) -> None:
+    """Ask, at turn ``turn`` of a loop over the columns, for the next part of later steps, line after line.
+
+    In this order the processor recognises a stream, which doubles what a core reads.
+    """
+    part = STEPS_AT_ONCE * LANES
+    _fetch(builder, pointer, builder.add(begin, builder.mul(turn, _long(part))), part, 4)
+
+
+def _reduced(builder: Any, vectors: list[Any]) -> Any:
+    """The sums of each of 4 or 8 vectors, as one vector of 4 or 8: neighbours are added, again and again."""
+    count, left = len(vectors), LANES
+    while len(vectors) > 1:
+        vectors = [_neighbours(builder, vectors[i], vectors[i + 1], LANES) for i in range(0, len(vectors), 2)]
+    result = vectors[0]  # each sum is still in LANES / count parts, one after the other
+    while left > count:
+        left //= 2
+        result = _neighbours(builder, result, result, left)
+    return result
+
+
+def _neighbours(builder: Any, first: Any, second: Any, count: int) -> Any:
+    """The first ``count`` sums of neighbours in two vectors, those of the first before those of the second."""
+    even, odd = (ir.Constant(ir.VectorType(_INT, count), list(range(at, 2 * count, 2))) for at in (0, 1))
     return builder.fadd(builder.shuffle_vector(first, second, even), builder.shuffle_vector(first, second, odd))
 
 
@@ -130,18 +161,7 @@ def _multiply(rows: int) -> Any:
                         for w, v in zip(wide, pair, strict=True):
                             total = builder.fadd(total, builder.fmul(w, v, flags=_FUSED), flags=_FUSED)
                         builder.store(total, sums[k * OUTPUTS_IN_TILE + n])
-            vectors = [builder.load(place) for place in sums]
-            while len(vectors) > 1:
-                vectors = [_folded(builder, *vectors[i : i + 2]) for i in range(0, len(vectors), 2)]
-            result, left = vectors[0], LANES  # each sum lies in LANES / (4 rows) parts, one after the other
-            while left > rows * OUTPUTS_IN_TILE:
-                left //= 2
-                even, odd = (
-                    ir.Constant(ir.VectorType(_INT, left), list(range(at, 2 * left, 2))) for at in (0, 1)
-                )
-                result = builder.fadd(
-                    builder.shuffle_vector(result, result, even), builder.shuffle_vector(result, result, odd)
-                )
+            result = _reduced(builder, [builder.load(place) for place in sums])
             four = ir.VectorType(_FLOAT, OUTPUTS_IN_TILE)
             first = builder.mul(group, _long(OUTPUTS_IN_TILE))
             of_layer = builder.add(builder.mul(layer, builder.mul(groups, _long(OUTPUTS_IN_TILE))), first)
@@ -165,6 +185,71 @@ def _multiply(rows: int) -> Any:
 
 
 multiply_one_row, multiply_two_rows = _multiply(1), _multiply(2)
+
+
+def _score_steps(typing_context: Any, query: Any, keys: Any, bias: Any, head: Any, step: Any, scores: Any) -> Any:
+    """``keys [capacity, d] @ query + bias[head]`` of :data:`STEPS_AT_ONCE` steps from ``step`` on, into ``scores``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        arrays = {i: make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 2, 5)}
+        head, step = (context.cast(builder, arguments[i], kinds[i], types.int64) for i in (3, 4))
+        width = cgutils.unpack_tuple(builder, arrays[1].shape)[1]
+        places = [builder.mul(builder.add(step, _long(n)), width) for n in range(STEPS_AT_ONCE)]
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in places]
+        for total in sums:
+            builder.store(_splat(_FLOAT, 0.0), total)
+        with cgutils.for_range(builder, builder.udiv(width, _long(LANES))) as loop:
+            column = builder.mul(loop.index, _long(LANES))
+            _fetch_steps(builder, arrays[1].data, places[0], loop.index)
+            asked = builder.load(_at(builder, arrays[0].data, column, _VECTOR), align=4)
+            for place, total in zip(places, sums, strict=True):
+                index = builder.add(place, column)
+                key = builder.load(_at(builder, arrays[1].data, index, _VECTOR), align=4)
+                product = builder.fmul(key, asked, flags=_FUSED)
+                builder.store(builder.fadd(builder.load(total), product, flags=_FUSED), total)
+        result = _reduced(builder, [builder.load(total) for total in sums])
+        group = ir.VectorType(_FLOAT, STEPS_AT_ONCE)
+        first = builder.add(builder.mul(head, cgutils.unpack_tuple(builder, arrays[2].shape)[1]), step)
+        result = builder.fadd(result, builder.load(_at(builder, arrays[2].data, first, group), align=4))
+        builder.store(result, _at(builder, arrays[5].data, step, group), align=4)
+        return context.get_dummy_value()
+
+    return types.void(query, keys, bias, head, step, scores), generate
+
+
+def _mix_steps(typing_context: Any, scores: Any, values: Any, step: Any, out: Any) -> Any:
+    """Add ``scores @ values [capacity, d]`` of :data:`STEPS_AT_ONCE` steps from ``step`` on to ``out [d]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kinds = signature.args
+        weights, held, out = (make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 3))
+        step = context.cast(builder, arguments[2], kinds[2], types.int64)
+        width = cgutils.unpack_tuple(builder, held.shape)[1]
+        steps = [builder.add(step, _long(n)) for n in range(STEPS_AT_ONCE)]
+        empty, nowhere = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES)
+        spread = []
+        for place in steps:
+            one = builder.load(_at(builder, weights.data, place, _FLOAT))
+            one = builder.insert_element(empty, one, ir.Constant(_INT, 0))
+            spread.append(builder.shuffle_vector(one, empty, nowhere))
+        with cgutils.for_range(builder, builder.udiv(width, _long(LANES))) as loop:
+            column = builder.mul(loop.index, _long(LANES))
+            _fetch_steps(builder, held.data, builder.mul(step, width), loop.index)
+            target = _at(builder, out.data, column, _VECTOR)
+            total = builder.load(target, align=4)
+            for place, weight in zip(steps, spread, strict=True):
+                index = builder.add(builder.mul(place, width), column)
+                value = builder.load(_at(builder, held.data, index, _VECTOR), align=4)
+                total = builder.fadd(total, builder.fmul(value, weight, flags=_FUSED), flags=_FUSED)
+            builder.store(total, target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(scores, values, step, out), generate
+
+
+score_steps: Any = intrinsic(_score_steps)
+mix_steps: Any = intrinsic(_mix_steps)
 
 
 def _add_to(typing_context: Any, counters: Any, first: Any, second: Any, amount: Any) -> Any:
