@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import zlib
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, setting
 from torch import nn
 
+from hafm_lightning.accompanist import step_kernel, step_tiles
 from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, can_pack, pack
 from hafm_lightning.modeling import decoding
 from hafm_lightning.modeling.decoding import guided
@@ -132,6 +135,23 @@ def test_the_compiled_step_does_not_depend_on_the_number_of_threads(seen: list[t
         torch.set_num_threads(threads)
     assert torch.equal(one[0], two[0])
     torch.testing.assert_close(one[1], two[1], atol=1e-6, rtol=1e-6)  # the heads are oneDNN's
+
+
+def test_a_change_of_the_tiles_makes_the_step_be_compiled_anew() -> None:
+    source = Path(step_kernel.__file__).with_name("step_tiles.py").read_bytes()
+    assert zlib.crc32(source) == step_kernel.TILES_CHECKSUM, "write the new checksum into step_kernel.py"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint16, torch.int8])
+def test_tiles_hold_each_weight_once_in_reading_order(dtype: torch.dtype) -> None:
+    weights = torch.arange(2 * 8 * 64).view(2, 8, 64).remainder(120).to(dtype)
+    found = step_tiles.tiled(weights).numpy()
+    for layer, output, i in [(0, 0, 0), (0, 1, 17), (1, 6, 31), (1, 7, 32), (1, 5, 50)]:
+        within = i % 32
+        if dtype == torch.uint16:  # inputs 16 apart are neighbours
+            within = 2 * (within % 16) + within // 16
+        place = i // 32 * 128 + output % 4 * 32 + within
+        assert found[layer, output // 4, place] == weights.numpy()[layer, output, i]
 
 
 def test_only_large_networks_are_compiled() -> None:

@@ -39,6 +39,8 @@ OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
+TILES_CHECKSUM = 840754145
+"""CRC-32 of `step_tiles.py`: Numba compiles this file anew when its text changes, and knows of no other file."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
 

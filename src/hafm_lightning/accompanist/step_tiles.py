@@ -4,7 +4,7 @@ Left to itself the compiler reads four rows of weights in turn, and a core then 
 gives. Here the weights lie in the order in which they are read (:func:`tiled`), are fetched ahead, and two bf16
 weights widen to float32 by one shift and one mask. LLVM fits the vectors to those of the processor at hand.
 
-Numba's cache on disk does not notice changes of this file: whoever changes it touches `step_kernel.py` too.
+Numba's cache on disk does not notice changes of this file; ``TILES_CHECKSUM`` in `step_kernel.py` makes it notice.
 Imported only where it is used: Numba is slow to import.
 """
 
