@@ -138,8 +138,8 @@ def test_the_compiled_step_does_not_depend_on_the_number_of_threads(seen: list[t
 
 
 def test_a_change_of_the_tiles_makes_the_step_be_compiled_anew() -> None:
-    source = Path(step_kernel.__file__).with_name("step_tiles.py").read_bytes()
-    assert zlib.crc32(source) == step_kernel.TILES_CHECKSUM, "write the new checksum into step_kernel.py"
+    source = Path(step_kernel.__file__).with_name("step_tiles.py").read_text(encoding="utf-8")
+    assert zlib.crc32(source.encode()) == step_kernel.TILES_CHECKSUM, "write the new checksum into step_kernel.py"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint16, torch.int8])
