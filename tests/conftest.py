@@ -23,6 +23,14 @@ os.environ.update(
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and two workers share the cores
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Before workers start: have librosa compiled, by one process."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        from hafm_lightning.evaluation.compiled_librosa import compiled_librosa
+
+        compiled_librosa()
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout's root."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.audio import resample
+from hafm_lightning.evaluation.compiled_librosa import compiled_librosa
 
 Times = npt.NDArray[np.float64]
 
@@ -60,34 +61,28 @@ class RhythmTrack:
         Raises:
             ValueError: The audio is not a flat array of finite numbers.
         """
-        import librosa
-
         if audio.ndim != 1 or not np.isfinite(audio).all():
             raise ValueError(f"expected finite mono samples [L], got shape {audio.shape}")
         self.silent = not audio.any()
         signal = resample(audio, rate_hz, ANALYSIS_RATE_HZ)
-        self.strength: npt.NDArray[np.float32] = librosa.onset.onset_strength(
+        self.strength: npt.NDArray[np.float32] = compiled_librosa().onset.onset_strength(
             y=signal, sr=ANALYSIS_RATE_HZ, hop_length=_HOP
         )
 
     def onsets(self) -> Times:
         """Times of the onsets, in seconds; none in silence."""
-        import librosa
-
         if self.silent:
             return np.zeros(0)
-        times: Times = librosa.onset.onset_detect(
+        times: Times = compiled_librosa().onset.onset_detect(
             onset_envelope=self.strength, sr=ANALYSIS_RATE_HZ, hop_length=_HOP, units="time"
         )
         return times
 
     def beats(self) -> Times:
         """Times of the beats, in seconds; none in silence."""
-        import librosa
-
         if self.silent or not self.strength.any():
             return np.zeros(0)
-        times: Times = librosa.beat.beat_track(
+        times: Times = compiled_librosa().beat.beat_track(
             onset_envelope=self.strength, sr=ANALYSIS_RATE_HZ, hop_length=_HOP, units="time", trim=False
         )[1]
         return times

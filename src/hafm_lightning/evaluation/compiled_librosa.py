@@ -1,0 +1,50 @@
+"""librosa, compiled by one process at a time.
+
+librosa's onset and beat functions are compiled by Numba at their first use and kept on disk. Where two processes of a
+new environment do that at the same moment, Numba may keep parts that do not belong together, and every later process
+that loads them ends in a segmentation fault. So the first use in each process happens under a lock of the machine.
+"""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_RATE_HZ, _HOP = 22050, 256
+
+
+@lru_cache(maxsize=1)
+def compiled_librosa() -> Any:
+    """The module, with its onset and beat functions compiled, or loaded from what an earlier process compiled."""
+    import librosa
+
+    clicks = np.zeros(4 * _RATE_HZ, np.float32)
+    for start in range(0, len(clicks), _RATE_HZ // 2):
+        clicks[start : start + 200] = 1
+    with _one_process_at_a_time("librosa"):
+        strength = librosa.onset.onset_strength(y=clicks, sr=_RATE_HZ, hop_length=_HOP)
+        common: dict[str, Any] = {"onset_envelope": strength, "sr": _RATE_HZ, "hop_length": _HOP, "units": "time"}
+        librosa.onset.onset_detect(**common)
+        librosa.beat.beat_track(**common, trim=False)
+    return librosa
+
+
+@contextmanager
+def _one_process_at_a_time(name: str) -> Iterator[None]:
+    """Hold a lock that the user's other processes wait for; without effect where the system has no ``fcntl``."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"hafm-lightning-{getpass.getuser()}-{name}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
