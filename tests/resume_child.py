@@ -172,6 +172,8 @@ def child(arguments: list[str], environment: dict[str, str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
+    # Loader workers start as in a command: with a server of their own, which they would keep alive after a kill.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     torch.set_num_threads(1)
     try:
         code = main(arguments)
