@@ -260,7 +260,7 @@ def test_two_processes_log_the_means_of_one_even_where_a_rank_has_no_other_clip(
     data = UnevenData([clips(stage, 3, seed=1), clips(stage, 2, seed=2, songs=1)])
     (one,) = trainer(tmp_path, limit_val_batches=2).validate(stage, datamodule=data, verbose=False)
     two_processes = trainer(
-        tmp_path, limit_val_batches=1, devices=2, strategy="ddp_fork", use_distributed_sampler=False
+        tmp_path, limit_val_batches=1, devices=2, strategy="ddp_spawn", use_distributed_sampler=False
     )
     (two,) = two_processes.validate(tiny_stage().eval(), datamodule=data, verbose=False)
     assert set(two) == set(one)
