@@ -5,13 +5,13 @@ Logits are compared, not only tokens: :func:`decode` records what every step's d
 
 import pytest
 import torch
-from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, PLAIN, TARGET, setting
+from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, PLAIN, TARGET, record_logits, setting
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
-from hafm_lightning.modeling import attention, decoding
+from hafm_lightning.modeling import attention
 from hafm_lightning.modeling.conditioning import null_conditions
-from hafm_lightning.modeling.decoding import Decoder, fill, generate, guided, target_frames
-from hafm_lightning.modeling.sampling import SamplingOptions, choose
+from hafm_lightning.modeling.decoding import Decoder, fill, generate, target_frames
+from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokens import NULL
 
 ONE_EACH = [pytest.param(*case.values, id=case.id) for case in (EVERY[0], EVERY[2], EVERY[4], EVERY[6], EVERY[10])]
@@ -20,27 +20,13 @@ ONE_EACH = [pytest.param(*case.values, id=case.id) for case in (EVERY[0], EVERY[
 @pytest.fixture
 def recorded(monkeypatch):
     """Guided logits of every draw, in order, each ``[B, W, V]`` (``[B, T, V]`` for whole codebooks)."""
-    seen = []
-
-    def record(logits, uniform, options):
-        seen.append(logits.clone())
-        return choose(logits, uniform, options)
-
-    monkeypatch.setattr(decoding, "choose", record)
-    return seen
+    return record_logits(monkeypatch, "choose")
 
 
 @pytest.fixture
 def recorded_rows(monkeypatch):
     """Logits of every row before guidance, in order, each ``[rows B, W, V]`` (``[rows B, T, V]``)."""
-    seen = []
-
-    def record(logits, rows, options):
-        seen.append(logits.clone())
-        return guided(logits, rows, options)
-
-    monkeypatch.setattr(decoding, "guided", record)
-    return seen
+    return record_logits(monkeypatch, "guided")
 
 
 def by_token(pattern, logits, first_step):

@@ -10,25 +10,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, setting
+from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, record_logits, setting
 from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hafm_lightning.modeling import decoding, relative_position
-from hafm_lightning.modeling.decoding import Decoder, generate, guided
+from hafm_lightning.modeling import relative_position
+from hafm_lightning.modeling.decoding import Decoder, generate
 
 
 @pytest.fixture
 def recorded_rows(monkeypatch):
     """Logits of every row before guidance, in order, each ``[rows B, W, V]`` (``[rows B, T, V]``)."""
-    seen = []
-
-    def record(logits, rows, options):
-        seen.append(logits.clone())
-        return guided(logits, rows, options)
-
-    monkeypatch.setattr(decoding, "guided", record)
-    return seen
+    return record_logits(monkeypatch, "guided")
 
 
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), EVERY)

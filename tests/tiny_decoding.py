@@ -3,6 +3,7 @@
 import pytest
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
+from hafm_lightning.modeling import decoding
 from hafm_lightning.modeling.sampling import SamplingOptions
 
 FRAMES = 6
@@ -23,3 +24,15 @@ def setting(pattern, conditioning="prefix", bias="time", batch=2, **settings):
     model = tiny_model(tiny_config(pattern, conditioning, bias, look_ahead_s=0.04, look_behind_s=0.03, **settings))
     streams = tiny_streams(model.layout, FRAMES, batch)
     return model, streams, {name: ids for name, ids in streams.items() if name != TARGET}
+
+
+def record_logits(monkeypatch, name):
+    """Have ``decoding.<name>`` keep a copy of its first argument, logits, at every call; the list of them, in order."""
+    function, seen = getattr(decoding, name), []
+
+    def record(logits, *others):
+        seen.append(logits.clone())
+        return function(logits, *others)
+
+    monkeypatch.setattr(decoding, name, record)
+    return seen

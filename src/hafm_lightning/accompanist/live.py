@@ -15,6 +15,7 @@ one of a minute.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -270,7 +271,7 @@ class _Ear:
         return ids[:, frames_at(self.stream, first) : frames_at(self.stream, last)]
 
 
-class _Track:
+class _Track(ABC):
     """One stage's writing."""
 
     def __init__(
@@ -287,9 +288,9 @@ class _Track:
         self.look_ahead = covering_units(self.reach, self.target.rate_hz) + 1 if self.reach else 1
         """:attr:`reach` in grid units."""
 
+    @abstractmethod
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
         """New ids ``[K, n]``, as many as ``streams`` (name -> ``[K, T]`` since the beginning) allow."""
-        raise NotImplementedError
 
     def cut(self, streams: Mapping[str, Tensor], start: int, units: int) -> dict[str, Tensor]:
         """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0, never heard, where not known yet."""
