@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_tokenizers import chord_song, noise
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizer, load_tokenizers, save_tokenizers
-from hafm_lightning.tokenizers.frontends import AcousticSettings, SemanticFrontEnd, SemanticSettings
+from hafm_lightning.tokenizers.frontends import AcousticFrontEnd, AcousticSettings, SemanticFrontEnd, SemanticSettings
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 
 SONGS = 16
@@ -212,6 +213,17 @@ def test_silence_stays_silent(acoustic: OfflineAcousticTokenizer, semantic: Offl
     for count in (4, 8):  # no training song is ever silent
         assert float(acoustic.decode(silence[:, :count]).abs().max()) < 1e-3
     assert len(semantic.encode(torch.zeros(1, 16000)).unique()) == 1
+
+
+def test_quantization_does_not_hiss_where_there_is_silence() -> None:
+    front_end = AcousticFrontEnd(AcousticSettings())
+    floor = AcousticSettings().mel_floor
+    generator = torch.Generator().manual_seed(0)
+    error = 0.028 * torch.randn(75, 192, generator=generator, dtype=torch.float64)  # what 8 codebooks leave there
+    rectified = floor * (error.exp() - 1).clamp(min=0)
+    assert front_end.magnitudes(math.log(floor) + error).mean() < 0.35 * rectified.mean()
+    quiet = torch.full((75, 192), math.log(2 * floor), dtype=torch.float64)  # a band at the floor itself is music
+    assert front_end.magnitudes(quiet).mean() == pytest.approx(floor, rel=0.01)
 
 
 def test_saved_and_loaded(

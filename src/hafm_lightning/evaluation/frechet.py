@@ -30,6 +30,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ STATISTICS_FORMAT = 1
 """Version of the ``.npz`` layout; files of a newer one are refused."""
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
-_LAPACK_BLOCK = 32
+_LAPACK_BLOCK = 8
 """Columns that LAPACK reduces at once."""
 IDENTITY_KEY = "embedding_identity"
 """Key of the provenance that says which embedding (weights, layer, framing) made the rows."""
@@ -87,6 +88,21 @@ class GaussianStatistics:
     def dimensions(self) -> int:
         """Width ``d`` of the rows."""
         return int(self.mean.shape[0])
+
+    @cached_property
+    def factor(self) -> tuple[Float64Array, bool]:
+        """``F [d, d]`` with ``covariance = F F^T``, and whether it is lower triangular, as it is at full rank.
+
+        Kept, since a reference set is compared with many others.
+        """
+        from scipy.linalg import lapack
+
+        # Symmetric matrices may be handed to LAPACK as their transposes, which need no reordering.
+        triangle, failed = lapack.dpotrf(self.covariance.T, lower=1, clean=1)
+        if not failed:
+            return triangle, True
+        values, vectors = np.linalg.eigh(self.covariance)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), dtype=np.float64), False
 
     @staticmethod
     def from_rows(rows: npt.ArrayLike, provenance: Mapping[str, Any] | None = None) -> GaussianStatistics:
@@ -192,19 +208,16 @@ def statistics_of(moments: Float64Array, provenance: Mapping[str, Any] | None = 
     return GaussianStatistics(rows, moments[1].copy(), moments[2:] / (rows - 1), dict(provenance or {}))
 
 
-def _trace_of_root(first: Float64Array, second: Float64Array) -> float:
-    """``tr (first second)^1/2`` of two covariances ``[d, d]``, which may be singular."""
-    from scipy.linalg import blas, lapack
+def _trace_of_root(first: GaussianStatistics, second: GaussianStatistics) -> float:
+    """``tr (C1 C2)^1/2`` of two covariances, which may be singular; the factor of ``second`` is kept with it."""
+    from scipy.linalg import blas
 
-    # Symmetric matrices may be handed to LAPACK as their transposes, which need no reordering.
-    factor, failed = lapack.dpotrf(first.T, lower=1, clean=0)
-    if failed:
-        values, vectors = np.linalg.eigh(first)
-        factor = vectors * np.sqrt(np.maximum(values, 0.0))
-        inner = factor.T @ second @ factor
-    else:
-        inner = blas.dtrmm(1.0, factor, second.T, side=1, lower=1)
+    factor, triangular = second.factor
+    if triangular:
+        inner = blas.dtrmm(1.0, factor, first.covariance.T, side=1, lower=1)
         inner = blas.dtrmm(1.0, factor, inner, side=0, lower=1, trans_a=1, overwrite_b=1)
+    else:
+        inner = factor.T @ first.covariance @ factor
     return float(np.sqrt(np.maximum(_symmetric_eigenvalues(inner), 0.0)).sum())
 
 
@@ -236,7 +249,7 @@ def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistic
     left, right = generated.provenance.get(IDENTITY_KEY), reference.provenance.get(IDENTITY_KEY)
     if left is not None and right is not None and left != right:
         raise ValueError(f"rows of different embeddings cannot be compared: {left} and {right}")
-    cross = _trace_of_root(generated.covariance, reference.covariance)
+    cross = _trace_of_root(generated, reference)
     offset = generated.mean - reference.mean
     spread = np.trace(generated.covariance) + np.trace(reference.covariance) - 2 * cross
     return max(float(offset @ offset + spread), 0.0)

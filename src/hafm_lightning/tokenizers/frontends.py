@@ -31,6 +31,10 @@ FRONT_END_VERSION = 1
 """Raised when the same settings give other features than before; part of every identity."""
 INVERSION_ITERATIONS = 10
 GRIFFIN_LIM_ITERATIONS = 24
+SILENCE_GATE = 0.06
+"""Magnitudes below this share of ``mel_floor`` are faded out on the way back to sound. It is twice the standard
+deviation of what quantization adds to a silent band: half of that noise lies above the floor, and would be heard as a
+hiss at about -95 dB re full scale a band, which log-spectral distances weigh more than what the last codebooks add."""
 PHASE_SEED = 0
 
 PITCH_CLASSES = 12
@@ -183,6 +187,7 @@ class AcousticFrontEnd:
     def magnitudes(self, log_mel: Tensor) -> Tensor:
         """Spectrum whose mel bands come near those of ``log_mel [T, M]``: float64 ``[T, window / 2 + 1]``."""
         bands = (log_mel.double().exp() - self._floor).clamp(min=0)
+        bands = bands * bands.square() / (bands.square() + (SILENCE_GATE * self._floor) ** 2)
         reach = self._mel.sum(dim=0).clamp(min=1e-12)
         spectrum = bands @ (self._mel / reach)
         for _ in range(INVERSION_ITERATIONS):
