@@ -1,13 +1,16 @@
 """Every attention path against plain float64 attention, in values and gradients, and what the blocks keep."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
 from tiny_models import RICH_CONDITIONS, tiny_config, tiny_model, tiny_streams
 
-from hafm_lightning.modeling import attention
+from hafm_lightning.modeling import attention, compiled
 from hafm_lightning.modeling.attention import attend, prepare
+from hafm_lightning.modeling.compiled import attention_backward, attention_forward, vector_code
+from hafm_lightning.modeling.compiled import threads as compiled_threads
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
@@ -17,6 +20,7 @@ CASES = {
     "causal-prefix-time": ("flattened", "prefix", "time", "causal"),
     "bidirectional-prefix": ("flattened", "prefix", "time", "bidirectional"),
     "both-ways": ("nonautoregressive", "prefix", "time", "causal"),
+    "delay-prefix-time": ("delay", "prefix", "time", "causal"),
 }
 
 
@@ -61,6 +65,87 @@ def test_blocks_equal_plain_attention_in_values_and_gradients(case, block, monke
     torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
     for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
         torch.testing.assert_close(found, true, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("frames", "width"), [(6, 8), (12, 16), (18, 24), (30, 64)])
+@pytest.mark.parametrize("case", CASES)
+def test_tiles_equal_plain_attention_in_values_and_gradients(case, frames, width):
+    """Sequences of less than a tile, of odd lengths and of several tiles; widths of whole vectors and others."""
+    check_tiles(*setting(case, frames, width=width))
+
+
+@pytest.mark.parametrize(("lanes", "vectors"), [(4, 2), (4, 4), (8, 2)])
+@pytest.mark.parametrize("case", ["causal-prefix-time", "both-ways"])
+def test_tiles_are_right_with_the_vectors_of_other_processors(case, lanes, vectors, monkeypatch):
+    monkeypatch.setattr(vector_code, "_vector_shape", lambda: (lanes, vectors))
+    monkeypatch.setattr(attention_forward, "forward_function", attention_forward.forward_function.__wrapped__)
+    monkeypatch.setattr(attention_backward, "backward_function", attention_backward.backward_function.__wrapped__)
+    check_tiles(*setting(case, 12, width=40))
+
+
+def check_tiles(module, positions, qkv):
+    output = attend(*qkv, module.table(), prepare(module, positions, "tiled"))
+    expected = plain_attention(qkv, module, positions)
+    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
+    for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
+        torch.testing.assert_close(found, true, atol=2e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of PyTorch's threads, for this test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_tiles_give_the_same_bits_on_any_number_of_threads(openmp, threads, monkeypatch):
+    if not openmp:  # where PyTorch brings no such library
+        monkeypatch.setattr(compiled_threads, "openmp", lambda: None)
+    module, positions, qkv = setting("causal-prefix-time", frames=12, width=16)
+    geometry, results = prepare(module, positions, "tiled"), []
+    for count in (1, 2, 3, 16):  # the last: more than there are heads
+        threads(count)
+        output = attend(*qkv, module.table(), geometry)
+        results.append([output, *gradients(output, qkv, module)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_tiles_pass_on_what_is_no_number():
+    """A loss that is NaN must show, or no guard would stop the run."""
+    module, positions, qkv = setting("causal", frames=99, width=16)
+    poisoned = qkv.detach().clone()
+    poisoned[0, 0, 1, 70] = math.nan
+    output = attend(*poisoned, module.table(), prepare(module, positions, "tiled"))
+    bad = torch.zeros_like(output, dtype=torch.bool)
+    bad[0, 1, 70] = True
+    assert torch.equal(output.isnan(), bad)
+
+
+def test_each_row_of_biases_is_kept_once():
+    module, positions, _ = setting("causal", frames=399)
+    tiles = prepare(module, positions, "tiled").tiles
+    assert tiles.first.diff().tolist() == list(range(1, 8))  # nothing above the diagonal
+    rows = [tuple(row.tolist()) for row in tiles.rows.view(-1, 64)]
+    assert len(set(rows)) == len(rows)
+    steps = torch.arange(positions.steps)
+    expected = module.rows(positions, steps, steps)
+    for block in range(len(tiles.first) - 1):
+        for tile in range(tiles.first[block], tiles.first[block + 1]):
+            key, found = (
+                int(tiles.keys[tile]) * 64,
+                torch.stack([tiles.rows[at : at + 64] for at in tiles.places[tile]]),
+            )
+            here = expected[block * 64 : block * 64 + 64, key : key + 64]
+            assert torch.equal(found.t()[: here.shape[0], : here.shape[1]].long(), here)
+
+
+def test_biases_of_another_length_are_refused():
+    module, positions, qkv = setting("causal", frames=21)
+    with pytest.raises(ValueError, match=r"these biases are for 24 steps, not for 21"):
+        attend(*qkv[..., 3:, :], module.table(), prepare(module, positions, "tiled"))
 
 
 @pytest.mark.parametrize("together", [1, 2, 4, 6, 100])
@@ -110,7 +195,7 @@ def test_flex_on_cuda_equals_plain_attention_in_values_and_gradients(case):
         torch.testing.assert_close(found.cpu(), reference, atol=3e-2, rtol=3e-2)
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "dense", "flex"])
+@pytest.mark.parametrize("backend", ["tiled", "blockwise", "dense", "flex"])
 def test_what_is_masked_is_never_looked_at(backend):
     """Steps after a causal query may hold anything that is finite: nothing of it arrives, to the last bit."""
     module, positions, qkv = setting("causal-prefix-time", width=16)
@@ -124,10 +209,11 @@ def test_what_is_masked_is_never_looked_at(backend):
     assert not torch.equal(before[:, :, 40:], after[:, :, 40:])
 
 
-def test_memory_layout_of_the_inputs_does_not_matter(monkeypatch):
+@pytest.mark.parametrize("backend", ["tiled", "blockwise"])
+def test_memory_layout_of_the_inputs_does_not_matter(backend, monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", 16)
-    module, positions, qkv = setting("causal-prefix-time")
-    geometry = prepare(module, positions, "blockwise")
+    module, positions, qkv = setting("causal-prefix-time", width=16)
+    geometry = prepare(module, positions, backend)
     strided = qkv.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
     one, other = (attend(*inputs, module.table(), geometry) for inputs in (qkv, strided))
     torch.testing.assert_close(one, other)
@@ -135,9 +221,13 @@ def test_memory_layout_of_the_inputs_does_not_matter(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-def test_blocks_compute_in_float32_and_answer_in_the_inputs_precision():
+@pytest.mark.parametrize("backend", ["tiled", "blockwise"])
+def test_float32_is_computed_in_and_the_answer_has_the_inputs_precision(backend):
     module, positions, qkv = setting("causal-prefix-time")
-    geometry = prepare(module, positions, "blockwise")
+    geometry = prepare(module, positions, backend)
+    double = attend(*qkv.detach().double(), module.table(), geometry)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double, plain_attention(qkv, module, positions), atol=2e-6, rtol=1e-5)
     half = qkv.detach().bfloat16()
     output = attend(*half, module.table(), geometry)
     assert output.dtype == torch.bfloat16
@@ -159,13 +249,14 @@ def saved_float_sizes(model, streams):
     return sizes
 
 
-def test_the_blockwise_path_keeps_no_float_for_every_pair_of_steps():
+def test_the_cpus_paths_keep_no_float_for_every_pair_of_steps():
     config = tiny_config("flattened", conditions=("vocal_semantic",), target="instrumental_semantic")
     streams = tiny_streams(config.layout, 400, batch=1)
     pairs = 800 * 800
-    blockwise = saved_float_sizes(tiny_model(config, attention="blockwise"), streams)
+    for backend in ("tiled", "blockwise"):
+        sizes = saved_float_sizes(tiny_model(config, attention=backend), streams)
+        assert max(sizes) < pairs / 2  # the largest are the logits, 400 x 500
     dense = saved_float_sizes(tiny_model(config, attention="dense"), streams)
-    assert max(blockwise) < pairs / 2  # the largest are the logits, 400 x 500
     assert max(dense) >= 2 * pairs  # the hooks do see what a mask of all pairs costs
 
 
@@ -187,13 +278,40 @@ def test_every_pair_belongs_to_one_block_at_most_and_all_visible_pairs_to_one(mo
 
 def test_backends_are_chosen_by_device_and_refused_by_name():
     module, positions, _ = setting("causal")
-    assert prepare(module, positions).backend == "blockwise"
+    assert prepare(module, positions).backend == "tiled"
     meta = StepPositions(positions.segment.to("meta"), positions.ticks.to("meta"), 0)
     assert prepare(module, meta).backend == "dense"
-    with pytest.raises(ValueError, match="runs on the CPU"):
-        prepare(module, meta, "blockwise")
+    for backend in ("tiled", "blockwise"):
+        with pytest.raises(ValueError, match=f"'{backend}' runs on the CPU, not on meta"):
+            prepare(module, meta, backend)
     with pytest.raises(ValueError, match="unknown attention backend 'flash'"):
         prepare(module, positions, "flash")
+
+
+@pytest.fixture
+def nothing_known():
+    """Whether functions can be compiled is found out anew, in this test and after it."""
+    compiled.available.cache_clear()
+    yield
+    compiled.available.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_without_llvmlite_the_blocks_are_taken(monkeypatch):
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    module, positions, _ = setting("causal")
+    assert prepare(module, positions).backend == "blockwise"
+    with pytest.raises(ValueError, match="'tiled' needs llvmlite"):
+        prepare(module, positions, "tiled")
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_where_nothing_can_be_compiled_the_blocks_are_taken_with_one_warning(monkeypatch):
+    monkeypatch.setattr(vector_code.llvm, "create_mcjit_compiler", Mock(side_effect=RuntimeError("unknown target")))
+    module, positions, _ = setting("causal")
+    with pytest.warns(UserWarning, match="unknown target") as warned:
+        assert prepare(module, positions).backend == prepare(module, positions).backend == "blockwise"
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -202,6 +320,6 @@ def test_the_shortest_sequences(steps):
     positions, module = StepPositions.of(layout.plan(steps), "cpu"), RelativePosition(2, "index")
     qkv = torch.randn(3, 1, 2, steps, 8)
     expected = plain_attention(qkv, module, positions)
-    for backend in ("blockwise", "dense"):
+    for backend in ("tiled", "blockwise", "dense"):
         output = attend(*qkv, module.table(), prepare(module, positions, backend))
         torch.testing.assert_close(output.double(), expected, atol=1e-6, rtol=1e-6)

@@ -111,7 +111,7 @@ def test_queries_and_keys_are_normalised_so_that_their_scale_does_not_matter():
     assert (queries @ keys.transpose(2, 3)).abs().max() <= bound + 1e-4
 
 
-@pytest.mark.parametrize("backend", ["blockwise", "dense"])
+@pytest.mark.parametrize("backend", ["tiled", "blockwise", "dense"])
 @pytest.mark.parametrize("first", [0, 1, 4, 9])
 def test_prefill_and_cached_steps_equal_the_whole_sequence(first, backend):
     backbone, x, module, positions, geometry = setting(backend=backend)

@@ -1,0 +1,92 @@
+"""Compiled vector code against PyTorch: exponentials, products, transposition, and what threads share."""
+
+import math
+
+import pytest
+import torch
+
+from hafm_lightning.modeling.compiled import products, threads, vector_code
+from hafm_lightning.modeling.compiled.vector_code import FLOAT, VectorCode, compiled, long
+
+SHAPES = [(4, 2), (4, 4), (8, 2), (16, 4)]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: f"{shape[0]} lanes, {shape[1]} vectors")
+def any_vectors(request, monkeypatch):
+    """The vectors of this and of other processors, which LLVM makes of those that there are."""
+    monkeypatch.setattr(vector_code, "_vector_shape", lambda: request.param)
+
+
+@pytest.mark.usefixtures("any_vectors")
+def test_powers_of_two_are_right_to_2e_7_and_nothing_below_the_smallest_normal_number():
+    code = VectorCode("powers")
+    source, target = code.argument(0, FLOAT), code.argument(1, FLOAT)
+    code.vectors_of(
+        code.argument(2), lambda n: code.store(code.exp2(code.load(code.at(source, n))), code.at(target, n))
+    )
+    special = torch.tensor([0.0, -0.5, 0.5, -125.99999, -126.0, -1e30, -math.inf, math.nan])
+    x = torch.cat((special, torch.linspace(-130, 20, 2**16 - len(special))))
+    found = torch.full_like(x, -1.0)
+    threads.run(compiled(code), [x.data_ptr(), found.data_ptr(), len(x)], 1)
+    expected = torch.where(x > -126, x.double().exp2(), 0.0).where(~x.isnan(), math.nan)
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=2e-7, equal_nan=True)
+    assert found[0] == 1
+    assert (found[4:7] == 0).all()
+
+
+@pytest.mark.usefixtures("any_vectors")
+@pytest.mark.parametrize("size", [(8, 16, 4), (12, 32, 20), (4, 48, 64), (64, 80, 8)])
+def test_products_equal_matrix_products_and_may_carry_a_maximum(size):
+    height, width, depth = size
+    left, right, begun = torch.randn(height, depth), torch.randn(depth, width), torch.randn(height, width)
+    code = VectorCode("product")
+    a, b, c, most = (code.argument(n, FLOAT) for n in range(4))
+    write = products.storing(code, c, width)
+
+    def finish(row, column, sums, *held):
+        write(row, column, sums)
+        found = list(held)
+        for values in sums:
+            found = [code.larger(value, before) for value, before in zip(values, found, strict=True)]
+        return found
+
+    products.product(code, (a, depth, 1), (b, width), size, products.adding(code, c, width), finish, most)
+    found, largest = begun.clone(), torch.full((width,), -1.0)
+    threads.run(compiled(code), [x.data_ptr() for x in (left, right, found, largest)], 1)
+    expected = begun.double() + left.double() @ right.double()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(largest, found.amax(0).clamp(min=-1))
+
+
+@pytest.mark.usefixtures("any_vectors")
+def test_transposition_is_exact():
+    source, target = torch.randn(32, 48), torch.empty(48, 32)
+    code = VectorCode("transposed")
+    products.transpose(code, code.argument(0, FLOAT), code.argument(1, FLOAT), (32, 48), code.constant(2.0))
+    threads.run(compiled(code), [source.data_ptr(), target.data_ptr()], 1)
+    assert torch.equal(target, 2 * source.t())
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_each_task_is_taken_once_whatever_the_number_of_threads(count, openmp, monkeypatch):
+    if not openmp:
+        monkeypatch.setattr(threads, "openmp", lambda: None)
+    code = VectorCode("tasks")
+    taken = code.argument(1, FLOAT)
+
+    def task(number):
+        place = code.at(taken, number)
+        code.builder.store(code.builder.fadd(code.builder.load(place), FLOAT(1.0)), place)
+
+    code.tasks(0, long(1000), task)
+    found = torch.zeros(1001)
+    threads.run(compiled(code), [0, found.data_ptr()], count)
+    assert (found[:1000] == 1).all()
+    assert found[1000] == 0
+
+
+def test_pytorchs_own_threads_are_found_where_it_has_openmp():
+    parallel = "OpenMP" in torch.__config__.parallel_info().split("ATen parallel backend:")[-1]
+    if parallel and "libgomp" in str(list(threads.Path(torch.__file__).parent.glob("lib/lib*"))):
+        assert threads.openmp() is not None
