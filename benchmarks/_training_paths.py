@@ -1,6 +1,6 @@
 """One training step by different paths, each in a process of its own: what :mod:`training` compares.
 
-``ours``            the stage as ``fit`` trains it: query blocks on the CPU, FlexAttention on CUDA
+``ours``            the stage as ``fit`` trains it: attention in compiled tiles on the CPU, FlexAttention on CUDA
 ``compiled``        the same with ``compile_blocks``
 ``sdpa``            the same network, attention by ``scaled_dot_product_attention`` with mask and bias in one tensor
 ``materialised``    the same network, attention as written in a textbook: ``softmax(Q K^T + bias) V`` left to autograd

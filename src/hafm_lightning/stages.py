@@ -78,7 +78,8 @@ class Stage(pl.LightningModule):
         guidance_dropout: Probability with which all conditions of a training clip become null tokens; a style does so
             by itself too.
         optimizer: AdamW settings.
-        attention: ``auto`` takes FlexAttention on CUDA and query blocks on the CPU; ``dense`` one additive mask.
+        attention: ``auto`` takes FlexAttention on CUDA and ``tiled`` on the CPU (``blockwise``, which is slower, where
+            nothing can be compiled); ``dense`` is one additive mask.
         compile_blocks: Compile each Transformer layer with ``torch.compile`` (CUDA).
     """
 
