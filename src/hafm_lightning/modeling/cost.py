@@ -44,10 +44,10 @@ class LayerBytes:
 
 LAYER_BYTES: dict[Path, LayerBytes] = {
     # two residual streams, both norms' outputs, projected and normalised queries, keys, values, mixed values;
-    # GEGLU's expanded rows and gates
-    "cpu": LayerBytes(width=40, inner=12, heads=8, rest=8),
+    # GEGLU's expanded rows and gates; the log-sum-exp of each query
+    "cpu": LayerBytes(width=40, inner=12, heads=12, rest=8),
     # the same with half-precision copies for the products, attention itself in float32
-    "cpu-mixed": LayerBytes(width=50, inner=8, heads=8, rest=8),
+    "cpu-mixed": LayerBytes(width=54, inner=8, heads=12, rest=8),
     # attention in half precision, which keeps the log-sum-exp of each query
     "cuda-mixed": LayerBytes(width=34, inner=8, heads=12, rest=8),
 }

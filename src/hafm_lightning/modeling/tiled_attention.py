@@ -94,7 +94,8 @@ class _TiledAttention(torch.autograd.Function):
         queries, keys, values = (_beside_each_other(x) for x in (queries, keys, values))
         batch, heads, steps, width = queries.shape
         output = queries.new_empty(batch, steps, heads, width).transpose(1, 2)  # heads side by side for what follows
-        largest, total = queries.new_empty(2, batch * heads, (len(bias.first) - 1) * TILE)
+        largest = queries.new_empty(batch * heads, (len(bias.first) - 1) * TILE)
+        total = torch.empty_like(largest)
         call = _Call(queries, keys, values, output, table, bias, scale)
         call.numbers |= {"largest": largest.data_ptr(), "total": total.data_ptr()}
         call.run(forward_function(width), FORWARD_ARGUMENTS)
