@@ -161,10 +161,15 @@ def test_only_large_networks_are_compiled() -> None:
     assert BackboneConfig().layers * BackboneConfig().width ** 2 * 4 > KERNEL_PARAMETERS  # the paper's are
 
 
-def test_a_packed_network_takes_one_step_at_a_time() -> None:
+def test_several_steps_at_once_equal_plain_ones() -> None:
     plain, _ = networks("parallel", "aligned")
-    cache = KeyValueCache(BACKBONE, 1, 4, "cpu", torch.float32)
-    with pytest.raises(ValueError, match="one step at a time"):
-        packed_copy(plain, "fp32").backbone.cached(
-            torch.zeros(1, 2, BACKBONE.width), CachedSteps(cache, 0, 2, torch.zeros(BACKBONE.heads, 2, 2))
-        )
+    x, bias = torch.randn(2, 7, BACKBONE.width), torch.randn(BACKBONE.heads, 7, 7)
+    found = []
+    with torch.inference_mode():
+        for model in (plain, packed_copy(plain, "fp32", kernel=True)):
+            cache = KeyValueCache(BACKBONE, 2, 9, "cpu", torch.float32)
+            parts = [
+                model.backbone.cached(x[:, a:b], CachedSteps(cache, a, b, bias[:, a:b, :b])) for a, b in ((0, 3), (3, 7))
+            ]
+            found.append(torch.cat(parts, dim=1))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

@@ -6,7 +6,8 @@ beyond. Each time :attr:`LiveOptions.hop_s` of vocal has come in:
 1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip; the tokens of the new part are taken,
    less :attr:`LiveOptions.edge_s` at the end, whose features would change with what follows;
 2. each stage writes as far as the tokens it hears allow. Its window rolls as in long form: the last half of what is
-   written begins the next window. A non-autoregressive stage fills the new frames with some earlier ones as context;
+   written begins the next window. A non-autoregressive stage fills the new frames beside the keys and values that it
+   keeps of earlier ones;
 3. the new frames are decoded and faded into what sounded before.
 
 Nothing is computed twice except these contexts, and a session that goes on for hours computes as much for each hop as
@@ -29,7 +30,8 @@ from hafm_lightning.accompanist.rendering import FADE_S, Renderer
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, Samples, resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.modeling.decoding import Decoder, fill
+from hafm_lightning.modeling.decoding import Decoder
+from hafm_lightning.modeling.filling import Filler
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import AcousticTokenizer, SemanticTokenizer, Tokenizers
 from hafm_lightning.tokens import (
@@ -54,7 +56,7 @@ class LiveOptions:
         hop_s: Vocal that is gathered before the next step; part of the latency, and the time each step may take.
         listen_s: Vocal tokenized at each step, as one clip.
         edge_s: End of that clip whose tokens wait for the next step.
-        context_s: Earlier music that a non-autoregressive stage sees beside the new frames.
+        context_s: Earlier music whose keys and values a non-autoregressive stage keeps, to be seen by new frames.
         sound_context_s: Earlier frames decoded again with the new ones.
     """
 
@@ -350,7 +352,15 @@ class _WrittenTrack(_Track):
 
 
 class _FilledTrack(_Track):
-    """A non-autoregressive stage: new frames are filled in one pass a codebook."""
+    """A non-autoregressive stage: new frames are filled in one pass a codebook, beside what is kept of earlier ones."""
+
+    def __init__(
+        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
+    ) -> None:
+        super().__init__(network, options, live, seed_of, window)
+        self._filler = Filler(network.model, options, frames_at(self.target, grid_units(live.context_s)))
+        behind = network.model.aligned.behind if network.model.aligned is not None else 0
+        self._behind = covering_units(behind, self.target.rate_hz) + 1  # one more, since frames begin within units
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
         known_units = min(
@@ -359,21 +369,18 @@ class _FilledTrack(_Track):
             if stream.rate_hz
         )
         before = self.done.shape[1]
-        start = max(0, int(before / (self.target.rate_hz * GRID_S)) - grid_units(self.live.context_s))
-        frames = frames_at(self.target, known_units - start)
-        known = before - frames_at(self.target, start)
-        new = frames - self.reach - known
+        frames = frames_at(self.target, known_units) - before
+        new = frames - self.reach
         if new <= 0:
             return self.done[:, before:]
-        codes = fill(
-            self.network.model,
+        start = max(0, int(before / (self.target.rate_hz * GRID_S)) - self._behind)
+        codes = self._filler.fill(
             self.cut(streams, start, known_units - start),
-            self.options,
             [self.seed_of(self.network.role, known_units)],
             frames,
-            self.done[None, :, before - known :] if known else None,
+            new,
         )[0].cpu()
-        self.done = torch.cat((self.done, codes[:, known : known + new]), dim=1)
+        self.done = torch.cat((self.done, codes), dim=1)
         return self.done[:, before:]
 
 

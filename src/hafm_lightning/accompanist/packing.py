@@ -233,13 +233,16 @@ class PackedLayer(nn.Module):
         return self._finish(x, attend(queries, keys, values, table, geometry).transpose(1, 2).flatten(2))
 
     def cached(self, x: Tensor, layer: int, at: CachedSteps, bias: Tensor) -> Tensor:
-        """One new step ``[B, 1, D]`` -> ``[B, 1, D]``; ``bias [B H, 1, visible]``."""
-        projected = self._split(x, self.step_factors)[:, 0]  # [B, 3, H, d]
-        at.cache.write_step(layer, at.start, projected[:, 1:].transpose(0, 1))
+        """New steps ``[B, Q, D]`` -> ``[B, Q, D]``; ``bias [B H, Q, visible]``."""
+        queries, keys, values = self._split(x, self.step_factors).permute(2, 0, 3, 1, 4)  # each [B, H, Q, d]
+        if x.shape[1] == 1:
+            at.cache.write_step(layer, at.start, torch.stack((keys[:, :, 0], values[:, :, 0])))
+        else:
+            at.cache.write(layer, at.start, keys, values)
         keys, values = at.cache.heads(layer, at.visible)  # [B H, visible, d]
-        queries = projected[:, :1].reshape(len(bias), 1, -1)
-        weights = torch.softmax(torch.baddbmm(bias, queries, keys.transpose(1, 2)), -1)
-        return self._finish(x, torch.bmm(weights, values).view(x.shape))
+        weights = torch.softmax(torch.baddbmm(bias, queries.flatten(0, 1), keys.transpose(1, 2)), -1)
+        mixed = torch.bmm(weights, values).view(queries.shape).transpose(1, 2)  # [B, Q, H, d]
+        return self._finish(x, mixed.flatten(2))
 
 
 class StepKernel:
@@ -326,12 +329,11 @@ class PackedTransformer(nn.Module):
         return self._norm(x)
 
     def cached(self, x: Tensor, at: CachedSteps) -> Tensor:
-        """As the plain network's, for one step: ``[B, 1, D]`` -> ``[B, 1, D]``."""
-        if x.shape[1] != 1:
-            raise ValueError(f"a packed network decodes one step at a time, got {x.shape[1]}")
-        if self.kernel is not None and isinstance(at.start, int) and len(x) <= MOST_ROWS_IN_KERNEL:
+        """As the plain network's: ``[B, Q, D]`` -> ``[B, Q, D]``."""
+        single = x.shape[1] == 1 and isinstance(at.start, int)
+        if self.kernel is not None and single and len(x) <= MOST_ROWS_IN_KERNEL:
             return self._norm(self.kernel(x, at))
-        bias = at.bias.repeat(x.shape[0], 1, 1)  # [B H, 1, visible]
+        bias = at.bias.repeat(x.shape[0], 1, 1)  # [B H, Q, visible]
         for number, layer in enumerate(self.layers):
             x = cast(PackedLayer, layer).cached(x, number, at, bias)
         return self._norm(x)

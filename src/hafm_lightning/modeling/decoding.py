@@ -12,6 +12,7 @@ A :class:`Decoder` writes the target step by step. Choices:
   and :meth:`Decoder.advance` goes only as far as it is told.
 
 The non-autoregressive pattern is filled in one pass a codebook by :func:`fill`. :func:`generate` serves both.
+Stretches of a target that goes on are filled by :class:`~hafm_lightning.modeling.filling.Filler`.
 """
 
 from __future__ import annotations
@@ -312,12 +313,11 @@ def fill(
     if prefix is not None:
         check_prefix(prefix, (batch, target.codebooks, frames))
         known = prefix.shape[-1]
-    for k in range(target.codebooks):
-        if prefix is not None:
-            codes[:, k, :known] = prefix[:, k].to(codes)
-        logits = model({**streams, target.name: codes.repeat(rows, 1, 1)}, codebook=k)[:, 0]  # [R, T, V]
-        drawn = choose(guided(logits, rows, options), uniform[:, k], options)
-        codes[:, k, known:] = drawn[:, known:]
+        codes[:, :, :known] = prefix.to(codes)
+    before, clocked = model.prefix(streams, frames), model.frame_conditions(streams, frames)
+    for k in range(target.codebooks if known < frames else 0):
+        logits = model.codebook_logits(codes.repeat(rows, 1, 1), before, clocked, k, known)  # [R, T - known, V]
+        codes[:, k, known:] = choose(guided(logits, rows, options), uniform[:, k, known:], options)
         if on_frame is not None:
             on_frame(frames * (k + 1) // target.codebooks)
     return codes

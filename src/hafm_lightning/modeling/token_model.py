@@ -235,7 +235,7 @@ class TokenModel(nn.Module):
         prefix, clocked = self.prefix(streams, frames), self.frame_conditions(streams, frames)
         if self.layout.pattern == "nonautoregressive":
             wanted = range(stream.codebooks) if codebook is None else [codebook]
-            return torch.stack([self._fill(codes, prefix, clocked, k) for k in wanted], dim=1)
+            return torch.stack([self.codebook_logits(codes, prefix, clocked, k) for k in wanted], dim=1)
         if codebook is not None:
             raise ValueError(f"pattern {self.layout.pattern!r} predicts all codebooks in one pass")
         before = self.begin.expand(len(codes), 1, -1)
@@ -250,21 +250,33 @@ class TokenModel(nn.Module):
             return heads(hidden, self.head_weight, self.head_bias, steps)
         return torch.stack([self.head(hidden[:, here], k) for k, here in enumerate(steps)], dim=1)
 
-    def _fill(self, codes: Tensor, prefix: Tensor | None, clocked: Tensor | None, codebook: int) -> Tensor:
-        """Logits ``[B, T, V]`` of one codebook, from the conditions and the codebooks below it."""
-        frames = codes.shape[-1]
+    def codebook_logits(
+        self, codes: Tensor, prefix: Tensor | None, clocked: Tensor | None, codebook: int, first: int = 0
+    ) -> Tensor:
+        """``nonautoregressive``: logits ``[B, T - first, V]`` of one codebook's frames from ``first`` on.
+
+        Args:
+            codes: Target ids ``[B, K, T]``, of which the codebooks below this one count.
+            prefix: What :meth:`prefix` gives.
+            clocked: What :meth:`frame_conditions` gives.
+            codebook: The codebook.
+            first: First frame asked for.
+        """
+        x = self.filling(codes, clocked, codebook)
+        return self.head(self._run(x, prefix, codes.shape[-1], first), codebook)
+
+    def filling(self, codes: Tensor, clocked: Tensor | None, codebook: int) -> Tensor:
+        """``nonautoregressive``: inputs ``[B, T, D]`` for one codebook, from codes ``[B, K, T]``."""
         # an empty sum for the lowest codebook: every parameter still gets a gradient, as DDP needs
         below = self.target(codes[:, :codebook], slice(0, codebook)).sum(1)
-        x = self.begin.expand(len(codes), frames, -1) + below
+        x = self.begin.expand(len(codes), codes.shape[-1], -1) + below
         x = x + self.place.weight[self.layout.first_place(len(self.layout.conditions)) + codebook]
-        if clocked is not None:
-            x = x + clocked
-        return self.head(self._run(x, prefix, frames), codebook)
+        return x if clocked is None else x + clocked
 
-    def _run(self, x: Tensor, prefix: Tensor | None, frames: int) -> Tensor:
-        """Backbone over prefix and target inputs; hidden states of the target's steps."""
+    def _run(self, x: Tensor, prefix: Tensor | None, frames: int, first: int = 0) -> Tensor:
+        """Backbone over prefix and target inputs; hidden states of the target's steps from ``first`` on."""
         before = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
             x = torch.cat((prefix, x), dim=1)
         _, geometry = self.positions(frames)
-        return self.backbone(x, self.relative_position.table(), geometry, before)  # type: ignore[no-any-return]
+        return self.backbone(x, self.relative_position.table(), geometry, before + first)  # type: ignore[no-any-return]
