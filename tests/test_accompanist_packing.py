@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, setting
+from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch import nn
 
 from hafm_lightning.accompanist import step_kernel, step_tiles
@@ -124,6 +126,39 @@ def test_the_compiled_step_loses_no_more_than_the_operations_do(precision: str, 
     assert lost[1] < 5 * TOLERANCE[precision] * first.std()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_cache_in_bf16_loses_little_beside_the_weights(precision: str, seen: list[torch.Tensor]) -> None:
+    wide = BackboneConfig(width=64, layers=2, heads=2, feedforward=50)  # heads of 32
+    plain, streams, conditions = setting("flattened", backbone=wide)
+    known, found, caches = streams[TARGET][:, :, : FRAMES - 2], [], []
+    for model in (plain, packed_copy(plain, precision), packed_copy(plain, precision, kernel=True)):
+        seen.clear()
+        decoder = decoding.Decoder(model, FRAMES, GUIDED, [0, 1], prefix=known)
+        decoder.condition(conditions)
+        decoder.advance(FRAMES)
+        found.append(seen[0])  # the first step that is not prefilled; later ones hear other tokens
+        caches.append(decoder.cache.both[..., : decoder.plan.condition_steps + 4 * known.shape[2] + 1, :])
+    assert caches[2].dtype == torch.bfloat16
+    assert caches[1].dtype == torch.float32
+    torch.testing.assert_close(caches[2].float(), caches[1], rtol=0.02, atol=0.03)
+    operations, compiled = ((logits - found[0]).square().mean().sqrt() for logits in found[1:])
+    assert 0 < compiled < 1.3 * operations
+    assert compiled < 5 * TOLERANCE[precision] * found[0].std()
+
+
+def test_compiled_heads_of_a_vocabulary_that_fills_no_whole_block(seen: list[torch.Tensor]) -> None:
+    config = tiny_config("flattened", "aligned", conditions=("vocal_semantic",), target="instrumental_semantic")
+    plain = tiny_model(replace(config, backbone=BACKBONE))
+    conditions = {"vocal_semantic": tiny_streams(plain.layout, FRAMES)["vocal_semantic"]}
+    logits = []
+    for model in (plain, packed_copy(plain, "fp32", kernel=True)):
+        seen.clear()
+        decoding.generate(model, conditions, GUIDED, [0, 1])
+        logits.append(torch.stack(seen))
+    assert logits[1].shape[-1] == 500
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
+
+
 def test_the_compiled_step_does_not_depend_on_the_number_of_threads(seen: list[torch.Tensor]) -> None:
     plain, conditions = networks("flattened", "prefix")
     packed, threads = packed_copy(plain, "fp32", kernel=True), torch.get_num_threads()
@@ -157,7 +192,7 @@ def test_tiles_hold_each_weight_once_in_reading_order(dtype: torch.dtype) -> Non
 def test_only_large_networks_are_compiled() -> None:
     plain, _ = networks("parallel", "aligned")
     pack(plain, "fp32")
-    assert plain.backbone.kernel is None
+    assert plain.compiled_step is None
     assert BackboneConfig().layers * BackboneConfig().width ** 2 * 4 > KERNEL_PARAMETERS  # the paper's are
 
 

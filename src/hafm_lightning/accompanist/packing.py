@@ -9,40 +9,40 @@ starting some hundred small operations. Choices, each measured (`benchmarks/gene
 * the paper's inner width of 1365 is padded with zeros to a multiple of :data:`ALIGNMENT`, which changes no result;
 * int8 weights (asked for, never by default) are read 1.7 times as fast again, for an error of 0.8 % in each product;
 * with bf16 or int8 weights everything else stays float32: the residual stream, the norms, and the cache, which
-  PyTorch's attention reads three times as fast in float32 as in bf16 on a CPU.
+  PyTorch's attention reads three times as fast in float32 as in bf16 on a CPU. Steps of a few rows of a large network
+  run in one compiled function (:mod:`~hafm_lightning.accompanist.compiled_step`), which keeps a bf16 cache.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hafm_lightning.accompanist.compiled_step import CompiledStep
+from hafm_lightning.accompanist.plain_weights import (
+    ALIGNMENT,
+    PackedPrecision,
+    PlainLayer,
+    norm_factors,
+    rounded,
+)
 from hafm_lightning.modeling.attention import Geometry, attend
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import CachedSteps, KeyValueCache, Layer, RMSNorm, Transformer
+from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache, Layer, Transformer
 
-ALIGNMENT = 32
-"""Widths are padded to a multiple of this."""
 EXPECTED_ROWS = 2
 """Rows for which the layout is chosen: one clip with guidance."""
 MOST_ROWS_IN_INT8 = 4
 """With more rows at once, multiplying takes longer than reading, and bf16 is faster."""
 
-MOST_ROWS_IN_KERNEL = 4
-"""Steps of more rows multiply matrices, which oneDNN does better."""
 KERNEL_PARAMETERS = 5_000_000
 """Backbones from this size on take the compiled step; compiling takes longer than a small one saves."""
-
-PackedPrecision = Literal["fp32", "bf16", "int8"]
 
 
 def can_pack() -> bool:
@@ -65,7 +65,12 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
         backbone = model.config.backbone
         fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
         kernel = large and fits and find_spec("numba") is not None
-    model.backbone = cast(Transformer, PackedTransformer(model.backbone, precision, kernel))
+    plain = [PlainLayer.of(cast(Layer, layer)) for layer in model.backbone.layers]
+    factors = norm_factors(model.backbone.final_norm)
+    if kernel:
+        heads = (model.head_weight.detach() * factors, model.head_bias.detach())
+        model.compiled_step = CompiledStep(model.config.backbone, plain, heads, precision)
+    model.backbone = cast(Transformer, PackedTransformer(model.config.backbone, plain, factors, precision))
     model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
 
 
@@ -112,56 +117,6 @@ class PackedLinear(nn.Module):
         )
 
 
-@dataclass(frozen=True)
-class PlainLayer:
-    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32.
-
-    Attributes:
-        project_in: Weight ``[3 D, D]`` and bias.
-        project_out: Weight ``[D, D]`` and bias.
-        expand: Weight ``[2 I, D]`` and bias, values before gates.
-        contract: Weight ``[D, I]`` and bias; the padding is 0 * gelu(0).
-        head_factors: Factors ``[2, d]`` of normalised queries and keys.
-        heads: Number of heads.
-        least: What norms add to a sum of squares, of the width and of a head.
-    """
-
-    project_in: tuple[Tensor, Tensor]
-    project_out: tuple[Tensor, Tensor]
-    expand: tuple[Tensor, Tensor]
-    contract: tuple[Tensor, Tensor]
-    head_factors: Tensor
-    heads: int
-    least: tuple[float, float]
-
-    @classmethod
-    def of(cls, layer: Layer) -> PlainLayer:
-        """The weights of a layer."""
-        attention, feedforward = layer.attention, layer.feedforward
-        inner = feedforward.contract.in_features
-        padding = -inner % ALIGNMENT
-        expand = (feedforward.expand.weight.detach() * norm_factors(layer.feedforward_norm)).view(2, inner, -1)
-        biases = F.pad(feedforward.expand.bias.detach().view(2, inner), (0, padding))
-        return cls(
-            project_in=(
-                attention.project_in.weight.detach() * norm_factors(layer.attention_norm),
-                attention.project_in.bias.detach(),
-            ),
-            project_out=(attention.project_out.weight.detach(), attention.project_out.bias.detach()),
-            expand=(F.pad(expand, (0, 0, 0, padding)).flatten(0, 1), biases.flatten()),
-            contract=(F.pad(feedforward.contract.weight.detach(), (0, padding)), feedforward.contract.bias.detach()),
-            head_factors=torch.stack([norm_factors(attention.query_norm), norm_factors(attention.key_norm)]),
-            heads=attention.heads,
-            least=(norm_least(layer.attention_norm), norm_least(attention.query_norm)),
-        )
-
-    @property
-    def step_factors(self) -> Tensor:
-        """:attr:`head_factors` with the scale of the scores in the queries'."""
-        scale = 1 / math.sqrt(self.head_factors.shape[-1])
-        return self.head_factors * torch.tensor([scale, 1.0])[:, None]
-
-
 class PackedHeads(nn.Module):
     """Output heads ``[K, V, D]``, each packed by itself and all of them as one."""
 
@@ -176,16 +131,6 @@ class PackedHeads(nn.Module):
         if codebook is not None:
             return self.each[codebook](hidden)  # type: ignore[no-any-return]
         return self.all(hidden).unflatten(-1, self.shape)  # type: ignore[no-any-return]
-
-
-def norm_factors(norm: RMSNorm) -> Tensor:
-    """What follows :func:`normalised` in an RMS norm: its weight and the root of its width, ``[width]``."""
-    return norm.weight.detach() * math.sqrt(norm.weight.shape[-1])
-
-
-def norm_least(norm: RMSNorm) -> float:
-    """What an RMS norm adds to the sum of squares."""
-    return norm.weight.shape[-1] * norm.epsilon
 
 
 def lengths(x: Tensor, least: Tensor) -> Tensor:
@@ -245,76 +190,15 @@ class PackedLayer(nn.Module):
         return self._finish(x, mixed.flatten(2))
 
 
-class StepKernel:
-    """The compiled step (:mod:`~hafm_lightning.accompanist.step_kernel`) with the weights that it reads.
-
-    Args:
-        layers: All layers.
-        precision: How the weights are kept.
-    """
-
-    def __init__(self, layers: Sequence[PlainLayer], precision: PackedPrecision) -> None:
-        from hafm_lightning.accompanist import step_kernel
-
-        self._step: Any = step_kernel.decode_step
-        self._use_threads, self._phases = step_kernel.use_threads, step_kernel.PHASES * len(layers)
-        self._weights = [
-            array
-            for name in ("project_in", "project_out", "expand", "contract")
-            for array in stored([getattr(layer, name) for layer in layers], precision)
-        ]
-        self._head_factors = torch.stack([layer.step_factors for layer in layers]).numpy()
-        self._inner = layers[0].contract[0].shape[1]
-        self._least = np.array(layers[0].least, np.float32)
-
-    def __call__(self, x: Tensor, at: CachedSteps) -> Tensor:
-        """One step ``[B, 1, D]`` -> what the last layer gives, ``[B, 1, D]``."""
-        rows, _, width = x.shape
-        heads, inner = at.bias.shape[0], self._inner
-        threads = self._use_threads(torch.get_num_threads())
-        sizes = ((threads, rows, width), *((rows, size) for size in (3 * width, width, 2 * inner, inner)))
-        spaces = [torch.empty(size).numpy() for size in (*sizes, (rows * heads, at.visible))]
-        counters = [torch.zeros(self._phases, shares, 8, dtype=torch.int64).numpy() for shares in (threads, 1)]
-        result = x[:, 0].clone(memory_format=torch.contiguous_format).numpy()
-        bias = at.bias[:, 0].contiguous().numpy()
-        self._step(
-            result, *self._weights, self._head_factors, at.cache.both.numpy(), bias, at.start, self._least, *spaces,
-            *counters,
-        )  # fmt: skip
-        return torch.from_numpy(result)[:, None]
-
-
-def stored(
-    pairs: Sequence[tuple[Tensor, Tensor]], precision: PackedPrecision
-) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-    """Weights ``[layers, out / 4, 4 in]`` as the compiled step reads them; factors and biases ``[layers, out]``."""
-    from hafm_lightning.accompanist.step_tiles import tiled
-
-    weights, biases = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-    factors = torch.ones_like(biases)
-    if precision == "int8":
-        weights, factors = rounded(weights)
-    elif precision == "bf16":
-        weights = weights.bfloat16().view(torch.uint16)
-    return tiled(weights).numpy(), factors.numpy(), biases.numpy()
-
-
-def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights ``[..., out, in]`` in int8, 255 levels for each output, and the size of a level ``[..., out]``."""
-    scale = weight.abs().amax(dim=-1).clamp(min=1e-12) / 127
-    return (weight / scale[..., None]).round().to(torch.int8), scale
-
-
 class PackedTransformer(nn.Module):
-    """A :class:`~hafm_lightning.modeling.transformer.Transformer` with packed weights; for one step at a time."""
+    """A :class:`~hafm_lightning.modeling.transformer.Transformer` with packed weights."""
 
-    def __init__(self, source: Transformer, precision: PackedPrecision, kernel: bool) -> None:
+    def __init__(
+        self, config: BackboneConfig, plain: Sequence[PlainLayer], final_factors: Tensor, precision: PackedPrecision
+    ) -> None:
         super().__init__()
-        self.config = source.config
-        plain = [PlainLayer.of(cast(Layer, layer)) for layer in source.layers]
+        self.config, self.final_factors = config, final_factors
         self.layers = nn.ModuleList(PackedLayer(layer, precision) for layer in plain)
-        self.final_factors = norm_factors(source.final_norm)
-        self.kernel = StepKernel(plain, precision) if kernel else None
 
     def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
         """As the plain network's."""
@@ -330,9 +214,6 @@ class PackedTransformer(nn.Module):
 
     def cached(self, x: Tensor, at: CachedSteps) -> Tensor:
         """As the plain network's: ``[B, Q, D]`` -> ``[B, Q, D]``."""
-        single = x.shape[1] == 1 and isinstance(at.start, int)
-        if self.kernel is not None and single and len(x) <= MOST_ROWS_IN_KERNEL:
-            return self._norm(self.kernel(x, at))
         bias = at.bias.repeat(x.shape[0], 1, 1)  # [B H, Q, visible]
         for number, layer in enumerate(self.layers):
             x = cast(PackedLayer, layer).cached(x, number, at, bias)

@@ -31,15 +31,17 @@ from hafm_lightning.accompanist.step_tiles import (
     mix_steps,
     multiply_one_row,
     multiply_two_rows,
+    narrow,
     pause,
     score_steps,
+    widen,
 )
 
 OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 840754145
+TILES_CHECKSUM = 1662432935
 """CRC-32 of `step_tiles.py`: Numba compiles this file anew when its text changes, and knows of no other file."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
@@ -129,7 +131,7 @@ def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any)
     for step in range(whole, steps):
         total = _ZERO
         for i in range(keys.shape[1]):
-            total += keys[step, i] * query[i]
+            total += widen(keys[step, i]) * query[i]
         scores[step] = total + bias[head, step]
     largest = scores[0]
     for step in range(1, steps):
@@ -158,7 +160,7 @@ def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
         mix_steps(scores, values, step, out)
     for step in range(whole, steps):
         for i in range(out.shape[0]):
-            out[i] += scores[step] * values[step, i]
+            out[i] += scores[step] * widen(values[step, i])
     for i in range(out.shape[0]):
         out[i] *= factor
 
@@ -183,8 +185,8 @@ def _attend(
         for i in range(width):
             projected[place + i] *= factor * factors[which, i]
     for i in range(width):
-        keys[at, i] = projected[stride + first + i]
-        values[at, i] = projected[2 * stride + first + i]
+        keys[at, i] = narrow(projected[stride + first + i], keys)
+        values[at, i] = narrow(projected[2 * stride + first + i], values)
     largest = _score(projected[first : first + width], keys, bias, head, at + 1, scores)
     total = _weigh(scores, at + 1, largest)
     _mix(scores, values, at + 1, _ONE / total, mixed[first : first + width])
@@ -192,23 +194,25 @@ def _attend(
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _run_layers(
-    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, head_factors: Any, cache: Any,
-    bias: Any, at: Any, least: Any, normed: Any, projected: Any, mixed: Any, inner: Any, gated: Any, scores: Any,
-    taken: Any, done: Any,
+    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, heads_of_output: Any,
+    head_factors: Any, cache: Any, bias: Any, at: Any, least: Any, first_block: Any, last_block: Any,
+    logits: Any, normed: Any, projected: Any, mixed: Any, inner: Any, gated: Any, scores: Any, taken: Any, done: Any,
 ) -> None:  # fmt: skip
     """What one of the threads does of a step; arguments as :func:`decode_step`'s, layers' parts as triples.
 
-    Each of the five phases of a layer is a number of items in as many shares as there are threads. A thread takes the
-    items of its own share, then those that others have left, and waits until all are done. So a phase ends even if
-    some threads never come, and one that comes late finds nothing to do.
+    Each of the five phases of a layer, and the output heads at the end, is a number of items in as many shares as there
+    are threads. A thread takes the items of its own share, then those that others have left, and waits until all are
+    done. So a phase ends even if some threads never come, and one that comes late finds nothing to do.
     """
     rows, heads, workers = x.shape[0], bias.shape[0], taken.shape[1]
     blocks_in = (projected.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
     blocks_out = (x.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
     blocks_gate = (gated.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    for phase in range(PHASES * project_in[0].shape[0]):
+    for phase in range(taken.shape[0]):
         layer, kind = phase // PHASES, phase % PHASES
-        if kind == 0 or kind == 3:  # by each thread for itself; used only if items are left, that is x complete
+        if layer == project_in[0].shape[0]:
+            kind = PHASES  # the output heads
+        if kind == 0 or kind == 3 or kind == PHASES:  # by each thread for itself; used only if items are left, that is x complete
             _normalise(x, least[0], normed)
         items = blocks_out
         if kind == 0:
@@ -217,6 +221,8 @@ def _run_layers(
             items = rows * heads
         elif kind == 3:
             items = blocks_gate
+        elif kind == PHASES:
+            items = last_block - first_block
         finished = 0
         for turn in range(workers):
             share = (worker + turn) % workers
@@ -239,8 +245,13 @@ def _run_layers(
                     _multiply(expand[0], expand[1], expand[2], layer, item, normed, inner, False)
                     _multiply(expand[0], expand[1], expand[2], layer, blocks_gate + item, normed, inner, False)
                     _gate(inner, item, gated)
-                else:
+                elif kind == 4:
                     _multiply(contract[0], contract[1], contract[2], layer, item, gated, x, True)
+                else:
+                    _multiply(
+                        heads_of_output[0], heads_of_output[1], heads_of_output[2], 0, first_block + item, normed, logits,
+                        False,
+                    )  # fmt: skip
                 finished += 1
         count = add_to(done, phase, 0, finished) + finished
         while count < items:
@@ -250,8 +261,8 @@ def _run_layers(
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)
 def decode_step(
-    x: Any,  # [rows, D], overwritten by the result
-    project_in: Any,  # four layers' weights as `tiled` gives them, factors [layers, out] and biases [layers, out] each
+    x: Any,  # [rows, D], overwritten by what the last layer gives
+    project_in: Any,  # weights of all layers as `tiled` gives them, factors [layers, out] and biases [layers, out] each
     project_in_factors: Any,
     project_in_biases: Any,
     project_out: Any,
@@ -263,27 +274,34 @@ def decode_step(
     contract: Any,
     contract_factors: Any,
     contract_biases: Any,
+    heads_of_output: Any,  # the same of the output heads, as one layer
+    heads_factors: Any,
+    heads_biases: Any,
     head_factors: Any,  # [layers, 2, d]
-    cache: Any,  # [layers, 2, rows, H, capacity, d]
+    cache: Any,  # float32, or bf16 as its 16 bits, [layers, 2, rows, H, capacity, d]
     bias: Any,  # [H, at + 1]
     at: Any,  # step that is written
     least: Any,  # (D, d) times epsilon
+    first_block: Any,  # blocks of the output heads that are wanted, the last one not included
+    last_block: Any,
+    logits: Any,  # [rows, outputs of all heads], of which those blocks receive the result
     normed: Any,  # work space: [threads, rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
     projected: Any,
     mixed: Any,
     inner: Any,
     gated: Any,
     scores: Any,
-    taken: Any,  # zeros int64 [phases, threads, 8] and [phases, 1, 8]: counters, each in a cache line of its own
+    taken: Any,  # zeros int64 [phases + 1, threads, 8] and [.., 1, 8]: counters, each in a cache line of its own
     done: Any,
 ) -> None:
-    """All layers for one step of a few rows; ``x`` becomes what the last layer gives, before the final norm."""
+    """All layers, the final norm and output heads for one step of a few rows."""
     for worker in prange(taken.shape[1]):
         _run_layers(
             worker, x, (project_in, project_in_factors, project_in_biases),
             (project_out, project_out_factors, project_out_biases), (expand, expand_factors, expand_biases),
-            (contract, contract_factors, contract_biases), head_factors, cache, bias, at, least, normed[worker],
-            projected, mixed, inner, gated, scores, taken, done,
+            (contract, contract_factors, contract_biases), (heads_of_output, heads_factors, heads_biases),
+            head_factors, cache, bias, at, least, first_block, last_block, logits, normed[worker], projected, mixed,
+            inner, gated, scores, taken, done,
         )  # fmt: skip
 
 

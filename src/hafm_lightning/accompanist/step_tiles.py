@@ -96,13 +96,49 @@ def _fetch(builder: Any, pointer: Any, index: Any, count: int, size: int) -> Non
         _ask_for(builder, builder.gep(begin, [_long(offset)]))
 
 
-def _fetch_steps(builder: Any, pointer: Any, begin: Any, turn: Any) -> None:
-    """Ask, at turn ``turn`` of a loop over the columns, for the next part of later steps, line after line.
+def _fetch_steps(builder: Any, pointer: Any, begin: Any, turn: Any, columns: int, size: int) -> None:
+    """Ask, at turn ``turn`` of a loop over ``columns`` at a time, for the next part of later steps, line after line.
 
     In this order the processor recognises a stream, which doubles what a core reads.
     """
-    part = STEPS_AT_ONCE * LANES
-    _fetch(builder, pointer, builder.add(begin, builder.mul(turn, _long(part))), part, 4)
+    part = STEPS_AT_ONCE * columns
+    _fetch(builder, pointer, builder.add(begin, builder.mul(turn, _long(part))), part, size)
+
+
+def _columns(kind: Any) -> int:
+    """Columns of the cache that are read at a time: 16 float32, or 32 bf16 in as many bytes."""
+    return 2 * LANES if kind == types.uint16 else LANES
+
+
+def _cached_values(builder: Any, kind: Any, pointer: Any, index: Any) -> list[Any]:
+    """:func:`_columns` numbers from element ``index`` on, as float32 vectors: of bf16 the even ones, then the odd."""
+    if kind == types.uint16:
+        return list(_widened(builder, kind, pointer, index))
+    return [builder.load(_at(builder, pointer, index, _VECTOR), align=4)]
+
+
+def _float_values(builder: Any, kind: Any, pointer: Any, index: Any) -> list[Any]:
+    """As many float32 from element ``index`` on, in the order in which :func:`_cached_values` gives them."""
+    if kind != types.uint16:
+        return [builder.load(_at(builder, pointer, index, _VECTOR), align=4)]
+    places = index, builder.add(index, _long(LANES))
+    low, high = (builder.load(_at(builder, pointer, place, _VECTOR), align=4) for place in places)
+    return [_picked(builder, low, high, range(first, 2 * LANES, 2)) for first in (0, 1)]
+
+
+def _store_floats(builder: Any, kind: Any, pointer: Any, index: Any, vectors: list[Any]) -> None:
+    """Inverse of :func:`_float_values`."""
+    if kind == types.uint16:
+        both = [[half // 2 + LANES * (half % 2) for half in range(at, at + LANES)] for at in (0, LANES)]
+        vectors = [_picked(builder, *vectors, order) for order in both]
+    for number, vector in enumerate(vectors):
+        place = builder.add(index, _long(number * LANES))
+        builder.store(vector, _at(builder, pointer, place, _VECTOR), align=4)
+
+
+def _picked(builder: Any, first: Any, second: Any, order: Any) -> Any:
+    """Elements of two vectors after each other, in an order."""
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_INT, len(order)), list(order)))
 
 
 def _reduced(builder: Any, vectors: list[Any]) -> Any:
@@ -193,21 +229,23 @@ def _score_steps(typing_context: Any, query: Any, keys: Any, bias: Any, head: An
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
         arrays = {i: make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 2, 5)}
+        kind, columns = kinds[1].dtype, _columns(kinds[1].dtype)
         head, step = (context.cast(builder, arguments[i], kinds[i], types.int64) for i in (3, 4))
         width = cgutils.unpack_tuple(builder, arrays[1].shape)[1]
         places = [builder.mul(builder.add(step, _long(n)), width) for n in range(STEPS_AT_ONCE)]
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in places]
         for total in sums:
             builder.store(_splat(_FLOAT, 0.0), total)
-        with cgutils.for_range(builder, builder.udiv(width, _long(LANES))) as loop:
-            column = builder.mul(loop.index, _long(LANES))
-            _fetch_steps(builder, arrays[1].data, places[0], loop.index)
-            asked = builder.load(_at(builder, arrays[0].data, column, _VECTOR), align=4)
+        with cgutils.for_range(builder, builder.udiv(width, _long(columns))) as loop:
+            column = builder.mul(loop.index, _long(columns))
+            _fetch_steps(builder, arrays[1].data, places[0], loop.index, columns, kind.bitwidth // 8)
+            asked = _float_values(builder, kind, arrays[0].data, column)
             for place, total in zip(places, sums, strict=True):
-                index = builder.add(place, column)
-                key = builder.load(_at(builder, arrays[1].data, index, _VECTOR), align=4)
-                product = builder.fmul(key, asked, flags=_FUSED)
-                builder.store(builder.fadd(builder.load(total), product, flags=_FUSED), total)
+                found = builder.load(total)
+                held = _cached_values(builder, kind, arrays[1].data, builder.add(place, column))
+                for key, query in zip(held, asked, strict=True):
+                    found = builder.fadd(found, builder.fmul(key, query, flags=_FUSED), flags=_FUSED)
+                builder.store(found, total)
         result = _reduced(builder, [builder.load(total) for total in sums])
         group = ir.VectorType(_FLOAT, STEPS_AT_ONCE)
         first = builder.add(builder.mul(head, cgutils.unpack_tuple(builder, arrays[2].shape)[1]), step)
@@ -224,6 +262,7 @@ def _mix_steps(typing_context: Any, scores: Any, values: Any, step: Any, out: An
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
         weights, held, out = (make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 3))
+        kind, columns = kinds[1].dtype, _columns(kinds[1].dtype)
         step = context.cast(builder, arguments[2], kinds[2], types.int64)
         width = cgutils.unpack_tuple(builder, held.shape)[1]
         steps = [builder.add(step, _long(n)) for n in range(STEPS_AT_ONCE)]
@@ -233,16 +272,16 @@ def _mix_steps(typing_context: Any, scores: Any, values: Any, step: Any, out: An
             one = builder.load(_at(builder, weights.data, place, _FLOAT))
             one = builder.insert_element(empty, one, ir.Constant(_INT, 0))
             spread.append(builder.shuffle_vector(one, empty, nowhere))
-        with cgutils.for_range(builder, builder.udiv(width, _long(LANES))) as loop:
-            column = builder.mul(loop.index, _long(LANES))
-            _fetch_steps(builder, held.data, builder.mul(step, width), loop.index)
-            target = _at(builder, out.data, column, _VECTOR)
-            total = builder.load(target, align=4)
+        with cgutils.for_range(builder, builder.udiv(width, _long(columns))) as loop:
+            column = builder.mul(loop.index, _long(columns))
+            _fetch_steps(builder, held.data, builder.mul(step, width), loop.index, columns, kind.bitwidth // 8)
+            totals = _float_values(builder, kind, out.data, column)
             for place, weight in zip(steps, spread, strict=True):
-                index = builder.add(builder.mul(place, width), column)
-                value = builder.load(_at(builder, held.data, index, _VECTOR), align=4)
-                total = builder.fadd(total, builder.fmul(value, weight, flags=_FUSED), flags=_FUSED)
-            builder.store(total, target, align=4)
+                found = _cached_values(builder, kind, held.data, builder.add(builder.mul(place, width), column))
+                for number, value in enumerate(found):
+                    product = builder.fmul(value, weight, flags=_FUSED)
+                    totals[number] = builder.fadd(totals[number], product, flags=_FUSED)
+            _store_floats(builder, kind, out.data, column, totals)
         return context.get_dummy_value()
 
     return types.void(scores, values, step, out), generate
@@ -250,6 +289,35 @@ def _mix_steps(typing_context: Any, scores: Any, values: Any, step: Any, out: An
 
 score_steps: Any = intrinsic(_score_steps)
 mix_steps: Any = intrinsic(_mix_steps)
+
+
+def _widen(typing_context: Any, value: Any) -> Any:
+    """A number of the cache, float32 or bf16 as its 16 bits, as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[0] == types.float32:
+            return arguments[0]
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], _INT), ir.Constant(_INT, 16)), _FLOAT)
+
+    return types.float32(value), generate
+
+
+def _narrow(typing_context: Any, value: Any, cache: Any) -> Any:
+    """A float32 as ``cache`` keeps it; to bf16 it is rounded to the nearest, of two to the even one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.args[1].dtype == types.float32:
+            return arguments[0]
+        bits = builder.bitcast(arguments[0], _INT)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(_INT, 16)), ir.Constant(_INT, 1))
+        bits = builder.add(bits, builder.add(odd, ir.Constant(_INT, 0x7FFF)))
+        return builder.trunc(builder.lshr(bits, ir.Constant(_INT, 16)), ir.IntType(16))
+
+    return cache.dtype(value, cache), generate
+
+
+widen: Any = intrinsic(_widen)
+narrow: Any = intrinsic(_narrow)
 
 
 def _add_to(typing_context: Any, counters: Any, first: Any, second: Any, amount: Any) -> Any:

@@ -205,9 +205,9 @@ class Decoder:
 
     def _prefill(self) -> None:
         """Fill the cache with the conditions and the steps before the first unknown one, in one pass."""
-        model, config = self.model, self.model.config.backbone
+        model = self.model
         total = self.rows * self.batch
-        self.cache = KeyValueCache(config, total, self.plan.steps, self.device, model.head_weight.dtype)
+        self.cache = model.cache(total, self.plan.steps)
         parts = []
         prefix = model.prefix(self.streams, self.frames)
         if prefix is not None:
@@ -256,9 +256,8 @@ class Decoder:
         rows = self.rows_of_step.index_select(0, index)[0, :visible]
         bias = self.table.index_select(1, rows)[:, None].to(x.dtype)  # [H, 1, visible]
         start = first + index if self.static else first + self.step
-        hidden = model.backbone.cached(x, CachedSteps(self.cache, start, visible, bias))[:, 0]
-        one = layout.pattern == "flattened"
-        logits = model.head(hidden, codebook)[:, None] if one else model.every_head(hidden)  # [R, W, V]
+        book = codebook if layout.pattern == "flattened" else None
+        logits = model.step_logits(x, CachedSteps(self.cache, start, visible, bias), book)  # [R, W, V]
         uniform = self.uniform.index_select(2, index)[..., 0]
         drawn = choose(guided(logits, self.rows, self.options), uniform, self.options)
         known = self.grid.index_select(2, index)[..., 0]

@@ -31,7 +31,13 @@ from hafm_lightning.modeling.relative_position import (
     StepPositions,
 )
 from hafm_lightning.modeling.rowwise import heads, rowwise
-from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
+from hafm_lightning.modeling.transformer import (
+    BackboneConfig,
+    CachedSteps,
+    KeyValueCache,
+    StepFunction,
+    Transformer,
+)
 from hafm_lightning.tokens import EMPTY, NULL
 
 KEPT_GEOMETRIES = 4
@@ -118,6 +124,7 @@ class TokenModel(nn.Module):
         self.head_weight = nn.Parameter(torch.randn(codebooks, vocabulary, width) * EMBEDDING_STD)
         self.head_bias = nn.Parameter(torch.zeros(codebooks, vocabulary))
         self.packed_heads: nn.Module | None = None  # the same for inference, where a device reads it faster
+        self.compiled_step: StepFunction | None = None  # a decoding step, where a device has one for it
         self._geometries: dict[tuple[int, int, str], Geometry] = {}
 
     @property
@@ -213,6 +220,18 @@ class TokenModel(nn.Module):
         if self.packed_heads is not None:
             return self.packed_heads(hidden)  # type: ignore[no-any-return]
         return torch.stack([self.head(hidden, k) for k in range(len(self.head_bias))], dim=-2)
+
+    def step_logits(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
+        """One decoding step: input ``[R, 1, D]`` -> logits ``[R, W, V]`` of one codebook (W = 1), or of all."""
+        if self.compiled_step is not None and self.compiled_step.takes(x, at):
+            return self.compiled_step(x, at, codebook)
+        hidden = self.backbone.cached(x, at)[:, 0]
+        return self.every_head(hidden) if codebook is None else self.head(hidden, codebook)[:, None]
+
+    def cache(self, rows: int, steps: int) -> KeyValueCache:
+        """An empty cache for :meth:`step_logits` with ``rows`` rows and up to ``steps`` steps."""
+        dtype = self.head_weight.dtype if self.compiled_step is None else self.compiled_step.cache_dtype(rows)
+        return KeyValueCache(self.config.backbone, rows, steps, self.device, dtype)
 
     def forward(self, streams: Mapping[str, Tensor], codebook: int | None = None) -> Tensor:
         """Teacher forcing: logits ``[B, K, T, V]`` for the target in ``streams``.

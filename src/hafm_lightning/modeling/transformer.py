@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +152,19 @@ class CachedSteps:
     start: Tensor | int
     visible: int
     bias: Tensor
+
+
+class StepFunction(Protocol):
+    """A decoding step of a few rows, from input to logits, made for one device."""
+
+    def cache_dtype(self, rows: int) -> torch.dtype:
+        """How the cache of so many rows is to be kept."""
+
+    def takes(self, x: Tensor, at: CachedSteps) -> bool:
+        """Whether the function was made for inputs ``[R, 1, D]`` of this shape and this cache."""
+
+    def __call__(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
+        """Logits ``[R, W, V]`` of one codebook (W = 1), or of all."""
 
 
 class Attention(nn.Module):
