@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from tiny_band import TinyBand, sing
 
 from hafm_lightning import Accompanist
@@ -13,6 +14,7 @@ from hafm_lightning.accompanist import LiveOptions
 from hafm_lightning.accompanist.live import _Sung
 from hafm_lightning.audio import Audio, Samples
 from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
 
 LIVE = LiveOptions(hop_s=0.2, listen_s=0.4, context_s=0.2)
 
@@ -71,6 +73,23 @@ def test_sound_is_given_out_no_later_than_the_stated_look_ahead(band: Accompanis
         given_s += sum(piece.duration_s for piece in session.push(block))
         assert given_s >= (number + 1) * 0.02 - session.look_ahead_s - 1e-6
     assert given_s > 1.0
+
+
+@pytest.mark.parametrize("rate_hz", [24000, 44100])
+def test_what_a_tokenizer_does_not_hear_need_not_be_tokenized(
+    band: Accompanist, rate_hz: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, found = LiveOptions(hop_s=0.2, listen_s=2.0, context_s=0.2), []
+    for reach in ("stated", "unknown"):
+        if reach == "unknown":
+            monkeypatch.setattr(OfflineSemanticTokenizer, "reach_s", None)
+        session = band.live_session(seed=1, live=live)
+        for block in blocks(sing(1.6, rate_hz), 4000):
+            list(session.push(block))
+        found.append(session._streams["vocal_semantic"])
+    assert found[0].shape[1] > 60
+    assert len(found[0].unique()) > 5
+    assert torch.equal(found[0], found[1])
 
 
 def test_a_session_keeps_only_the_newest_sound() -> None:

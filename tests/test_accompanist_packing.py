@@ -204,7 +204,8 @@ def test_several_steps_at_once_equal_plain_ones() -> None:
         for model in (plain, packed_copy(plain, "fp32", kernel=True)):
             cache = KeyValueCache(BACKBONE, 2, 9, "cpu", torch.float32)
             parts = [
-                model.backbone.cached(x[:, a:b], CachedSteps(cache, a, b, bias[:, a:b, :b])) for a, b in ((0, 3), (3, 7))
+                model.backbone.cached(x[:, a:b], CachedSteps(cache, a, b, bias[:, a:b, :b]))
+                for a, b in ((0, 3), (3, 7))
             ]
             found.append(torch.cat(parts, dim=1))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

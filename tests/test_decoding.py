@@ -169,6 +169,26 @@ def test_conditions_may_arrive_as_late_as_the_stated_look_ahead(pattern):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
+def test_conditions_may_end_before_the_window_does(pattern):
+    conditions = ("vocal_semantic", "instrumental_fine", "style")
+    model = tiny_model(tiny_config(pattern, "aligned", conditions=conditions, look_ahead_s=0.04, look_behind_s=0.07))
+    frames, ahead = 18, 3 + (3 if pattern == "delay" else 0)
+    given = {name: tiny_streams(model.layout, frames)[name] for name in conditions}
+    whole = generate(model, given, GUIDED, [0, 1])
+    decoder = Decoder(model, frames, GUIDED, [0, 1])
+    for heard in (9, 12, 12, 15, 18):
+        lengths = {"vocal_semantic": heard * 2 // 3, "instrumental_fine": heard, "style": 1}
+        decoder.condition({name: ids[:, :, : lengths[name]] for name, ids in given.items()})
+        assert torch.equal(decoder.advance(heard - ahead), whole[:, :, : heard - ahead])
+        if heard < frames:
+            with pytest.raises(ValueError, match="too early for frame"):
+                decoder.advance(heard + 1)
+    assert torch.equal(decoder.advance(frames), whole)
+    with pytest.raises(ValueError, match="reach to frame 18 of a window of 15"):
+        Decoder(model, 15, GUIDED, [0, 1]).condition(given)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_frame_just_beyond_the_look_ahead_is_not_heard_and_the_one_before_is(pattern, recorded):
     model = tiny_model(tiny_config(pattern, "aligned", conditions=("instrumental_fine",), look_ahead_s=0.04))
     frames, written = 12, 5

@@ -3,8 +3,9 @@
 It works with stages whose conditions are ``aligned``, which hear the vocal up to a stated look-ahead and nothing
 beyond. Each time :attr:`LiveOptions.hop_s` of vocal has come in:
 
-1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip; the tokens of the new part are taken,
-   less :attr:`LiveOptions.edge_s` at the end, whose features would change with what follows;
+1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip, or as much of them as the new tokens can
+   depend on; the tokens of the new part are taken, less :attr:`LiveOptions.edge_s` at the end, whose features would
+   change with what follows;
 2. each stage writes as far as the tokens it hears allow. Its window rolls as in long form: the last half of what is
    written begins the next window. A non-autoregressive stage fills the new frames beside the keys and values that it
    keeps of earlier ones;
@@ -16,22 +17,18 @@ one of a minute.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.accompanist.networks import Role, StageNetwork
+from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, SeedOf, Track, WrittenTrack
+from hafm_lightning.accompanist.networks import StageNetwork
 from hafm_lightning.accompanist.rendering import FADE_S, Renderer
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, Samples, resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.modeling.decoding import Decoder
-from hafm_lightning.modeling.filling import Filler
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import AcousticTokenizer, SemanticTokenizer, Tokenizers
 from hafm_lightning.tokens import (
@@ -41,39 +38,7 @@ from hafm_lightning.tokens import (
     VOCAL_ACOUSTIC,
     VOCAL_SEMANTIC,
     TokenStream,
-    nearest_frames,
 )
-
-SeedOf = Callable[[Role, int], int]
-"""Seed of a stage's window, from the stage and the window's start."""
-
-
-@dataclass(frozen=True)
-class LiveOptions:
-    """Sizes of a live session; all are multiples of 0.04 s.
-
-    Attributes:
-        hop_s: Vocal that is gathered before the next step; part of the latency, and the time each step may take.
-        listen_s: Vocal tokenized at each step, as one clip.
-        edge_s: End of that clip whose tokens wait for the next step.
-        context_s: Earlier music whose keys and values a non-autoregressive stage keeps, to be seen by new frames.
-        sound_context_s: Earlier frames decoded again with the new ones.
-    """
-
-    hop_s: float = 0.48
-    listen_s: float = 10.0
-    edge_s: float = 0.08
-    context_s: float = 1.0
-    sound_context_s: float = 0.48
-
-    def __post_init__(self) -> None:
-        for name in ("hop_s", "listen_s", "edge_s", "context_s", "sound_context_s"):
-            try:
-                grid_units(getattr(self, name))
-            except ValueError as error:
-                raise RequestError(f"live option {name}: {error}") from error
-        if self.listen_s < self.hop_s + self.edge_s:
-            raise RequestError(f"live option listen_s must be at least hop_s + edge_s, got {self.listen_s}")
 
 
 class LiveSession:
@@ -108,9 +73,9 @@ class LiveSession:
                     f"the {network.role} stage ({network.source}) reads the whole vocal before it begins (conditioning "
                     "'prefix'); live accompaniment needs stages trained with conditioning 'aligned'"
                 )
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         for network in networks:
-            kind = _FilledTrack if network.model.layout.pattern == "nonautoregressive" else _WrittenTrack
+            kind = FilledTrack if network.model.layout.pattern == "nonautoregressive" else WrittenTrack
             self._tracks.append(kind(network, options, live, seed_of, window))
         needed = {stream.name for network in networks for stream in network.model.layout.conditions}
         self._ears = [
@@ -259,129 +224,23 @@ class _Ear:
     ) -> None:
         self.stream = stream
         self._tokenizer = tokenizer
-        self._length, self._edge = grid_units(live.listen_s), grid_units(live.edge_s)
+        self._longest, self._edge = grid_units(live.listen_s), grid_units(live.edge_s)
+        reach_s = tokenizer.reach_s  # a clip's beginning is resampled as if silence came before it: a unit more
+        self._before = None if reach_s is None else covering_units(round(reach_s * 1000), 1000) + 1
         self._done = 0  # grid units whose tokens are known
 
     def hear(self, sung: _Sung, end: int) -> Tensor:
         """Ids ``[K, n]`` of what has become known with the vocal up to unit ``end``."""
         known = max(0, end - self._edge)
-        clip = sung.clip(end, self._length, self._tokenizer.identity.sample_rate_hz)
+        length = self._longest
+        if self._before is not None:
+            length = min(length, end - self._done + self._before)
+        clip = sung.clip(end, length, self._tokenizer.identity.sample_rate_hz)
         ids = self._tokenizer.encode(clip[None])[0].cpu()
-        first = self._length - (end - self._done)
-        last = self._length - (end - known)
+        first = length - (end - self._done)
+        last = length - (end - known)
         self._done = known
         return ids[:, frames_at(self.stream, first) : frames_at(self.stream, last)]
-
-
-class _Track(ABC):
-    """One stage's writing."""
-
-    def __init__(
-        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
-    ) -> None:
-        self.network, self.options, self.live, self.seed_of, self.window = network, options, live, seed_of, window
-        self.target = network.model.layout.target
-        self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)  # [K, n] since the beginning
-        late = self.target.codebooks - 1 if network.model.layout.pattern == "delay" else 0
-        ahead = network.model.aligned.ahead if network.model.aligned is not None else 0
-        self.reach = ahead + late
-        """Frames after a frame that must be heard before it can be written."""
-        # one unit more, since frames of different rates begin apart
-        self.look_ahead = covering_units(self.reach, self.target.rate_hz) + 1 if self.reach else 1
-        """:attr:`reach` in grid units."""
-
-    @abstractmethod
-    def write(self, streams: Mapping[str, Tensor]) -> Tensor:
-        """New ids ``[K, n]``, as many as ``streams`` (name -> ``[K, T]`` since the beginning) allow."""
-
-    def cut(self, streams: Mapping[str, Tensor], start: int, units: int) -> dict[str, Tensor]:
-        """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0, never heard, where not known yet."""
-        conditions = {}
-        for stream in self.network.model.layout.conditions:
-            ids = streams[stream.name]
-            if stream.rate_hz:
-                first, frames = frames_at(stream, start), frames_at(stream, units)
-                ids = ids[:, first : first + frames]
-                ids = F.pad(ids, (0, frames - ids.shape[1]))
-            conditions[stream.name] = ids[None]
-        return conditions
-
-
-class _WrittenTrack(_Track):
-    """A stage that writes step by step, in rolling windows."""
-
-    def __init__(
-        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
-    ) -> None:
-        super().__init__(network, options, live, seed_of, window)
-        self._frames = frames_at(self.target, window)
-        keep = window - self.look_ahead
-        self._keep, self._overlap = keep, keep // 2
-        self._start = 0
-        self._decoder = self._window(known=0)
-
-    def _window(self, known: int) -> Decoder:
-        """A decoder for the window at ``_start``, of which ``known`` frames are written."""
-        prefix = self.done[None, :, self.done.shape[1] - known :] if known else None
-        seeds = [self.seed_of(self.network.role, self._start)]
-        return Decoder(self.network.model, self._frames, self.options, seeds, prefix=prefix)
-
-    def _writable(self, streams: Mapping[str, Tensor]) -> int:
-        """Frames of the window, from its beginning, for which all conditions are known."""
-        writable = self._frames
-        for stream in self.network.model.layout.conditions:
-            if not stream.rate_hz:
-                continue
-            known = streams[stream.name].shape[1] - frames_at(stream, self._start)
-            sounding = nearest_frames(stream, self.target, self._frames)  # [T]
-            writable = min(writable, int((sounding < known).sum()) - self.reach)
-        return writable
-
-    def write(self, streams: Mapping[str, Tensor]) -> Tensor:
-        before = self.done.shape[1]
-        while True:
-            writable = min(self._writable(streams), frames_at(self.target, self._keep))
-            if writable > self.done.shape[1] - frames_at(self.target, self._start):
-                self._decoder.condition(self.cut(streams, self._start, self.window))
-                codes = self._decoder.advance(writable)[0].cpu()
-                self.done = torch.cat((self.done[:, : frames_at(self.target, self._start)], codes), dim=1)
-            if writable < frames_at(self.target, self._keep):
-                return self.done[:, before:]
-            self._start += self._keep - self._overlap
-            self._decoder = self._window(known=frames_at(self.target, self._overlap))
-
-
-class _FilledTrack(_Track):
-    """A non-autoregressive stage: new frames are filled in one pass a codebook, beside what is kept of earlier ones."""
-
-    def __init__(
-        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
-    ) -> None:
-        super().__init__(network, options, live, seed_of, window)
-        self._filler = Filler(network.model, options, frames_at(self.target, grid_units(live.context_s)))
-        behind = network.model.aligned.behind if network.model.aligned is not None else 0
-        self._behind = covering_units(behind, self.target.rate_hz) + 1  # one more, since frames begin within units
-
-    def write(self, streams: Mapping[str, Tensor]) -> Tensor:
-        known_units = min(
-            int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S))
-            for stream in self.network.model.layout.conditions
-            if stream.rate_hz
-        )
-        before = self.done.shape[1]
-        frames = frames_at(self.target, known_units) - before
-        new = frames - self.reach
-        if new <= 0:
-            return self.done[:, before:]
-        start = max(0, int(before / (self.target.rate_hz * GRID_S)) - self._behind)
-        codes = self._filler.fill(
-            self.cut(streams, start, known_units - start),
-            [self.seed_of(self.network.role, known_units)],
-            frames,
-            new,
-        )[0].cpu()
-        self.done = torch.cat((self.done, codes), dim=1)
-        return self.done[:, before:]
 
 
 class _Limiter:

@@ -1,4 +1,4 @@
-"""A layer's weights as both ways of decoding on a CPU keep them: norms multiplied in, widths padded, rounded to int8."""
+"""A layer's weights as decoding on a CPU keeps them: norms multiplied in, widths padded, rounded to int8."""
 
 from __future__ import annotations
 

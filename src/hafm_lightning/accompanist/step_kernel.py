@@ -212,7 +212,9 @@ def _run_layers(
         layer, kind = phase // PHASES, phase % PHASES
         if layer == project_in[0].shape[0]:
             kind = PHASES  # the output heads
-        if kind == 0 or kind == 3 or kind == PHASES:  # by each thread for itself; used only if items are left, that is x complete
+        if (
+            kind == 0 or kind == 3 or kind == PHASES
+        ):  # by each thread for itself; used only if items are left, that is x complete
             _normalise(x, least[0], normed)
         items = blocks_out
         if kind == 0:
@@ -249,8 +251,8 @@ def _run_layers(
                     _multiply(contract[0], contract[1], contract[2], layer, item, gated, x, True)
                 else:
                     _multiply(
-                        heads_of_output[0], heads_of_output[1], heads_of_output[2], 0, first_block + item, normed, logits,
-                        False,
+                        heads_of_output[0], heads_of_output[1], heads_of_output[2], 0, first_block + item, normed,
+                        logits, False,
                     )  # fmt: skip
                 finished += 1
         count = add_to(done, phase, 0, finished) + finished

@@ -17,6 +17,7 @@ Stretches of a target that goes on are filled by :class:`~hafm_lightning.modelin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -156,9 +157,15 @@ class Decoder:
             self.positions, target_steps, torch.arange(self.plan.steps, device=self.device)
         ).int()
         self.table = model.relative_position.table().t().contiguous()  # [H, R]
+        codebooks, late = layout.target.codebooks, layout.target.codebooks - 1 if layout.pattern == "delay" else 0
+        # steps after the first and up to the last of these hear ids that were drawn here, and no EMPTY
+        self._drawn = self.step + late, steps if layout.pattern == "flattened" else frames
+        books = torch.arange(codebooks, device=self.device)
+        self._before = list(books.roll(1)[:, None]) if layout.pattern == "flattened" else [books]
         self.rows = 0
         self.streams: dict[str, Tensor] = {}
         self.clocked: Tensor | None = None
+        self.heard = 0  # frames that aligned conditions reach
         self.cache: KeyValueCache | None = None
         self._index = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -167,6 +174,8 @@ class Decoder:
     def condition(self, conditions: Mapping[str, Tensor]) -> None:
         """Give the conditions, or with ``aligned`` more of them (what was written already stays).
 
+        ``aligned`` conditions may end before the window does; then :meth:`advance` goes no further than they reach.
+
         Raises:
             ValueError: Conditions missing or of the wrong length, or changed after decoding began with a prefix.
         """
@@ -174,13 +183,30 @@ class Decoder:
             raise ValueError("conditions in a prefix cannot change once decoding began")
         check_clips(self.model, conditions, self.batch)
         self.streams, self.rows = guidance_rows(self.model, conditions, self.options)
-        clocked = self.model.frame_conditions(self.streams, self.frames)
-        if clocked is not None:
-            clocked = clocked.expand(self.rows * self.batch, -1, -1)
-            if self.clocked is None:
-                self.clocked = clocked.clone()
-            else:
-                self.clocked.copy_(clocked)  # in place: captured graphs read this buffer
+        if self.model.aligned is not None:
+            self._lay_on_clock(self.model.aligned.behind)
+
+    def _lay_on_clock(self, behind: int) -> None:
+        """Conditions on the target's clock, as far as they reach, from the frame of the next step on."""
+        target, streams = self.model.layout.target, [s for s in self.model.layout.conditions if s.rate_hz]
+        lengths = [self.streams[s.name].shape[-1] * target.rate_hz // s.rate_hz for s in streams]
+        self.heard = min(lengths, default=self.frames)
+        if self.heard > self.frames:
+            raise ValueError(f"the conditions reach to frame {self.heard} of a window of {self.frames} frames")
+        if self.clocked is None:
+            shape = (self.rows * self.batch, self.frames, self.places.shape[-1])
+            self.clocked = self.places.new_zeros(shape)
+        first = int(self.frame_of_step[min(self.step, self.plan.target_steps - 1)]) if self.cache is not None else 0
+        if first >= self.heard:
+            return
+        whole = math.lcm(*(target.rate_hz // math.gcd(target.rate_hz, s.rate_hz) for s in streams))
+        start = max(0, first - behind) // whole * whole  # frames of all streams begin there
+        cut = dict(self.streams)
+        for stream in streams:
+            cut[stream.name] = cut[stream.name][:, :, start * stream.rate_hz // target.rate_hz :]
+        clocked = self.model.frame_conditions(cut, self.heard - start)
+        assert clocked is not None
+        self.clocked[:, first : self.heard] = clocked[:, first - start :]  # in place: captured graphs read this buffer
 
     @torch.inference_mode()
     def advance(self, frame: int, on_frame: Callable[[int], None] | None = None) -> Tensor:
@@ -191,6 +217,8 @@ class Decoder:
         if not self.rows:
             raise ValueError("call condition() before advance()")
         until = layout.target_steps(frame)
+        if self.model.aligned is not None and int(self.frame_of_step[until - 1]) >= self.heard:
+            raise ValueError(f"the conditions reach to frame {self.heard}, which is too early for frame {frame}")
         if self.cache is None and self.step < min(until, last):
             self._prefill()
         steps_per_frame = layout.target.codebooks if layout.pattern == "flattened" else 1
@@ -248,7 +276,7 @@ class Decoder:
         """Run the backbone on the input of step ``_index`` and draw that step's tokens into the grid."""
         model, layout, index = self.model, self.model.layout, self._index
         assert self.cache is not None
-        x = self._input(codebook) + self.places.index_select(0, index)  # [R, 1, D]
+        x = self._input(codebook)  # [R, 1, D]
         if self.clocked is not None:
             x = x + self.clocked.index_select(1, self.frame_of_step.index_select(0, index))
         first = self.plan.condition_steps
@@ -265,16 +293,22 @@ class Decoder:
         self.grid.index_copy_(2, index, tokens[..., None])
 
     def _input(self, codebook: int) -> Tensor:
-        """Vector of what the step before wrote, ``[R, 1, D]``; the begin vector at the first step."""
-        model = self.model
+        """Place and what the step before wrote, as vectors ``[R, 1, D]``; the begin vector at the first step."""
+        model, place = self.model, self.places.index_select(0, self._index)  # [1, D]
         if self.step == 0:
-            return model.begin.expand(self.rows * self.batch, 1, -1)
+            return model.begin.expand(self.rows * self.batch, 1, -1) + place
         before = self.grid.index_select(2, self._index - 1)[..., 0]  # [B, W]
-        books = slice(None)
-        if model.layout.pattern == "flattened":
-            previous = (codebook - 1) % model.layout.target.codebooks
-            books = slice(previous, previous + 1)
-        return model.target(before, books).sum(1, keepdim=True).repeat(self.rows, 1, 1)  # type: ignore[no-any-return]
+        first, last = self._drawn
+        if first < self.step <= last:
+            vectors = model.target.known(before, self._before[codebook])
+        else:
+            books = slice(None)
+            if model.layout.pattern == "flattened":
+                previous = (codebook - 1) % model.layout.target.codebooks
+                books = slice(previous, previous + 1)
+            vectors = model.target(before, books)
+        x = vectors.sum(1, keepdim=True) + place
+        return x if self.rows == 1 else x.repeat(self.rows, 1, 1)
 
     def _capture(self, codebook: int) -> None:
         """Record this step as a graph for the steps to come, and run it."""

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LARGEST_UNIFORM = 1 - 2.0**-23
+"""The largest number by which every float32 becomes smaller."""
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -53,7 +56,10 @@ def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
     """Logits with all but the ``top_k`` largest at ``-inf``; ties with the last kept one stay."""
     if top_k is None or top_k >= logits.shape[-1]:
         return logits
-    threshold = logits.topk(top_k, dim=-1).values[..., -1:]
+    if logits.device.type == "cpu":  # twice as fast there
+        threshold = logits.kthvalue(logits.shape[-1] - top_k + 1, dim=-1, keepdim=True).values
+    else:
+        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
     return logits.masked_fill(logits < threshold, -math.inf)
 
 
@@ -77,13 +83,10 @@ def choose(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
     if options.temperature == 0 or options.top_k == 1:  # ties included: keep_top_k would keep them all
         return logits.argmax(-1)
     logits = keep_top_p(keep_top_k(logits / options.temperature, options.top_k), options.top_p)
-    probabilities = logits.softmax(-1)
-    cumulative = probabilities.cumsum(-1)
-    # scaled by the sum that rounding left, so that the draw always falls on a token
-    threshold = uniform.to(cumulative)[..., None] * cumulative[..., -1:]
-    token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    last = (probabilities > 0).long().mul(torch.arange(logits.shape[-1], device=logits.device)).amax(-1)
-    return torch.minimum(token, last)
+    cumulative = logits.softmax(-1).cumsum(-1)
+    # scaled by the sum that rounding left and kept below it, so that the draw always falls on a possible token
+    threshold = uniform.to(cumulative).clamp(max=LARGEST_UNIFORM)[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
 
 
 def uniform_numbers(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:

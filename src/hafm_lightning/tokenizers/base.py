@@ -120,6 +120,10 @@ class SemanticTokenizer(Protocol):
     def centroids(self) -> Tensor:
         """Feature vector of each token, float32 ``[V, d]``."""
 
+    @property
+    def reach_s(self) -> float | None:
+        """How far from a frame's centre lies the sound that its tokens depend on, in seconds; None: anywhere."""
+
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, 1, T]``."""
 
@@ -133,6 +137,10 @@ class AcousticTokenizer(Protocol):
     @property
     def identity(self) -> TokenizerIdentity:
         """What decides the tokens."""
+
+    @property
+    def reach_s(self) -> float | None:
+        """How far from a frame's centre lies the sound that its tokens depend on, in seconds; None: anywhere."""
 
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, K, T]``."""

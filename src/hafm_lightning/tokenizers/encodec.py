@@ -175,6 +175,11 @@ class EncodecTokenizer:
         return self._identity
 
     @property
+    def reach_s(self) -> None:
+        """The whole clip decides each token."""
+        return None
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return torch.device(self._model.device)

@@ -135,6 +135,12 @@ class SemanticFrontEnd:
             rate, settings.chroma_window, settings.chroma_low_hz, settings.chroma_high_hz
         )
 
+    @property
+    def reach_s(self) -> float:
+        """How far from its centre a frame hears: half the longer window, and for onsets one frame more."""
+        window = max(self.settings.mel_window, self.settings.chroma_window)
+        return (window / 2 + SEMANTIC_HOP) / SEMANTIC_SAMPLE_RATE_HZ
+
     def __call__(self, audio: Tensor) -> Tensor:
         """``[L]`` -> float64 ``[T, d]``."""
         settings = self.settings
@@ -180,6 +186,11 @@ class AcousticFrontEnd:
             ACOUSTIC_SAMPLE_RATE_HZ, self._window, settings.mel_bands, settings.mel_low_hz, settings.mel_high_hz
         )
 
+    @property
+    def reach_s(self) -> float:
+        """How far from its centre a frame hears: half its window."""
+        return self._window / 2 / ACOUSTIC_SAMPLE_RATE_HZ
+
     def __call__(self, audio: Tensor) -> Tensor:
         """``[L]`` -> float64 ``[T, M]``."""
         return torch.log(spectra.magnitudes(audio, self._window, ACOUSTIC_HOP) @ self._mel.T + self._floor)
@@ -195,6 +206,6 @@ class AcousticFrontEnd:
             spectrum = spectrum * ((ratio @ self._mel) / reach)
         return spectrum
 
-    def sound(self, log_mel: Tensor) -> Tensor:
-        """Inverse of the call, as far as there is one: ``[T, M]`` -> float32 ``[T * 320]``."""
-        return spectra.griffin_lim(self.magnitudes(log_mel), ACOUSTIC_HOP, GRIFFIN_LIM_ITERATIONS, PHASE_SEED)
+    def sound(self, magnitudes: Tensor) -> Tensor:
+        """Sound with about such a spectrum: ``[T, window / 2 + 1]`` -> float32 ``[T * 320]``."""
+        return spectra.griffin_lim(magnitudes, ACOUSTIC_HOP, GRIFFIN_LIM_ITERATIONS, PHASE_SEED)

@@ -202,6 +202,11 @@ class HubertTokenizer:
         return self._identity
 
     @property
+    def reach_s(self) -> None:
+        """The whole clip decides each token."""
+        return None
+
+    @property
     def centroids(self) -> Tensor:
         """Feature vector of each token, float32 ``[V, D]``."""
         return self._centroids

@@ -109,6 +109,11 @@ class OfflineSemanticTokenizer:
         return self._identity
 
     @property
+    def reach_s(self) -> float:
+        """How far from a frame's centre lies the sound that its tokens depend on, in seconds."""
+        return self._front_end.reach_s
+
+    @property
     def centroids(self) -> Tensor:
         """Feature vector of each token, float32 ``[V, d]``."""
         return self._arrays["centroids"]
@@ -207,6 +212,11 @@ class OfflineAcousticTokenizer:
         """What decides the tokens."""
         return self._identity
 
+    @property
+    def reach_s(self) -> float:
+        """How far from a frame's centre lies the sound that its tokens depend on, in seconds."""
+        return self._front_end.reach_s
+
     @classmethod
     def train(
         cls,
@@ -287,7 +297,8 @@ class OfflineAcousticTokenizer:
     def sound(self, log_mel: Tensor) -> Tensor:
         """Sound of log-mel frames ``[T, M]``: float32 ``[T * 320]``."""
         with spectra.one_thread():
-            return self._front_end.sound(log_mel)
+            magnitudes = self._front_end.magnitudes(log_mel)
+        return self._front_end.sound(magnitudes)  # made of transforms and sums of rows: threads do not show
 
     def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
         """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
