@@ -203,9 +203,9 @@ def test_several_steps_at_once_equal_plain_ones() -> None:
     with torch.inference_mode():
         for model in (plain, packed_copy(plain, "fp32", kernel=True)):
             cache = KeyValueCache(BACKBONE, 2, 9, "cpu", torch.float32)
-            parts = [
-                model.backbone.cached(x[:, a:b], CachedSteps(cache, a, b, bias[:, a:b, :b]))
-                for a, b in ((0, 3), (3, 7))
-            ]
+            parts = []
+            for first, last in ((0, 3), (3, 7)):
+                at = CachedSteps(cache, first, last, bias[:, first:last, :last])
+                parts.append(model.backbone.cached(x[:, first:last], at))
             found.append(torch.cat(parts, dim=1))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

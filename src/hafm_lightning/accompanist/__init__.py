@@ -8,7 +8,8 @@ and `song` how a long vocal is covered, `rendering` how tokens become sound, `ta
 from __future__ import annotations
 
 from hafm_lightning.accompanist.band import Accompanist
-from hafm_lightning.accompanist.live import LiveOptions, LiveSession
+from hafm_lightning.accompanist.live import LiveSession
+from hafm_lightning.accompanist.live_tracks import LiveOptions
 from hafm_lightning.accompanist.song import Vocal
 from hafm_lightning.accompanist.take import MixOptions, Take
 

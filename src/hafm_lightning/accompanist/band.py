@@ -26,7 +26,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hafm_lightning.accompanist.live import LiveOptions, LiveSession
+from hafm_lightning.accompanist.live import LiveSession
+from hafm_lightning.accompanist.live_tracks import LiveOptions
 from hafm_lightning.accompanist.model_folder import read_model_folder
 from hafm_lightning.accompanist.networks import (
     Precision,

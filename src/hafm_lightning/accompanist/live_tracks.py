@@ -127,6 +127,7 @@ class WrittenTrack(Track):
         return min(self.window, known - self._start)
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
+        """As the base class says."""
         before = self.done.shape[1]
         while True:
             writable = min(self._writable(streams), frames_at(self.target, self._keep))
@@ -152,6 +153,7 @@ class FilledTrack(Track):
         self._behind = covering_units(behind, self.target.rate_hz) + 1  # one more, since frames begin within units
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
+        """As the base class says."""
         known_units = min(
             int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S))
             for stream in self.network.model.layout.conditions

@@ -41,7 +41,7 @@ OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 1662432935
+TILES_CHECKSUM = 2012349516
 """CRC-32 of `step_tiles.py`: Numba compiles this file anew when its text changes, and knows of no other file."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
@@ -212,9 +212,8 @@ def _run_layers(
         layer, kind = phase // PHASES, phase % PHASES
         if layer == project_in[0].shape[0]:
             kind = PHASES  # the output heads
-        if (
-            kind == 0 or kind == 3 or kind == PHASES
-        ):  # by each thread for itself; used only if items are left, that is x complete
+        if kind == 0 or kind == 3 or kind == PHASES:  # by each thread for itself
+            # used only if items are left, that is if x is complete
             _normalise(x, least[0], normed)
         items = blocks_out
         if kind == 0:

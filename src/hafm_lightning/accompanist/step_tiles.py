@@ -130,7 +130,7 @@ def _store_floats(builder: Any, kind: Any, pointer: Any, index: Any, vectors: li
     """Inverse of :func:`_float_values`."""
     if kind == types.uint16:
         both = [[half // 2 + LANES * (half % 2) for half in range(at, at + LANES)] for at in (0, LANES)]
-        vectors = [_picked(builder, *vectors, order) for order in both]
+        vectors = [_picked(builder, vectors[0], vectors[1], order) for order in both]
     for number, vector in enumerate(vectors):
         place = builder.add(index, _long(number * LANES))
         builder.store(vector, _at(builder, pointer, place, _VECTOR), align=4)

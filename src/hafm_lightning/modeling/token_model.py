@@ -226,7 +226,9 @@ class TokenModel(nn.Module):
         if self.compiled_step is not None and self.compiled_step.takes(x, at):
             return self.compiled_step(x, at, codebook)
         hidden = self.backbone.cached(x, at)[:, 0]
-        return self.every_head(hidden) if codebook is None else self.head(hidden, codebook)[:, None]
+        if codebook is None:
+            return self.every_head(hidden)
+        return self.head(hidden, codebook)[:, None]
 
     def cache(self, rows: int, steps: int) -> KeyValueCache:
         """An empty cache for :meth:`step_logits` with ``rows`` rows and up to ``steps`` steps."""
@@ -287,7 +289,7 @@ class TokenModel(nn.Module):
     def filling(self, codes: Tensor, clocked: Tensor | None, codebook: int) -> Tensor:
         """``nonautoregressive``: inputs ``[B, T, D]`` for one codebook, from codes ``[B, K, T]``."""
         # an empty sum for the lowest codebook: every parameter still gets a gradient, as DDP needs
-        below = self.target(codes[:, :codebook], slice(0, codebook)).sum(1)
+        below: Tensor = self.target(codes[:, :codebook], slice(0, codebook)).sum(1)
         x = self.begin.expand(len(codes), codes.shape[-1], -1) + below
         x = x + self.place.weight[self.layout.first_place(len(self.layout.conditions)) + codebook]
         return x if clocked is None else x + clocked
