@@ -5,7 +5,7 @@
 Songs that the model has not seen are synthesised and tokenized, and their true tokens scored by teacher forcing:
 
 * **precisions**: weights as each precision of generation keeps them, against float32: change of the cross-entropy of
-  the true tokens, and divergence of the distribution that a token is drawn from (guidance and temperature of the paper);
+  the true tokens, and divergence of the distribution that tokens are drawn from (the paper's guidance and temperature);
 * **filling**: a live session's non-autoregressive stage beside the keys that it keeps of earlier frames, against
   computing those frames again with each hop, and against a whole window of the length that it was trained on.
 """
