@@ -1,6 +1,7 @@
 """Every attention path against plain float64 attention, in values and gradients, and what the blocks keep."""
 
 import math
+import multiprocessing
 from unittest.mock import Mock
 
 import pytest
@@ -111,6 +112,31 @@ def test_tiles_give_the_same_bits_on_any_number_of_threads(openmp, threads, monk
         results.append([output, *gradients(output, qkv, module)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # so are all of PyTorch's
+def test_a_forked_process_computes_the_same_bits(threads):
+    """As workers are: forked when functions are compiled and threads are at work, then held to one thread."""
+    threads(2)
+    module, positions, qkv = setting("causal", frames=99, width=16)
+    geometry = prepare(module, positions, "tiled")
+
+    def found():
+        output = attend(*qkv, module.table(), geometry)
+        return [x.detach().numpy().tobytes() for x in (output, *gradients(output, qkv, module))]
+
+    def child(connection):
+        torch.set_num_threads(1)
+        connection.send(found())
+
+    here, context = found(), multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child, args=(theirs,), daemon=True)
+    process.start()
+    assert ours.poll(60), "the child hangs"
+    assert ours.recv() == here
+    process.join()
 
 
 def test_tiles_pass_on_what_is_no_number():

@@ -69,10 +69,11 @@ def test_a_clip_longer_than_the_far_buckets_matches_the_reference():
     torch.testing.assert_close(model(streams).double(), ReferenceModel(model).logits(streams), atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("backend", ["tiled", "blockwise"])
 @pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
-def test_dense_and_blockwise_networks_agree_in_logits_and_gradients(conditioning):
+def test_networks_of_the_cpu_and_dense_ones_agree_in_logits_and_gradients(conditioning, backend):
     config = tiny_config("delay", conditioning)
-    one, other = tiny_model(config, attention="blockwise"), tiny_model(config, attention="dense")
+    one, other = tiny_model(config, attention=backend), tiny_model(config, attention="dense")
     streams = tiny_streams(config.layout, 6)
     for model in (one, other):
         model(streams).square().mean().backward()

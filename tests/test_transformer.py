@@ -159,11 +159,12 @@ def test_the_cache_is_written_in_place_and_refuses_more_than_it_holds():
         cache.write(0, 3, ones, ones)
 
 
-def test_recomputing_layers_changes_neither_output_nor_gradients():
+@pytest.mark.parametrize("backend", ["tiled", "blockwise"])
+def test_recomputing_layers_changes_neither_output_nor_gradients(backend):
     results = []
     for recompute in (False, True):
         config = BackboneConfig(layers=2, width=16, heads=2, feedforward=24, checkpoint_layers=recompute)
-        backbone, x, module, _, geometry = setting(config=config)
+        backbone, x, module, _, geometry = setting(backend=backend, config=config)
         backbone.train()
         output = backbone(x, module.table(), geometry)
         output.square().mean().backward()
