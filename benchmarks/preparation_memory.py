@@ -2,8 +2,8 @@
 
     python benchmarks/preparation_memory.py --song-s 100 --json benchmarks/results/preparation_memory.json
 
-MDX-Net, HuBERT Base (9 layers) and EnCodec work in one process, as a worker does. The song is noise; no filter is on, so
-that every clip is tokenized. Songs are read in blocks, so memory should not depend on ``--song-s``.
+MDX-Net, HuBERT Base (9 layers) and EnCodec work in one process, as a worker does. The song is noise; no filter is on,
+so that every clip is tokenized. Songs are read in blocks, so memory should not depend on ``--song-s``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -83,3 +83,24 @@ def clips(music: TinyMusic) -> list[MusicClip]:
     from hafm_lightning.evaluation.segments import load_clip
 
     return [load_clip(segment, music.tokenizers) for segment in tiny_selection(music).segments]
+
+
+@pytest.fixture(scope="session")
+def musdb(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Five songs of 5 s, four of them in ``train``."""
+    from tiny_corpora import write_musdb
+
+    root = write_musdb(tmp_path_factory.mktemp("musdb"), train=4, test=1, seconds=5.0)
+    return [{"kind": "MusdbHQ", "path": str(root), "allow_partial": True}]
+
+
+@pytest.fixture(scope="session")
+def prepared(musdb: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The songs of ``musdb``, prepared in one process without a break."""
+    from tiny_preparation import tiny_config
+
+    from hafm_lightning.preparation.pipeline import prepare
+
+    root = tmp_path_factory.mktemp("prepared") / "root"
+    prepare(tiny_config(root, musdb))
+    return root

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.shards import MANIFEST_NAME, SPLITS, ShardReader
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokenizers.base import read_description
+from hafm_lightning.tokenizers.weights import UnreachableWeightsError
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,20 @@ class Findings:
         root: The folder.
         clips: Split -> clips.
         problems: One line each; empty when all is well.
+        notes: What could not be looked at here, one line each.
     """
 
     root: str
     clips: dict[str, int]
     problems: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """Lines for the terminal."""
         counts = ", ".join(f"{split} {clips} clips" for split, clips in self.clips.items())
         if not self.problems:
-            return f"{self.root}: whole ({counts})"
-        return "\n".join([f"{self.root}: {len(self.problems)} problems ({counts})", *self.problems])
+            return "\n".join([f"{self.root}: whole ({counts})", *self.notes])
+        return "\n".join([f"{self.root}: {len(self.problems)} problems ({counts})", *self.problems, *self.notes])
 
 
 def verify_root(root: str | Path) -> Findings:
@@ -74,9 +77,12 @@ def verify_root(root: str | Path) -> Findings:
         for split, manifest in manifests.items():
             if manifest.tokenizers[use]["sha256"] != identity.sha256:
                 problems.append(f"{split} was tokenized by another {use} tokenizer than {folder / 'tokenizers' / use}")
+    notes: list[str] = []
     if not problems:
         try:
             load_tokenizers(folder / "tokenizers")
+        except UnreachableWeightsError as error:
+            notes.append(f"tokenizers: described, but not loaded: {str(error).splitlines()[0]}")
         except RequestError as error:
             problems.append(str(error).splitlines()[0])
-    return Findings(str(folder), {split: manifest.clips for split, manifest in manifests.items()}, problems)
+    return Findings(str(folder), {split: manifest.clips for split, manifest in manifests.items()}, problems, notes)

@@ -33,11 +33,15 @@ PINNED_REVISIONS: Mapping[str, str] = {
 """Revision of each published model that is used when none is asked for."""
 
 
+class UnreachableWeightsError(RequestError):
+    """Pretrained weights are not at their source: no such folder, or no connection to it."""
+
+
 def resolve_source(source: str | Path, revision: str | None) -> tuple[str, str | None]:
     """Folder or Hub id to load from, and the revision (None for a folder).
 
     Raises:
-        RequestError: The source looks like a path and no such folder exists.
+        UnreachableWeightsError: The source looks like a path and no such folder exists.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -46,7 +50,9 @@ def resolve_source(source: str | Path, revision: str | None) -> tuple[str, str |
         return str(path), None
     name = str(source)
     if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise RequestError(f"no weights at {source}: the folder does not exist; name a folder, or a Hub id owner/name")
+        raise UnreachableWeightsError(
+            f"no weights at {source}: the folder does not exist; name a folder, or a Hub id owner/name"
+        )
     return name, revision or PINNED_REVISIONS.get(name)
 
 
@@ -120,7 +126,7 @@ def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[Non
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise RequestError(
+        raise UnreachableWeightsError(
             f"the weights {where} are not reachable: {' '.join(str(error).split())[:200]}\n"
             "connect to the network (or log in, for a private model), or name a local folder that holds "
             "config.json and model.safetensors"
