@@ -103,7 +103,7 @@ class Accompanist:
         check_belonging(networks, tokenizers)
         self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device)
+        self.precision = pick_precision(precision, self.device, networks)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
         self.networks = tuple(networks)
         for network in self.networks:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from hafm_lightning.accompanist.packing import can_pack, pack
+from hafm_lightning.accompanist.packing import can_pack, pack, steps_can_be_compiled
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.checkpoint_format import checked_metadata, describe_difference, read_checkpoint
 from hafm_lightning.errors import RequestError
@@ -235,13 +235,15 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_precision(precision: Precision, device: torch.device) -> Precision:
-    """How weights are kept on ``device``; never ``auto``.
+def pick_precision(precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()) -> Precision:
+    """How the weights of ``networks`` are kept on ``device``; never ``auto``.
 
     A decoding step reads all weights once and does little else, so halving them shortens it wherever the processor
     multiplies bf16 by itself: on GPUs, and on CPUs with AVX-512 BF16 or AMX. On other CPUs bf16 is emulated and slower
-    (`benchmarks/generation.py` times both on the machine at hand). ``auto`` follows the processor, never a stopwatch,
-    so that a seed gives the same take every time.
+    (`benchmarks/generation.py` times both on the machine at hand). There the steps of large networks, which run as one
+    compiled function, take 8 bits a weight: that halves them again and moves the distribution of a draw by less than
+    0.001 nats, which is the most that ``auto`` may lose (`benchmarks/generation_quality.py` measures it). ``auto``
+    follows processor and sizes, never a stopwatch, so that a seed gives the same take every time.
 
     Raises:
         RequestError: int8 was asked for where there are no kernels for it.
@@ -252,7 +254,10 @@ def pick_precision(precision: Precision, device: torch.device) -> Precision:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+    if device.type != "cpu" or not cpu_multiplies_bf16():
+        return "fp32"
+    compiled = bool(networks) and can_pack() and all(steps_can_be_compiled(network.model) for network in networks)
+    return "int8" if compiled else "bf16"
 
 
 def settle(model: TokenModel, device: torch.device, precision: Precision) -> None:

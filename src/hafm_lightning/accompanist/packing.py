@@ -7,7 +7,7 @@ starting some hundred small operations. Choices, each measured (`benchmarks/gene
   no slower for whole windows; gate and product of GEGLU happen inside the matrix products;
 * the weights of the norms before a projection are multiplied into it, which leaves three operations of a norm's eight;
 * the paper's inner width of 1365 is padded with zeros to a multiple of :data:`ALIGNMENT`, which changes no result;
-* int8 weights (asked for, never by default) are read 1.7 times as fast again, for an error of 0.8 % in each product;
+* int8 weights are read 1.7 times as fast again, for an error of 0.8 % in each product;
 * with bf16 or int8 weights everything else stays float32: the residual stream, the norms, and the cache, which
   PyTorch's attention reads three times as fast in float32 as in bf16 on a CPU. Steps of a few rows of a large network
   run in one compiled function (:mod:`~hafm_lightning.accompanist.compiled_step`), which keeps a bf16 cache.
@@ -60,11 +60,7 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
         kernel: Whether steps of a few rows run in one compiled function; None: for large networks.
     """
     model.requires_grad_(False)
-    if kernel is None:
-        large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
-        backbone = model.config.backbone
-        fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
-        kernel = large and fits and find_spec("numba") is not None
+    kernel = steps_can_be_compiled(model) if kernel is None else kernel
     plain = [PlainLayer.of(cast(Layer, layer)) for layer in model.backbone.layers]
     factors = norm_factors(model.backbone.final_norm)
     if kernel:
@@ -72,6 +68,14 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
         model.compiled_step = CompiledStep(model.config.backbone, plain, heads, precision)
     model.backbone = cast(Transformer, PackedTransformer(model.config.backbone, plain, factors, precision))
     model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
+
+
+def steps_can_be_compiled(model: TokenModel) -> bool:
+    """Whether steps of a few rows are to run in one compiled function: it pays for large networks."""
+    large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
+    backbone = model.config.backbone
+    fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
+    return large and fits and find_spec("numba") is not None
 
 
 class PackedLinear(nn.Module):
