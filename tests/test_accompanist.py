@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_band import WINDOW_S, TinyBand, make_band, sing
+from tiny_models import tiny_config, tiny_model
 
 from hafm_lightning import Accompanist
-from hafm_lightning.accompanist import MixOptions
+from hafm_lightning.accompanist import MixOptions, networks
 from hafm_lightning.accompanist.song import Seeds
 from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.audio import Audio, loudness_lufs, read_audio, resample, true_peak_dbtp, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import STREAMS
 
@@ -291,6 +294,19 @@ def test_two_stages_only_when_asked_decode_four_codebooks(live_band: TinyBand) -
     coarse = torch.from_numpy(take.tokens["instrumental_coarse"])[None]
     decoded = band.tokenizers.acoustic.decode(coarse)[0].numpy()
     assert np.corrcoef(decoded, take.instrumental.samples[0])[0, 1] > 0.999
+
+
+def test_auto_follows_processor_and_size(monkeypatch: pytest.MonkeyPatch, live_band: TinyBand) -> None:
+    cpu = torch.device("cpu")
+    with torch.device("meta"):
+        large = SimpleNamespace(model=TokenModel(TokenModelConfig(("vocal_semantic",), "instrumental_semantic")))
+    small = SimpleNamespace(model=tiny_model(tiny_config()))
+    for bf16, expected in ((True, ["int8", "bf16", "bf16"]), (False, ["fp32", "fp32", "fp32"])):
+        monkeypatch.setattr(networks, "cpu_multiplies_bf16", lambda bf16=bf16: bf16)
+        monkeypatch.setattr(networks, "can_pack", lambda: True)
+        found = [networks.pick_precision("auto", cpu, some) for some in ([large, large], [large, small], [])]
+        assert found == expected
+    assert networks.pick_precision("bf16", cpu, [large]) == "bf16"
 
 
 def test_every_precision_sings(live_band: TinyBand) -> None:
