@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hafm_lightning.modeling import rowwise
+from hafm_lightning.modeling import compiled, rowwise
 from hafm_lightning.modeling.layout import prediction_steps
 
 
@@ -61,16 +61,38 @@ def test_gated_feedforward(rows_at_once):
     compare(lambda x, a, b, c, d: rowwise.gated_feedforward(x, (a, b), (c, d)), reference, inputs)
 
 
+def test_split_heads():
+    def reference(projected):
+        return torch.stack([part.unflatten(-1, (2, 4)).transpose(1, 2) for part in projected.chunk(3, -1)])
+
+    compare(lambda x: torch.stack(rowwise.split_heads(x, 2)), reference, leaves((3, 5, 24)))
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 4, 64), (2, 300, 128), (700, 64), (1, 2, 1, 2, 64)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_rms_norm(transposed):
+def test_rms_norm(transposed, shape, by_function, monkeypatch):
+    monkeypatch.setattr(compiled, "available", lambda: by_function)
+
     def laid_out(x):
-        return x.transpose(1, 2) if transposed else x
+        return x.transpose(1, 2) if transposed and x.dim() > 3 else x
 
     def reference(x, weight):
         x = laid_out(x)
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
 
-    compare(lambda x, weight: rowwise.rms_norm(laid_out(x), weight, 1e-6), reference, leaves((2, 3, 4, 6), (6,)))
+    compare(lambda x, weight: rowwise.rms_norm(laid_out(x), weight, 1e-6), reference, leaves(shape, shape[-1:]))
+
+
+def test_gradients_of_a_norms_weight_do_not_depend_on_the_number_of_threads():
+    x, weight = leaves((2, 1000, 64), (64,))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(torch.autograd.grad(rowwise.rms_norm(x, weight, 1e-6).square().sum(), [x, weight]))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_only_training_in_float32_on_the_cpu_goes_by_rows():

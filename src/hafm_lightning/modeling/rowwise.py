@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hafm_lightning.modeling import compiled
+
 ROWS_AT_ONCE = 256
 """Rows handled at once: enough for matrix products, few enough for the cache."""
 ALIGNMENT = 16
@@ -39,6 +41,11 @@ def rowwise(x: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """``x / rms(x) * weight`` over the last dimension."""
     return _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def split_heads(projected: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``[B, S, 3 D]`` -> queries, keys and values ``[B, H, S, d]`` of ``H = count`` heads: views."""
+    return _SplitHeads.apply(projected, count)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def gated_feedforward(x: Tensor, expand: tuple[Tensor, Tensor], contract: tuple[Tensor, Tensor]) -> Tensor:
@@ -69,11 +76,33 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = gradients
         x, weight, scale = ctx.saved_tensors
+        if compiled.available():
+            from hafm_lightning.modeling.compiled.norm_rows import fits, norm_backward
+
+            if fits(x, grad):
+                return *norm_backward(x, weight, scale, grad), None
         normalised = x * scale
         weighted = grad * normalised
         inner = (weighted @ weight).unsqueeze(-1).div_(-x.shape[-1])
         grad_weight = weighted.flatten(0, -2).sum(0)
         return torch.mul(grad, weight, out=weighted).addcmul_(normalised, inner).mul_(scale), grad_weight, None
+
+
+class _SplitHeads(torch.autograd.Function):
+    """Autograd would stack the three gradients and then bring them into the order of ``projected``."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, count: int) -> tuple[Tensor, ...]:
+        batch, steps, _ = projected.shape
+        return projected.view(batch, steps, 3, count, -1).permute(2, 0, 3, 1, 4).unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        batch, count, steps, width = gradients[0].shape
+        grad = gradients[0].new_empty(batch, steps, 3, count, width)
+        for part, gradient in zip(grad.unbind(2), gradients, strict=True):
+            part.copy_(gradient.transpose(1, 2))
+        return grad.flatten(2), None
 
 
 class _GatedFeedForward(torch.autograd.Function):

@@ -22,7 +22,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from hafm_lightning.modeling.attention import Geometry, attend
-from hafm_lightning.modeling.rowwise import gated_feedforward, rms_norm, rowwise
+from hafm_lightning.modeling.rowwise import gated_feedforward, rms_norm, rowwise, split_heads
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,11 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, steps, _ = x.shape
-        projected = self.project_in(x).view(batch, steps, 3, self.heads, -1)
-        queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [B, H, S, d]
+        projected = self.project_in(x)
+        if rowwise(projected):
+            queries, keys, values = split_heads(projected, self.heads)
+        else:
+            queries, keys, values = projected.view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return self.query_norm(queries), self.key_norm(keys), values
 
     def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
