@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ class CompiledStep:
         self._least = np.array(layers[0].least, np.float32)
         narrow = precision != "fp32" and config.head_width % BF16_CACHE_ALIGNMENT == 0
         self._cache_dtype = torch.bfloat16 if narrow else torch.float32
+        self._kept = threading.local()
         nothing = KeyValueCache(config, 1, 1, "cpu", self._cache_dtype)
         self(torch.zeros(1, 1, config.width), CachedSteps(nothing, 0, 1, torch.zeros(config.heads, 1, 1)), None)
 
@@ -82,10 +84,9 @@ class CompiledStep:
         rows, _, width = x.shape
         heads, inner, threads = at.bias.shape[0], self._inner, self._use_threads(torch.get_num_threads())
         first, count = (0, self._codebooks) if codebook is None else (codebook, 1)
-        cache = at.cache.both
-        logits = torch.empty(rows, self._codebooks, self._outputs)
+        cache, logits = at.cache.both, torch.empty(rows, self._codebooks, self._outputs)
         sizes = ((threads, rows, width), *((rows, size) for size in (3 * width, width, 2 * inner, inner)))
-        spaces = [np.empty(size, np.float32) for size in (*sizes, (rows * heads, at.visible))]
+        spaces = self._spaces((*sizes, (rows * heads, at.cache.capacity)))
         counters = [np.zeros((self._phases, shares, 8), np.int64) for shares in (threads, 1)]
         self._step(
             x[:, 0].clone(memory_format=torch.contiguous_format).numpy(), *self._weights, self._head_factors,
@@ -94,6 +95,13 @@ class CompiledStep:
             (first + count) * self._blocks, logits.flatten(1).numpy(), *spaces, *counters,
         )  # fmt: skip
         return logits[:, first : first + count, : self._vocabulary]
+
+    def _spaces(self, sizes: tuple[tuple[int, ...], ...]) -> list[NDArray[np.float32]]:
+        """Room for what a step computes, used again by the next one of the same sizes in this thread."""
+        kept: tuple[Any, list[NDArray[np.float32]]] | None = getattr(self._kept, "spaces", None)
+        if kept is None or kept[0] != sizes:
+            kept = self._kept.spaces = sizes, [np.empty(size, np.float32) for size in sizes]
+        return kept[1]
 
 
 def stored(

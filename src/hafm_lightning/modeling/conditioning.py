@@ -57,12 +57,12 @@ class StreamEmbedding(nn.Module):
         vectors = F.embedding(row, tables.flatten(0, 1))
         return torch.where(absent[..., None], self.special.to(vectors.dtype), vectors)
 
-    def known(self, ids: Tensor, codebooks: Tensor) -> Tensor:
+    def known(self, ids: Tensor, first: Tensor) -> Tensor:
         """Ids ``[B, K']`` that are sure to be of the vocabulary, none special -> the same as the call gives, faster.
 
-        ``codebooks [K']`` holds the numbers of theirs.
+        ``first [K']`` holds the first row of each codebook, its number times the vocabulary.
         """
-        return F.embedding(ids + codebooks * self.stream.vocabulary, self.weight.flatten(0, 1))
+        return F.embedding(ids + first, self.weight.flatten(0, 1))
 
 
 def drop_conditions(

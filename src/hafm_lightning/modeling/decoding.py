@@ -138,7 +138,7 @@ class Decoder:
         self.model, self.frames, self.options = model, frames, options
         self.batch, self.device = len(seeds), model.device
         self.capture = self.device.type == "cuda" if capture is None else capture
-        self.static = self.capture if static is None else static
+        self.static = self.capture or bool(static)
         self.plan = layout.plan(frames)
         self.positions, _ = model.positions(frames)
         steps, width = self.plan.target_steps, layout.tokens_per_step
@@ -158,10 +158,9 @@ class Decoder:
         ).int()
         self.table = model.relative_position.table().t().contiguous()  # [H, R]
         codebooks, late = layout.target.codebooks, layout.target.codebooks - 1 if layout.pattern == "delay" else 0
-        # steps after the first and up to the last of these hear ids that were drawn here, and no EMPTY
-        self._drawn = self.step + late, steps if layout.pattern == "flattened" else frames
-        books = torch.arange(codebooks, device=self.device)
-        self._before = list(books.roll(1)[:, None]) if layout.pattern == "flattened" else [books]
+        self._wholly_drawn = self.step + late, steps if layout.pattern == "flattened" else frames
+        first = torch.arange(codebooks, device=self.device) * layout.target.vocabulary
+        self._first_rows = list(first.roll(1)[:, None]) if layout.pattern == "flattened" else [first]
         self.rows = 0
         self.streams: dict[str, Tensor] = {}
         self.clocked: Tensor | None = None
@@ -263,7 +262,8 @@ class Decoder:
 
     def _advance_one(self) -> None:
         codebook = self.step % self.model.layout.target.codebooks if self.model.layout.pattern == "flattened" else 0
-        self._index.fill_(self.step)
+        if self.static:
+            self._index.fill_(self.step)
         if not self.capture or self.step == 0:  # the first step's input is no token: never captured
             self._compute(codebook)
         elif codebook in self._graphs:
@@ -278,29 +278,42 @@ class Decoder:
         assert self.cache is not None
         x = self._input(codebook)  # [R, 1, D]
         if self.clocked is not None:
-            x = x + self.clocked.index_select(1, self.frame_of_step.index_select(0, index))
+            frame = self._of_step(self.frame_of_step, 0)
+            x = x + self.clocked.index_select(1, frame.view(1))
         first = self.plan.condition_steps
         visible = self.plan.steps if self.static else first + self.step + 1
-        rows = self.rows_of_step.index_select(0, index)[0, :visible]
+        rows = self._of_step(self.rows_of_step, 0)[:visible]
         bias = self.table.index_select(1, rows)[:, None].to(x.dtype)  # [H, 1, visible]
         start = first + index if self.static else first + self.step
         book = codebook if layout.pattern == "flattened" else None
         logits = model.step_logits(x, CachedSteps(self.cache, start, visible, bias), book)  # [R, W, V]
-        uniform = self.uniform.index_select(2, index)[..., 0]
-        drawn = choose(guided(logits, self.rows, self.options), uniform, self.options)
-        known = self.grid.index_select(2, index)[..., 0]
-        tokens = torch.where(known == UNKNOWN, drawn, known)  # [B, W]
-        self.grid.index_copy_(2, index, tokens[..., None])
+        drawn = choose(guided(logits, self.rows, self.options), self._of_step(self.uniform, 2), self.options)
+        known = self._of_step(self.grid, 2)  # [B, W]
+        tokens = drawn if self._free(self.step) else torch.where(known == UNKNOWN, drawn, known)
+        if self.static:
+            self.grid.index_copy_(2, index, tokens[..., None])
+        else:
+            known.copy_(tokens)
+
+    def _of_step(self, x: Tensor, dim: int, back: int = 0) -> Tensor:
+        """What ``x`` holds for this step, or one ``back``, without that dimension; a view where shapes may vary."""
+        if self.static:
+            return x.index_select(dim, self._index - back).squeeze(dim)
+        return x.select(dim, self.step - back)
+
+    def _free(self, step: int) -> bool:
+        """Whether nothing of a step was known or EMPTY before; never said where one function must serve all steps."""
+        first, last = self._wholly_drawn
+        return not self.static and first <= step < last
 
     def _input(self, codebook: int) -> Tensor:
         """Place and what the step before wrote, as vectors ``[R, 1, D]``; the begin vector at the first step."""
-        model, place = self.model, self.places.index_select(0, self._index)  # [1, D]
+        model, place = self.model, self._of_step(self.places, 0)  # [D]
         if self.step == 0:
             return model.begin.expand(self.rows * self.batch, 1, -1) + place
-        before = self.grid.index_select(2, self._index - 1)[..., 0]  # [B, W]
-        first, last = self._drawn
-        if first < self.step <= last:
-            vectors = model.target.known(before, self._before[codebook])
+        before = self._of_step(self.grid, 2, back=1)  # [B, W]
+        if self._free(self.step - 1):
+            vectors = model.target.known(before, self._first_rows[codebook])
         else:
             books = slice(None)
             if model.layout.pattern == "flattened":
