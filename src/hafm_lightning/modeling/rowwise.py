@@ -3,7 +3,8 @@
 Left to autograd, RMS norm, gated feed-forward, output heads and cross-entropy read and write every intermediate from
 main memory, and on a CPU that costs as much as the arithmetic. Here each block of rows passes through all of its
 operations while it is in the cache, and less is kept for the backward pass. Rows are stored at a distance that is a
-multiple of a cache line: the paper's inner width of 1365 is odd, which slows matrix products down by a third.
+multiple of a cache line: the paper's inner width of 1365 is odd, which slows matrix products down by a third. The
+gradient of RMS norm is a compiled function where there can be one.
 
 The formulae are those of :class:`~hafm_lightning.modeling.transformer.RMSNorm`, ``GEGLU``,
 :meth:`TokenModel.head <hafm_lightning.modeling.token_model.TokenModel.head>` and ``cross_entropy``, in float32.
