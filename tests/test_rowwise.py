@@ -27,7 +27,8 @@ def compare(function, reference, inputs):
 
 @pytest.fixture(params=[3, 7, 256])
 def rows_at_once(request, monkeypatch):
-    monkeypatch.setattr(rowwise, "ROWS_AT_ONCE", request.param)
+    for constant in ("ROWS_AT_ONCE", "FEEDFORWARD_ROWS_AT_ONCE"):
+        monkeypatch.setattr(rowwise, constant, request.param)
 
 
 @pytest.mark.parametrize("pattern", ["flattened", "delay", "parallel"])
