@@ -15,11 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from _facts import machine, peak_memory_bytes
 
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.networks import Precision, StageNetwork, build_network, cpu_multiplies_bf16, settle
@@ -81,7 +78,7 @@ def main() -> None:
         "song": lambda: time_song(arguments.song_s, arguments.model),
         "gpu": lambda: time_gpu(arguments.device),
     }
-    results: dict[str, Any] = {"machine": machine(arguments.threads)}
+    results: dict[str, Any] = {"machine": machine(arguments.threads) | {"cpu_bf16": cpu_multiplies_bf16()}}
     for part in arguments.parts:
         wanted = "cuda" if part == "gpu" else "cpu"
         results[part] = runs[part]() if arguments.device == wanted else "not run"
@@ -89,30 +86,6 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit,
-        "processor": processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_bf16": cpu_multiplies_bf16(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average": [round(value, 1) for value in os.getloadavg()],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # --- one step ---------------------------------------------------------------------------------------------------
@@ -372,12 +345,6 @@ def timed(function: Callable[[], Any], times: int) -> float:
     for _ in range(times):
         function()
     return (time.perf_counter() - began) / times
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _facts import machine
 from mdx_network import TINY, MdxSize, write_identity, write_mdx_network
 
 from hafm_lightning.audio import write_audio
@@ -337,12 +336,9 @@ def main() -> None:
     fma = hours_for_fma(steps, args.gpu_tflops, args.cores)
     print_report(steps, fma)
     if args.json:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "commit": commit.stdout.strip(),
-            "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__,
+            "machine": machine(1),
             "steps": [asdict(step) for step in steps],
             "fma": fma,
         }
