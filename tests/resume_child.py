@@ -205,12 +205,16 @@ def start(arguments: list[str], log: Path, processes: int = 1, environment: dict
     return running
 
 
-def finish(running: list, limit_s: float = 120) -> list[int]:
-    """Wait for a run; when one of its processes dies, kill the others, as a cluster's launcher does."""
+def finish(running: list, limit_s: float = 120, refused_s: float = 30) -> list[int]:
+    """Wait for a run; when one of its processes dies, kill the others, as a cluster's launcher does.
+
+    Where one has refused to run, the others come to that by themselves and have ``refused_s`` for it.
+    """
     while any(process.is_alive() for process in running):
         running[0].join(0.05) if running[0].is_alive() else running[-1].join(0.05)
-        limit_s -= 0.05
-        if limit_s < 0 or any(process.exitcode not in (None, 0, 143) for process in running):
+        codes = {process.exitcode for process in running} - {None, 0, 143}
+        limit_s, refused_s = limit_s - 0.05, refused_s - (0.05 if codes else 0)
+        if limit_s < 0 or (codes and (codes != {2} or refused_s < 0)):
             for process in running:
                 process.kill()
     return [process.exitcode for process in running]
