@@ -41,16 +41,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.covariance_root import CovarianceFactor, Float64Array, factor_of, trace_of_root
 from hafm_lightning.preparation.files import write_atomic
-
-Float64Array = npt.NDArray[np.float64]
 
 STATISTICS_FORMAT = 1
 """Version of the ``.npz`` layout; files of a newer one are refused."""
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
-_LAPACK_BLOCK = 8
-"""Columns that LAPACK reduces at once."""
 IDENTITY_KEY = "embedding_identity"
 """Key of the provenance that says which embedding (weights, layer, framing) made the rows."""
 
@@ -90,19 +87,9 @@ class GaussianStatistics:
         return int(self.mean.shape[0])
 
     @cached_property
-    def factor(self) -> tuple[Float64Array, bool]:
-        """``F [d, d]`` with ``covariance = F F^T``, and whether it is lower triangular, as it is at full rank.
-
-        Kept, since a reference set is compared with many others.
-        """
-        from scipy.linalg import lapack
-
-        # Symmetric matrices may be handed to LAPACK as their transposes, which need no reordering.
-        triangle, failed = lapack.dpotrf(self.covariance.T, lower=1, clean=1)
-        if not failed:
-            return triangle, True
-        values, vectors = np.linalg.eigh(self.covariance)
-        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), dtype=np.float64), False
+    def factor(self) -> CovarianceFactor:
+        """A factor of the covariance; kept, since a reference set is compared with many others."""
+        return factor_of(self.covariance)
 
     @staticmethod
     def from_rows(rows: npt.ArrayLike, provenance: Mapping[str, Any] | None = None) -> GaussianStatistics:
@@ -208,33 +195,6 @@ def statistics_of(moments: Float64Array, provenance: Mapping[str, Any] | None = 
     return GaussianStatistics(rows, moments[1].copy(), moments[2:] / (rows - 1), dict(provenance or {}))
 
 
-def _trace_of_root(first: GaussianStatistics, second: GaussianStatistics) -> float:
-    """``tr (C1 C2)^1/2`` of two covariances, which may be singular; the factor of ``second`` is kept with it."""
-    from scipy.linalg import blas
-
-    factor, triangular = second.factor
-    if triangular:
-        inner = blas.dtrmm(1.0, factor, first.covariance.T, side=1, lower=1)
-        inner = blas.dtrmm(1.0, factor, inner, side=0, lower=1, trans_a=1, overwrite_b=1)
-    else:
-        inner = factor.T @ first.covariance @ factor
-    return float(np.sqrt(np.maximum(_symmetric_eigenvalues(inner), 0.0)).sum())
-
-
-def _symmetric_eigenvalues(matrix: Float64Array) -> Float64Array:
-    """Eigenvalues ``[d]`` of a symmetric ``[d, d]`` matrix, of which the lower triangle is read.
-
-    These are the two steps inside LAPACK's drivers, without their scaling, their checks and their copies.
-    """
-    from scipy.linalg import lapack
-
-    if len(matrix) == 1:
-        return np.asarray(matrix[0], dtype=np.float64)
-    _, diagonal, beside, _, _ = lapack.dsytrd(matrix, lower=1, lwork=_LAPACK_BLOCK * len(matrix))
-    values, failed = lapack.dsterf(diagonal, beside)
-    return np.asarray(np.linalg.eigvalsh(matrix) if failed else values, dtype=np.float64)
-
-
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:
     """Squared Frechet distance between two Gaussians, in the embedding's squared units; 0 for equal ones.
 
@@ -249,7 +209,7 @@ def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistic
     left, right = generated.provenance.get(IDENTITY_KEY), reference.provenance.get(IDENTITY_KEY)
     if left is not None and right is not None and left != right:
         raise ValueError(f"rows of different embeddings cannot be compared: {left} and {right}")
-    cross = _trace_of_root(generated, reference)
+    cross = trace_of_root(generated.covariance, reference.factor)
     offset = generated.mean - reference.mean
     spread = np.trace(generated.covariance) + np.trace(reference.covariance) - 2 * cross
     return max(float(offset @ offset + spread), 0.0)
