@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from hafm_lightning.audio import Audio, resample
 from hafm_lightning.evaluation.adherence import accompaniment_prompt_adherence, adherence_mixes
+from hafm_lightning.evaluation.covariance_root import Float64Array
 from hafm_lightning.evaluation.embeddings import Embedding
 from hafm_lightning.evaluation.frechet import (
-    Float64Array,
     GaussianStatistics,
     frechet_distance,
     frechet_infinity,
