@@ -11,8 +11,8 @@ Four ways to the same numbers, chosen by :func:`prepare`:
     ``layers * H * S^2`` floats. Forward takes one query block at a time, against the keys that the block can see, and
     keeps nothing but its inputs; backward rebuilds the probabilities of that block.
 ``flex`` (CUDA)
-    FlexAttention: the bias is computed in the ``score_mod`` from bucketed distances, a block mask skips what cannot be
-    seen; compiled, so that no S x S tensor exists.
+    FlexAttention, or ``dense`` with a warning where its kernels cannot be built; see
+    :mod:`~hafm_lightning.modeling.flex_attention`.
 ``dense``
     One additive mask for ``scaled_dot_product_attention``: for other devices, short sequences and as a reference.
 
@@ -22,26 +22,17 @@ Shapes: queries, keys and values ``[B, H, S, d]``. Scores are scaled by ``1 / sq
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.modeling import compiled
 from hafm_lightning.modeling.bias_spans import QueryBlock, query_blocks
-from hafm_lightning.modeling.layout import TIMELESS
-from hafm_lightning.modeling.relative_position import (
-    BUCKETS,
-    MAX_DISTANCE_STEPS,
-    MAX_DISTANCE_TICKS,
-    RelativePosition,
-    StepPositions,
-    t5_buckets,
-)
+from hafm_lightning.modeling.flex_attention import FlexGeometry, dense_attention, flex_attention
+from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 from hafm_lightning.modeling.tiled_attention import TiledBias, tiled_attention
 
 AttentionBackend = Literal["auto", "tiled", "blockwise", "flex", "dense"]
@@ -68,24 +59,7 @@ class Geometry:
     tiles: TiledBias | None = None
     blocks: tuple[QueryBlock, ...] = ()
     rows: Tensor | None = None
-    flex: FlexGeometry | None = field(default=None)
-
-
-@dataclass(frozen=True)
-class FlexGeometry:
-    """Look-up table for the ``score_mod`` and the block mask.
-
-    One table serves steps and times, so that the backward pass adds each pair's gradient at one place, and pairs at
-    different distances at different ones: thousands of pairs that meet at a single number would wait for each other.
-    """
-
-    steps: int
-    rows: Tensor  # bias row of each distance, [2 S - 1], then of each difference in ticks, [2 R + 1]
-    timed: bool  # whether there are any of the latter
-    segment: Tensor
-    ticks: Tensor
-    latest_tick: int
-    block_mask: Any
+    flex: FlexGeometry | None = None
 
 
 def prepare(module: RelativePosition, positions: StepPositions, backend: AttentionBackend = "auto") -> Geometry:
@@ -109,7 +83,7 @@ def prepare(module: RelativePosition, positions: StepPositions, backend: Attenti
     if chosen == "blockwise":
         return Geometry("blockwise", blocks=query_blocks(module, positions, QUERY_BLOCK_STEPS))
     if chosen == "flex":
-        return Geometry("flex", flex=_flex_geometry(module, positions))
+        return Geometry("flex", flex=FlexGeometry.of(module, positions))
     if chosen == "dense":
         steps = torch.arange(positions.steps, device=device)
         return Geometry("dense", rows=module.rows(positions, steps, steps))
@@ -126,10 +100,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometr
             return _BlockwiseAttention.apply(*inputs, geometry.blocks).to(dtype)  # type: ignore[no-any-return, no-untyped-call]
     if geometry.backend == "flex":
         assert geometry.flex is not None
-        return _flex_attend(queries, keys, values, table, geometry.flex)
+        return flex_attention(queries, keys, values, table, geometry.flex)  # type: ignore[no-any-return, unused-ignore]
     assert geometry.rows is not None
-    bias = table.t().index_select(1, geometry.rows.flatten()).view(1, -1, *geometry.rows.shape)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(queries.dtype))
+    return dense_attention(queries, keys, values, table, geometry.rows)
 
 
 class _BlockwiseAttention(torch.autograd.Function):
@@ -204,56 +177,3 @@ def _groups(queries: Tensor) -> Iterator[tuple[slice, slice]]:
     for head in range(0, heads, together // clips):
         for clip in range(0, batch, clips):
             yield slice(clip, clip + clips), slice(head, head + together // clips)
-
-
-def _flex_geometry(module: RelativePosition, positions: StepPositions) -> FlexGeometry:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    steps, device = positions.steps, positions.segment.device
-    distance = torch.arange(-(steps - 1), steps, device=device)
-    rows = t5_buckets(distance, bidirectional=not module.causal, max_distance=MAX_DISTANCE_STEPS)
-    latest = int(positions.ticks.max())
-    if module.across_segments:
-        difference = torch.arange(-latest, latest + 1, device=device)
-        across = t5_buckets(difference, bidirectional=True, max_distance=MAX_DISTANCE_TICKS)
-        rows = torch.cat((rows, BUCKETS + across))
-
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return module.allowed(positions, query, key)
-
-    return FlexGeometry(
-        steps=steps,
-        rows=rows,
-        timed=module.across_segments,
-        segment=positions.segment,
-        ticks=positions.ticks,
-        latest_tick=latest,
-        block_mask=create_block_mask(visible, None, None, steps, steps, device=str(device)),
-    )
-
-
-@lru_cache(maxsize=1)
-def _flex_function(compiled: bool) -> Callable[..., Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention  # type: ignore[return-value]
-
-
-def _flex_attend(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometry: FlexGeometry) -> Tensor:
-    bias = table.t().index_select(1, geometry.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
-    centre, segment, ticks = geometry.steps - 1, geometry.segment, geometry.ticks
-    same_time = 2 * geometry.steps - 1 + geometry.latest_tick
-    if geometry.timed:
-
-        def score_mod(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            query_ticks, key_ticks = ticks[query], ticks[key]
-            apart = (segment[query] != segment[key]) & (query_ticks != TIMELESS) & (key_ticks != TIMELESS)
-            return score + bias[head, torch.where(apart, query_ticks - key_ticks + same_time, query - key + centre)]
-
-    else:
-
-        def score_mod(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return score + bias[head, query - key + centre]
-
-    flex = _flex_function(queries.device.type == "cuda")
-    return flex(queries, keys, values, score_mod=score_mod, block_mask=geometry.block_mask)

@@ -66,6 +66,21 @@ def _bucket_edges(buckets: int, max_distance: int) -> tuple[int, ...]:
     return tuple(torch.searchsorted(bucket, torch.arange(1, buckets)).tolist())
 
 
+def visible(query: Tensor, key: Tensor, causal: bool, both_ways: int) -> Tensor:
+    """Whether ``query`` may see ``key`` (step numbers that broadcast against each other).
+
+    Args:
+        query: Step of the query.
+        key: Step of the key.
+        causal: Whether a query sees only its own past; without, everything is seen.
+        both_ways: How many of the first steps see each other in both directions all the same.
+    """
+    if not causal:
+        return (query >= 0) & (key >= 0)
+    past = key <= query
+    return past | ((query < both_ways) & (key < both_ways)) if both_ways else past
+
+
 @dataclass(frozen=True)
 class StepPositions:
     """What the bias needs to know of each step, on the model's device; each ``[S]``.
@@ -148,12 +163,11 @@ class RelativePosition(nn.Module):
 
     def allowed(self, positions: StepPositions, query: Tensor, key: Tensor) -> Tensor:
         """Whether ``query`` may see ``key`` (step numbers that broadcast against each other)."""
-        if not self.causal:
-            return (query >= 0) & (key >= 0)
-        past = key <= query
-        if self.prefix_mask == "bidirectional":
-            return past | ((query < positions.condition_steps) & (key < positions.condition_steps))
-        return past
+        return visible(query, key, self.causal, self.steps_seen_both_ways(positions))
+
+    def steps_seen_both_ways(self, positions: StepPositions) -> int:
+        """How many of the first steps see each other in both directions."""
+        return positions.condition_steps if self.prefix_mask == "bidirectional" else 0
 
     def bias(self, positions: StepPositions, queries: Tensor, keys: Tensor) -> Tensor:
         """Mask and bias together, ``[H, Q, N]`` in float32; ``-inf`` where a pair is forbidden."""
