@@ -342,6 +342,7 @@ def counted(monkeypatch):
 
 def attend_without_gradients(frames):
     module, positions, qkv = setting("causal-prefix-time", frames=frames, width=16, batch=1)
+    qkv = qkv.detach()  # FlexAttention has no backward on the CPU
     with torch.no_grad():
         output = attend(*qkv, module.table(), prepare(module, positions, "flex"))
     torch.testing.assert_close(output.double(), plain_attention(qkv, module, positions), atol=2e-6, rtol=1e-5)
@@ -364,9 +365,10 @@ def test_one_function_for_all_lengths_would_meet_the_limit(counted, monkeypatch)
     """So the test above can fail."""
     shared = flex_attention.compile_flex("shared", torch.device("cpu"))
     monkeypatch.setattr(flex_attention, "compile_flex", lambda name, device: shared)
+    for frames in range(3, 27, 3):
+        attend_without_gradients(frames)
     with pytest.warns(UserWarning, match=r"a mask of all pairs of steps.*fullgraph=True"):
-        for frames in range(3, 33, 3):
-            attend_without_gradients(frames)
+        attend_without_gradients(27)
     assert counted() == 8
 
 

@@ -5,13 +5,13 @@ cannot be seen; compiled, so that no S x S tensor exists.
 
 Choices:
 
-* **Every setting is tried before it is used.** Forward and backward run once on zeros of the real shape, since
-  the backward kernel is compiled at the first backward pass. If a kernel cannot be built, the next smaller tiles
-  are tried (:mod:`~hafm_lightning.modeling.flex_tiles`), and at last ``scaled_dot_product_attention`` with a mask
-  of all pairs. Each change is told in one line.
+* **Every setting is tried before it is used.** Forward and backward run once on zeros of the real shape,
+  since the backward kernel is compiled at the first backward pass. If a kernel cannot be built, the next
+  smaller tiles are tried (:mod:`~hafm_lightning.modeling.flex_tiles`), and at last
+  ``scaled_dot_product_attention`` with a mask of all pairs. A warning of one line tells each change.
 * **One compiled function for each shape.** Dynamo keeps at most 8 compilations of a function and then runs it
-  uncompiled, which for FlexAttention writes out the scores of all pairs. A function of its own for each shape is
-  never near that limit, and refuses to run uncompiled.
+  uncompiled, which for FlexAttention writes out the scores of all pairs. A function for each shape stays far
+  below that limit, and refuses to run uncompiled.
 * Dynamo does not trace what is here as part of a compiled layer: it would count towards that layer's limit.
 * On a CPU there is no kernel for the backward pass; the forward pass serves as a reference.
 """
@@ -65,9 +65,9 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 class FlexGeometry:
     """Look-up table for the ``score_mod`` and the block mask.
 
-    One table serves steps and times, so that the backward pass adds each pair's gradient at one place, and pairs
-    at different distances at different ones: thousands of pairs that meet at a single number would wait for each
-    other.
+    One table serves steps and times, so that the backward pass adds each pair's gradient at one place, and
+    pairs at different distances at different ones: thousands of pairs that meet at a single number would wait
+    for each other.
     """
 
     module: RelativePosition
@@ -145,13 +145,19 @@ class FlexGeometry:
 
 
 def dense_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """Attention with one additive mask: ``table [R + 1, H]``, the table's row of each pair ``rows [S, S]``."""
+    """Attention with one additive mask: ``table [R + 1, H]``, and its row for each pair, ``rows [S, S]``."""
     bias = table.t().index_select(1, rows.flatten()).view(1, -1, *rows.shape)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(queries.dtype))
 
 
 @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
-def flex_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, geometry: FlexGeometry) -> Tensor:
+def flex_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    geometry: FlexGeometry,
+) -> Tensor:
     """Attention over a whole sequence, ``[B, H, S, d]`` -> the same, by the largest tiles that can be built.
 
     Args:
@@ -161,7 +167,7 @@ def flex_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor,
         table: ``RelativePosition.table()``.
         geometry: Of the same sequence, on the same device.
 
-    Warns once where that is not PyTorch's own choice. Errors other than those of building a kernel are raised.
+    Warns once where that is not PyTorch's own choice. Raises errors other than those of building a kernel.
     """
     bias = table.t().index_select(1, geometry.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
     inputs = (queries, keys, values, bias)
@@ -172,7 +178,7 @@ def flex_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor,
 
 
 def compile_flex(name: str, device: torch.device) -> FlexKernel:
-    """FlexAttention, compiled under ``name`` at its first call; shares no compilation with other functions."""
+    """FlexAttention, compiled as ``name`` at its first call; it shares no compilation with other functions."""
     from torch.nn.attention.flex_attention import flex_attention as flex
 
     def fused(queries: Tensor, keys: Tensor, values: Tensor, score_mod: ScoreMod, block_mask: Any, options: Any) -> Any:
@@ -184,7 +190,7 @@ def compile_flex(name: str, device: torch.device) -> FlexKernel:
     code = fused.__code__.replace(co_name=name)
     fresh = types.FunctionType(code, fused.__globals__, name, None, fused.__closure__)
     backend = "eager" if device.type == "cpu" else "inductor"
-    return torch.compile(fresh, dynamic=False, fullgraph=True, backend=backend)  # type: ignore[return-value]
+    return torch.compile(fresh, dynamic=False, fullgraph=True, backend=backend)
 
 
 @dataclass(frozen=True)
@@ -203,8 +209,8 @@ class _Kernel:
 class _Kernels:
     """The kernels found so far, by everything that they were compiled for.
 
-    Where a new length begins to look is remembered by kind: device, dtype, head width, with or without times, and
-    whether the length fills its last tile.
+    Where a new length begins to look is remembered by kind: device, dtype, head width, with or without times,
+    and whether the length fills its last tile.
     """
 
     def __init__(self) -> None:
@@ -215,9 +221,9 @@ class _Kernels:
 
     def of(self, inputs: Inputs, geometry: FlexGeometry) -> _Kernel | None:
         """The kernel for ``inputs``, tried on zeros; None if none can be built."""
-        device, grad = inputs[0].device, torch.is_grad_enabled()
-        mode = (grad, torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type))
-        shapes = tuple((x.shape, x.stride(), x.dtype, grad and x.requires_grad) for x in inputs)
+        device, inference = inputs[0].device, torch.is_inference_mode_enabled()
+        mode = (torch.is_grad_enabled(), inference, torch.is_autocast_enabled(device.type))
+        shapes = tuple((x.shape, x.stride(), x.dtype, x.requires_grad) for x in inputs)
         key = (device, mode, shapes, geometry.signature)
         if key not in self._found:
             self._found[key] = self._first_that_builds(inputs, geometry)
@@ -259,9 +265,9 @@ class _Kernels:
         if setting.exhausted:
             changes = ["dense"]
             line = (
-                f"FlexAttention cannot be built on {name}; attention falls back to scaled_dot_product_attention "
-                "with a mask of all pairs of steps: a training step takes several times as long, and memory grows "
-                "with the square of the length"
+                f"FlexAttention cannot be built on {name}; attention falls back to "
+                "scaled_dot_product_attention with a mask of all pairs of steps: a training step takes several "
+                "times as long, and memory grows with the square of the length"
             )
         else:
             chosen = {"forward": FORWARD[setting.forward], "backward": BACKWARD[setting.backward or 0]}
@@ -285,13 +291,13 @@ class _Failure:
 
 
 def _failure(kernel: _Kernel, inputs: Inputs, geometry: FlexGeometry, training: bool) -> _Failure | None:
-    """Run both passes on zeros laid out as ``inputs``; other errors than those of building a kernel are raised."""
-    queries, keys, values, bias = (_zeros_like(x, training) for x in inputs)
+    """Run both passes on zeros laid out as ``inputs``; raises errors other than those of building a kernel."""
+    queries, keys, values, bias = (_zeros_like(x) for x in inputs)
     zeros: Inputs = (queries, keys, values, bias)
     in_backward = False
     try:
-        # a checkpointed layer's hooks must not see these tensors; DDP's optimizer of graphs, which in older versions
-        # refuses FlexAttention's, has no parameters here to split them at
+        # a checkpointed layer's hooks must not see these tensors; DDP's optimizer of graphs, which in older
+        # versions refuses FlexAttention's, has no parameters here to split them at
         with saved_tensors_hooks(_same, _same), torch._dynamo.config.patch(optimize_ddp=False):
             output = kernel.run(zeros, geometry)
             in_backward = True
@@ -308,10 +314,10 @@ def _failure(kernel: _Kernel, inputs: Inputs, geometry: FlexGeometry, training: 
     return None
 
 
-def _zeros_like(x: Tensor, training: bool) -> Tensor:
-    """Zeros in the same memory layout, which ``torch.zeros_like`` gives only where nothing lies between elements."""
+def _zeros_like(x: Tensor) -> Tensor:
+    """Zeros in the same memory layout, which ``torch.zeros_like`` keeps only for dense tensors."""
     zeros = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).zero_()
-    return zeros.requires_grad_(training and x.requires_grad)
+    return zeros.requires_grad_(x.requires_grad)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Tile sizes to try for FlexAttention's kernels, and which errors mean that a kernel cannot be built.
 
-FlexAttention's default tiles are chosen for kernels without a captured bias. Here each tile of scores also gathers
-a float32 bias, which the compiler keeps in shared memory while it waits: at head width 64 in half precision the
-default of a Hopper chip (128 x 128, three stages) asks for 245,760 bytes where the chip has 232,448. So tiles are
-tried from the largest to the smallest, for the forward and the backward kernel separately.
+FlexAttention's default tiles are chosen for kernels without a captured bias. Here each tile of scores also
+gathers a float32 bias, which the compiler keeps in shared memory while it waits: at head width 64 in half
+precision the default of a Hopper chip (128 x 128, three stages) asks for 245,760 bytes where the chip has
+232,448. So tiles are tried from the largest to the smallest, for the forward and the backward kernel separately.
 
-The options are those of ``kernel_options``: ``fwd_`` and ``bwd_`` name the kernel, ``BLOCK_M`` and ``BLOCK_N`` the
-forward tile, ``BLOCK_M1``, ``BLOCK_N1`` the backward tile for keys and values, ``BLOCK_M2``, ``BLOCK_N2`` the one
-for queries. Tile sizes must divide the 128 steps of a block mask; N1 is a multiple of M1, M2 one of N2.
+The options are those of ``kernel_options``: ``fwd_`` and ``bwd_`` name the kernel, ``BLOCK_M`` and ``BLOCK_N``
+the forward tile, ``BLOCK_M1``, ``BLOCK_N1`` the backward tile for keys and values, ``BLOCK_M2``, ``BLOCK_N2``
+the one for queries. Tile sizes must divide the 128 steps of a block mask; N1 is a multiple of M1, M2 one of N2.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-# --- errors -----------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------
 
 
 class UncompiledError(RuntimeError):
