@@ -1,4 +1,4 @@
-"""FlexAttention's settings, tried from the largest to the smallest: by kernels that fail as a small chip's would."""
+"""FlexAttention's settings, tried from the largest to the smallest, with kernels that fail as on small chips."""
 
 import math
 import types
@@ -328,7 +328,7 @@ def test_every_shipped_stage_trains_without_a_kernel(path, use):
         torch.testing.assert_close(one, other)
 
 
-# --- what is compiled, with Dynamo itself -------------------------------------------------------------------------
+# --- what is compiled, with Dynamo itself ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_with_the_compiler_switched_off_the_mask_is_used_and_told(counted):
     assert counted() == 0
 
 
-@pytest.mark.filterwarnings("error")  # Dynamo warns of what it cannot trace, of functions with lru_cache among others
+@pytest.mark.filterwarnings("error")  # Dynamo warns of what it cannot trace, as functions with lru_cache
 def test_compiled_layers_leave_the_kernels_compiled_beyond_their_own_limit(counted):
     config = tiny_config("flattened")
     model, dense = tiny_model(config, attention="flex"), tiny_model(config, attention="dense")
@@ -402,7 +402,7 @@ def test_compiled_layers_leave_the_kernels_compiled_beyond_their_own_limit(count
     assert counted() > 6
 
 
-# --- on a GPU -----------------------------------------------------------------------------------------------------
+# --- on a GPU -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -178,7 +178,7 @@ def flex_attention(
 
 
 def compile_flex(name: str, device: torch.device) -> FlexKernel:
-    """FlexAttention, compiled as ``name`` at its first call; it shares no compilation with other functions."""
+    """FlexAttention, compiled as ``name`` at its first call; no compilation is shared between functions."""
     from torch.nn.attention.flex_attention import flex_attention as flex
 
     def fused(queries: Tensor, keys: Tensor, values: Tensor, score_mod: ScoreMod, block_mask: Any, options: Any) -> Any:
@@ -266,8 +266,8 @@ class _Kernels:
             changes = ["dense"]
             line = (
                 f"FlexAttention cannot be built on {name}; attention falls back to "
-                "scaled_dot_product_attention with a mask of all pairs of steps: a training step takes several "
-                "times as long, and memory grows with the square of the length"
+                "scaled_dot_product_attention with a mask of all pairs of steps: a training step takes "
+                "several times as long, and memory grows with the square of the length"
             )
         else:
             chosen = {"forward": FORWARD[setting.forward], "backward": BACKWARD[setting.backward or 0]}
@@ -291,7 +291,7 @@ class _Failure:
 
 
 def _failure(kernel: _Kernel, inputs: Inputs, geometry: FlexGeometry, training: bool) -> _Failure | None:
-    """Run both passes on zeros laid out as ``inputs``; raises errors other than those of building a kernel."""
+    """Run both passes on zeros laid out as ``inputs``; raises errors but those of building a kernel."""
     queries, keys, values, bias = (_zeros_like(x) for x in inputs)
     zeros: Inputs = (queries, keys, values, bias)
     in_backward = False

@@ -3,11 +3,11 @@
 FlexAttention's default tiles are chosen for kernels without a captured bias. Here each tile of scores also
 gathers a float32 bias, which the compiler keeps in shared memory while it waits: at head width 64 in half
 precision the default of a Hopper chip (128 x 128, three stages) asks for 245,760 bytes where the chip has
-232,448. So tiles are tried from the largest to the smallest, for the forward and the backward kernel separately.
+232,448. So tiles are tried from the largest to the smallest, for forward and backward kernel separately.
 
-The options are those of ``kernel_options``: ``fwd_`` and ``bwd_`` name the kernel, ``BLOCK_M`` and ``BLOCK_N``
+Options are those of ``kernel_options``: ``fwd_`` and ``bwd_`` name the kernel, ``BLOCK_M`` and ``BLOCK_N``
 the forward tile, ``BLOCK_M1``, ``BLOCK_N1`` the backward tile for keys and values, ``BLOCK_M2``, ``BLOCK_N2``
-the one for queries. Tile sizes must divide the 128 steps of a block mask; N1 is a multiple of M1, M2 one of N2.
+the one for queries. Tile sizes divide the 128 steps of a block mask; N1 is a multiple of M1, M2 one of N2.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Tiles:
         return self._bias_bytes() + self.stages * loaded + self.queries * width * itemsize
 
     def backward_bytes(self, width: int, itemsize: int) -> int:
-        """The same for the backward kernel, estimated: it holds keys and values, loads queries and gradients."""
+        """The same for the backward kernel, an estimate: keys and values held, queries and gradients loaded."""
         loaded = 2 * self.queries * width * itemsize
         return self._bias_bytes() + self.stages * loaded + 2 * self.keys * width * itemsize
 
@@ -154,7 +154,7 @@ def device_name(device: torch.device) -> str:
 
 
 class UncompiledError(RuntimeError):
-    """FlexAttention was about to run without a compiler, which writes out the scores of all pairs of steps."""
+    """FlexAttention was about to run without a compiler, which writes out the scores of all pairs."""
 
 
 _FAILURES = (
@@ -174,7 +174,7 @@ _FAILURE_TEXTS = ("No valid triton configs", "Cannot find a working triton insta
 
 
 def build_failure(error: Exception) -> str | None:
-    """Why a kernel could not be built, in one line; None for other errors, also for a lack of device memory."""
+    """Why a kernel could not be built, in one line; None for other errors, lack of device memory too."""
     for cause in _causes(error):
         if isinstance(cause, torch.OutOfMemoryError) and "out of resource" not in str(cause):
             return None
