@@ -1,5 +1,6 @@
 """AdamW as in the paper, and the schedule of its learning rate."""
 
+import copy
 import math
 
 import lightning.pytorch as pl
@@ -77,7 +78,7 @@ def test_moments_of_earlier_checkpoints_continue(fused):
     new = adamw(parameters[1:2], OptimizerConfig(fused=fused))
     with torch.no_grad():
         parameters[1].copy_(parameters[0])
-    new.load_state_dict(old.state_dict())
+    new.load_state_dict(copy.deepcopy(old.state_dict()))
     assert not old.state_dict().keys() ^ new.state_dict().keys()
     for optimizer, parameter in ((old, parameters[0]), (new, parameters[1])):
         parameter.grad = torch.linspace(-2, 1, 5)
