@@ -290,7 +290,6 @@ def test_processes_share_an_uneven_end_of_an_epoch_by_clips(tmp_path):
         ("bf16", "bf16-mixed"),
         (32, "32-true"),
         ("64", "64-true"),
-        (None, None),
     ],
 )
 def test_short_names_of_precisions_train(precision, becomes, tmp_path):
