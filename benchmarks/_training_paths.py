@@ -195,9 +195,9 @@ class Training:
         torch.manual_seed(0)
         self.run = run
         self.stage = stage_of(run.stage, run.path).to(run.device).train()
-        fused = run.precision != "16-mixed"  # as the stage itself decides
-        self.optimizer = torch.optim.AdamW(self.stage.parameters(), lr=1e-4, weight_decay=0.01, fused=fused)
-        self.scaler = torch.amp.GradScaler(run.device, enabled=run.device == "cuda" and not fused)
+        self.optimizer = self.stage.configure_optimizers()
+        scaled = run.device == "cuda" and run.precision == "16-mixed"
+        self.scaler = torch.amp.GradScaler(run.device, enabled=scaled)
 
     def take(self, turn: Turn) -> Answer:
         """Some steps; the time of one."""

@@ -131,6 +131,16 @@ def test_a_trial_run_of_each_stage_leaves_nothing_behind(config, stage):
     assert sorted(config.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "16", "64-true"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_recommended_precisions_train_with_clipped_gradients(config, capsys, precision, algorithm):
+    clipping = ["--trainer.gradient_clip_val", "0.5", "--trainer.gradient_clip_algorithm", algorithm]
+    assert main(["fit", "--config", str(config), "--trainer.precision", precision, *clipping]) == 0
+    said = capsys.readouterr().err
+    assert ("takes bf16-mixed" in said) is precision.startswith("16")
+    assert "You passed `Trainer" not in said
+
+
 def test_overrides_reach_classes_by_short_names(config):
     read = read_config("fit", ["--config", str(config), "--data.batch_size", "3", "--model.guidance_dropout", "0.25"])
     assert read.data.init_args.batch_size == 3
@@ -227,6 +237,11 @@ def test_nothing_is_written_by_a_refused_request(config, base, capsys, tmp_path)
         (["--ckpt_path", str(checkpoint), "--data.root", str(tmp_path / "others")], "tokenizers"),
         (["--ckpt_path", "auto", "--data.batch_size", "2", "--trainer.logger", "false"], "batch_size"),
         ([music, "--trainer.callbacks.root", "no-songs"], "MUSDB18_HQ"),
+        (["--trainer.precision", "16-true"], "bf16-mixed"),
+        (["--trainer.precision", "transformer-engine"], "bf16-mixed"),
+        (["--trainer.precision", "transformer-engine-float16"], "bf16-mixed"),
+        (["--trainer.gradient_clip_val", "-1"], "gradient_clip_val"),
+        (["--trainer.gradient_clip_algorithm", "value"], "--trainer.gradient_clip_val 1.0"),
     ):
         assert words in refusal(capsys, "fit", "--config", str(config), *wandb, *wrong)
         after = {path: path.read_bytes() for path in config.parent.rglob("*") if path.is_file()}

@@ -1,5 +1,6 @@
 """AdamW as in the paper, and the schedule of its learning rate."""
 
+import copy
 import math
 
 import lightning.pytorch as pl
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tiny_stages import clips, loader, tiny_stage, trainer
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.optimizer import OptimizerConfig, adamw
 from hafm_lightning.stages import SemanticStage
 
@@ -52,7 +54,33 @@ def test_impossible_optimizer_settings_are_refused(wrong, named):
         OptimizerConfig(**wrong)
 
 
-@pytest.mark.parametrize("unscales_itself", [False, True])
-def test_the_fused_step_is_left_where_gradients_must_be_unscaled_before(unscales_itself):
-    optimizer = adamw([torch.nn.Parameter(torch.ones(2))], OptimizerConfig(), unscales_itself=unscales_itself)
-    assert optimizer.defaults["fused"] is not unscales_itself
+@pytest.mark.parametrize(
+    ("device", "asked", "fused"),
+    [("cpu", None, True), ("cpu", True, True), ("cpu", False, False), ("meta", None, False), ("meta", False, False)],
+)
+def test_the_step_is_fused_where_the_device_can_unless_told_otherwise(device, asked, fused):
+    parameter = torch.nn.Parameter(torch.ones(2, device=device))
+    assert adamw([parameter], OptimizerConfig(fused=asked)).defaults["fused"] is fused
+
+
+def test_a_fused_step_on_a_device_without_one_is_refused():
+    with pytest.raises(RequestError, match="fused"):
+        adamw([torch.nn.Parameter(torch.ones(2, device="meta"))], OptimizerConfig(fused=True))
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_moments_of_earlier_checkpoints_continue(fused):
+    """The optimizer of before was torch's own, fused or not: the same state, and the same next step."""
+    parameters = [torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(3)]
+    old = torch.optim.AdamW(parameters[:1], lr=1e-4, weight_decay=0.01, fused=fused is None)
+    parameters[0].grad = torch.linspace(1, 3, 5)
+    old.step()
+    new = adamw(parameters[1:2], OptimizerConfig(fused=fused))
+    with torch.no_grad():
+        parameters[1].copy_(parameters[0])
+    new.load_state_dict(copy.deepcopy(old.state_dict()))
+    assert not old.state_dict().keys() ^ new.state_dict().keys()
+    for optimizer, parameter in ((old, parameters[0]), (new, parameters[1])):
+        parameter.grad = torch.linspace(-2, 1, 5)
+        optimizer.step()
+    assert torch.equal(parameters[0], parameters[1])

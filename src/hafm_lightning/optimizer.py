@@ -1,5 +1,13 @@
 """How a stage is optimized: AdamW as in the paper, and its learning rate as a function of the step alone.
 
+Choices:
+
+* The fused kernel, which reads and writes weights and moments once a step, wherever the device has one, under every
+  precision.
+* Under ``16-mixed`` a fused optimizer may unscale the gradients within its kernel. Clipping would then see them
+  scaled, so that Lightning refuses it, under ``bf16-mixed`` too. Here the loss scaler unscales first, as it does for
+  every other optimizer (one pass over the gradients), and skips the step where they overflowed.
+
 Source: HAFM (arXiv 2604.09054), section 3.4.
 """
 
@@ -12,6 +20,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from hafm_lightning.errors import RequestError
+
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Types of devices for which torch has a fused AdamW."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class OptimizerConfig:
         schedule: ``constant`` after warm-up, or ``cosine`` down to ``final_fraction``.
         total_steps: Optimizer steps at which ``cosine`` ends; required for it.
         final_fraction: Share of the peak rate at which ``cosine`` ends.
+        fused: Whether a step is one kernel; by default wherever the device has it. Both compute the same, to rounding.
     """
 
     learning_rate: float = 1e-4
@@ -37,6 +51,7 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     total_steps: int | None = None
     final_fraction: float = 0.1
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -56,22 +71,31 @@ class OptimizerConfig:
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig, *, unscales_itself: bool) -> Any:
+def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
     """The optimizer, in the form that Lightning's ``configure_optimizers`` returns.
 
     Args:
-        parameters: What to train; weight decay applies to all of it.
+        parameters: What to train, on the device where it is trained; weight decay applies to all of it.
         config: Rates and schedule.
-        unscales_itself: Whether training runs in ``16-mixed``: the fused step then unscales the gradients itself, which
-            forbids clipping them, so that the plain step is taken.
+
+    Raises:
+        RequestError: A fused step was asked for by name, on a device that has none.
     """
+    parameters = list(parameters)
+    odd = {parameter.device.type for parameter in parameters}.difference(FUSED_DEVICES)
+    if config.fused and odd:
+        raise RequestError(
+            f"model.optimizer.fused is true, but there is no fused AdamW on {', '.join(sorted(odd))}\n"
+            "leave it out, or use --model.optimizer.fused false"
+        )
     optimizer = torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
-        fused=not unscales_itself,
+        fused=not odd if config.fused is None else config.fused,
     )
+    optimizer._step_supports_amp_scaling = False  # the loss scaler unscales, before the gradients are clipped
     if config.schedule == "constant" and not config.warmup_steps:
         return optimizer
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.factor)

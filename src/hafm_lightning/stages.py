@@ -16,7 +16,7 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     Loss with the conditions of another clip of the batch, and loss_other - loss: above 0 where the stage listens. It
     depends on which clips share a batch.
 
-The optimizer is in :mod:`hafm_lightning.optimizer`, the file format in :mod:`hafm_lightning.checkpoint_format`.
+The optimizer is in ``optimizer.py`` and ``optimizer_step.py``, the file format in ``checkpoint_format.py``.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 """
@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -58,6 +59,7 @@ from hafm_lightning.modeling.scores import (
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
+from hafm_lightning.optimizer_step import StepWeights, check_training
 from hafm_lightning.tokens import TokenBatch
 
 
@@ -125,9 +127,8 @@ class Stage(pl.LightningModule):
         self.tokenizers_folder: str | None = None
         self.styles: list[str] = []
         self.duration_s: float | None = None
-        codebooks = self.model.layout.target.codebooks
-        self._step_means = StepMeans(codebooks)
-        names = [*score_names(codebooks), "loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
+        names = score_names(self.model.layout.target.codebooks)
+        names += ["loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
         # math.nan stands in for NaN: left to itself, the metric drops a NaN loss from the mean
         self.means = nn.ModuleDict(
             {
@@ -142,7 +143,8 @@ class Stage(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take over what the data says of itself."""
-        self._step_means = StepMeans(self.model.layout.target.codebooks)  # forget half a step of an earlier fit
+        self._step_means = StepMeans(self.model.layout.target.codebooks)  # both forget half a step of an earlier fit
+        self._step_weights = StepWeights()
         self.adopt(getattr(self.trainer, "datamodule", None))
 
     def adopt(self, data: Any) -> None:
@@ -186,10 +188,10 @@ class Stage(pl.LightningModule):
         return token_cross_entropy(logits, targets).mean()
 
     def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
-        """Mean cross-entropy over codebooks, with guidance dropout.
+        """Mean cross-entropy over codebooks, with guidance dropout; a step descends the mean over all its clips.
 
-        Logged are means over all clips of the optimizer step: over its accumulated batches and, in the steps that are
-        written, over all processes.
+        Logged are the same means over the clips of an optimizer step: over its accumulated batches and, in the steps
+        that are written, over all processes.
         """
         del batch_index
         if self.duration_s is None:
@@ -205,18 +207,19 @@ class Stage(pl.LightningModule):
             values = {"loss": loss.detach()}
         self._step_means.add(values, len(batch))
         if not self.trainer.fit_loop._should_accumulate():
-            means = self._step_means.take(self._sum_over_processes if logged else None)
+            means = self._step_means.take(partial(self.trainer.strategy.reduce, reduce_op="sum") if logged else None)
             self.log("train/loss", means.pop("loss"), prog_bar=True, batch_size=len(batch))
             self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(batch))
-        return loss
+        return self._step_weights.weigh(loss, len(batch), self.trainer)
+
+    def on_after_backward(self) -> None:
+        """Give the gradient of a finished step its scale."""
+        self._step_weights.finish(self.parameters())
 
     def _is_logged_step(self) -> bool:
         """Whether Lightning writes a row after the optimizer step that this batch belongs to."""
         every, step = self.trainer.log_every_n_steps, self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # type: ignore[attr-defined]
         return bool(self.trainer.fast_dev_run) or (every > 0 and step % every == 0)  # type: ignore[attr-defined]
-
-    def _sum_over_processes(self, sums: Tensor) -> Tensor:
-        return cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
 
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
         """Loss and accuracy with true, null and another clip's conditions."""
@@ -274,11 +277,9 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""
-        return adamw(
-            self.parameters(),
-            self.optimizer_config,
-            unscales_itself=self._trainer is not None and self.trainer.precision == "16-mixed",
-        )
+        if self._trainer is not None:
+            check_training(self.trainer)
+        return adamw(self.parameters(), self.optimizer_config)
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
@@ -381,8 +382,7 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
             f"{path}: a {saved['stage']} writes {stage.model.layout.target.name!r}, the file says {target!r}"
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
-    stage.tokenizers_folder = saved["tokenizers_folder"]
-    stage.styles = list(saved.get("styles", ()))
+    stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
     state = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("means.")}
     expected = {name: value for name, value in stage.state_dict().items() if not name.startswith("means.")}
     odd = {

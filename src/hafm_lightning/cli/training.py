@@ -19,6 +19,7 @@ import csv
 import importlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, run_to_fit, say
 from hafm_lightning.errors import RequestError
+from hafm_lightning.optimizer_step import check_precision, check_training
 from hafm_lightning.preparation.files import write_atomic
 from hafm_lightning.stages import Stage
 
@@ -218,6 +220,8 @@ class StageCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         fitting = self.command == "fit"
+        if fitting or str(config.get("precision")).startswith("transformer-engine"):  # which Lightning may not find
+            check_precision(config.get("precision"))
         loggers = config.get("logger")
         if loggers is not False:
             given = loggers if isinstance(loggers, list) else [] if loggers in (None, True) else [loggers]
@@ -236,7 +240,12 @@ class StageCLI(LightningCLI):
         chosen = chosen if isinstance(chosen, list) else [chosen]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             extra.append(class_at(PROGRESS_BAR)())
-        return super()._instantiate_trainer(config, [*extra, *callbacks])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`")
+            trainer = super()._instantiate_trainer(config, [*extra, *callbacks])
+        if str(config.get("precision")) in ("16", "16-mixed") and trainer.precision == "bf16-mixed":
+            say("trainer.precision 16-mixed: Lightning has no float16 autocast on a CPU; this run takes bf16-mixed")
+        return trainer
 
     # --- the work ---------------------------------------------------------------------------------------------
 
@@ -259,6 +268,8 @@ class StageCLI(LightningCLI):
         if isinstance(self.model, Stage):
             if getattr(self.datamodule, "manifests", None):
                 self.model.adopt(self.datamodule)
+            if self.command == "fit":
+                check_training(self.trainer)
             if path is not None:
                 self.model.on_load_checkpoint(read_checkpoint(path, mapped=True))
 
