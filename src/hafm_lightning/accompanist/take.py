@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(content, stream, indent=1, allow_nan=False)
             stream.write("\n")
-        Path(draft).chmod(0o644)
+        with suppress(OSError):  # some file systems have no permissions to set
+            Path(draft).chmod(0o644)
         Path(draft).replace(path)
     finally:
         Path(draft).unlink(missing_ok=True)
