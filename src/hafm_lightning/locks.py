@@ -8,8 +8,8 @@ Choices:
 * Some file systems have no locks (NFS and Lustre, depending on how they are mounted). There a marker file takes the
   lock's place (``filelock.SoftFileLock``), and a line says so. A marker whose process has died on this host is taken
   over; one of another host has to be removed by hand, and the refusal says which file that is.
-* A lock file stays where it is when it is released: a process that waits for a file that is removed would wait for
-  nothing. Only a folder that is given up altogether goes with its lock (:meth:`Lock.release`).
+* A lock file stays where it is when it is released. It is removed with a folder that is given up, and from folders that
+  are handed to others (``erase``): whoever waits for a removed file notices and begins again.
 * Whoever looks whether a lock is held takes it for a moment, so that nobody is refused before :data:`GRACE_S`.
 """
 
@@ -168,8 +168,8 @@ class Lock:
                 return True
             except Timeout:
                 return False
-            except FileNotFoundError:  # its last owner gave up the folder
-                if time.monotonic() > end:
+            except OSError as error:  # its last owner removed the file, or the folder with it
+                if error.errno not in (errno.ENOENT, errno.ESTALE) or time.monotonic() > end:
                     raise
 
     def _native(self, wait_s: float) -> BaseFileLock | None:
@@ -202,13 +202,14 @@ class Lock:
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str, instead: str) -> Iterator[Lock]:
+def held(path: Path, what: str, instead: str, erase: bool = False) -> Iterator[Lock]:
     """Hold a lock for the block, or refuse the request.
 
     Args:
         path: The lock file.
         what: What is locked, for the message.
         instead: What to do if another process holds it.
+        erase: Remove the lock file at the end.
 
     Raises:
         RequestError: Another process holds it; the message names the process.
@@ -223,15 +224,23 @@ def held(path: Path, what: str, instead: str) -> Iterator[Lock]:
     try:
         yield lock
     finally:
-        lock.release()
+        lock.release(erase)
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold a lock for the block, after waiting for the processes that hold it."""
+def one_at_a_time(path: Path, erase: bool = False) -> Iterator[None]:
+    """Hold a lock for the block, after waiting for the processes that hold it.
+
+    Args:
+        path: The lock file.
+        erase: Remove the lock file at the end.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
     lock = Lock(path)
     lock.acquire(WITHOUT_END)
     try:
         yield
     finally:
-        lock.release()
+        lock.release(erase)

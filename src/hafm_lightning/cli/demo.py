@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     places = Places(arguments.experiments, arguments.out)
     for name in ("prepare", *STAGES):
         places.config(name)
-    with held(places.out / LOCK_NAME, f"{places.out}", "wait for it, or choose another folder: --out DIR"):
+    with held(places.out / LOCK_NAME, f"{places.out}", "wait for it, or choose another folder: --out DIR", erase=True):
         return run(places, arguments.minutes, arguments.fresh)
 
 

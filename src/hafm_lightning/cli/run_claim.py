@@ -2,8 +2,8 @@
 
 Choices:
 
-* A new folder is made by ``mkdir``, which only one process can win; the others take the next number. A run that is to be
-  continued is refused while another fit works in it.
+* A new folder is made by ``mkdir``, which only one process can win; the others take the next number. A run that is to
+  be continued is refused while another fit works in it.
 * Of a run on several processes the first one claims the folder. The others find it by the launch that the owner's
   record names: an id that Lightning's own launcher hands on in the environment, or what torchrun and SLURM tell all
   processes of one launch. Nothing but the file system is needed, before any process group exists.

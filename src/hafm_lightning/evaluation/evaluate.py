@@ -223,7 +223,7 @@ def evaluate(settings: EvaluateSettings) -> Card:
         RequestError: The settings are wrong, something is missing, or another evaluation writes to ``output``.
     """
     evaluation, output = Evaluation(settings), Path(settings.output)
-    with held(output / LOCK_NAME, f"{output}", "wait for it, or choose another folder: --output DIR"):
+    with held(output / LOCK_NAME, f"{output}", "wait for it, or choose another folder: --output DIR", erase=True):
         card = evaluation.run()
         if settings.wandb_project:
             print(log_to_wandb(card, output, settings.wandb_project))
