@@ -19,6 +19,7 @@ import csv
 import importlib
 import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -281,17 +282,20 @@ class StageCLI(LightningCLI):
         """Run the command."""
         assert self.subcommand is not None
         self.check()
-        if self.command == "fit" and not is_first() and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.command == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._join()
         super()._run_subcommand(self.subcommand)
 
     def _join(self) -> None:
         """Continue from the checkpoint from which the first process does; the run folder is that one's to write."""
-        if self.trainer.num_devices * self.trainer.num_nodes == 1:
+        several = not is_first() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several and self.trainer.num_devices * self.trainer.num_nodes == 1:
             raise RequestError(
                 "several processes were started, but this run is of one: all would train the same in one run folder\n"
                 "set trainer.devices and trainer.num_nodes to what the launcher starts, or start one process"
             )
+        if is_first():
+            return
         checkpoint = joined_run(self.root, self.asked).checkpoint
         if checkpoint != self.config[self.command].ckpt_path:
             self.config[self.command].ckpt_path = self.config_init[self.command].ckpt_path = checkpoint
