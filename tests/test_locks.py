@@ -81,7 +81,9 @@ def test_two_locks_of_one_process_exclude_each_other(tmp_path):
 def test_a_child_that_was_forked_does_not_keep_a_dead_owners_lock(tmp_path):
     """As the loader workers of a fit that is killed would."""
     path = tmp_path / LOCK_NAME
-    code = HOLD.format(broken=0).replace("print(", "child = os.fork()\nif child == 0: time.sleep(20); os._exit(0)\nprint(")
+    code = HOLD.format(broken=0).replace(
+        "print(", "child = os.fork()\nif child == 0: time.sleep(20); os._exit(0)\nprint("
+    )
     code = code.replace('print("held"', 'print("held", child')
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline().split()[1])
@@ -105,7 +107,7 @@ def test_a_file_system_without_locks_gets_a_marker_file_and_a_line(tmp_path, mon
     assert lock.acquire()
     (line,) = capsys.readouterr().err.splitlines()
     assert os.strerror(number) in line
-    assert f"remove that file if this process is killed on another host" in line
+    assert "remove that file if this process is killed on another host" in line
     assert str(lock.marker) in line
     assert lock.marker.is_file()
     assert not Lock(tmp_path / LOCK_NAME).acquire(0)

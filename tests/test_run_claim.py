@@ -36,7 +36,9 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def config(base, request):
-    return write_config(base / re.sub(r"\W", "-", request.node.name), trainer__max_steps=STEPS, trainer__val_check_interval=2)
+    return write_config(
+        base / re.sub(r"\W", "-", request.node.name), trainer__max_steps=STEPS, trainer__val_check_interval=2
+    )
 
 
 @pytest.fixture(autouse=True)
