@@ -111,9 +111,9 @@ def test_a_file_system_without_locks_gets_a_marker_file_and_a_line(tmp_path, mon
     assert str(lock.marker) in line
     assert lock.marker.is_file()
     assert not Lock(tmp_path / LOCK_NAME).acquire(0)
-    with pytest.raises(RequestError, match=rf"process {os.getpid()} on .*(\n.*){{2}}remove {lock.marker}"):
-        with held(tmp_path / LOCK_NAME, "this folder", "wait for it"):
-            pass
+    words = rf"process {os.getpid()} on .*(\n.*){{2}}remove {lock.marker}"
+    with pytest.raises(RequestError, match=words), held(tmp_path / LOCK_NAME, "this folder", "wait for it"):
+        pass
     lock.release()
     assert not lock.marker.exists()
     with holder(lock.path, number) as process:
