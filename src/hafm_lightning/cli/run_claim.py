@@ -85,7 +85,7 @@ def claimed_run(root: Path, asked: str | None) -> Iterator[RunClaim]:
         yield claim
     finally:
         os.environ.pop(LAUNCH_VARIABLE, None)
-        unused = new and all(path.name.startswith(LOCK_NAME) for path in claim.run.iterdir())
+        unused = new and claim.run.is_dir() and all(path.name.startswith(LOCK_NAME) for path in claim.run.iterdir())
         lock.release(erase=unused)
         if unused:
             with suppress(OSError):  # another fit has come into one of them
@@ -171,11 +171,11 @@ def joined_run(root: Path, asked: str | None, wait_s: float = FIRST_WAIT_S) -> R
                 time.sleep(_POLL_S)  # the record of a killed owner is replaced within that time
                 if lock.owner() == owner:
                     return RunClaim(run, owner.details["checkpoint"] or None)
-        lock = Lock(wanted / LOCK_NAME) if wanted is not None else None
-        if lock is None or not lock.is_held():
+        asked_for = Lock(wanted / LOCK_NAME) if wanted is not None else None
+        if asked_for is None or not asked_for.is_held():
             refused_since = time.monotonic()
         elif time.monotonic() - refused_since > patience_s:
-            raise lock.refusal(str(wanted), "wait for it, or start a run of its own: without --ckpt_path")
+            raise asked_for.refusal(str(wanted), "wait for it, or start a run of its own: without --ckpt_path")
         time.sleep(_POLL_S)
     raise RequestError(
         f"the first process of this launch has claimed no run below {root} within {wait_s:.0f} s\n"
