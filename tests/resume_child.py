@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -136,6 +137,18 @@ class SignalSelf(pl.Callback):
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
         if not trainer.sanity_checking:
             self.count("validation")
+
+
+class Wait(pl.Callback):
+    """Tells that a training batch begins, by a file, and waits there until its process is killed."""
+
+    def __init__(self, number: int, file: str) -> None:
+        self.number, self.file = number, Path(file)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == self.number:
+            self.file.touch()
+            time.sleep(120)
 
 
 class Recorder(Logger):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,11 +15,12 @@ import pytest
 
 from hafm_lightning.cli import main
 from hafm_lightning.cli.demo import STAGES, Places, fit_arguments
-from hafm_lightning.cli.demo_fits import Fit, lanes, logged_step, run_fits
+from hafm_lightning.cli.demo_fits import Fit, _wait_for_orphan, lanes, logged_step, run_fits
 from hafm_lightning.cli.demo_report import write_report
 from hafm_lightning.cli.demo_scores import CONTROLS, METRICS, SYSTEMS
 from hafm_lightning.cli.training import read_config
 from hafm_lightning.errors import RequestError
+from hafm_lightning.locks import LOCK_NAME, Lock
 
 
 def test_lanes_hold_every_stage_once_and_balance():
@@ -46,6 +49,30 @@ def test_a_refused_configuration_is_told_with_its_own_words(tmp_path):
     with pytest.raises(RequestError, match="nowhere"):
         run_fits([[make_fit(tmp_path, "fit", "--config", "nowhere.yaml")]], threads=1)
     assert not (tmp_path / "stage.done").exists()
+
+
+def test_a_folder_in_which_another_demo_works_is_refused(repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(repository)
+    other = Lock(tmp_path / "demo" / LOCK_NAME)
+    assert other.acquire()
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 2
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'demo'} is in use by process {os.getpid()} on " in printed.err
+    assert printed.out == "", "nothing was begun"
+    other.release()
+
+
+def test_a_fit_waits_for_the_run_that_a_killed_demo_left(tmp_path):
+    (tmp_path / "runs" / "run-000").mkdir(parents=True)
+    orphan = Lock(tmp_path / "runs" / "run-000" / LOCK_NAME)
+    assert orphan.acquire()
+    waiting = threading.Thread(target=_wait_for_orphan, args=(tmp_path / "runs",))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    orphan.release()
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_a_finished_fit_is_not_run_again(tmp_path):

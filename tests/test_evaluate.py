@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hafm_lightning.evaluation.retrieval import Retrieval
 from hafm_lightning.evaluation.systems import (
     Band,
 )
+from hafm_lightning.locks import LOCK_NAME, Lock
 from hafm_lightning.stages import Stage
 
 
@@ -116,6 +118,22 @@ def test_a_second_run_computes_nothing_and_says_the_same(config: Path, monkeypat
     monkeypatch.setattr("hafm_lightning.evaluation.evaluate.token_table", refuse)
     assert main(["evaluate", "--config", str(config)]) == 0
     assert card.read_text() == before
+
+
+def test_a_folder_in_which_another_evaluation_works_is_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Lock(tmp_path / "card" / LOCK_NAME)
+    assert other.acquire()
+    arguments = ["evaluate", "--config", str(config), "--systems", "ground_truth", "--output", str(tmp_path / "card")]
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"error: {tmp_path / 'card'} is in use by process {os.getpid()} on ")
+    assert len(lines) <= 5
+    other.release(erase=True)
+    assert list((tmp_path / "card").iterdir()) == []
+    assert main(arguments) == 0
+    assert not [path for path in (tmp_path / "card").iterdir() if path.name.startswith(LOCK_NAME)]
 
 
 def test_rows_and_columns_can_be_chosen(config: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,50 @@ def test_an_existing_folder_is_replaced_only_when_asked(folder: Path, live_band:
     (other / "thesis.txt").write_text("mine")
     assert main(["export", "--out", str(other), *stage_options(live_band), "--overwrite"]) == 2
     assert (other / "thesis.txt").read_text() == "mine"
+
+
+def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
+    live_band: TinyBand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are written before the first takes its place; with --overwrite one replaces the other, else one wins."""
+    place, count = model_folder._put_in_place, 3
+    for overwrite in (True, False):
+        barrier, outcomes = threading.Barrier(count), []
+        target = tmp_path / f"model-{overwrite}"
+
+        def place_together(*arguments: Any, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait(60)
+            place(*arguments)
+
+        def work(target: Path = target, overwrite: bool = overwrite, outcomes: list[str] = outcomes) -> None:
+            try:
+                export_band(live_band, target, overwrite)
+                outcomes.append("written")
+            except RequestError as error:
+                outcomes.append(str(error))
+
+        monkeypatch.setattr(model_folder, "_put_in_place", place_together)
+        threads = [threading.Thread(target=work) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        refused = sorted(outcomes)[: 0 if overwrite else count - 1]
+        assert all("already holds a model" in outcome for outcome in refused), outcomes
+        assert sorted(outcomes)[len(refused) :] == ["written"] * (count - len(refused))
+        assert len(model_folder.read_model_folder(target).networks) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model-False", "model-True"]
+
+
+def export_band(band: TinyBand, target: Path, overwrite: bool) -> None:
+    from hafm_lightning.accompanist.networks import network_from_checkpoint, stage_files, tokenizers_folder
+    from hafm_lightning.tokenizers import load_tokenizers
+
+    files = band.files()
+    roles = stage_files(files["semantic"], files["coarse"], files["fine"], 3)
+    networks = [network_from_checkpoint(role, path) for role, path in roles]
+    tokenizers = load_tokenizers(tokenizers_folder(networks, files.get("tokenizers")))
+    model_folder.write_model_folder(target, networks, tokenizers, overwrite=overwrite)
 
 
 def test_a_failed_export_leaves_nothing(live_band: TinyBand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

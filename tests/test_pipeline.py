@@ -1,6 +1,7 @@
 """Preparation from end to end: the same bytes whatever happens on the way, and a report that tells what happened."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from tiny_preparation import shard_bytes, tiny_config, tiny_tokenizers, tiny_val
 
 from hafm_lightning.cli import main
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.lock import exclusive
+from hafm_lightning.locks import LOCK_NAME, Lock
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.report import PreparationReport
 from hafm_lightning.preparation.shards import open_shards
@@ -221,17 +222,18 @@ def test_two_runs_on_one_root_do_not_meet(prepared, musdb, tmp_path):
     assert codes in ([0, 2], [0, 0])  # the second was refused, or came when the first was done
     for (_, errors), code in results:
         if code == 2:
-            assert "is preparing" in errors
+            assert re.search(r"root is in use by process \d+ on ", errors)
             assert len(errors.splitlines()) <= 5
     assert shard_bytes(root) == shard_bytes(prepared)
 
 
 def test_a_running_preparation_is_named(musdb, tmp_path):
-    lock = tmp_path / "root" / "work" / "lock"
-    with exclusive(lock), pytest.raises(RequestError, match=rf"process {os.getpid()} on .* is preparing"):
+    lock = Lock(tmp_path / "root" / "work" / LOCK_NAME)
+    assert lock.acquire()
+    with pytest.raises(RequestError, match=rf"root is in use by process {os.getpid()} on .* since "):
         prepare(tiny_config(tmp_path / "root", musdb))
-    with exclusive(lock):  # given back
-        assert lock.read_text().startswith("process")
+    lock.release()
+    assert not lock.is_held()
 
 
 @pytest.mark.parametrize("full", ["for tokenizers", "for shards"])

@@ -322,6 +322,15 @@ def test_an_interrupted_corpus_is_completed_and_what_is_whole_is_kept(corpus):
     assert {path: path.stat().st_mtime_ns for path in kept.iterdir()} == times
 
 
+def test_a_song_that_another_process_has_made_meanwhile_is_left_where_it_is(corpus):
+    """Its maker may be reading it by now: a folder that vanishes for a moment would be put aside as damaged."""
+    folder = corpus / "test" / toyband.song_name("test", 0)
+    truth = ToyTruth.load(folder / "truth.json")
+    before = folder.stat().st_ino
+    toyband.write_song(folder, truth.seed, truth.duration_s)
+    assert folder.stat().st_ino == before
+
+
 def test_a_song_that_fails_leaves_nothing(tmp_path, monkeypatch):
     written = []
 

@@ -11,6 +11,8 @@ reading, every weights file is checked against its digest.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -38,6 +40,8 @@ CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokeniz
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
 """What is fetched from the Hub: data, nothing that runs."""
+PLACING_ATTEMPTS = 20
+"""How often a finished folder is put in its place before other processes that write there win for good."""
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
 
@@ -106,7 +110,8 @@ def write_model_folder(
     except OSError as error:
         raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
     try:
-        draft.chmod(0o755)
+        with contextlib.suppress(OSError):  # some file systems have no permissions to set
+            draft.chmod(0o755)
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"
@@ -136,14 +141,33 @@ def write_model_folder(
             if path.is_file():
                 with path.open("rb") as stream:
                     os.fsync(stream.fileno())
-        old = draft.with_name(draft.name + ".old")
-        if target.exists():
-            target.rename(old)
-        draft.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(draft, target, overwrite)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _put_in_place(draft: Path, target: Path, overwrite: bool) -> None:
+    """Rename ``draft`` to ``target``, whatever other processes write there: one whole model is there at each end.
+
+    Raises:
+        RequestError: Another process has written a model there since the request was checked.
+    """
+    for attempt in range(PLACING_ATTEMPTS):
+        old = draft.with_name(f"{draft.name}.old{attempt}")
+        _check_target(target, overwrite)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(old)
+            draft.rename(target)
+            return
+        except OSError as error:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == PLACING_ATTEMPTS - 1:
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, limit_peak, resample, write_audio
 from hafm_lightning.audio import mix as mix_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.locks import LOCK_NAME, WITHOUT_END, Lock
 
 INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.json"
 
@@ -77,6 +79,8 @@ class Take:
     def save(self, folder: str | Path) -> Path:
         """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`; each appears whole or not at all.
 
+        Takes that several processes write to one folder come one after the other, so that the files are of one take.
+
         Returns:
             The folder.
 
@@ -84,11 +88,19 @@ class Take:
             RequestError: The folder cannot be made or written.
         """
         target = Path(folder)
-        outputs = {}
-        for name, audio in ((INSTRUMENTAL_FILE, self.instrumental), (MIX_FILE, self.mix)):
-            write_audio(target / name, audio)
-            outputs[name] = {"sha256": file_sha256(target / name), "seconds": round(audio.duration_s, 6)}
-        write_json(target / RECORD_FILE, {**self.record, "outputs": outputs})
+        lock = Lock(target / LOCK_NAME)
+        try:
+            lock.acquire(WITHOUT_END)
+        except OSError as error:
+            raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+        try:
+            outputs = {}
+            for name, audio in ((INSTRUMENTAL_FILE, self.instrumental), (MIX_FILE, self.mix)):
+                write_audio(target / name, audio)
+                outputs[name] = {"sha256": file_sha256(target / name), "seconds": round(audio.duration_s, 6)}
+            write_json(target / RECORD_FILE, {**self.record, "outputs": outputs})
+        finally:
+            lock.release(erase=True)
         return target
 
 
@@ -144,7 +156,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump(content, stream, indent=1, allow_nan=False)
             stream.write("\n")
-        Path(draft).chmod(0o644)
+        with suppress(OSError):  # some file systems have no permissions to set
+            Path(draft).chmod(0o644)
         Path(draft).replace(path)
     finally:
         Path(draft).unlink(missing_ok=True)

@@ -38,6 +38,7 @@ from hafm_lightning.cli.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.training import StageCLI
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.conditioning_gain import ClipLosses, clip_losses, join, song_of
+from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.preparation.files import write_json
 from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
@@ -118,10 +119,16 @@ def main(argv: Sequence[str]) -> int:
     places = Places(arguments.experiments, arguments.out)
     for name in ("prepare", *STAGES):
         places.config(name)
+    with held(places.out / LOCK_NAME, f"{places.out}", "wait for it, or choose another folder: --out DIR", erase=True):
+        return run(places, arguments.minutes, arguments.fresh)
+
+
+def run(places: Places, minutes: float, fresh: bool) -> int:
+    """All steps, those left out that are done."""
     began = time.monotonic()
     preparation = read_config(places.config("prepare"))
     step("prepare", "--config", str(places.config("prepare")))
-    plan = make_plan(places, arguments.minutes, arguments.fresh)
+    plan = make_plan(places, minutes, fresh)
     run_fits([[fit(places, stage, plan) for stage in lane] for lane in training_lanes()], threads_a_lane())
     checkpoints = {stage: best_checkpoint(run_root(places, stage)) for stage in STAGES}
     export(places, checkpoints)

@@ -22,9 +22,12 @@ from typing import TextIO
 from hafm_lightning.cli.demo_workers import thread_limit
 from hafm_lightning.cli.runs import newest_run
 from hafm_lightning.errors import RequestError
+from hafm_lightning.locks import LOCK_NAME, Lock
 from hafm_lightning.progress import progress
 
 POLL_S = 1.0
+ORPHAN_S = 60.0
+"""How long a run that lost its demo may take to save and stop."""
 LOG_LINES = 15
 """How much of a failed run's log is shown."""
 
@@ -134,9 +137,19 @@ def _run(fit: Fit, parent: int) -> None:
     with fit.log.open("a", encoding="utf-8", buffering=1) as log:
         _redirect(log)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        _wait_for_orphan(fit.root)
         from hafm_lightning.cli import main
 
         sys.exit(main(fit.arguments))
+
+
+def _wait_for_orphan(root: Path) -> None:
+    """Wait for the run of a demo that was killed, which saves its checkpoint and stops by itself."""
+    run = newest_run(root)
+    if run is not None:
+        lock = Lock(run / LOCK_NAME)
+        if lock.acquire(ORPHAN_S):
+            lock.release()
 
 
 def _redirect(log: TextIO) -> None:

@@ -2,8 +2,8 @@
 
 ``trainer.default_root_dir`` (default ``logs/<name of the configuration>``) holds ``run-000``, ``run-001``, ...; each
 holds ``config.yaml``, ``metrics.csv`` and ``checkpoints/`` with ``step-00001000.ckpt`` ... and ``best.ckpt``. A fit
-that is not told to continue makes the next folder, so that nothing is overwritten. Paths are computed by every process
-before any of them writes, and so they agree.
+that is not told to continue makes the next folder, so that nothing is overwritten. Here is what can be read from the
+names; :mod:`hafm_lightning.cli.run_claim` makes and locks the folder.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ RUN_NAME = re.compile(r"run-(\d+)$")
 STEP_NAME = re.compile(r"step-(\d+)\.ckpt$")
 CHECKPOINTS = "checkpoints"
 BEST = "best.ckpt"
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Environment variables by which torchrun, Lightning and SLURM number the processes that they start."""
 RESTARTS = "SLURM_RESTART_COUNT"
 """How often SLURM has queued this job again; not set the first time."""
 AUTO = "auto"
 """Value of ``--ckpt_path`` that looks for the checkpoint itself."""
 
 
+def is_first() -> bool:
+    """Whether this is the first, or the only, process of a run, by what its launcher says."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    if {"LOCAL_RANK", "NODE_RANK"} & os.environ.keys():
+        return int(os.environ.get("LOCAL_RANK", "0")) == int(os.environ.get("NODE_RANK", "0")) == 0
+    return int(os.environ.get("SLURM_PROCID", "0")) == 0
+
+
 def say(line: str) -> None:
     """A line on stderr, from the first of several processes."""
-    ranks = [os.environ[name] for name in RANKS if name in os.environ]
-    if not ranks or int(ranks[0]) == 0:
+    if is_first():
         print(line, file=sys.stderr)
 
 
@@ -55,10 +61,10 @@ def newest_run(root: Path) -> Path | None:
     return runs(root)[-1] if runs(root) else None
 
 
-def next_run(root: Path) -> Path:
-    """Path of the run folder to make next."""
+def next_run(root: Path, skip: int = 0) -> Path:
+    """Path of the run folder to make next, after ``skip`` others whose names are taken."""
     newest = newest_run(root)
-    return root / f"run-{run_number(newest) + 1 if newest else 0:03d}"
+    return root / f"run-{(run_number(newest) + 1 if newest else 0) + skip:03d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -97,12 +103,15 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(readable, key=lambda found: found[0])[1] if readable else None
 
 
-def run_to_fit(root: Path, asked: str | None) -> tuple[Path, str | None]:
-    """The folder of a fit, and the checkpoint from which it continues.
+def run_to_continue(root: Path, asked: str | None) -> tuple[Path | None, str | None]:
+    """The run folder that a fit asks to continue in, and what it asks for.
 
     Args:
         root: Folder of the runs.
         asked: Value of ``--ckpt_path``: none, ``auto``, or a file.
+
+    Returns:
+        The run, or None where the fit makes a new one; ``asked``, or ``auto`` for a job that was queued again.
 
     Raises:
         RequestError: There is no such file.
@@ -110,22 +119,18 @@ def run_to_fit(root: Path, asked: str | None) -> tuple[Path, str | None]:
     if asked is None and int(os.environ.get(RESTARTS, "0")) > 0:
         say("this job was queued again: --ckpt_path auto")
         asked = AUTO
+    if asked is None:
+        return None, None
     if asked == AUTO:
         run = newest_run(root)
-        checkpoint = newest_checkpoint(run) if run is not None else None
-        if checkpoint is None:
-            say(f"--ckpt_path auto: no checkpoint under {run or root}, starting anew")
-            empty = run is not None and not checkpoints(run)  # else what is left of the run is kept
-            return (run if run is not None and empty else next_run(root)), None
-        say(f"--ckpt_path auto: continuing from {checkpoint}")
-        return checkpoint.parent.parent, str(checkpoint)
-    if asked is None:
-        return next_run(root), None
+        if run is None:
+            say(f"--ckpt_path auto: no checkpoint under {root}, starting anew")
+        return run, AUTO
     path = Path(asked)
     if not path.is_file():
         raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest by itself")
     continues = path.resolve().parent.parent
-    return (continues if continues.parent == root.resolve() else next_run(root)), str(path)
+    return (continues if continues.parent == root.resolve() else None), str(path)
 
 
 def best_checkpoint(root: Path) -> Path:

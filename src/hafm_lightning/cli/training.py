@@ -19,6 +19,7 @@ import csv
 import importlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
-from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, run_to_fit, say
+from hafm_lightning.cli.run_claim import claim, claimed_run, joined_run
+from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
 from hafm_lightning.errors import RequestError
 from hafm_lightning.optimizer_step import check_precision, check_training
 from hafm_lightning.preparation.files import write_atomic
@@ -108,15 +110,25 @@ class StageCLI(LightningCLI):
         arguments: The command line after the command.
         build: Whether to make the model, the data module and the trainer, or only to read the configuration.
         model_only: Whether to make the model and nothing else.
+        holding: Holds the run folder of a fit until it is closed. Without it nothing can be executed that writes to
+            a run folder: its path is only computed.
 
     Raises:
-        RequestError: The configuration or the command line is wrong.
+        RequestError: The configuration or the command line is wrong, or the run is in use.
     """
 
-    def __init__(self, command: str, arguments: Sequence[str], build: bool = True, model_only: bool = False) -> None:
+    def __init__(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        build: bool = True,
+        model_only: bool = False,
+        holding: contextlib.ExitStack | None = None,
+    ) -> None:
         self.command, self.arguments = command, list(arguments)
         self.build, self.model_only = build and not model_only, model_only
-        self.root = Path()
+        self.root, self.holding = Path(), holding
+        self.asked: str | None = None
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -186,8 +198,12 @@ class StageCLI(LightningCLI):
         if asked is not None and "://" in str(asked):
             raise RequestError(f"--ckpt_path {asked}: checkpoints are read from local files only\ndownload it first")
         if self.command == "fit":
-            run, checkpoint = run_to_fit(self.root, asked)
-            config.trainer.default_root_dir, config.ckpt_path = str(run), checkpoint
+            self.asked = asked
+            if self.holding is not None and is_first() and not config.trainer.fast_dev_run:
+                claimed = self.holding.enter_context(claimed_run(self.root, asked))
+            else:
+                claimed = claim(self.root, asked)
+            config.trainer.default_root_dir, config.ckpt_path = str(claimed.run), claimed.checkpoint
             return
         config.trainer.default_root_dir = str(self.root)
         if asked in (AUTO, "best"):
@@ -277,7 +293,24 @@ class StageCLI(LightningCLI):
         """Run the command."""
         assert self.subcommand is not None
         self.check()
+        if self.command == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._join()
         super()._run_subcommand(self.subcommand)
+
+    def _join(self) -> None:
+        """Continue from the checkpoint from which the first process does; the run folder is that one's to write."""
+        several = not is_first() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several and self.trainer.num_devices * self.trainer.num_nodes == 1:
+            raise RequestError(
+                "several processes were started, but this run is of one: all would train the same in one run folder\n"
+                "set trainer.devices and trainer.num_nodes to what the launcher starts, or start one process"
+            )
+        if is_first():
+            return
+        checkpoint = joined_run(self.root, self.asked).checkpoint
+        if checkpoint != self.config[self.command].ckpt_path:
+            self.config[self.command].ckpt_path = self.config_init[self.command].ckpt_path = checkpoint
+            self.check()
 
     def predict(self, **arguments: Any) -> None:
         """Predict, and write one row a clip to ``predictions.csv`` in the root folder (one file a process)."""
@@ -337,16 +370,17 @@ def read_config(command: str, arguments: Sequence[str]) -> Namespace:
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of LightningCLI's commands and return its exit code."""
-    with less_talk():
-        cli = StageCLI(command, arguments)
-    try:
-        cli.execute()
-    except MisconfigurationException as error:
-        raise RequestError(str(error)) from error
-    except SystemExit:
-        if cli.trainer.interrupted and not cli.trainer.received_sigterm:  # Lightning turns Ctrl-C into exit code 1
-            raise KeyboardInterrupt from None
-        raise
+    with contextlib.ExitStack() as holding:
+        with less_talk():
+            cli = StageCLI(command, arguments, holding=holding)
+        try:
+            cli.execute()
+        except MisconfigurationException as error:
+            raise RequestError(str(error)) from error
+        except SystemExit:
+            if cli.trainer.interrupted and not cli.trainer.received_sigterm:  # Lightning turns Ctrl-C into exit code 1
+                raise KeyboardInterrupt from None
+            raise
     return 0
 
 

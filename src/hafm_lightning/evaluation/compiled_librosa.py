@@ -7,15 +7,15 @@ that loads them ends in a segmentation fault. So the first use in each process h
 
 from __future__ import annotations
 
-import getpass
+import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hafm_lightning.locks import one_at_a_time
 
 _RATE_HZ, _HOP = 22050, 256
 
@@ -28,7 +28,7 @@ def compiled_librosa() -> Any:
     clicks = np.zeros(4 * _RATE_HZ, np.float32)
     for start in range(0, len(clicks), _RATE_HZ // 2):
         clicks[start : start + 200] = 1
-    with _one_process_at_a_time("librosa"):
+    with one_at_a_time(_lock_path()):
         strength = librosa.onset.onset_strength(y=clicks, sr=_RATE_HZ, hop_length=_HOP)
         common: dict[str, Any] = {"onset_envelope": strength, "sr": _RATE_HZ, "hop_length": _HOP, "units": "time"}
         librosa.onset.onset_detect(**common)
@@ -36,15 +36,7 @@ def compiled_librosa() -> Any:
     return librosa
 
 
-@contextmanager
-def _one_process_at_a_time(name: str) -> Iterator[None]:
-    """Hold a lock that the user's other processes wait for; without effect where the system has no ``fcntl``."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    path = Path(tempfile.gettempdir()) / f"hafm-lightning-{getpass.getuser()}-{name}.lock"
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _lock_path() -> Path:
+    """A file for this user's processes on this machine, by number: in a container the user may have no name."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    return Path(tempfile.gettempdir()) / f"hafm-lightning-{user}-librosa.lock"

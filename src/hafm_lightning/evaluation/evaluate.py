@@ -30,6 +30,7 @@ from hafm_lightning.evaluation.segments import MusicClip, Segment, tokenize_clip
 from hafm_lightning.evaluation.separated import SeparatedVocals
 from hafm_lightning.evaluation.systems import Band, GroundTruth, RandomPairing, System, codec_systems
 from hafm_lightning.evaluation.token_table import token_table
+from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.preparation.files import sha256_of_json, write_json
 from hafm_lightning.preparation.shards import open_shards
@@ -216,8 +217,14 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluateSettings) -> Card:
-    """Run an evaluation, write its card, log it to W&B where a project is named, and return it."""
-    card = Evaluation(settings).run()
-    if settings.wandb_project:
-        print(log_to_wandb(card, Path(settings.output), settings.wandb_project))
+    """Run an evaluation, write its card, log it to W&B where a project is named, and return it.
+
+    Raises:
+        RequestError: The settings are wrong, something is missing, or another evaluation writes to ``output``.
+    """
+    evaluation, output = Evaluation(settings), Path(settings.output)
+    with held(output / LOCK_NAME, f"{output}", "wait for it, or choose another folder: --output DIR", erase=True):
+        card = evaluation.run()
+        if settings.wandb_project:
+            print(log_to_wandb(card, output, settings.wandb_project))
     return card

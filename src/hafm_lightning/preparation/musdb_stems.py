@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,14 @@ def _decode(track_class: Any, path: Path, split: str, folder: Path) -> None:
             # Lossy coding overshoots full scale now and then, which 16 bits cannot hold.
             loud = np.abs(audio.samples).max(initial=0.0) > 1
             write_audio(draft / f"{name}.wav", audio, subtype="FLOAT" if loud else "PCM_16")
-        draft.chmod(0o755)
-        draft.rename(folder)
+        with suppress(OSError):  # some file systems have no permissions to set
+            draft.chmod(0o755)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # Another process has decoded the same song meanwhile.
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

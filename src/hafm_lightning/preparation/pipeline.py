@@ -23,10 +23,10 @@ from typing import Any
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
+from hafm_lightning.locks import LOCK_NAME, Lock, held
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
 from hafm_lightning.preparation.corpora import list_songs
 from hafm_lightning.preparation.engines import Engine, make_engine
-from hafm_lightning.preparation.lock import exclusive
 from hafm_lightning.preparation.plan import Plan, Unit, make_plan
 from hafm_lightning.preparation.report import PreparationReport, write_report
 from hafm_lightning.preparation.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
@@ -67,9 +67,8 @@ def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) ->
         RuntimeError: The work failed: the disk is full, a worker died. Starting again continues.
     """
     state = RootState(Path(config.root).expanduser())
-    lock = state.work / "lock"
     try:
-        with exclusive(lock):
+        with held(state.work / LOCK_NAME, f"{state.root}", "wait for it, or choose another root") as lock:
             try:
                 return _Run(config, state, load).all_steps()
             except RequestError:
@@ -85,12 +84,12 @@ def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) ->
         raise
 
 
-def _leave_no_trace(lock: Path) -> None:
+def _leave_no_trace(lock: Lock) -> None:
     """Remove the lock and the folders that were made for it, as far as they are empty."""
-    lock.unlink(missing_ok=True)
+    lock.release(erase=True)
     with suppress(OSError):
-        lock.parent.rmdir()
-        lock.parent.parent.rmdir()
+        lock.path.parent.rmdir()
+        lock.path.parent.parent.rmdir()
 
 
 class _Run:

@@ -15,13 +15,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.locks import one_at_a_time
 from hafm_lightning.preparation.files import sha256_of, write_atomic
 from hafm_lightning.preparation.shards import MANIFEST_NAME, Manifest, ShardInfo
 
@@ -67,7 +66,7 @@ class RemoteSource:
         path = cache_folder(self.cache_dir) / shard.sha256[:2] / f"{shard.sha256}.safetensors"
         if path.is_file() and sha256_of(path) == shard.sha256:
             return path
-        with _waiting_lock(path.with_suffix(".lock")):
+        with one_at_a_time(path.with_suffix(".lock")):
             if path.is_file() and sha256_of(path) == shard.sha256:
                 return path
             address = self._address(shard.file)
@@ -118,17 +117,3 @@ def read_bytes(address: str) -> bytes:
 def _options(protocol: str) -> dict[str, Any]:
     """Keep no listings: a shard that is copied to a remote root after a look at it must be seen."""
     return {"use_listings_cache": False} if protocol in ("http", "https", "s3", "gs", "gcs", "hf") else {}
-
-
-@contextmanager
-def _waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for it; without locks on systems that have none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        yield

@@ -171,6 +171,8 @@ def write_song(folder: Path, seed: int, duration_s: float) -> None:
         truth = json.dumps(song.truth.as_dict(), indent=1) + "\n"
         (unfinished / TRUTH_FILE).write_text(truth, encoding="utf-8")
         if folder.is_dir():
+            if _complete(folder, seed, duration_s):  # another process was faster, and may be reading it by now
+                return
             shutil.rmtree(folder)
         unfinished.rename(folder)
     except OSError as error:

@@ -16,6 +16,7 @@ Choices:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -242,7 +243,8 @@ def write_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        draft.chmod(0o755)
+        with contextlib.suppress(OSError):  # some file systems have no permissions to set
+            draft.chmod(0o755)
         if arrays:
             content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
             (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own
