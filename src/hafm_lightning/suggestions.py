@@ -1,0 +1,39 @@
+"""What was probably meant by a name that does not exist: the same but for case and dashes, its beginning, or near it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+SHORTEST = 3
+"""Letters from which on the beginning of a name suggests the name."""
+
+
+def nearest(word: str, known: Sequence[str]) -> list[str]:
+    """The known names that ``word`` may stand for, the likeliest alone where it stands out."""
+
+    def bare(text: str) -> str:
+        return text.replace("-", "").replace("_", "").lower()
+
+    same = [name for name in known if bare(name) == bare(word)]
+    if same:
+        return same[:3]
+    longer = [name for name in known if len(word) >= SHORTEST and bare(name).startswith(bare(word))]
+    if longer:
+        return sorted(longer, key=len)[:3]
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    scores = [difflib.SequenceMatcher(None, name, word).ratio() for name in near]
+    return [name for name, score in zip(near, scores, strict=True) if score > scores[0] - 0.1]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question with all names."""
+    return f"did you mean {' or '.join(map(repr, names))}?"
+
+
+def guess(word: str, known: Sequence[str]) -> str:
+    """A line with the nearest known names, or with all of them when none is near."""
+    near = nearest(word, known)
+    if near:
+        return did_you_mean(near)
+    return f"known here: {', '.join(sorted(known)[:20])}" if known else "see --help for the keys that are known"
