@@ -1,4 +1,4 @@
-"""What was probably meant by a name that does not exist: the same but for case and dashes, its beginning, or near it."""
+"""The existing names that a misspelt one may stand for: equal but for case and dashes, longer, or similar."""
 
 from __future__ import annotations
 

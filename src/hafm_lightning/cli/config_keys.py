@@ -3,8 +3,7 @@
 The parser names the deepest key that it could not place, often without the file, and it expands abbreviations. Here
 the configuration files and the options are followed in the order in which the parser applies them, down the types of
 the signatures: a section is a class with its parameters, ``class_path`` chooses a class, a dataclass is a section of
-its own. Where the types leave
-open what may stand (``Any``, a class that nobody has named), nothing is refused here and the parser decides.
+its own. Where the types leave open what may stand (``Any``), nothing is refused here and the parser decides.
 """
 
 from __future__ import annotations
@@ -17,7 +16,16 @@ from typing import Any
 
 import yaml
 
-from hafm_lightning.cli.signatures import Group, Kinds, is_fixed, kinds_of, load_class, parameters_of, takes_more
+from hafm_lightning.cli.signatures import (
+    Group,
+    Kinds,
+    is_fixed,
+    kinds_of,
+    load_class,
+    never_implied,
+    parameters_of,
+    takes_more,
+)
 from hafm_lightning.errors import RequestError
 from hafm_lightning.suggestions import did_you_mean, guess, nearest
 from hafm_lightning.yaml_keys import Source, entries, read_tree, refuse_duplicates, tree_of
@@ -27,6 +35,22 @@ SPEC = ("class_path", "init_args", "dict_kwargs")
 CONFIG_OPTIONS = ("--config", "-c")
 
 KeyPath = tuple[str, ...]
+
+
+def refusal(path: KeyPath, where: str, advice: str) -> RequestError:
+    """What is told of a key that nothing takes."""
+    return RequestError(f"unknown key {'.'.join(path)!r}\nwhere: {where}\n{advice}")
+
+
+def unknown_key(path: KeyPath, where: str, known: Mapping[str, Any], spec: Sequence[str] = ()) -> RequestError:
+    """The same with the nearest names, else with the section in which there is a key of this name."""
+    key, near = path[-1], nearest(path[-1], [*known, *spec])
+    if not near:
+        for name, hint in known.items():
+            kinds = (hint.target,) if isinstance(hint, Group) else kinds_of(hint).classes
+            fixed = [kind for kind in kinds if is_fixed(hint, kind)]
+            near += [f"{name}.{key}" for kind in fixed if key in (parameters_of(kind) or ())]
+    return refusal(path, where, did_you_mean(near) if near else guess(key, list(known)))
 
 
 class KeyCheck:
@@ -72,7 +96,7 @@ class KeyCheck:
         if isinstance(tree, yaml.MappingNode):
             for entry in entries(tree):
                 if entry.key not in self._sections:
-                    raise self._unknown((entry.key,), source.place(entry.line), self._sections)
+                    raise unknown_key((entry.key,), source.place(entry.line), self._sections)
                 self._value(entry.value, self._sections[entry.key], (entry.key,), source)
 
     # --- options ----------------------------------------------------------------------------------------------
@@ -84,7 +108,7 @@ class KeyCheck:
         source = Source(f"command line: {name.removesuffix('+')}", is_file=False)
         if parts[0] not in self._sections:
             switches = {name[2:].partition(".")[0]: Any for name in self._switches if name.startswith("--")}
-            raise self._unknown((parts[0],), source.name, {**switches, **self._sections})
+            raise unknown_key((parts[0],), source.name, {**switches, **self._sections})
         hint, path = self._sections[parts[0]], (parts[0],)
         for place, part in enumerate(parts[1:], 1):
             below = self._below(hint, path, part, source)
@@ -123,42 +147,42 @@ class KeyCheck:
         if target is not None:
             if names is None:
                 return None
-            raise self._unknown((*path, part), source.name, names, spec)
+            raise unknown_key((*path, part), source.name, names, spec)
         if kinds.elements:
             return self._below_list(kinds, path, part, source)
         if kinds.values:
             return typing.Union[kinds.values], (*path, part)  # noqa: UP007 - made of a tuple
-        if kinds.open or (kinds.classes and (path in self._classes or not never_implied(kinds.classes))):
+        self._refuse_without_class(kinds, path, part, source)
+        if kinds.open or kinds.classes:
             return None
-        if kinds.classes:
+        advice = f"{'.'.join(path)!r} takes a value and has no keys of its own"
+        raise refusal((*path, part), source.name, advice)
+
+    def _refuse_without_class(self, kinds: Kinds, path: KeyPath, part: str, source: Source) -> None:
+        """Refuse a key of a class where none is named yet and the parser assumes none."""
+        if kinds.classes and path not in self._classes and not kinds.open and never_implied(kinds.classes):
             dotted = ".".join(path)
-            raise RequestError(
-                f"unknown key {dotted + '.' + part!r}\nwhere: {source.name}\n"
-                f"no class stands at {dotted!r} yet: name one before, --{dotted} CLASS"
-            )
-        raise RequestError(
-            f"unknown key {'.'.join((*path, part))!r}\nwhere: {source.name}\n"
-            f"{'.'.join(path)!r} takes a value and has no keys of its own"
-        )
+            advice = f"no class is named for {dotted!r}: do so before this key, with --{dotted} CLASS"
+            raise refusal((*path, part), source.name, advice)
 
     def _below_list(self, kinds: Kinds, path: KeyPath, part: str, source: Source) -> tuple[Any, KeyPath] | None:
         """A key of the last element of a list, to which the parser applies it."""
         dotted = ".".join(path)
         if part.isdigit():
-            raise RequestError(
-                f"unknown key {dotted + '.' + part!r}\nwhere: {source.name}\n"
-                f"elements of a list have no numbers here: --{dotted}+=CLASS adds one and --{dotted}.KEY sets the last "
-                "one's;\nothers are changed in the file"
+            advice = (
+                f"--{dotted}+=CLASS appends to this list and --{dotted}.KEY then sets a key of its last element;\n"
+                "other elements are changed in the file"
             )
+            raise refusal((*path, part), source.name, advice)
         element = typing.Union[kinds.elements]  # noqa: UP007 - made of a tuple
         inner = kinds_of(element)
         if not (inner.classes or inner.values or inner.open or kinds.open or kinds.classes):
-            raise RequestError(
-                f"unknown key {dotted + '.' + part!r}\nwhere: {source.name}\n"
-                f"{dotted!r} takes a list of values and has no keys of its own"
-            )
+            raise refusal((*path, part), source.name, f"{dotted!r} takes a list of values and has no keys of its own")
         last = self._lengths.get(path, 0) - 1
-        return self._below(element, (*path, str(last)), part, source) if last >= 0 else None
+        if last >= 0:
+            return self._below(element, (*path, str(last)), part, source)
+        self._refuse_without_class(inner, path, part, source)
+        return None
 
     def _append(self, tree: yaml.Node | None, hint: Any, path: KeyPath, source: Source) -> None:
         elements = kinds_of(hint).elements
@@ -174,7 +198,7 @@ class KeyCheck:
 
     def _value(self, node: yaml.Node | None, hint: Any, path: KeyPath, source: Source) -> None:
         """Check what stands at a key."""
-        kinds = Kinds((hint.target,), (), (), False) if isinstance(hint, Group) else kinds_of(hint)
+        kinds = Kinds((hint.target,), (), (), False, False) if isinstance(hint, Group) else kinds_of(hint)
         if isinstance(node, yaml.SequenceNode):
             if kinds.elements:
                 self._forget(path)
@@ -211,8 +235,10 @@ class KeyCheck:
             return
         for entry in by_key.values():
             if entry.key not in SPEC and kinds.classes:
-                known = [f"init_args.{entry.key}"] if entry.key in (names or ()) else [*SPEC, *(names or ())]
-                raise self._unknown((*path, entry.key), source.place(entry.line), known)
+                here, where = (*path, entry.key), source.place(entry.line)
+                if entry.key in (names or ()):
+                    raise refusal(here, where, did_you_mean([f"init_args.{entry.key}"]))
+                raise unknown_key(here, where, names or {}, SPEC)
         for key in SPEC[1:]:
             inside = by_key[key].value if key in by_key else None
             if isinstance(inside, yaml.MappingNode):
@@ -230,14 +256,14 @@ class KeyCheck:
             return
         for entry in entries(node):
             if entry.key not in names:
-                raise self._unknown((*path, entry.key), source.place(entry.line), names, spec)
+                raise unknown_key((*path, entry.key), source.place(entry.line), names, spec)
             self._value(entry.value, names[entry.key], (*path, entry.key), source)
 
     def _extra(self, key: str, target: Any, path: KeyPath, where: str) -> None:
         """A key below ``dict_kwargs``: only for a class that takes more than it names."""
         names = parameters_of(target) if target is not None else None
         if names is not None and key not in names and not takes_more(target):
-            raise self._unknown((*path, key), where, names)
+            raise unknown_key((*path, key), where, names)
 
     # --- classes ----------------------------------------------------------------------------------------------
 
@@ -252,26 +278,17 @@ class KeyCheck:
 
     def _choose(self, name: str, hint: Any, path: KeyPath) -> None:
         """A ``class_path``, or a value in its place, was given."""
-        bases = kinds_of(hint).classes
-        target = load_class(name, bases)
-        same = self._classes.get(path) is target
-        if not same:
+        kinds = kinds_of(hint)
+        target = load_class(name, kinds.classes)
+        if target is None or self._classes.get(path) is not target:
             self._forget(path)
-        self._classes[path] = target if callable(target) else None
+        if callable(target):
+            self._classes[path] = target
+        elif "." in name or not kinds.plain:  # a class that cannot be found, of which the parser tells
+            self._classes[path] = None
 
     def _forget(self, path: KeyPath) -> None:
         """Another value takes the place of what was chosen at and below a path."""
         for table in (self._classes, self._lengths):
             for known in [known for known in table if known[: len(path)] == path]:
                 del table[known]
-
-    def _unknown(self, path: KeyPath, where: str, known: Any, spec: Sequence[str] = ()) -> RequestError:
-        """What to say of a key that nothing takes: the nearest names, else the section in which it exists."""
-        key, near = path[-1], nearest(path[-1], [*known, *spec])
-        if not near and isinstance(known, Mapping):
-            for name, hint in known.items():
-                kinds = (hint.target,) if isinstance(hint, Group) else kinds_of(hint).classes
-                fixed = [kind for kind in kinds if is_fixed(hint, kind)]
-                near += [f"{name}.{key}" for kind in fixed if key in (parameters_of(kind) or ())]
-        advice = did_you_mean(near) if near else guess(key, list(known))
-        return RequestError(f"unknown key {'.'.join(path)!r}\nwhere: {where}\n{advice}")

@@ -40,12 +40,14 @@ class Kinds:
         classes: Classes whose parameters may be set.
         elements: Types of the elements, where a list may stand.
         values: Types of the values, where a mapping with free keys may stand.
+        plain: Whether a number, a text, a truth value or null may stand.
         open: Whether anything else may stand that is not known here.
     """
 
     classes: tuple[Any, ...]
     elements: tuple[Any, ...]
     values: tuple[Any, ...]
+    plain: bool
     open: bool
 
 
@@ -60,18 +62,21 @@ def kinds_of(hint: Any) -> Kinds:
             tuple(kind for part in parts for kind in part.classes),
             tuple(kind for part in parts for kind in part.elements),
             tuple(kind for part in parts for kind in part.values),
+            any(part.plain for part in parts),
             any(part.open for part in parts),
         )
     base = origin or hint
     if base is typing.Literal or hint is None or base in PLAIN:
-        return Kinds((), (), (), False)
+        return Kinds((), (), (), plain=True, open=False)
     if base in LISTS:
-        return Kinds((), tuple(kind for kind in inner if kind is not Ellipsis) or (Any,), (), False)
+        elements = tuple(kind for kind in inner if kind is not Ellipsis)
+        return Kinds((), elements or (Any,), (), plain=False, open=False)
     if base in MAPPINGS:
-        return Kinds((), (), inner[1:] or (Any,), False)
-    if isinstance(base, type) and not issubclass(base, enum.Enum | Path) and base.__module__ != "builtins":
-        return Kinds((base,), (), (), False) if base.__module__ != "collections.abc" else Kinds((), (), (), True)
-    return Kinds((), (), (), not (isinstance(base, type) and issubclass(base, enum.Enum | Path)))
+        return Kinds((), (), inner[1:] or (Any,), plain=False, open=False)
+    if isinstance(base, type) and issubclass(base, enum.Enum | Path):
+        return Kinds((), (), (), plain=True, open=False)
+    is_class = isinstance(base, type) and base.__module__ not in ("builtins", "collections.abc")
+    return Kinds((base,) if is_class else (), (), (), plain=False, open=not is_class)
 
 
 @functools.cache
@@ -120,7 +125,7 @@ def load_class(name: str, bases: Sequence[Any]) -> Any:
     if module:
         try:
             return getattr(importlib.import_module(module), last, None)
-        except (ImportError, ValueError):
+        except (ImportError, TypeError, ValueError):  # TypeError: a name that begins with a dot
             return None
     found: dict[Any, None] = {}
     waiting = [base for base in bases if isinstance(base, type)]

@@ -154,9 +154,8 @@ class StageCLI(LightningCLI):
         for file in config_files(self.arguments):
             check_file(file)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
-        KeyCheck(self._sections(actions), [name for a in actions for name in a.option_strings]).arguments(
-            self.arguments
-        )
+        options = [name for action in actions for name in action.option_strings]
+        KeyCheck(self._sections(actions), options).arguments(self.arguments)
         refuse_lost_overrides(self.arguments)
         try:
             self.config = parser.parse_args(args)
