@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 SHORTEST = 3
 """Letters from which on the beginning of a name suggests the name."""
+CLEAR_LEAD = 0.1
+"""Names whose similarity is this far below the best one's are not suggested beside it."""
 
 
 def nearest(word: str, known: Sequence[str]) -> list[str]:
@@ -18,12 +20,11 @@ def nearest(word: str, known: Sequence[str]) -> list[str]:
     same = [name for name in known if bare(name) == bare(word)]
     if same:
         return same[:3]
-    longer = [name for name in known if len(word) >= SHORTEST and bare(name).startswith(bare(word))]
-    if longer:
-        return sorted(longer, key=len)[:3]
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    scores = [difflib.SequenceMatcher(None, name, word).ratio() for name in near]
-    return [name for name, score in zip(near, scores, strict=True) if score > scores[0] - 0.1]
+    near = [name for name in known if len(word) >= SHORTEST and bare(name).startswith(bare(word))]
+    near = near or difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    scores = {name: difflib.SequenceMatcher(None, name, word).ratio() for name in near}
+    best = max(scores.values(), default=0.0)
+    return [name for name in sorted(near, key=lambda name: -scores[name]) if scores[name] > best - CLEAR_LEAD][:3]
 
 
 def did_you_mean(names: Sequence[str]) -> str:
