@@ -9,7 +9,6 @@ its own. Where the types leave open what may stand (``Any``), nothing is refused
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import yaml
 from hafm_lightning.cli.signatures import (
     Group,
     Kinds,
+    any_of,
     is_fixed,
     kinds_of,
     load_class,
@@ -109,7 +109,8 @@ class KeyCheck:
         if parts[0] not in self._sections:
             switches = {name[2:].partition(".")[0]: Any for name in self._switches if name.startswith("--")}
             raise unknown_key((parts[0],), source.name, {**switches, **self._sections})
-        hint, path = self._sections[parts[0]], (parts[0],)
+        path: KeyPath = (parts[0],)
+        hint = self._sections[parts[0]]
         for place, part in enumerate(parts[1:], 1):
             below = self._below(hint, path, part, source)
             if below is None:
@@ -151,7 +152,7 @@ class KeyCheck:
         if kinds.elements:
             return self._below_list(kinds, path, part, source)
         if kinds.values:
-            return typing.Union[kinds.values], (*path, part)  # noqa: UP007 - made of a tuple
+            return any_of(kinds.values), (*path, part)
         self._refuse_without_class(kinds, path, part, source)
         if kinds.open or kinds.classes:
             return None
@@ -174,7 +175,7 @@ class KeyCheck:
                 "other elements are changed in the file"
             )
             raise refusal((*path, part), source.name, advice)
-        element = typing.Union[kinds.elements]  # noqa: UP007 - made of a tuple
+        element = any_of(kinds.elements)
         inner = kinds_of(element)
         if not (inner.classes or inner.values or inner.open or kinds.open or kinds.classes):
             raise refusal((*path, part), source.name, f"{dotted!r} takes a list of values and has no keys of its own")
@@ -191,7 +192,7 @@ class KeyCheck:
         first = self._lengths.get(path, 0)
         values = tree.value if isinstance(tree, yaml.SequenceNode) else [tree]
         for number, value in enumerate(values, first):
-            self._value(value, typing.Union[elements], (*path, str(number)), source)  # noqa: UP007
+            self._value(value, any_of(elements), (*path, str(number)), source)
         self._lengths[path] = first + len(values)
 
     # --- values -----------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ class KeyCheck:
                 self._parameters(node, target, path, source, () if is_fixed(hint, target) else SPEC)
             elif kinds.values and not kinds.classes:
                 for entry in by_key.values():
-                    below = typing.Union[kinds.values]  # noqa: UP007 - made of a tuple
+                    below = any_of(kinds.values)
                     self._value(entry.value, below, (*path, entry.key), source)
             return
         for entry in by_key.values():

@@ -51,6 +51,12 @@ class Kinds:
     open: bool
 
 
+def any_of(hints: tuple[Any, ...]) -> Any:
+    """The type hint that stands for any of several."""
+    union: Any = typing.Union
+    return union[hints]
+
+
 def kinds_of(hint: Any) -> Kinds:
     """Take a type hint apart, through unions and aliases."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
