@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from hafm_lightning.evaluation.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
     from hafm_lightning.evaluation.evaluate import evaluate
     from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings
-    from hafm_lightning.preparation.settings import build, read_yaml
+    from hafm_lightning.preparation.settings import build, placed, read_yaml
 
     values = read_yaml(Path(arguments.config), overrides)
     for key in ("systems", "metrics"):
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     for role in ("semantic", "coarse", "fine"):
         if values.get(role) and Path(str(values[role])).is_dir():
             values[role] = str(best_checkpoint(Path(str(values[role]))))
-    settings = build(EvaluateSettings, values, "")
+    with placed(Path(arguments.config), overrides):
+        settings = build(EvaluateSettings, values, "")
     if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
     card = evaluate(settings)

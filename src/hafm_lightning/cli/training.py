@@ -36,6 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
+from hafm_lightning.cli.config_keys import Group, KeyCheck
 from hafm_lightning.cli.run_claim import claim, claimed_run, joined_run
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
 from hafm_lightning.errors import RequestError
@@ -68,7 +69,15 @@ class ParserStop(SystemExit):
 
 
 class StageParser(LightningArgumentParser):
-    """A parser that hands its complaint on instead of printing the usage."""
+    """A parser that hands its complaint on instead of printing the usage.
+
+    Args:
+        settings: As for the parser of jsonargparse, which makes one of these for every class below ``class_path`` too.
+            None of them expands abbreviations: ``backbone.layer`` is a mistake and not ``backbone.layers``.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise :class:`ParserStop`."""
@@ -158,15 +167,27 @@ class StageCLI(LightningCLI):
         """Parse, and tell mistakes with file and line."""
         for file in config_files(self.arguments):
             check_file(file)
-        refuse_lost_overrides(self.arguments)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
-        top_level = sorted({str(action.dest).partition(".")[0] for action in actions} - {"help"})
+        options = [name for action in actions for name in action.option_strings]
+        KeyCheck(self._sections(actions), options).arguments(self.arguments)
+        refuse_lost_overrides(self.arguments)
         try:
             self.config = parser.parse_args(args)
         except ParserStop as stop:
-            raise explain(stop.message, self.arguments, top_level) from stop
+            raise explain(stop.message, self.arguments) from stop
         except OmegaConfBaseException as error:
             raise self._interpolation_error(error) from error
+
+    def _sections(self, actions: Sequence[Any]) -> dict[str, Any]:
+        """The keys at the top of a configuration, with the classes whose parameters stand below them."""
+        names = sorted({str(action.dest).partition(".")[0] for action in actions} - {"help", "config", "print_config"})
+        return dict.fromkeys(names, Any) | {
+            "model": pl.LightningModule,
+            "data": pl.LightningDataModule,
+            "trainer": Group(pl.Trainer),
+            "checkpoints": Group(class_at(CHECKPOINTS_CALLBACK)),
+            "dashboard": Group(class_at(DASHBOARD_CALLBACK)),
+        }
 
     def _interpolation_error(self, error: OmegaConfBaseException) -> RequestError:
         key = str(getattr(error, "full_key", "") or "")
@@ -225,7 +246,7 @@ class StageCLI(LightningCLI):
             elif self.build:
                 super().instantiate_classes()
         except ParserStop as stop:
-            raise explain(stop.message, self.arguments, []) from stop
+            raise explain(stop.message, self.arguments) from stop
         except (ValueError, MisconfigurationException) as error:
             reason = first_reason(error)
             if isinstance(reason, RequestError):

@@ -15,7 +15,7 @@ from hafm_lightning.preparation.filters import FilterSettings
 from hafm_lightning.preparation.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.plan import SplitSettings
 from hafm_lightning.preparation.separation import SeparationSettings
-from hafm_lightning.preparation.settings import as_plain, build, read_yaml
+from hafm_lightning.preparation.settings import as_plain, build, placed, read_yaml
 from hafm_lightning.preparation.training import TokenizerSettings
 from hafm_lightning.preparation.work import SoundSettings
 
@@ -133,5 +133,7 @@ class PreparationConfig:
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> PreparationConfig:
-    """Settings from a YAML file and ``key=value`` overrides; RequestError names the key that is wrong."""
-    return build(PreparationConfig, read_yaml(Path(path), overrides), "")
+    """Settings from a YAML file and ``key=value`` overrides; RequestError names the wrong key and its place."""
+    values = read_yaml(Path(path), overrides)
+    with placed(Path(path), overrides):
+        return build(PreparationConfig, values, "")

@@ -6,8 +6,8 @@ and names the key, the value and the mend when they do not fit. A misspelt key i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
@@ -16,8 +16,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.suggestions import did_you_mean, nearest
+from hafm_lightning.yaml_keys import Source, key_lines, read_tree, refuse_duplicates, tree_of
 
 T = TypeVar("T")
+
+
+class SettingError(RequestError):
+    """A setting is wrong; ``key`` is its dotted path (or its group's)."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -28,19 +38,23 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: Dotted assignments, ``clips.hop_s=5``; a list element is named by its number.
 
     Raises:
-        RequestError: The file is missing or is not a YAML mapping, or an override is not an assignment.
+        RequestError: The file is missing or is not a YAML mapping, sets a key twice, or an override is not an
+            assignment.
     """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        refuse_duplicates(read_tree(path), Source(str(path)))
         config = OmegaConf.load(path)
         for override in overrides:
             key, equals, value = override.partition("=")
             if not equals or not key:
                 raise RequestError(f"{override!r} is not an override; write key=value, for example clips.hop_s=5")
-            OmegaConf.update(config, key.removeprefix("--"), yaml.safe_load(value), merge=True)
+            refuse_duplicates(tree_of(value, of_option(override)), of_option(override))
+            read = OmegaConf.from_dotlist([f"value={value}"])  # by the loader of the file: 1e-3 is a number
+            OmegaConf.update(config, key.removeprefix("--"), OmegaConf.to_container(read)["value"], merge=True)
         content = OmegaConf.to_container(config, resolve=True)
     except FileNotFoundError:
         raise RequestError(f"configuration {path} does not exist; the shipped ones are in experiments/") from None
@@ -51,6 +65,40 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise RequestError(f"{path} holds no settings (a YAML mapping with `root`, `corpora`, ...)")
     return {str(key): value for key, value in content.items()}
+
+
+def of_option(text: str) -> Source:
+    """An override as the place of a mistake."""
+    return Source(f"command line: {text}", is_file=False)
+
+
+@contextlib.contextmanager
+def placed(path: Path, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Add file and line, or the override, to what is said of a wrong setting.
+
+    Args:
+        path: The file that the settings were read from.
+        overrides: The ``key=value`` that were applied, the last one last.
+
+    Raises:
+        RequestError: In place of a :class:`SettingError`.
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise RequestError(f"{error}\nwhere: {place_of(error.key, path, overrides)}") from error
+
+
+def place_of(key: str, path: Path, overrides: Sequence[str]) -> str:
+    """Where a key, or the group that is nearest to it, was set last."""
+    wanted = tuple(key.split("."))
+    for override in reversed(overrides):
+        given = tuple(override.partition("=")[0].removeprefix("--").split("."))
+        if given[: len(wanted)] == wanted or wanted[: len(given)] == given:
+            return of_option(override).name
+    lines = dict(key_lines(read_tree(path)))
+    nearest_group = next((wanted[:n] for n in range(len(wanted), 0, -1) if wanted[:n] in lines), None)
+    return str(path) if nearest_group is None else Source(str(path)).place(lines[nearest_group])
 
 
 def build(kind: type[T], values: Any, where: str) -> T:
@@ -65,14 +113,14 @@ def build(kind: type[T], values: Any, where: str) -> T:
         RequestError: Unknown or missing keys, wrong types, or values that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise RequestError(f"{where}: expected settings (key: value), got {values!r}")
+        raise SettingError(where, f"{where}: expected settings (key: value), got {values!r}")
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind)) if field.init}
     for key in values:
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
-            raise RequestError(f"{_join(where, str(key))}: unknown key; {hint}")
+            close = nearest(str(key), list(fields))
+            hint = did_you_mean(close) if close else f"known keys: {', '.join(fields)}"
+            raise SettingError(_join(where, str(key)), f"{_join(where, str(key))}: unknown key; {hint}")
     content = {key: convert(value, hints[key], _join(where, key)) for key, value in values.items()}
     missing = [
         name
@@ -80,13 +128,13 @@ def build(kind: type[T], values: Any, where: str) -> T:
         if name not in content and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise RequestError(f"{where or 'settings'}: missing key {', '.join(missing)}")
+        raise SettingError(where, f"{where or 'settings'}: missing key {', '.join(missing)}")
     try:
         return kind(**content)
     except RequestError:
         raise
     except ValueError as error:
-        raise RequestError(f"{where}: {error}" if where else str(error)) from error
+        raise (SettingError(where, f"{where}: {error}") if where else RequestError(str(error))) from error
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -106,29 +154,29 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return convert(value, options[0], where)
     if origin in (list, tuple):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise RequestError(f"{where}: expected a list, got {value!r}")
+            raise SettingError(where, f"{where}: expected a list, got {value!r}")
         inner = typing.get_args(hint)[0]
         items = [convert(item, inner, f"{where}.{index}") for index, item in enumerate(value)]
         return items if origin is list else tuple(items)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise RequestError(f"{where}: expected key: value pairs, got {value!r}")
+            raise SettingError(where, f"{where}: expected key: value pairs, got {value!r}")
         return {str(key): item for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise RequestError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise SettingError(where, f"{where}: expected {hint.__name__}, got {value!r}")
     return value
 
 
 def _one_of(value: Any, options: Mapping[str, type[Any]], where: str) -> Any:
     name = str(value.get("kind")) if isinstance(value, Mapping) else "nothing"
     if name not in options:
-        close = difflib.get_close_matches(name, options, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(options)}"
-        raise RequestError(f"{where}.kind: got {name!r}; {hint}")
+        close = nearest(name, list(options))
+        hint = did_you_mean(close) if close else f"one of {', '.join(options)}"
+        raise SettingError(f"{where}.kind", f"{where}.kind: got {name!r}; {hint}")
     rest = {key: item for key, item in value.items() if key != "kind"}
     return build(options[name], rest, where)
 
