@@ -36,7 +36,7 @@ from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, run_to_fit, say
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.files import write_atomic
+from hafm_lightning.files import write_atomic
 from hafm_lightning.stages import Stage
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
