@@ -27,7 +27,7 @@ import torch
 from _facts import commit
 
 from hafm_lightning.data_modules import TokenShards
-from hafm_lightning.evaluation.conditioning_gain import clip_losses
+from hafm_lightning.evaluation.token_scores.conditioning_gain import clip_losses
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.stages import OptimizerConfig, SemanticStage
 from hafm_lightning.tokens import TokenBatch

@@ -30,7 +30,7 @@ import scipy.linalg
 import torch
 from threadpoolctl import threadpool_limits
 
-from hafm_lightning.evaluation.frechet import GaussianStatistics, frechet_distance
+from hafm_lightning.evaluation.distances.frechet import GaussianStatistics, frechet_distance
 
 
 def synthetic_rows(rows: int, dimensions: int, seed: int, offset: float, turn: float = 0.0) -> np.ndarray:

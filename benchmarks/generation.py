@@ -27,18 +27,18 @@ import torch
 from _facts import machine, peak_memory_bytes
 
 from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.accompanist.networks import Precision, StageNetwork, build_network, cpu_multiplies_bf16, settle
+from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, cpu_multiplies_bf16, settle
 from hafm_lightning.audio import Audio, resample, write_audio
-from hafm_lightning.evaluation.seams import seam_test
+from hafm_lightning.evaluation.coherence.seams import seam_test
 from hafm_lightning.modeling.decoding import Decoder
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import Transformer
-from hafm_lightning.preparation.toyband import synthesise_song
 from hafm_lightning.stages import CoarseStage, FineStage, SemanticStage
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 from hafm_lightning.tokens import CLIP_DURATION_S
+from hafm_lightning.toyband.corpus import synthesise_song
 
 PAPER = {"pattern": "flattened", "conditioning": "prefix"}
 PRESETS: Mapping[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {

@@ -25,16 +25,16 @@ from torch import Tensor
 
 from hafm_lightning.accompanist import LiveOptions
 from hafm_lightning.accompanist.model_folder import ModelFolder, read_model_folder
-from hafm_lightning.accompanist.networks import StageNetwork
 from hafm_lightning.accompanist.plain_weights import rounded
+from hafm_lightning.accompanist.stage_network import StageNetwork
 from hafm_lightning.audio import resample
 from hafm_lightning.modeling import filling
 from hafm_lightning.modeling.conditioning import null_conditions
 from hafm_lightning.modeling.filling import Filler
 from hafm_lightning.modeling.sampling import SamplingOptions, choose, guide
-from hafm_lightning.modeling.scores import token_cross_entropy
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.preparation.toyband import synthesise_song
+from hafm_lightning.modeling.token_scores import token_cross_entropy
+from hafm_lightning.toyband.corpus import synthesise_song
 
 PAPER = SamplingOptions()
 FIRST_SONG = 5000

@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 
 from hafm_lightning.audio import resample
-from hafm_lightning.preparation.toyband import synthesise_song
 from hafm_lightning.tokenizers import spectra
 from hafm_lightning.tokenizers.base import ACOUSTIC_SAMPLE_RATE_HZ, SEMANTIC_SAMPLE_RATE_HZ
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 from hafm_lightning.tokens import SEMANTIC_RATE_HZ, SEMANTIC_VOCABULARY
+from hafm_lightning.toyband.corpus import synthesise_song
 
 CLIP_S = 10
 CHROMA_WINDOW, CHROMA_HOP = 8192, 480

@@ -27,16 +27,16 @@ from _facts import machine
 from mdx_network import TINY, MdxSize, write_identity, write_mdx_network
 
 from hafm_lightning.audio import write_audio
-from hafm_lightning.preparation.clips import clip_sound, with_noise
-from hafm_lightning.preparation.filters import FilterSettings, measure
-from hafm_lightning.preparation.fingerprint import fingerprint
-from hafm_lightning.preparation.separation import MdxParameters, SeparationSettings, load_separator
-from hafm_lightning.preparation.shards import STORED_STREAMS, map_shard, row_shape, write_shard
-from hafm_lightning.preparation.songs import Song
-from hafm_lightning.preparation.stems import Window, probe_song, read_stretch
-from hafm_lightning.preparation.toyband import synthesise_song
-from hafm_lightning.preparation.work import single_threaded
+from hafm_lightning.preparation.quality.filters import FilterSettings, measure
+from hafm_lightning.preparation.quality.fingerprint import fingerprint
+from hafm_lightning.preparation.shard_work import single_threaded
+from hafm_lightning.shards.reader import STORED_STREAMS, map_shard, row_shape, write_shard
+from hafm_lightning.songs.clips import clip_sound, with_noise
+from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, load_separator
+from hafm_lightning.songs.song import Song
+from hafm_lightning.songs.stems import Window, probe_song, read_stretch
 from hafm_lightning.tokens import SEMANTIC_VOCABULARY
+from hafm_lightning.toyband.corpus import synthesise_song
 
 FMA_TRACKS, FMA_HOURS = 106_574, 8_232
 """FMA-full: 106,574 untrimmed tracks, 343 days of audio."""

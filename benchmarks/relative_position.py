@@ -26,8 +26,8 @@ import torch
 from _facts import commit, processor
 from torch import Tensor
 
-from hafm_lightning.modeling.scores import TokenScores, token_cross_entropy
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
+from hafm_lightning.modeling.token_scores import TokenScores, token_cross_entropy
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, VOCAL_SEMANTIC
 

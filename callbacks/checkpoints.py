@@ -31,7 +31,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.files import TEMPORARY_PREFIX, sync_folder
+from hafm_lightning.files import TEMPORARY_PREFIX, sync_folder
 
 FOLDER = "checkpoints"
 BEST_NAME = "best.ckpt"

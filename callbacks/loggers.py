@@ -25,8 +25,8 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from hafm_lightning.modeling.scores import score_names
-from hafm_lightning.preparation.files import write_atomic
+from hafm_lightning.files import write_atomic
+from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
 
 METRICS_FILE = "metrics.csv"

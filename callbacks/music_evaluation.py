@@ -41,10 +41,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import SumMetric
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.embeddings import EmbeddingSource
-from hafm_lightning.evaluation.frechet import FrechetAudioDistance
+from hafm_lightning.evaluation.distances.frechet import FrechetAudioDistance
+from hafm_lightning.evaluation.embeddings.base import EmbeddingSource
 from hafm_lightning.evaluation.segments import SegmentSettings, select_segments
-from hafm_lightning.evaluation.stage_material import (
+from hafm_lightning.evaluation.stage.material import (
     PROTOCOL_FILE,
     SOUNDS,
     StageMaterial,
@@ -52,7 +52,7 @@ from hafm_lightning.evaluation.stage_material import (
     write_protocol,
     write_sounds,
 )
-from hafm_lightning.evaluation.stage_music import (
+from hafm_lightning.evaluation.stage.music import (
     LaterStages,
     TokenAccuracy,
     Waveforms,

@@ -12,13 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 
 from hafm_lightning.data_modules.token_shards import TokenShards
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.clips import ClipSettings
 from hafm_lightning.preparation.configuration import PreparationConfig
-from hafm_lightning.preparation.corpora import MusdbHQ
-from hafm_lightning.preparation.engines import EngineSettings
+from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.pipeline import prepare
-from hafm_lightning.preparation.shards import MANIFEST_NAME, SPLITS
-from hafm_lightning.preparation.training import TokenizerSettings
+from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
+from hafm_lightning.shards.reader import MANIFEST_NAME, SPLITS
+from hafm_lightning.songs.clips import ClipSettings
+from hafm_lightning.songs.corpora import MusdbHQ
 from hafm_lightning.tokens import CLIP_DURATION_S
 
 

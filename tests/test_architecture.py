@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hafm_lightning"
 LEAVES = {"callbacks", "data_modules"}
+MOST_FILES = 12
+"""Modules in one folder."""
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
@@ -124,16 +126,68 @@ def test_the_check_sees_each_kind_of_wrong_import(module: str, line: str) -> Non
     assert len(violations_of_levels(module, ast.parse(line))) == 1
 
 
-def test_rooms_of_one_level_form_no_cycle(trees: dict[str, ast.Module]) -> None:
-    needs: dict[str, set[str]] = {name: set() for name in MODULES}
-    for name, tree in trees.items():
-        for dotted, _ in imports(tree, at_import_time=True):
-            parts = dotted.removeprefix(f"{PACKAGE}.").split(".")
-            if dotted.startswith(f"{PACKAGE}."):
-                needs[name] |= {".".join(parts[:n]) for n in (1, 2, 3)} & set(MODULES) - {name}
-    while ready := {name for name, needed in needs.items() if not needed}:
-        needs = {name: needed - ready for name, needed in needs.items() if name not in ready}
-    assert not needs, f"these modules import each other in a circle: {sorted(needs)}"
+def needed_modules(name: str, tree: ast.Module) -> set[str]:
+    """Modules of the package that ``name`` imports anywhere, also inside functions.
+
+    A name taken from a package counts as its ``__init__``; passing through a package to a module below it does not.
+    """
+    needed = set()
+    for dotted, _ in imports(tree):
+        own = dotted.removeprefix(f"{PACKAGE}.")
+        if own == dotted and dotted != PACKAGE:
+            continue
+        for candidate in (own, own.rpartition(".")[0], f"{own}.__init__", f"{own.rpartition('.')[0]}.__init__"):
+            if candidate in MODULES:
+                needed.add(candidate)
+                break
+    return needed - {name}
+
+
+def circles(needs: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other, by repeatedly dropping those that need nothing or serve nobody."""
+    left = {name: set(needed) for name, needed in needs.items()}
+    while True:
+        served = set().union(*left.values()) if left else set()
+        loose = {name for name, needed in left.items() if not needed or name not in served}
+        if not loose:
+            break
+        left = {name: needed - loose for name, needed in left.items() if name not in loose}
+
+    def reached(start: str) -> set[str]:
+        found, waiting = set(), [start]
+        while waiting:
+            for name in left[waiting.pop()] - found:
+                found.add(name)
+                waiting.append(name)
+        return found
+
+    reach = {name: reached(name) for name in left}
+    groups = {frozenset(other for other in reach[name] if name in reach[other]) for name in left if name in reach[name]}
+    return sorted(sorted(group) for group in groups)
+
+
+def test_no_modules_import_each_other_in_a_circle(trees: dict[str, ast.Module]) -> None:
+    found = circles({name: needed_modules(name, tree) for name, tree in trees.items()})
+    assert found == [], "\n".join(" <-> ".join(group) for group in found)
+
+
+def test_the_check_for_circles_sees_those_through_functions() -> None:
+    hidden = ast.parse("def f():\n    from hafm_lightning.tokens import TokenBatch")
+    assert needed_modules("errors", hidden) == {"tokens"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [["a", "b", "c"]]
+
+
+def folder_sizes() -> dict[str, int]:
+    """Folder of the package -> number of modules in it, its ``__init__`` included."""
+    sizes: dict[str, int] = {}
+    for name in MODULES:
+        folder = name.rpartition(".")[0] or "(top)"
+        sizes[folder] = sizes.get(folder, 0) + 1
+    return sizes
+
+
+def test_no_folder_is_too_full_to_enter() -> None:
+    assert {folder: size for folder, size in folder_sizes().items() if size > MOST_FILES} == {}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -224,3 +278,32 @@ def test_the_short_name_of_a_leaf_is_refused(leaf: str) -> None:
     )
     assert done.returncode != 0
     assert f"{PACKAGE}.{leaf}" in done.stderr
+
+
+def print_table() -> None:
+    """Rooms with their levels, files and lines; the fullest folders; circles."""
+    everything = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    rooms: dict[str, list[str]] = {}
+    for name in MODULES:
+        rooms.setdefault(room_of(name), []).append(name)
+    print(f"{'level':>5}  {'room':<20} {'files':>5} {'lines':>6}")
+    for room, names in sorted(rooms.items(), key=lambda item: (level_of(item[0]), item[0])):
+        print(f"{level_of(room):>5}  {room:<20} {len(names):>5} {sum(lines[name] for name in names):>6}")
+    print(f"{'':>5}  {'all':<20} {len(MODULES):>5} {sum(lines.values()):>6}")
+    fullest = sorted(folder_sizes().items(), key=lambda item: -item[1])[:3]
+    print("most modules in a folder: " + ", ".join(f"{folder} {size}" for folder, size in fullest))
+    found = circles({name: needed_modules(name, tree) for name, tree in everything.items()})
+    print(f"import circles, imports inside functions included: {len(found)}")
+    for group in found:
+        print("  " + " <-> ".join(group))
+
+
+def level_of(room: str) -> str:
+    """The level of a room as text; ``leaf`` and the package's own file stand last."""
+    level = ROOMS.get(room)
+    return "-" if room not in ROOMS else "leaf" if level is None else str(level)
+
+
+if __name__ == "__main__":
+    print_table()

@@ -13,7 +13,7 @@ from hafm_lightning import cli
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.cli.training import read_config
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )

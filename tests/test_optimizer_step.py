@@ -11,9 +11,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from fits import log_of, write_config
 from lightning.pytorch.plugins import MixedPrecision
 from resume_child import finish, start
-from test_callbacks_resume import log_of, write_config
 from tiny_models import TINY
 from tiny_shards import write_tiny_shards
 from tiny_stages import clips, loader, tiny_stage, trainer

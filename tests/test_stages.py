@@ -10,7 +10,7 @@ from tiny_stages import FRAMES, clips, loader, tiny_stage, trainer
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.conditioning import null_conditions
-from hafm_lightning.modeling.scores import other_clips, score_names
+from hafm_lightning.modeling.token_scores import other_clips, score_names
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.stages import (
     STAGES,

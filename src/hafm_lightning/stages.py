@@ -48,7 +48,8 @@ from hafm_lightning.modeling.conditioning import drop_at_random, null_conditions
 from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
-from hafm_lightning.modeling.scores import (
+from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
+from hafm_lightning.modeling.token_scores import (
     StepMeans,
     TokenScores,
     other_clips,
@@ -56,7 +57,6 @@ from hafm_lightning.modeling.scores import (
     summarise,
     token_cross_entropy,
 )
-from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
 from hafm_lightning.optimizer_step import StepWeights, check_training

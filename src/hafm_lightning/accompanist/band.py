@@ -29,7 +29,10 @@ from torch import Tensor
 from hafm_lightning.accompanist.live import LiveSession
 from hafm_lightning.accompanist.live_tracks import LiveOptions
 from hafm_lightning.accompanist.model_folder import read_model_folder
-from hafm_lightning.accompanist.networks import (
+from hafm_lightning.accompanist.records import machine_facts, model_facts, take_record
+from hafm_lightning.accompanist.rendering import render
+from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
+from hafm_lightning.accompanist.stage_network import (
     Precision,
     StageNetwork,
     check_belonging,
@@ -43,9 +46,6 @@ from hafm_lightning.accompanist.networks import (
     style_names,
     tokenizers_folder,
 )
-from hafm_lightning.accompanist.records import machine_facts, model_facts, take_record
-from hafm_lightning.accompanist.rendering import render
-from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
 from hafm_lightning.accompanist.take import MixOptions, Take, mix_take
 from hafm_lightning.accompanist.windows import (
     GRID_S,

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, SeedOf, Track, WrittenTrack
-from hafm_lightning.accompanist.networks import StageNetwork
 from hafm_lightning.accompanist.rendering import FADE_S, Renderer
+from hafm_lightning.accompanist.stage_network import StageNetwork
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, Samples, resample
 from hafm_lightning.errors import RequestError

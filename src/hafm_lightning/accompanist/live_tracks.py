@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.accompanist.networks import Role, StageNetwork
+from hafm_lightning.accompanist.stage_network import Role, StageNetwork
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.decoding import Decoder

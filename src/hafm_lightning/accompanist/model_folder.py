@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from hafm_lightning.accompanist.networks import (
+from hafm_lightning.accompanist.stage_network import (
     Role,
     StageNetwork,
     build_network,

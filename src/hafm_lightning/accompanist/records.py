@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from hafm_lightning.accompanist.networks import StageNetwork
 from hafm_lightning.accompanist.song import Song
+from hafm_lightning.accompanist.stage_network import StageNetwork
 from hafm_lightning.accompanist.take import MixOptions
 from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.tokenizers import Tokenizers

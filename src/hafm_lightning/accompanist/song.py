@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.accompanist.networks import Role
+from hafm_lightning.accompanist.stage_network import Role
 from hafm_lightning.accompanist.take import audio_sha256, file_sha256
 from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
 from hafm_lightning.audio import Audio, read_audio, resample

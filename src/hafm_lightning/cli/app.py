@@ -23,7 +23,7 @@ from hafm_lightning.audio import Audio, read_audio
 from hafm_lightning.cli.band_arguments import add_model_arguments, load_band
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.pictures import log_mel_picture
+from hafm_lightning.evaluation.card.pictures import log_mel_picture
 
 if TYPE_CHECKING:
     import gradio

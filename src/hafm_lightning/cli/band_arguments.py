@@ -6,7 +6,7 @@ import argparse
 from typing import Literal, cast
 
 from hafm_lightning.accompanist import Accompanist, MixOptions
-from hafm_lightning.accompanist.networks import Precision
+from hafm_lightning.accompanist.stage_network import Precision
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 

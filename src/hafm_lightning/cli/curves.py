@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.runs import newest_run
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.files import write_atomic
+from hafm_lightning.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

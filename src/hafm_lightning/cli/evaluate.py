@@ -32,9 +32,9 @@ def main(argv: Sequence[str]) -> int:
     overrides = list(arguments.set)
     if arguments.output is not None:
         overrides.append(f"output={arguments.output}")
-    from hafm_lightning.evaluation.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
+    from hafm_lightning.evaluation.card.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
     from hafm_lightning.evaluation.evaluate import evaluate
-    from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings
+    from hafm_lightning.evaluation.settings import EvaluateSettings
     from hafm_lightning.preparation.settings import build, placed, read_yaml
 
     values = read_yaml(Path(arguments.config), overrides)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
-from hafm_lightning.accompanist.networks import (
+from hafm_lightning.accompanist.stage_network import (
     check_belonging,
     network_from_checkpoint,
     stage_files,

@@ -40,8 +40,8 @@ from hafm_lightning.cli.config_keys import Group, KeyCheck
 from hafm_lightning.cli.run_claim import claim, claimed_run, joined_run
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import write_atomic
 from hafm_lightning.optimizer_step import check_precision, check_training
-from hafm_lightning.preparation.files import write_atomic
 from hafm_lightning.stages import Stage
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"

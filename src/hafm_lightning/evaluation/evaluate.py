@@ -16,25 +16,25 @@ import torch
 
 from hafm_lightning import __version__
 from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.accompanist.networks import Precision, pick_device
+from hafm_lightning.accompanist.stage_network import Precision, pick_device
 from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.card import Card, Plot, Table, load_card, write_card
-from hafm_lightning.evaluation.card_dashboard import log_to_wandb
-from hafm_lightning.evaluation.embeddings import load_embedding
-from hafm_lightning.evaluation.evaluate_settings import EvaluateSettings
-from hafm_lightning.evaluation.probes import Probes
-from hafm_lightning.evaluation.protocol import ProtocolRun
-from hafm_lightning.evaluation.retrieval import Retrieval
+from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card, write_card
+from hafm_lightning.evaluation.card.dashboard import log_to_wandb
+from hafm_lightning.evaluation.embeddings.base import load_embedding
+from hafm_lightning.evaluation.protocol.run import ProtocolRun
 from hafm_lightning.evaluation.segments import MusicClip, Segment, tokenize_clips
-from hafm_lightning.evaluation.separated import SeparatedVocals
-from hafm_lightning.evaluation.systems import Band, GroundTruth, RandomPairing, System, codec_systems
-from hafm_lightning.evaluation.token_table import token_table
+from hafm_lightning.evaluation.settings import EvaluateSettings
+from hafm_lightning.evaluation.systems.base import Band, GroundTruth, RandomPairing, System, codec_systems
+from hafm_lightning.evaluation.systems.retrieval import Retrieval
+from hafm_lightning.evaluation.systems.separated import SeparatedVocals
+from hafm_lightning.evaluation.token_scores.probes import Probes
+from hafm_lightning.evaluation.token_scores.token_table import token_table
+from hafm_lightning.files import sha256_of_json, write_json
 from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.preparation.files import sha256_of_json, write_json
-from hafm_lightning.preparation.shards import open_shards
 from hafm_lightning.progress import progress
+from hafm_lightning.shards.reader import open_shards
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 
 PROBES_VERSION = 2

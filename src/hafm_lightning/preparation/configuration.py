@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.clips import ClipSettings
-from hafm_lightning.preparation.corpora import AnyCorpus
-from hafm_lightning.preparation.engines import EngineSettings
-from hafm_lightning.preparation.filters import FilterSettings
-from hafm_lightning.preparation.fingerprint import DuplicateSettings
+from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.plan import SplitSettings
-from hafm_lightning.preparation.separation import SeparationSettings
+from hafm_lightning.preparation.quality.filters import FilterSettings
+from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.settings import as_plain, build, placed, read_yaml
-from hafm_lightning.preparation.training import TokenizerSettings
-from hafm_lightning.preparation.work import SoundSettings
+from hafm_lightning.preparation.shard_work import SoundSettings
+from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
+from hafm_lightning.songs.clips import ClipSettings
+from hafm_lightning.songs.corpora import AnyCorpus
+from hafm_lightning.songs.separation.base import SeparationSettings
 
 CHANGES_NOTHING = ("root", "engine", "report", "device")
 """Settings that do not decide what shards hold."""

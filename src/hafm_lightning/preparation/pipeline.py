@@ -25,16 +25,11 @@ from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.locks import LOCK_NAME, Lock, held
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
-from hafm_lightning.preparation.corpora import list_songs
-from hafm_lightning.preparation.engines import Engine, make_engine
+from hafm_lightning.preparation.engines.base import Engine, make_engine
 from hafm_lightning.preparation.plan import Plan, Unit, make_plan
-from hafm_lightning.preparation.report import PreparationReport, write_report
-from hafm_lightning.preparation.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
-from hafm_lightning.preparation.songs import Listing, Song
-from hafm_lightning.preparation.state import RootState
-from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
-from hafm_lightning.preparation.training import ExcerptPool, make_tokenizers
-from hafm_lightning.preparation.work import (
+from hafm_lightning.preparation.report.report import PreparationReport, write_report
+from hafm_lightning.preparation.run_state import RootState
+from hafm_lightning.preparation.shard_work import (
     UNKNOWN_STYLE,
     ShardWork,
     TokenizerLoader,
@@ -42,7 +37,12 @@ from hafm_lightning.preparation.work import (
     cached_tokenizers,
     load_prepared,
 )
+from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
+from hafm_lightning.preparation.tokenizer_training import ExcerptPool, make_tokenizers
 from hafm_lightning.progress import progress
+from hafm_lightning.shards.reader import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
+from hafm_lightning.songs.corpora import list_songs
+from hafm_lightning.songs.song import Listing, Song
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import STYLE, VOCAL_ACOUSTIC
 

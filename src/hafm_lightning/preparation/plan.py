@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.clips import ClipSettings, clip_starts
-from hafm_lightning.preparation.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
-from hafm_lightning.preparation.songs import Quarantined, Song
+from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
 from hafm_lightning.preparation.survey import SongFacts
+from hafm_lightning.songs.clips import ClipSettings, clip_starts
+from hafm_lightning.songs.song import Quarantined, Song
 
 _PREFERENCE = {"test": 0, "validation": 1, "train": 2}
 

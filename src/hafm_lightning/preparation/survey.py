@@ -6,7 +6,6 @@ a recording that occurs twice is kept once, and never on both sides of a split).
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.audio import probe_audio
-from hafm_lightning.preparation.fingerprint import fingerprint, sketch_to_text
-from hafm_lightning.preparation.songs import Song
-from hafm_lightning.preparation.stems import block_grid, probe_song, read_stretch, readable
+from hafm_lightning.preparation.quality.fingerprint import fingerprint, sketch_to_text
+from hafm_lightning.songs.song import Song, reason_of
+from hafm_lightning.songs.stems import block_grid, probe_song, read_stretch, readable
 
 SONGS_PER_BLOCK = 32
 """Songs that are surveyed together; a run that is stopped loses at most the blocks that were being worked on."""
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,3 @@ def _mono_stretches(paths: list[Path], rate_hz: int, frames: int) -> Iterator[np
         for path in paths:
             total += read_stretch(path, rate_hz, start, stop).mean(axis=0, dtype=np.float32)
         yield total
-
-
-def reason_of(error: OSError | ValueError) -> str:
-    """Why a song is put aside, in one line.
-
-    Raises:
-        OSError: The same error, where it speaks of this machine (disk, memory, open files) and not of the song.
-    """
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-        raise error
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

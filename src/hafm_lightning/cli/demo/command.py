@@ -1,0 +1,302 @@
+"""``demo``: the whole chain on synthesised songs, from nothing to audible, scored music, on a CPU without downloads.
+
+Every step is the command that a researcher would type, with the configurations of ``experiments/quickstart``; the demo
+prints it. Steps leave their results on disk and are not repeated, so that an interrupted demo continues where it was:
+
+1. ``prepare``: the toy band is synthesised (or reused), tokenizers trained, shards written;
+2. a plan: how many training steps fit into the time, from a few timed steps of each stage;
+3. ``fit``, three times, side by side, each continued from its newest checkpoint if it was interrupted;
+4. ``export`` to one model folder;
+5. a take for one vocal of every held-out song;
+6. scores, figures, report.
+
+``--minutes`` trades time for quality: what preparation, generation and scoring leave over goes into training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hafm_lightning import __version__
+from hafm_lightning.cli import DONE
+from hafm_lightning.cli import main as run_command
+from hafm_lightning.cli.demo.fits import Fit, lanes, run_fits
+from hafm_lightning.cli.demo.report import write_pictures, write_report
+from hafm_lightning.cli.demo.scores import generate_takes, held_out_segments, read_listenings, score_music
+from hafm_lightning.cli.demo.workers import cores, spread, worker_pool
+from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
+from hafm_lightning.cli.runs import best_checkpoint, newest_run
+from hafm_lightning.cli.training import StageCLI
+from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.token_scores.conditioning_gain import ClipLosses, clip_losses, join, song_of
+from hafm_lightning.files import write_json
+from hafm_lightning.locks import LOCK_NAME, held
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
+from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.stages import load_stage
+from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, TokenBatch, split_codes
+
+STAGES = ("semantic", "coarse", "fine")
+SHARE = {"semantic": 0.3, "coarse": 0.5, "fine": 0.2}
+"""How training is divided where it runs one after the other: the coarse stage has most to learn."""
+MINUTES = 9.0
+OTHER_MINUTES = 4.5
+"""What everything but training takes on 2 cores."""
+LEAST_TRAINING_MINUTES = 1.5
+VALIDATIONS = 4
+TIMED_STEPS, UNTIMED_STEPS = 6, 2
+WARMUP_STEPS = 40
+"""Most optimizer steps over which the learning rate rises; a tenth of all where that is less."""
+VALIDATION_SHARE = 0.1
+"""Share of a stage's time that its validations take."""
+CLIPS_A_PART = 24
+SAMPLING = SamplingOptions(guidance=1.5, temperature=0.7, top_k=100)
+"""Chosen on songs of the validation split: small stages sound better when they take fewer chances."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long each stage trains: steps, and what they were computed from."""
+
+    minutes: float
+    steps: dict[str, int]
+    seconds_a_step: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the demo reads and writes."""
+
+    experiments: Path
+    out: Path
+
+    @property
+    def work(self) -> Path:
+        """What a continued demo needs."""
+        return self.out / "work"
+
+    @property
+    def model(self) -> Path:
+        """The exported model folder."""
+        return self.out / "model"
+
+    @property
+    def takes(self) -> Path:
+        """A folder for every held-out vocal."""
+        return self.out / "takes"
+
+    def config(self, name: str) -> Path:
+        """A configuration; RequestError where it is missing."""
+        path = self.experiments / f"{name}.yaml"
+        if not path.is_file():
+            raise RequestError(
+                f"{path} does not exist\nrun the demo in the repository's folder, or name it: --experiments DIR"
+            )
+        return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run or continue the demo."""
+    parser = Parser(prog=f"{PROGRAM} demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"time in all, about (default {MINUTES:g})")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (default demo/)")
+    parser.add_argument("--experiments", type=Path, default=Path("experiments/quickstart"), help="configurations")
+    parser.add_argument("--fresh", action="store_true", help="train anew even if an earlier demo's model is there")
+    arguments = parser.parse_args(list(argv))
+    if not arguments.minutes > 0:
+        raise RequestError(f"--minutes must be above 0, got {arguments.minutes:g}")
+    check_writable(arguments.out)
+    places = Places(arguments.experiments, arguments.out)
+    for name in ("prepare", *STAGES):
+        places.config(name)
+    with held(places.out / LOCK_NAME, f"{places.out}", "wait for it, or choose another folder: --out DIR", erase=True):
+        return run(places, arguments.minutes, arguments.fresh)
+
+
+def run(places: Places, minutes: float, fresh: bool) -> int:
+    """All steps, those left out that are done."""
+    began = time.monotonic()
+    preparation = read_config(places.config("prepare"))
+    step("prepare", "--config", str(places.config("prepare")))
+    plan = make_plan(places, minutes, fresh)
+    run_fits([[fit(places, stage, plan) for stage in lane] for lane in training_lanes()], threads_a_lane())
+    checkpoints = {stage: best_checkpoint(run_root(places, stage)) for stage in STAGES}
+    export(places, checkpoints)
+    report = score(places, plan, preparation, checkpoints)
+    report["seconds_of_this_run"] = round(time.monotonic() - began, 1)
+    write_json(places.out / "report.json", report)
+    page = write_report(places.out, report)
+    print(f"\nlisten: {page}\nscores: {places.out / 'report.json'}\nmodel:  {places.model}")
+    print(f"your voice: python -m hafm_lightning generate --vocal VOICE.wav --model {places.model} --out take")
+    return DONE
+
+
+def step(*arguments: str) -> None:
+    """Run one command of this program, showing it."""
+    print(f"\n$ python -m hafm_lightning {' '.join(arguments)}", flush=True)
+    code = run_command(arguments)
+    if code != DONE:
+        raise SystemExit(code)
+
+
+def run_root(places: Places, stage: str) -> Path:
+    """Folder of a stage's runs."""
+    return places.work / "runs" / stage
+
+
+def make_plan(places: Places, minutes: float, fresh: bool) -> Plan:
+    """The plan of an interrupted or finished demo of the same length, or a new one (which clears older runs)."""
+    path = places.work / "plan.json"
+    if path.is_file() and not fresh:
+        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        if plan.minutes == minutes:
+            return plan
+    for folder in (places.work, places.takes):
+        shutil.rmtree(folder, ignore_errors=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads_a_lane())
+    seconds = {stage: seconds_a_step(places, stage) for stage in STAGES}
+    torch.set_num_threads(threads)
+    training_s = 60 * max(minutes - OTHER_MINUTES, LEAST_TRAINING_MINUTES) * (1 - VALIDATION_SHARE)
+    time_of = {
+        stage: training_s * SHARE[stage] / sum(SHARE[other] for other in lane)
+        for lane in training_lanes()
+        for stage in lane
+    }
+    steps = {stage: max(VALIDATIONS, int(time_of[stage] / seconds[stage])) for stage in STAGES}
+    plan = Plan(minutes, {s: n - n % VALIDATIONS for s, n in steps.items()}, seconds)
+    write_json(path, asdict(plan))
+    print("\ntraining steps in the time: " + ", ".join(f"{stage} {n}" for stage, n in plan.steps.items()))
+    return plan
+
+
+def fit_arguments(places: Places, stage: str, steps: int) -> list[str]:
+    """The command line of a stage's fit after ``fit``."""
+    every = max(1, steps // VALIDATIONS)
+    return [
+        *("--config", str(places.config(stage))),
+        *("--trainer.max_steps", str(steps), "--model.init_args.optimizer.total_steps", str(steps)),
+        *("--model.init_args.optimizer.warmup_steps", str(min(WARMUP_STEPS, steps // 10))),
+        *("--trainer.val_check_interval", str(every), "--checkpoints.every_steps", str(every)),
+        *("--trainer.default_root_dir", str(run_root(places, stage))),
+    ]
+
+
+def seconds_a_step(places: Places, stage: str) -> float:
+    """Time of a training step on this machine, from a few of them."""
+    cli = StageCLI("fit", fit_arguments(places, stage, 1000))
+    data, module = cli.datamodule, cli.model
+    data.setup("fit")
+    batches = chain.from_iterable(iter(data.train_dataloader, None))  # a small corpus is gone through again
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    times = []
+    for _ in range(UNTIMED_STEPS + TIMED_STEPS):
+        began = time.perf_counter()
+        loss = module.training_loss(next(batches))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+    return sorted(times[UNTIMED_STEPS:])[TIMED_STEPS // 2]
+
+
+def training_lanes() -> list[list[str]]:
+    """Which stages train one after the other, and which at the same time."""
+    return lanes(SHARE, cores())
+
+
+def threads_a_lane() -> int:
+    """Threads of each training process."""
+    return max(1, cores() // len(training_lanes()))
+
+
+def fit(places: Places, stage: str, plan: Plan) -> Fit:
+    """The training run of a stage, continued from its newest checkpoint where there is one."""
+    steps = plan.steps[stage]
+    return Fit(
+        name=stage,
+        arguments=("fit", *fit_arguments(places, stage, steps), "--ckpt_path", "auto"),
+        steps=steps,
+        root=run_root(places, stage),
+        log=places.work / f"{stage}.log",
+        done=places.work / f"{stage}.done",
+    )
+
+
+def export(places: Places, checkpoints: dict[str, Path]) -> None:
+    """Write the model folder, unless that of these runs is there."""
+    done = places.work / "model.done"
+    if done.is_file() and places.model.is_dir():
+        return
+    files = [text for stage in STAGES for text in (f"--{stage}", str(checkpoints[stage]))]
+    step("export", *files, "--out", str(places.model), "--overwrite", "--data", "the toy band", "--license", "MIT")
+    done.touch()
+
+
+def score(places: Places, plan: Plan, preparation: PreparationConfig, checkpoints: dict[str, Path]) -> dict[str, Any]:
+    """Everything that the report says, and the takes and pictures that it shows."""
+    root = preparation.root
+    clips = held_out_clips(root)
+    (corpus,) = preparation.corpora
+    segments = held_out_segments(Path(corpus.path), len({song_of(clip) for clip in clips.clip_ids}))
+    with worker_pool() as pool:
+        parts = [
+            (name, str(checkpoints[name]), list(range(start, min(start + CLIPS_A_PART, len(clips)))))
+            for name in STAGES
+            for start in range(0, len(clips), CLIPS_A_PART)
+        ]
+        losses = spread(pool, stage_losses, parts, root, description="Asking the stages whether they listen")
+        stages: dict[str, Any] = {}
+        for name in STAGES:
+            mine = join([part for (stage, _, _), part in zip(parts, losses, strict=True) if stage == name])
+            stages[name] = {
+                **{key: interval.as_dict() for key, interval in mine.summary().items()},
+                "steps": plan.steps[name],
+                "seconds_a_step": plan.seconds_a_step[name],
+            }
+        generate_takes(pool, places.model, segments, places.takes, SAMPLING)
+        listenings, rate_hz = read_listenings(places.model, segments, places.takes)
+        music = score_music(pool, listenings, rate_hz, places.work / "clip-scores.json")
+    records = [json.loads((places.takes / s.clip_id / "take.json").read_text(encoding="utf-8")) for s in segments]
+    runs = {stage: newest_run(run_root(places, stage)) for stage in STAGES}
+    pictures = write_pictures(places.out, listenings, rate_hz, {name: run for name, run in runs.items() if run})
+    return {
+        "version": __version__,
+        "minutes": plan.minutes,
+        "sampling": asdict(SAMPLING),
+        "held_out": {"songs": len(segments), "clips": len(clips), "clip_seconds": clips.duration_s},
+        "stages": stages,
+        "music": music,
+        "real_time_factor": sum(record["real_time_factor"] for record in records) / len(records),
+        "pictures": pictures,
+        "takes": [segment.clip_id for segment in segments],
+    }
+
+
+def stage_losses(part: tuple[str, str, list[int]], root: str) -> ClipLosses:
+    """Losses of some held-out clips, (stage, checkpoint, indices); runs in a worker."""
+    _, checkpoint, wanted = part
+    return clip_losses(load_stage(checkpoint), held_out_clips(root), wanted)
+
+
+def held_out_clips(root: str) -> TokenBatch:
+    """All clips of the test split."""
+    reader = open_shards(root, "test")
+    streams: dict[str, list[torch.Tensor]] = {}
+    for index in range(len(reader)):
+        for name, ids in reader[index].items():
+            streams.setdefault(name, []).append(torch.from_numpy(ids.astype("int64")))
+    batch = {name: torch.stack(ids) for name, ids in streams.items()}
+    coarse, fine = split_codes(batch.pop("instrumental_codes"))
+    batch |= {INSTRUMENTAL_COARSE.name: coarse, INSTRUMENTAL_FINE.name: fine}
+    return TokenBatch(batch, reader.manifest.clip_ids())

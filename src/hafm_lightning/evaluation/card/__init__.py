@@ -1,0 +1,1 @@
+"""The evaluation card: tables, checks, figures, page, dashboard."""

@@ -1,0 +1,67 @@
+"""The card on a Weights & Biases dashboard: every table with its intervals, every probe, every player.
+
+Without an API key the run is kept offline beside the card: nothing is lost, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hafm_lightning.evaluation.card.card import Card, Plot, Table
+
+PROBE_COLUMNS = ("curve", "x", "y", "low", "high")
+
+
+def log_to_wandb(card: Card, folder: Path, project: str) -> str:
+    """Log tables, probes and players of the card in ``folder``; returns one line that says where to."""
+    import wandb
+
+    online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key) and os.environ.get("WANDB_MODE") != "offline"
+    run = wandb.init(
+        project=project,
+        dir=str(folder),
+        job_type="evaluate",
+        config=dict(card.facts),
+        mode="online" if online else "offline",
+    )
+    try:
+        for table in card.tables:
+            columns, rows = table_rows(table)
+            run.log({f"evaluate/{table.name}": wandb.Table(columns=list(columns), data=rows)})
+            for player in table.players:
+                title = f"{table.name}: {player.title} ({player.clip_id})"
+                run.log(
+                    {
+                        f"evaluate/{table.name}/{player.title}/{name}": wandb.Audio(str(folder / file), caption=title)
+                        for name, file in player.sounds.items()
+                    }
+                )
+        for plot in card.plots:
+            logged = wandb.Table(columns=list(PROBE_COLUMNS), data=plot_rows(plot))
+            run.log({f"evaluate/probes/{plot.title.replace(': ', ', ')}": logged})
+        where = run.url if online and run.url else f"offline: wandb sync {Path(run.dir).parent}"
+    finally:
+        run.finish()
+    return f"Weights & Biases: {where}"
+
+
+def table_rows(table: Table) -> tuple[list[str], list[list[str | int | float | None]]]:
+    """Column names, and a list a system: every value between its bounds."""
+    names = [name for column in table.columns for name in (column.key, f"{column.key}_low", f"{column.key}_high")]
+    rows: list[list[str | int | float | None]] = []
+    for row in table.rows:
+        cells = [row.values[column.key] for column in table.columns]
+        numbers = [number for cell in cells for number in (cell.value, cell.low, cell.high)]
+        rows.append([row.label, row.clips, row.failed, *numbers])
+    return [table.unit, "clips", "failed", *names], rows
+
+
+def plot_rows(plot: Plot) -> list[list[str | float | None]]:
+    """A list a point, in the order of :data:`PROBE_COLUMNS`; level lines have no x and no interval."""
+    rows: list[list[str | float | None]] = [
+        [curve.label, *point]
+        for curve in plot.curves
+        for point in zip(curve.x, curve.y, curve.low, curve.high, strict=True)
+    ]
+    return rows + [[name, None, level, None, None] for name, level in plot.baselines.items()]

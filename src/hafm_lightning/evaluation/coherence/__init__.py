@@ -1,0 +1,1 @@
+"""How well an accompaniment fits a vocal: harmony, rhythm, joints."""

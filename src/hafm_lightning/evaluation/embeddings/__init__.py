@@ -1,0 +1,1 @@
+"""Embeddings of music for distances between sets."""

@@ -1,0 +1,197 @@
+"""CLAP-music, EnCodec and HuBERT rows through transformers, from a local folder or the Hub.
+
+* ``clap``: one normalised 512-number row a window, projected audio tower of CLAP. A clip up to the window's length is
+  one row (repeated to fill the model's 10 s); a longer one gives a window every ``hop_s``. The extractor's random
+  crop and its random choice of a "longer" clip are never reached, so rows are deterministic and no global random
+  number is drawn.
+* ``encodec``: the encoder's output before quantisation, 128 numbers, averaged over ``window_s``.
+* ``hubert``: hidden state of one layer, averaged over ``window_s``; the waveform is padded by 40 samples on each side,
+  so that ``n`` samples give exactly ``n / 320`` frames.
+
+The sha256 of the weights file and of the configuration files, the layer and the window are part of the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.evaluation.embeddings.weights import model_folder
+
+CLAP_SOURCE = "laion/larger_clap_music"
+ENCODEC_SOURCE = "facebook/encodec_24khz"
+HUBERT_SOURCE = "facebook/hubert-base-ls960"
+HUBERT_LAYER = 9
+HUBERT_PADDING = 40
+"""Samples added on each side: the convolutions see 400 samples every 320, so 80 more make frames = n / 320."""
+
+
+def windows(waveform: Tensor, window: int, hop: int) -> list[Tensor]:
+    """Pieces ``[window]`` every ``hop`` samples; a shorter waveform is its own only piece."""
+    if waveform.shape[0] <= window:
+        return [waveform]
+    return [waveform[start : start + window] for start in range(0, waveform.shape[0] - window + 1, hop)]
+
+
+def pooled_frames(frames: Tensor, frames_per_row: int) -> Tensor:
+    """Means over runs of ``frames_per_row`` of ``frames [T, d]``; a shorter clip is one row, a rest is left out."""
+    if frames.shape[0] < frames_per_row:
+        return frames.mean(0, keepdim=True)
+    count = frames.shape[0] // frames_per_row
+    return frames[: count * frames_per_row].reshape(count, frames_per_row, -1).mean(1)
+
+
+class _HubEmbedding(Embedding):
+    """An embedding with a transformers model as its network."""
+
+    network: torch.nn.Module
+
+    def to(self, device: torch.device | str) -> _HubEmbedding:
+        """The embedding with its network on ``device`` (in place)."""
+        self.network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+
+class ClapEmbedding(_HubEmbedding):
+    """CLAP audio rows.
+
+    Args:
+        source: Folder or Hub id.
+        sha256: Expected sha256 of the weights file.
+        revision: Commit on the Hub.
+        window_s: Seconds a row covers; None for all that the model hears at once (10 s), which is also the most.
+        hop_s: Seconds between rows of a clip longer than the window.
+    """
+
+    def __init__(
+        self,
+        source: str = CLAP_SOURCE,
+        sha256: str | None = None,
+        revision: str | None = None,
+        window_s: float | None = None,
+        hop_s: float = 1.0,
+    ) -> None:
+        from transformers import ClapFeatureExtractor, ClapModel
+
+        folder, hashes = model_folder(source, revision, sha256)
+        network = ClapModel.from_pretrained(folder, local_files_only=True)
+        self.extractor: Any = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        rate_hz, longest_s = int(self.extractor.sampling_rate), float(self.extractor.max_length_s)
+        window_s = longest_s if window_s is None else window_s
+        if not 0 < window_s <= longest_s or not hop_s > 0:
+            raise RequestError(
+                f"clap: window_s must be above 0 and at most {longest_s} s and hop_s above 0, "
+                f"got {window_s} and {hop_s}"
+            )
+        settings = {**hashes, "window_s": window_s, "hop_s": hop_s}
+        super().__init__("clap", rate_hz, int(network.config.projection_dim), settings, source)
+        self.network = network.requires_grad_(False)  # from_pretrained leaves it in eval mode
+        self.window, self.hop = round(window_s * rate_hz), round(hop_s * rate_hz)
+
+    def clip_rows(self, waveform: Tensor) -> Tensor:
+        """Unit-length rows, one a window."""
+        found = []
+        for piece in windows(waveform, self.window, self.hop):
+            features = self.extractor(
+                piece.cpu().numpy(),
+                sampling_rate=self.rate_hz,
+                truncation="rand_trunc",  # no piece is longer than the model's window: nothing is drawn
+                padding="repeatpad",
+                return_tensors="pt",
+            )["input_features"]
+            output: Any = self.network.get_audio_features(input_features=features.to(self.device))  # type: ignore[operator]
+            found.append(output if isinstance(output, Tensor) else output.pooler_output)
+        return torch.cat(found)
+
+
+class EncodecEmbedding(_HubEmbedding):
+    """EnCodec's continuous latent, averaged over ``window_s``.
+
+    Args:
+        source: Folder or Hub id.
+        sha256: Expected sha256 of the weights file.
+        revision: Commit on the Hub.
+        window_s: Seconds a row covers.
+    """
+
+    def __init__(
+        self,
+        source: str = ENCODEC_SOURCE,
+        sha256: str | None = None,
+        revision: str | None = None,
+        window_s: float = 0.96,
+    ) -> None:
+        from transformers import EncodecModel
+
+        folder, hashes = model_folder(source, revision, sha256)
+        network = EncodecModel.from_pretrained(folder, local_files_only=True)
+        config = network.config
+        if config.audio_channels != 1 or config.normalize:
+            raise RequestError(f"encodec: {source} is not a mono model without normalisation, such as {ENCODEC_SOURCE}")
+        settings = {**hashes, "window_s": window_s}
+        super().__init__("encodec", int(config.sampling_rate), int(config.hidden_size), settings, source)
+        self.network = network.requires_grad_(False)  # from_pretrained leaves it in eval mode
+        self.frames_per_row = max(1, round(window_s * config.frame_rate))
+
+    def clip_rows(self, waveform: Tensor) -> Tensor:
+        """Rows of the encoder's output."""
+        encoder: Any = self.network.encoder
+        latent = encoder(waveform.to(self.device)[None, None])  # [1, d, T]
+        return pooled_frames(latent[0].T, self.frames_per_row)
+
+
+class HubertEmbedding(_HubEmbedding):
+    """One hidden layer of HuBERT, averaged over ``window_s``.
+
+    Args:
+        source: Folder or Hub id.
+        sha256: Expected sha256 of the weights file.
+        revision: Commit on the Hub.
+        layer: Layer whose output is used, from 1; the layers above it are not loaded.
+        window_s: Seconds a row covers.
+    """
+
+    def __init__(
+        self,
+        source: str = HUBERT_SOURCE,
+        sha256: str | None = None,
+        revision: str | None = None,
+        layer: int = HUBERT_LAYER,
+        window_s: float = 0.96,
+    ) -> None:
+        from transformers import AutoConfig, AutoFeatureExtractor, HubertModel
+
+        folder, hashes = model_folder(source, revision, sha256)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.do_stable_layer_norm or not 1 <= layer <= config.num_hidden_layers:
+            raise RequestError(
+                f"hubert: {source} must be a base model (post-norm) with at least {layer} layers, "
+                f"has {config.num_hidden_layers}"
+            )
+        config.num_hidden_layers = layer
+        network = HubertModel.from_pretrained(folder, config=config, local_files_only=True)
+        self.extractor: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        settings = {**hashes, "layer": layer, "window_s": window_s}
+        rate_hz = int(self.extractor.sampling_rate)
+        super().__init__("hubert", rate_hz, int(config.hidden_size), settings, source)
+        self.network = network.requires_grad_(False)  # from_pretrained leaves it in eval mode
+        hop = 1
+        for stride in config.conv_stride:
+            hop *= int(stride)
+        self.frames_per_row = max(1, round(window_s * rate_hz / hop))
+
+    def clip_rows(self, waveform: Tensor) -> Tensor:
+        """Rows of the chosen layer."""
+        values = self.extractor(waveform.cpu().numpy(), sampling_rate=self.rate_hz, return_tensors="pt")["input_values"]
+        padded = torch.nn.functional.pad(values, (HUBERT_PADDING, HUBERT_PADDING))  # [1, L + 80]
+        output: Any = self.network(padded.to(self.device))
+        return pooled_frames(output.last_hidden_state[0], self.frames_per_row)

@@ -1,0 +1,188 @@
+"""VGGish: the network whose embedding most published FADs use, with its own front end and safe weights.
+
+The network is the one of the published weights: four blocks of 3 x 3 convolutions (64, 128, 256 x 2, 512 x 2 channels),
+each halved by max pooling, then three linear layers (4096, 4096, 128). Choices that published tools make differently,
+all of them part of the embedding's identity:
+
+* ``framing``: 0.96 s without overlap, or 1 s every 0.5 s (:mod:`hafm_lightning.evaluation.embeddings.log_mel`).
+* ``activation``: whether a ReLU follows the last layer. Default: no, as in the FAD paper's program.
+* No PCA and no quantisation: FAD is computed on the plain embedding.
+
+The published torch weights come as a pickle; they are read as plain data, checked against a pinned sha256, and kept as
+safetensors in the cache from then on.
+
+Sources: Hershey et al. (arXiv 1609.09430); Kilgour et al. (arXiv 1812.08466).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.embeddings.base import Embedding, log_mel
+from hafm_lightning.evaluation.embeddings.weights import (
+    HUB_SCHEME,
+    cache_folder,
+    check_file,
+    download,
+    hub_file,
+    read_weights,
+)
+from hafm_lightning.files import write_atomic
+from hafm_lightning.tokenizers.base import content_sha256
+
+WEIGHTS_URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
+WEIGHTS_SHA256 = "10086976245803799d9194e9a73d9b6c1549c71d1b80106f5cade5608a561f4b"
+"""sha256 of the published torch port of the AudioSet weights (288,567,937 bytes)."""
+CONVERTED_NAME = "vggish-10086976.safetensors"
+
+BLOCKS = (1, 1, 2, 2)
+"""Convolutions before each of the four poolings."""
+BATCH_PATCHES = 64
+
+
+class VGGish(nn.Module):
+    """Log-mel patches ``[n, 96, 64]`` -> embedding ``[n, dimensions]``. Parameter names are the published ones.
+
+    Args:
+        channels: Channels of the four blocks.
+        hidden: Width of the two hidden linear layers.
+        dimensions: Width of the embedding.
+    """
+
+    def __init__(
+        self, channels: tuple[int, int, int, int] = (64, 128, 256, 512), hidden: int = 4096, dimensions: int = 128
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = 1
+        for width, convolutions in zip(channels, BLOCKS, strict=True):
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(previous, width, kernel_size=3, padding=1), nn.ReLU()]
+                previous = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        pooled = 2 ** len(BLOCKS)
+        flat = previous * (log_mel.PATCH_FRAMES // pooled) * (log_mel.BANDS // pooled)
+        self.embeddings = nn.Sequential(
+            nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dimensions)
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embedding before any last activation."""
+        found = self.features(patches.unsqueeze(1))  # [n, C, 6, 4]
+        # The weights were trained with channels last: time, band, channel.
+        flat = found.permute(0, 2, 3, 1).flatten(1)
+        embedded: Tensor = self.embeddings(flat)
+        return embedded
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], where: str) -> VGGish:
+        """The network of the sizes that ``state`` has; ``where`` names the file in errors.
+
+        Raises:
+            RequestError: Keys or shapes are not those of a VGGish.
+        """
+        last_of_block = [f"features.{index}.weight" for index in (0, 3, 8, 13)]
+        outer = ["embeddings.0.weight", "embeddings.4.weight"]
+        missing = [key for key in last_of_block + outer if key not in state]
+        if missing:
+            raise RequestError(f"{where}: not VGGish weights, {', '.join(missing)} missing")
+        first, second, third, fourth = (int(state[key].shape[0]) for key in last_of_block)
+        with torch.device("meta"):  # nothing is initialised at random: no random number is drawn
+            network = cls((first, second, third, fourth), int(state[outer[0]].shape[0]), int(state[outer[1]].shape[0]))
+        try:
+            network.load_state_dict(dict(state), assign=True)
+        except RuntimeError as error:
+            raise RequestError(f"{where}: not VGGish weights: {str(error).splitlines()[-1].strip()}") from error
+        return network.eval().requires_grad_(False)
+
+
+def convert_weights(source: Path, target: Path, sha256: str) -> Path:
+    """Read torch weights with ``sha256`` as plain data and keep them as safetensors at ``target``."""
+    from safetensors.torch import save
+
+    check_file(source, sha256)
+    state = {name: array.contiguous() for name, array in read_weights(source).items()}
+    VGGish.from_state(state, str(source))
+    write_atomic(target, save(state, metadata={"source": source.name, "source_sha256": sha256}))
+    return target
+
+
+def vggish_weights(weights: str | Path | None, sha256: str | None) -> Path:
+    """The safetensors or torch file to load: the named one, the converted one in the cache, or a download.
+
+    Args:
+        weights: Local ``.pth`` or ``.safetensors`` file, or ``hf://OWNER/NAME/PATH`` on the Hub; None for the
+            published weights.
+        sha256: Expected hash of that file. None means the published hash for torch files, and no check for local
+            safetensors (the content's hash is part of the embedding's identity either way).
+
+    Raises:
+        RequestError: No such file, another hash, or safetensors from the Hub without a hash to check them by.
+    """
+    if weights is not None:
+        path = Path(weights)
+        if str(weights).startswith(HUB_SCHEME):
+            if sha256 is None and path.suffix == ".safetensors":
+                raise RequestError(f"{weights}: state the sha256 of a file that comes from elsewhere, in `sha256`")
+            path = hub_file(str(weights))
+        check_file(path, WEIGHTS_SHA256 if sha256 is None and path.suffix != ".safetensors" else sha256)
+        return path
+    folder = cache_folder() / "vggish"
+    converted = folder / CONVERTED_NAME
+    if not converted.is_file():
+        original = download(WEIGHTS_URL, folder / Path(WEIGHTS_URL).name, WEIGHTS_SHA256)
+        convert_weights(original, converted, WEIGHTS_SHA256)
+        original.unlink()
+    return converted
+
+
+class VGGishEmbedding(Embedding):
+    """VGGish rows: 128 numbers for each 0.96 s (or for 1 s every 0.5 s).
+
+    Args:
+        weights: Local weights file or ``hf://`` address; None for the published ones (downloaded once, 289 MB).
+        sha256: Expected sha256 of the file; see :func:`vggish_weights`.
+        framing: ``contiguous`` or ``google``.
+        activation: Put a ReLU after the last layer.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        sha256: str | None = None,
+        framing: str = "contiguous",
+        activation: bool = False,
+    ) -> None:
+        log_mel.check_framing(framing)
+        path = vggish_weights(weights, sha256)
+        state = read_weights(path)
+        network = VGGish.from_state(state, str(path))
+        settings = {
+            "weights_sha256": content_sha256(state, {}),
+            "framing": framing,
+            "activation": activation,
+            "pca": False,
+        }
+        dimensions = int(state["embeddings.4.weight"].shape[0])
+        super().__init__("vggish", log_mel.RATE_HZ, dimensions, settings, path.name)
+        self.framing = framing
+        self.activation = activation
+        self.network = network
+
+    def clip_rows(self, waveform: Tensor) -> Tensor:
+        """Rows ``[n, 128]``, one a patch."""
+        device = next(self.network.parameters()).device
+        found = log_mel.patches(waveform, self.framing)
+        rows = torch.cat([self.network(part.to(device)) for part in torch.split(found, BATCH_PATCHES)])
+        return torch.relu(rows) if self.activation else rows
+
+    def to(self, device: torch.device | str) -> VGGishEmbedding:
+        """The embedding with its network on ``device`` (in place)."""
+        self.network.to(device)
+        return self

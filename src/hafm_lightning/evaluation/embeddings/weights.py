@@ -1,0 +1,154 @@
+"""Where networks of the evaluation get their weights: a local file or folder, or the Hub, always by sha256.
+
+A file with another hash than the one asked for is refused before it is read. Nothing here runs code that came with
+weights: safetensors, or torch files read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from torch import Tensor
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.files import sha256_of, write_atomic
+
+CACHE_VARIABLE = "HAFM_CACHE"
+"""Environment variable that moves the folder of downloaded and converted weights."""
+HUB_SCHEME = "hf://"
+HUB_PATTERNS = ("*.json", "*.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIGURATION_FILES = ("config.json", "preprocessor_config.json")
+
+
+def cache_folder() -> Path:
+    """Folder for downloaded and converted weights: ``$HAFM_CACHE``, else ``~/.cache/hafm_lightning``."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "hafm_lightning"
+
+
+def check_file(path: Path, sha256: str | None) -> str:
+    """The file's sha256, after comparing it with the expected one where that is given.
+
+    Raises:
+        RequestError: The file is missing, or has another hash.
+    """
+    if not path.is_file():
+        raise RequestError(f"no weights file {path}; name an existing file, or leave the key out to download it")
+    found = sha256_of(path)
+    if sha256 is not None and found != sha256.lower():
+        raise RequestError(
+            f"{path}: sha256 is {found}, expected {sha256.lower()}; this is another file, or a damaged one: "
+            "download it again, or state its own sha256 if you mean to use it"
+        )
+    return found
+
+
+def download(url: str, target: Path, sha256: str) -> Path:
+    """Fetch ``url`` to ``target`` unless it is there already; the content must have ``sha256``.
+
+    Raises:
+        RequestError: No connection, or the content has another hash (nothing is kept then).
+    """
+    if not target.is_file():
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                content = answer.read()
+        except (urllib.error.URLError, OSError) as error:
+            raise RequestError(
+                f"cannot download {url} ({error}); fetch it on another machine and name the file in `weights`"
+            ) from error
+        partial = target.with_name(target.name + ".unchecked")
+        write_atomic(partial, content)
+        try:
+            check_file(partial, sha256)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    check_file(target, sha256)
+    return target
+
+
+def hub_file(source: str) -> Path:
+    """One file of a Hub repository: ``hf://OWNER/NAME/PATH``, or ``hf://OWNER/NAME@REVISION/PATH``.
+
+    Raises:
+        RequestError: The address has another form, or the file cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    owner, _, rest = source.removeprefix(HUB_SCHEME).partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not (owner and name and file):
+        raise RequestError(f"{source}: a file on the Hub is named {HUB_SCHEME}OWNER/NAME/PATH or ...NAME@REVISION/PATH")
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision or None))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(f"cannot get {source} ({first}); check the address, or name a local file") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` file, or of a torch file read without running any code in it."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError) as error:
+        raise RequestError(f"{path}: cannot be read as weights ({error})") from error
+    except Exception as error:
+        # torch reports a pickle that is not plain data as pickle.UnpicklingError
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise RequestError(f"{path}: holds more than plain tensors; it is refused without running it") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise RequestError(f"{path}: expected a dictionary of tensors; this is another kind of checkpoint")
+    return loaded
+
+
+def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple[Path, dict[str, str]]:
+    """Folder of a model in Hub format, and the sha256 of its weights and of its configuration files.
+
+    Args:
+        source: A local folder, or a Hub id such as ``laion/larger_clap_music``.
+        revision: Commit of the Hub repository; ignored for a folder.
+        sha256: Expected hash of the weights file, or None to accept and record whatever is there.
+
+    Raises:
+        RequestError: No such folder or repository, no weights in it, or another hash.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if source.startswith((".", "/", "~")):
+            raise RequestError(f"no folder {source}; name a folder in Hub format, or a Hub id")
+        folder = _download_folder(source, revision)
+    present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not present:
+        raise RequestError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; save the model with save_pretrained")
+    hashes = {"weights_sha256": check_file(present[0], sha256)}
+    for name in CONFIGURATION_FILES:
+        if (folder / name).is_file():
+            hashes[f"{Path(name).stem}_sha256"] = sha256_of(folder / name)
+    return folder, hashes
+
+
+def _download_folder(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_PATTERNS)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RequestError(
+            f"cannot get {source} from the Hub ({first}); check the id and the connection, or name a local folder"
+        ) from error

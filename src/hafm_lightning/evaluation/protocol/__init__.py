@@ -1,0 +1,1 @@
+"""From clips to cells: one protocol of the card."""

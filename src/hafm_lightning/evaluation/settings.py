@@ -1,0 +1,155 @@
+"""The settings of ``evaluate``, as its YAML file names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hafm_lightning.evaluation.embeddings.base import EMBEDDINGS, EmbeddingSource
+from hafm_lightning.evaluation.segments import SegmentSettings
+from hafm_lightning.evaluation.systems.base import LABELS, MODEL_SYSTEMS
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.songs.separation.base import SeparationSettings
+
+METRICS = ("fad", "kd", "apa", "beats", "chroma", "key", "onsets", "truth", "speed", "tokens", "probes")
+"""Groups of columns (and, for the last two, tables) that can be asked for."""
+REFERENCES = ("ground_truth", "train")
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """Which segments one table is about; see :class:`~hafm_lightning.evaluation.segments.SegmentSettings`.
+
+    Attributes:
+        name: Heading and folder name.
+        duration_s: Length of a segment in seconds.
+        clips: Segments in all; 0 takes ``per_song`` of every song.
+        per_song: Most segments of one song; 0 for no limit.
+        gate_db: Frames this far below the song's loud vocal frames are silent.
+        active: Least share of a segment's frames above the gate.
+        seed: Of the draw.
+    """
+
+    name: str
+    duration_s: float
+    clips: int = 0
+    per_song: int = 0
+    gate_db: float = -30.0
+    active: float = 0.7
+    seed: int = 0
+
+    def segments(self, root: str, split: str) -> SegmentSettings:
+        """The same for one corpus and split."""
+        return SegmentSettings(
+            root, split, self.duration_s, self.clips, self.per_song, self.gate_db, self.active, self.seed
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What is evaluated, on what, and how.
+
+    Attributes:
+        output: Folder of the card and of everything that is kept for the next run.
+        root: Songs in the layout of MUSDB18-HQ.
+        protocols: One table each.
+        tokenizers: Folder of the tokenizers that the model was trained with.
+        shards: Prepared shards, whose ``train`` split ``retrieval`` searches; empty leaves that row out.
+        semantic: Checkpoint of the semantic stage (the command also takes a folder of runs); empty leaves the model's
+            rows out.
+        coarse: Checkpoint of the coarse stage.
+        fine: Checkpoint of the fine stage; empty leaves three stages out.
+        model: An exported model folder or Hub id, in place of the three checkpoints.
+        split: Songs to evaluate on.
+        systems: Rows, in the order of the card.
+        metrics: Groups of columns.
+        embeddings: What FAD, KD and APA are computed with.
+        reference: ``ground_truth``: the true accompaniments of the same segments. ``train``: of training segments.
+        reference_clips: Segments of the ``train`` reference.
+        statistics: Embedding name -> statistics file that replaces the reference for FAD.
+        sampling: Guidance and sampling.
+        seed: Of everything that is drawn.
+        batch_clips: Clips generated at once; 1 gives the speed that a single user sees.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        precision: ``auto``, ``fp32``, ``bf16``.
+        separated: Folder with ``<song>/vocals.wav`` of separated vocals, for the row ``separated``.
+        separation: A separation model in its place.
+        vocal_noise_sigma: Noise on vocals for the token tables, as preparation adds it.
+        token_clips: Most clips of the token tables and probes; 0 for all.
+        players: Row whose best, median and worst clips the page plays.
+        rank_by: Column by which these are found.
+        wandb_project: Weights & Biases project that gets the table; empty for none.
+    """
+
+    output: str
+    root: str
+    protocols: tuple[ProtocolSettings, ...]
+    tokenizers: str
+    shards: str = ""
+    semantic: str = ""
+    coarse: str = ""
+    fine: str = ""
+    model: str = ""
+    split: str = "test"
+    systems: tuple[str, ...] = tuple(name for name in LABELS if name != "separated")
+    metrics: tuple[str, ...] = METRICS
+    embeddings: tuple[EmbeddingSource, ...] = (EmbeddingSource(),)
+    reference: str = "ground_truth"
+    reference_clips: int = 200
+    statistics: dict[str, str] = field(default_factory=dict)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    seed: int = 0
+    batch_clips: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+    separated: str = ""
+    separation: SeparationSettings = field(default_factory=SeparationSettings)
+    vocal_noise_sigma: float = 0.0
+    token_clips: int = 64
+    players: str = "three_stages"
+    rank_by: str = "chroma_cosine"
+    wandb_project: str = ""
+
+    def __post_init__(self) -> None:
+        _check_names("systems", self.systems, tuple(LABELS))
+        _check_names("metrics", self.metrics, METRICS)
+        _check_names("reference", (self.reference,), REFERENCES)
+        _check_names("statistics", tuple(self.statistics), EMBEDDINGS)
+        names = [protocol.name for protocol in self.protocols]
+        if not names or len(set(names)) < len(names) or not all(_is_file_name(name) for name in names):
+            raise ValueError(f"protocols need distinct names of letters, digits, '-' and '_', got {names}")
+        sources = [source.name for source in self.embeddings]
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"embeddings: each may be named once, got {sources}")
+        if self.model and (self.semantic or self.coarse or self.fine):
+            raise ValueError("give either `model` or the checkpoints `semantic`, `coarse`, `fine`, not both")
+        if self.semantic and not self.coarse:
+            raise ValueError("semantic is given without coarse: two stages at least are needed for sound")
+        if self.batch_clips < 1 or self.reference_clips < 1 or self.token_clips < 0:
+            raise ValueError("batch_clips and reference_clips start at 1, token_clips at 0")
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model to evaluate."""
+        return bool(self.model or self.semantic)
+
+    def absent(self, system: str) -> str:
+        """Why a row that was asked for cannot be made; empty if it can."""
+        if system == "retrieval" and not self.shards:
+            return "no `shards` to search"
+        if system in MODEL_SYSTEMS and not self.has_model:
+            return "no `model` and no checkpoints"
+        if system in ("three_stages", "separated") and self.semantic and not self.fine:
+            return "no `fine` checkpoint"
+        if system == "separated" and not (self.separated or self.separation.model):
+            return "neither `separated` vocals nor a `separation` model"
+        return ""
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name) and all(char.isalnum() or char in "-_" for char in name)
+
+
+def _check_names(key: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"{key}: unknown {', '.join(unknown)}; choose from {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""Scores of one stage in training, for the callback."""

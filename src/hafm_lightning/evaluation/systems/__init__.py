@@ -1,0 +1,1 @@
+"""The rows of the card: who plays, and what they played."""

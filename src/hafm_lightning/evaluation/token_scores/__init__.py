@@ -1,0 +1,1 @@
+"""Scores on tokens: cross-entropy under true, null and exchanged conditions."""

@@ -1,0 +1,1 @@
+"""Where the work of `prepare` runs: this process, several processes, a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Which clips are good enough: filters, loudness, duplicates."""

@@ -1,0 +1,155 @@
+"""The quality filter: what is measured on a clip, and which clips are dropped for it.
+
+Every rule is one number with one threshold from the configuration; a threshold of ``null`` switches the rule off. All
+numbers of every clip go to the log, dropped or not, so that thresholds can be chosen by looking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from hafm_lightning.preparation.quality.loudness import loudness_and_range
+from hafm_lightning.songs.clips import ClipSound
+from hafm_lightning.songs.stems import Window, to_stereo
+
+Samples = npt.NDArray[np.float32]
+
+FRAME_S = 0.05
+"""Length of the frames on which activity and silence are measured, in seconds."""
+FULL_SCALE = 0.999
+"""Samples from here on count as clipped."""
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Thresholds of the quality filter; ``null`` switches a rule off.
+
+    Attributes:
+        gate_dbfs: A stem is active in a frame of 50 ms whose RMS (without DC) is above this, in dB re full scale.
+        silence_dbfs: The mixture is silent in a frame whose RMS is below this.
+        vocal_activity_min: Least share of frames with singing.
+        instrumental_activity_min: Least share of frames with accompaniment.
+        clipping_max: Largest share of samples at full scale, of the mixture or a stem.
+        silence_max: Largest share of silent frames.
+        dc_offset_max: Largest mean of a stem, full scale is 1.
+        leakage_max: Largest correlation (absolute, without lag) between vocal and instrumental waveform: separation
+            that leaves one stem in the other makes them alike.
+        loudness_min_lufs: Least integrated loudness of the mixture.
+        loudness_max_lufs: Largest integrated loudness of the mixture.
+        loudness_range_max_lu: Largest loudness range of the mixture.
+    """
+
+    gate_dbfs: float = -45.0
+    silence_dbfs: float = -60.0
+    vocal_activity_min: float | None = 0.2
+    instrumental_activity_min: float | None = 0.5
+    clipping_max: float | None = 0.005
+    silence_max: float | None = 0.3
+    dc_offset_max: float | None = 0.05
+    leakage_max: float | None = 0.3
+    loudness_min_lufs: float | None = -40.0
+    loudness_max_lufs: float | None = 0.0
+    loudness_range_max_lu: float | None = 25.0
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the rules look at, for one clip.
+
+    Attributes:
+        vocal_activity: Share of frames with singing.
+        instrumental_activity: Share of frames with accompaniment.
+        clipping: Share of samples at full scale, the largest of mixture, vocal and instrumental.
+        silence: Share of silent frames of the mixture.
+        dc_offset: Largest absolute mean of vocal and instrumental.
+        leakage: Absolute correlation of vocal and instrumental.
+        loudness_lufs: Integrated loudness of the mixture; -200 stands for silence.
+        loudness_range_lu: Loudness range of the mixture.
+    """
+
+    vocal_activity: float
+    instrumental_activity: float
+    clipping: float
+    silence: float
+    dc_offset: float
+    leakage: float
+    loudness_lufs: float
+    loudness_range_lu: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Name -> value, rounded to six digits."""
+        return {field.name: round(float(getattr(self, field.name)), 6) for field in fields(self)}
+
+
+SILENCE_LUFS = -200.0
+"""Stands for ``-inf`` in logs, which JSON cannot hold."""
+
+RULES: Mapping[str, Callable[[Measurements, FilterSettings], bool]] = {
+    "vocal_activity": lambda m, s: _below(m.vocal_activity, s.vocal_activity_min),
+    "instrumental_activity": lambda m, s: _below(m.instrumental_activity, s.instrumental_activity_min),
+    "clipping": lambda m, s: _above(m.clipping, s.clipping_max),
+    "silence": lambda m, s: _above(m.silence, s.silence_max),
+    "dc_offset": lambda m, s: _above(m.dc_offset, s.dc_offset_max),
+    "leakage": lambda m, s: _above(m.leakage, s.leakage_max),
+    "loudness": lambda m, s: (
+        _below(m.loudness_lufs, s.loudness_min_lufs) or _above(m.loudness_lufs, s.loudness_max_lufs)
+    ),
+    "loudness_range": lambda m, s: _above(m.loudness_range_lu, s.loudness_range_max_lu),
+}
+"""Name of a rule -> whether it drops a clip. The report counts clips by these names."""
+
+
+def broken_rules(measurements: Measurements, settings: FilterSettings) -> list[str]:
+    """Names of the rules that a clip breaks, in the order of :data:`RULES`; empty keeps the clip."""
+    return [name for name, breaks in RULES.items() if breaks(measurements, settings)]
+
+
+def measure(window: Window, sound: ClipSound, settings: FilterSettings) -> Measurements:
+    """All numbers of one clip."""
+    vocal, instrumental = window.inner(window.vocal), window.inner(window.instrumental)
+    mixture = vocal + instrumental
+    frame = max(1, round(FRAME_S * window.rate_hz))
+    integrated, loudness_range = loudness_and_range(
+        mixture if len(mixture) <= 2 else to_stereo(mixture), window.rate_hz
+    )
+    return Measurements(
+        vocal_activity=float((frame_levels(vocal, frame) > settings.gate_dbfs).mean()),
+        instrumental_activity=float((frame_levels(instrumental, frame) > settings.gate_dbfs).mean()),
+        clipping=max(float((np.abs(part) >= FULL_SCALE).mean()) for part in (mixture, vocal, instrumental)),
+        silence=float((frame_levels(mixture, frame) < settings.silence_dbfs).mean()),
+        dc_offset=max(float(np.abs(part.mean(axis=1, dtype=np.float64)).max()) for part in (vocal, instrumental)),
+        leakage=correlation(sound.vocal, sound.instrumental),
+        loudness_lufs=max(integrated, SILENCE_LUFS),
+        loudness_range_lu=loudness_range,
+    )
+
+
+def frame_levels(samples: Samples, frame: int) -> npt.NDArray[np.float64]:
+    """RMS level of each frame of ``[C, L]`` over all channels, DC of the clip removed, in dB re full scale ``[n]``."""
+    frames = max(1, samples.shape[1] // frame)
+    used = samples[:, : frames * frame]
+    centred = used - used.mean(axis=1, keepdims=True)
+    power = np.square(centred, dtype=np.float64).reshape(len(samples), frames, -1).mean(axis=(0, 2))
+    levels: npt.NDArray[np.float64] = 10 * np.log10(np.maximum(power, 1e-20))
+    return levels
+
+
+def correlation(first: Samples, second: Samples) -> float:
+    """Absolute Pearson correlation of two waveforms ``[L]``; 0 where one of them is constant."""
+    a = first.astype(np.float64) - first.mean(dtype=np.float64)
+    b = second.astype(np.float64) - second.mean(dtype=np.float64)
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return abs(float(a @ b)) / scale if scale > 1e-12 else 0.0
+
+
+def _below(value: float, threshold: float | None) -> bool:
+    return threshold is not None and value < threshold
+
+
+def _above(value: float, threshold: float | None) -> bool:
+    return threshold is not None and value > threshold

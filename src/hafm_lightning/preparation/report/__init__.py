@@ -1,0 +1,1 @@
+"""The report of `prepare`: figures, page, logs."""

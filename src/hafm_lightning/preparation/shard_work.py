@@ -1,0 +1,258 @@
+"""What a worker does: a unit in, the rows of one shard out.
+
+A worker writes nothing: the process that holds the lock on the output does. So a worker may die, be run twice or sit on
+another machine, and nothing can be damaged by it.
+
+Choices:
+
+* One thread for every library inside a unit. Sums in another order differ in the last bit, and the same unit must give
+  the same bytes on machines with other numbers of cores and workers.
+* A song that cannot be read to its end costs that song: its clips are taken back and its name goes to the quarantine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hafm_lightning.preparation.plan import Unit
+from hafm_lightning.preparation.quality.filters import FilterSettings, broken_rules, measure
+from hafm_lightning.shards.reader import Ids, clip_id
+from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
+from hafm_lightning.songs.separation.base import SeparationSettings, Separator, load_separator
+from hafm_lightning.songs.song import Quarantined, Song, reason_of
+from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, readable, stem_rate_hz
+from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
+from hafm_lightning.tokens import INSTRUMENTAL_CODES, INSTRUMENTAL_SEMANTIC, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
+
+TokenizerLoader = Callable[[Path, str], Tokenizers]
+"""Reads the tokenizers of a folder onto a device."""
+UNKNOWN_STYLE = "unknown"
+"""Style of songs without a genre."""
+
+
+@dataclass(frozen=True)
+class SoundSettings:
+    """What decides the waveforms that the tokenizers hear.
+
+    Attributes:
+        clips: Where clips lie.
+        filters: Which clips are dropped.
+        separation: How songs without stems are separated.
+        noise_sigma: Standard deviation of the noise on vocals; full scale is 1.
+        seed: Of that noise.
+    """
+
+    clips: ClipSettings
+    filters: FilterSettings
+    separation: SeparationSettings
+    noise_sigma: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class ClipEntry:
+    """One line of the clip log.
+
+    Attributes:
+        clip: Clip id.
+        split: Its split.
+        song: Its song.
+        start_s: Where it starts in the song, in seconds.
+        kept: Whether it is in a shard.
+        dropped_by: Names of the rules it broke, joined by spaces.
+        genre: Of the song; empty if unknown.
+        licence: Of the song; empty if unknown.
+        measurements: What the rules looked at.
+    """
+
+    clip: str
+    split: str
+    song: str
+    start_s: float
+    kept: bool
+    dropped_by: str
+    genre: str
+    licence: str
+    measurements: dict[str, float]
+
+
+@dataclass
+class UnitResult:
+    """A finished unit.
+
+    Attributes:
+        arrays: Stored stream -> uint16 ids, one row a kept clip; empty when no clip was kept.
+        clip_ids: Ids of the kept clips.
+        entries: The log, of all clips.
+        quarantined: Songs that could not be read.
+        songs: Songs that were read.
+        duration_s: Length of the songs that were read, in seconds.
+    """
+
+    arrays: dict[str, Ids] = field(default_factory=dict)
+    clip_ids: list[str] = field(default_factory=list)
+    entries: list[ClipEntry] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    songs: int = 0
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """Turns units into rows, in any process.
+
+    Attributes:
+        sound: What decides the waveforms.
+        tokenizers: Folder that holds the tokenizers.
+        load: Reads them.
+        batch_size: Clips that are tokenized together.
+        vocal_acoustic: Also store the acoustic codes of the vocals.
+        styles: Genre -> id of the ``style`` stream; None stores no styles.
+        device: Where tokenizers and separator run.
+    """
+
+    sound: SoundSettings
+    tokenizers: Path
+    load: TokenizerLoader
+    batch_size: int
+    vocal_acoustic: bool
+    styles: dict[str, int] | None
+    device: str = "cpu"
+
+    def __call__(self, unit: Unit) -> UnitResult:
+        """All clips of the unit's songs, filtered and tokenized."""
+        result = UnitResult()
+        rows: list[dict[str, Ids]] = []
+        with single_threaded():
+            tokenizers = cached_tokenizers(self.load, self.tokenizers, self.device)
+            for song in unit.songs:
+                try:
+                    with readable(song) as files:
+                        duration_s, entries, song_rows = self._song(files, unit.split, tokenizers)
+                except (OSError, ValueError) as error:
+                    result.quarantined.append(Quarantined(song.id, reason_of(error)))
+                    continue
+                result.songs += 1
+                result.duration_s += duration_s
+                result.entries += entries
+                rows += song_rows
+        result.clip_ids = [entry.clip for entry in result.entries if entry.kept]
+        if rows:
+            result.arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return result
+
+    def _song(
+        self, song: Song, split: str, tokenizers: Tokenizers
+    ) -> tuple[float, list[ClipEntry], list[dict[str, Ids]]]:
+        semantic_hz = tokenizers.semantic.identity.sample_rate_hz
+        acoustic_hz = tokenizers.acoustic.identity.sample_rate_hz
+        entries: list[ClipEntry] = []
+        rows: list[dict[str, Ids]] = []
+        waiting: list[tuple[str, ClipSound]] = []
+        duration_s, windows = song_windows(song, self.sound)
+        for window in windows:
+            sound = clip_sound(window, semantic_hz, acoustic_hz, self.vocal_acoustic)
+            measured = measure(window, sound, self.sound.filters)
+            broken = broken_rules(measured, self.sound.filters)
+            name = clip_id(song.id, window.start_s)
+            entries.append(
+                ClipEntry(
+                    clip=name,
+                    split=split,
+                    song=song.id,
+                    start_s=window.start_s,
+                    kept=not broken,
+                    dropped_by=" ".join(broken),
+                    genre=song.genre,
+                    licence=song.licence,
+                    measurements=measured.as_dict(),
+                )
+            )
+            if not broken:
+                waiting.append((name, sound))
+            if len(waiting) == self.batch_size:
+                rows.append(self._tokenize(tokenizers, song, waiting))
+                waiting = []
+        if waiting:
+            rows.append(self._tokenize(tokenizers, song, waiting))
+        return duration_s, entries, rows
+
+    def _tokenize(self, tokenizers: Tokenizers, song: Song, clips: list[tuple[str, ClipSound]]) -> dict[str, Ids]:
+        semantic, acoustic = tokenizers.semantic.encode, tokenizers.acoustic.encode
+        vocals = [with_noise(sound.vocal, name, self.sound.noise_sigma, self.sound.seed) for name, sound in clips]
+        try:
+            rows = {
+                VOCAL_SEMANTIC.name: as_ids(semantic(stack(vocals)))[:, 0],
+                INSTRUMENTAL_SEMANTIC.name: as_ids(semantic(stack([sound.instrumental for _, sound in clips])))[:, 0],
+                INSTRUMENTAL_CODES: as_ids(acoustic(stack([sound.instrumental_acoustic for _, sound in clips]))),
+            }
+            if self.vocal_acoustic:
+                waves = [sound.vocal_acoustic for _, sound in clips if sound.vocal_acoustic is not None]
+                rows[VOCAL_ACOUSTIC.name] = as_ids(acoustic(stack(waves)))
+        except ValueError as error:  # the sound was checked: this is the tokenizer's fault and concerns every song
+            raise RuntimeError(f"tokenizing {clips[0][0]!r} failed: {error}") from error
+        if self.styles is not None:
+            rows[STYLE.name] = np.full(len(clips), self.styles[song.genre or UNKNOWN_STYLE], np.uint16)
+        return rows
+
+
+def song_windows(song: Song, sound: SoundSettings) -> tuple[float, Iterator[Window]]:
+    """Length of a song in seconds, and its clips with a little of what surrounds them."""
+    separator = cached_separator(sound.separation) if song.needs_separation else None
+    info = probe_song(song)
+    rate_hz = stem_rate_hz(song, info, separator)
+    starts = clip_starts(info.duration_s, sound.clips)
+    blocks = read_blocks(song, separator)
+    return info.duration_s, cut_windows(blocks, rate_hz, iter(starts), sound.clips.duration_s, MARGIN_S)
+
+
+def stack(waves: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
+    """Waveforms of equal length as float32 ``[B, L]``."""
+    return torch.from_numpy(np.stack(waves))
+
+
+def as_ids(tokens: torch.Tensor) -> Ids:
+    """Token ids as shards store them; ValueError when an id does not fit into 16 bits."""
+    values = tokens.detach().cpu().numpy()
+    if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
+        raise ValueError(f"a tokenizer returned ids {values.min()}..{values.max()}")
+    return values.astype(np.uint16)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_tokenizers(load: TokenizerLoader, folder: Path, device: str) -> Tokenizers:
+    """The tokenizers, loaded once in each process."""
+    return load(folder, device)
+
+
+def load_prepared(folder: Path, device: str) -> Tokenizers:
+    """The tokenizers that a preparation wrote."""
+    return load_tokenizers(folder, device=device)
+
+
+@functools.lru_cache(maxsize=2)
+def cached_separator(settings: SeparationSettings) -> Separator:
+    """The separator, loaded once in each process."""
+    return load_separator(settings)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One thread for torch, BLAS and OpenMP inside the block."""
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)

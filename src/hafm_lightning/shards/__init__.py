@@ -1,0 +1,1 @@
+"""Shards of tokens on disk: manifests, reading, writing, remote roots."""

@@ -1,0 +1,184 @@
+"""The manifest of a split: what its shards hold, and how they were made.
+
+Shapes and names of the stored streams are here too, since writer, reader and manifest must agree on them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.files import write_json
+from hafm_lightning.tokens import (
+    ACOUSTIC_CODEBOOKS,
+    ACOUSTIC_RATE_HZ,
+    ACOUSTIC_VOCABULARY,
+    INSTRUMENTAL_CODES,
+    INSTRUMENTAL_SEMANTIC,
+    STYLE,
+    VOCAL_ACOUSTIC,
+    VOCAL_SEMANTIC,
+    TokenStream,
+)
+
+FORMAT_VERSION = 1
+"""Version of the layout described here; readers refuse any other."""
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+STORED_STREAMS: Mapping[str, TokenStream] = {
+    stream.name: stream
+    for stream in (
+        VOCAL_SEMANTIC,
+        INSTRUMENTAL_SEMANTIC,
+        TokenStream(INSTRUMENTAL_CODES, ACOUSTIC_RATE_HZ, ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY),
+        VOCAL_ACOUSTIC,
+        STYLE,
+    )
+}
+"""What a shard may hold: coarse and fine codebooks lie together as ``instrumental_codes``."""
+REQUIRED_STREAMS = (VOCAL_SEMANTIC.name, INSTRUMENTAL_SEMANTIC.name, INSTRUMENTAL_CODES)
+
+
+def clip_id(song: str, start_s: float) -> str:
+    """Name of a clip: ``song@start``, the start in seconds with two decimals (clips start on a grid of 0.04 s)."""
+    return f"{song}@{start_s:.2f}"
+
+
+def song_of(clip: str) -> str:
+    """The song part of a clip id."""
+    return clip.rpartition("@")[0]
+
+
+def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
+    """Shape of one clip's row in a shard: ``[T]`` for one codebook, ``[K, T]`` for more, ``[]`` for a clip's tag."""
+    if not stream.rate_hz:
+        return ()
+    frames = stream.frames(duration_s)
+    return (frames,) if stream.codebooks == 1 else (stream.codebooks, frames)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard, as its manifest lists it.
+
+    Attributes:
+        file: Name inside the split's folder.
+        clips: Number of rows.
+        sha256: Hash of the file's bytes.
+        clip_ids: One id a row, ``song@start_s``.
+        songs: The songs those clips come from, each once, in order.
+    """
+
+    file: str
+    clips: int
+    sha256: str
+    clip_ids: list[str]
+    songs: list[str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a split's shards are and how they were made.
+
+    Attributes:
+        split: ``train``, ``validation`` or ``test``.
+        duration_s: Length of every clip, in seconds.
+        streams: Stored name -> ``{"rate_hz", "codebooks", "vocabulary"}``.
+        tokenizers: ``semantic`` and ``acoustic`` -> identity (kind, sha256 of the weights, rates, settings).
+        resampler: Name of the resampler that fed the tokenizers; another one gives other tokens.
+        preparation: Settings that decide what the shards hold.
+        styles: Names of the ids in the ``style`` stream.
+        shards: The files, in order; clip ``i`` of the split counts through them.
+        format_version: :data:`FORMAT_VERSION` of the writer.
+    """
+
+    split: str
+    duration_s: float
+    streams: dict[str, dict[str, int]]
+    tokenizers: dict[str, dict[str, Any]]
+    resampler: str
+    preparation: dict[str, Any]
+    styles: list[str]
+    shards: list[ShardInfo]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def clips(self) -> int:
+        """Number of clips in all shards."""
+        return sum(shard.clips for shard in self.shards)
+
+    def clip_ids(self) -> list[str]:
+        """Ids of all clips, in the order of the reader."""
+        return [clip for shard in self.shards for clip in shard.clip_ids]
+
+    def songs(self) -> list[str]:
+        """Songs of the split, each once, in order."""
+        return list(dict.fromkeys(song for shard in self.shards for song in shard.songs))
+
+    def save(self, folder: Path) -> None:
+        """Write ``manifest.json`` into the folder, whole or not at all."""
+        write_json(Path(folder) / MANIFEST_NAME, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read the folder's ``manifest.json``; RequestError when it is missing or cannot be used."""
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            raise RequestError(
+                f"no shards in {folder}: {MANIFEST_NAME} is missing\n"
+                "point `root` at the folder that `prepare` wrote, or run `python -m hafm_lightning prepare` first"
+            ) from None
+        except OSError as error:
+            raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Manifest:
+        """Build a manifest from its JSON bytes; ``where`` names the file in messages."""
+        try:
+            content = json.loads(text)
+            version = content["format_version"]
+            if version != FORMAT_VERSION:
+                raise RequestError(
+                    f"{where}: shards of format {version!r}, this version reads {FORMAT_VERSION}; prepare them again"
+                )
+            content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
+            manifest = cls(**content)
+        except RequestError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{where} is not a shard manifest ({error!r}); prepare the shards again") from error
+        for name, shape in manifest.streams.items():
+            known = STORED_STREAMS.get(name)
+            if known is None or shape != stream_description(known):
+                raise RequestError(
+                    f"{where}: stream {name!r} is {shape}, this version knows "
+                    f"{stream_description(known) if known else ', '.join(STORED_STREAMS)}; prepare the shards again"
+                )
+        for name in REQUIRED_STREAMS:
+            if name not in manifest.streams:
+                raise RequestError(f"{where}: stream {name!r} is missing; prepare the shards again")
+        for shard in manifest.shards:
+            if shard.clips != len(shard.clip_ids) or shard.clips < 1 or Path(shard.file).name != shard.file:
+                raise RequestError(
+                    f"{where}: the entry of {shard.file!r} is inconsistent ({shard.clips} clips, "
+                    f"{len(shard.clip_ids)} ids); prepare the shards again"
+                )
+        return manifest
+
+
+def stream_description(stream: TokenStream) -> dict[str, int]:
+    """A stream as manifests write it."""
+    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
+
+
+def songs_of(clip_ids: Iterable[str]) -> list[str]:
+    """The songs of some clips, each once, in order."""
+    return list(dict.fromkeys(song_of(clip) for clip in clip_ids))

@@ -1,0 +1,1 @@
+"""Songs before tokens: corpora, stems, clips, separation."""

@@ -1,0 +1,1 @@
+"""Separating a mixture into vocals and instrumental."""

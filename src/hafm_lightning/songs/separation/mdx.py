@@ -1,0 +1,246 @@
+"""MDX-Net: separation by a network that maps the complex spectrogram of a mixture to that of one stem.
+
+    song      |---------------------------------------------------------------|
+    chunk k          [ edge |            kept, cross-faded          | edge ]
+    chunk k+1                                        [ edge |            kept ...
+
+A chunk is ``hop * (dim_t - 1)`` samples, which is what the model sees at once. Its edges, ``n_fft`` samples on each
+side, are computed and thrown away, since their frames reach beyond the chunk; the kept middles overlap and are
+cross-faded with weights that sum to 1. Chunks lie on a grid that starts at the song's beginning, in whole hops, so
+that a sample's value depends on the song alone, and not on the stretch in which it is separated.
+
+Source: Kim et al., "KUIELab-MDX-Net: A two-stream neural network for music demixing", 2021.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.songs.separation.base import MdxParameters, Samples, SeparationSettings, Stems
+
+_PLAIN_NAMES = ("n_fft", "hop", "dim_f", "dim_t", "compensation", "target")
+_CHANNELS = 4  # left and right, real and imaginary
+_DEFAULT_HOP = 1024
+_RATE_HZ = 44_100
+
+
+@dataclass(frozen=True)
+class MdxShape:
+    """:class:`~hafm_lightning.songs.separation.base.MdxParameters` with every value known."""
+
+    n_fft: int
+    hop: int
+    dim_f: int
+    dim_t: int
+    compensation: float
+    target: str
+
+    @property
+    def chunk(self) -> int:
+        """Samples that the model sees at once."""
+        return self.hop * (self.dim_t - 1)
+
+    @property
+    def edge(self) -> int:
+        """Samples thrown away on each side of a chunk: whole hops, at least ``n_fft``."""
+        return math.ceil(self.n_fft / self.hop) * self.hop
+
+    @property
+    def kept(self) -> int:
+        """Samples of a chunk's middle."""
+        return self.chunk - 2 * self.edge
+
+
+class MdxSeparator:
+    """Runs an MDX-Net model by onnxruntime."""
+
+    def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
+        """Args:
+        path: The ``.onnx`` file.
+        sha256: Of that file.
+        settings: How to run it.
+
+        Raises:
+            RequestError: onnxruntime is not installed, the file is not an MDX-Net, or its shape is not known.
+        """
+        self.rate_hz = _RATE_HZ
+        self._session = _session(path, settings)
+        source = self._session.get_inputs()[0]
+        self.shape = read_shape(path, settings.parameters, list(source.shape))
+        self._input = source.name
+        self._batch_size = settings.batch_size if not isinstance(source.shape[0], int) else source.shape[0]
+        hops = max(1, round(self.shape.kept * (1 - settings.overlap) / self.shape.hop))
+        self._step = min(hops * self.shape.hop, self.shape.kept)
+        self._fade = self.shape.kept - self._step
+        self._window = torch.hann_window(self.shape.n_fft, periodic=True)
+        self.margin_s = float(math.ceil(self.shape.chunk / self.rate_hz))
+        self.identity: dict[str, Any] = {
+            "kind": "mdx-net",
+            "sha256": sha256,
+            "overlap": settings.overlap,
+            **asdict(self.shape),
+        }
+
+    def separate(self, mixture: Samples, first: int = 0) -> Stems:
+        """Separate ``[2, L]`` at 44.1 kHz, a stretch that begins at sample ``first`` of its song."""
+        if mixture.ndim != 2 or mixture.shape[0] != 2:
+            raise ValueError(f"expected a stereo mixture [2, L], got {mixture.shape}")
+        length = mixture.shape[1]
+        # Chunk k keeps samples k * step - fade to k * step + kept - fade of the song; all that touch the stretch run.
+        first_chunk = (first + self._fade - self.shape.kept) // self._step + 1
+        last_chunk = (first + length - 1 + self._fade) // self._step
+        begin = first_chunk * self._step - self._fade - self.shape.edge - first
+        end = last_chunk * self._step - self._fade - self.shape.edge + self.shape.chunk - first
+        padded = np.pad(mixture, ((0, 0), (-begin, max(0, end - length))))
+        target = np.zeros((2, end - begin), np.float32)
+        weights = self._weights()
+        numbers = range(last_chunk - first_chunk + 1)
+        for batch_start in range(0, len(numbers), self._batch_size):
+            batch = numbers[batch_start : batch_start + self._batch_size]
+            chunks = np.stack([padded[:, n * self._step : n * self._step + self.shape.chunk] for n in batch])
+            for n, kept in zip(batch, self._run(chunks), strict=True):
+                place = n * self._step + self.shape.edge
+                target[:, place : place + self.shape.kept] += kept * weights
+        target = target[:, -begin : -begin + length] * np.float32(self.shape.compensation)
+        rest = mixture - target
+        vocals, instrumental = (target, rest) if self.shape.target == "vocals" else (rest, target)
+        return Stems(vocals, instrumental)
+
+    def _weights(self) -> Samples:
+        """Cross-fade of a chunk's middle, ``[kept]``: chunks ``step`` apart sum to 1, however many overlap."""
+        ramp = np.minimum(np.arange(1, self.shape.kept + 1), self._fade + 1) / (self._fade + 1)
+        shape = np.minimum(ramp, ramp[::-1])
+        total = np.zeros(self._step)
+        for start in range(0, self.shape.kept, self._step):
+            part = shape[start : start + self._step]
+            total[: len(part)] += part
+        repeats = math.ceil(self.shape.kept / self._step)
+        return (shape / np.tile(total, repeats)[: self.shape.kept]).astype(np.float32)
+
+    def _run(self, chunks: Samples) -> Samples:
+        """Chunks ``[n, 2, chunk]`` -> the model's stem in their middles, ``[n, 2, kept]``."""
+        count = len(chunks)
+        if count < self._batch_size and isinstance(self._session.get_inputs()[0].shape[0], int):
+            chunks = np.concatenate((chunks, np.zeros((self._batch_size - count, *chunks.shape[1:]), np.float32)))
+        shape = self.shape
+        spectrum = torch.stft(
+            torch.from_numpy(chunks).reshape(-1, shape.chunk),
+            shape.n_fft,
+            shape.hop,
+            window=self._window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )  # [n * 2, bins, dim_t]
+        bins = spectrum.shape[1]
+        planes = torch.view_as_real(spectrum).permute(0, 3, 1, 2).reshape(-1, _CHANNELS, bins, shape.dim_t)
+        result = self._session.run(None, {self._input: planes[:, :, : shape.dim_f].contiguous().numpy()})[0]
+        full = torch.zeros_like(planes)
+        full[:, :, : shape.dim_f] = torch.from_numpy(np.asarray(result))
+        paired = full.reshape(-1, 2, bins, shape.dim_t).permute(0, 2, 3, 1).contiguous()
+        sound = torch.istft(
+            torch.view_as_complex(paired), shape.n_fft, shape.hop, window=self._window, center=True, length=shape.chunk
+        )
+        kept: Samples = sound.reshape(-1, 2, shape.chunk)[:count, :, shape.edge : shape.edge + shape.kept].numpy()
+        return kept
+
+
+def _session(path: Path, settings: SeparationSettings) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RequestError(
+            "MDX-Net separation needs onnxruntime: pip install 'hafm-lightning[separation]'\n"
+            "or use a corpus that comes as stems"
+        ) from None
+    available = onnxruntime.get_available_providers()
+    if settings.device == "cuda" and "CUDAExecutionProvider" not in available:
+        raise RequestError(
+            "separation.device is cuda, but this onnxruntime has no CUDA provider\n"
+            "pip install onnxruntime-gpu, or set separation.device: cpu"
+        )
+    wanted = ["CPUExecutionProvider"] if settings.device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A worker holds the tokenizers too. Planned memory takes 0.4 GiB more for a full-size MDX-Net and is no faster; an
+    # arena would keep what a chunk took while others work, for an eighth of the time.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = False
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=[provider for provider in wanted if provider in available]
+        )
+    except Exception as error:  # onnxruntime's own exceptions have no common base but Exception
+        raise RequestError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
+    """The model's shape: from the configuration, else from the JSON beside the model, else from the model's input.
+
+    The JSON has either the names of :class:`MdxParameters`, or those of the model lists that circulate with MDX-Net
+    files (``mdx_n_fft_scale_set``, ``mdx_dim_f_set``, ``mdx_dim_t_set`` as a power of two, ``compensate``,
+    ``primary_stem``).
+
+    Raises:
+        RequestError: A value is missing, or contradicts the model's input.
+    """
+    values: dict[str, Any] = {"hop": _DEFAULT_HOP, "compensation": 1.0, "target": "vocals"}
+    if len(inputs) != 4 or (isinstance(inputs[1], int) and inputs[1] != _CHANNELS):
+        raise RequestError(f"{path}: input {inputs} is not an MDX-Net's [batch, {_CHANNELS}, dim_f, dim_t]")
+    values |= {name: size for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True) if isinstance(size, int)}
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        values |= _read_json(beside)
+    values |= {name: value for name, value in asdict(given).items() if value is not None}
+    missing = [name for name in _PLAIN_NAMES if name not in values]
+    if missing:
+        raise RequestError(
+            f"{path}: {', '.join(missing)} of the model not known\n"
+            f"put them into {beside.name} beside the model, or under separation.parameters"
+        )
+    try:
+        shape = MdxShape(
+            n_fft=int(values["n_fft"]),
+            hop=int(values["hop"]),
+            dim_f=int(values["dim_f"]),
+            dim_t=int(values["dim_t"]),
+            compensation=float(values["compensation"]),
+            target=str(values["target"]),
+        )
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{beside}: {error}; correct the file") from error
+    for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True):
+        if isinstance(size, int) and size != getattr(shape, name):
+            raise RequestError(f"{path}: the model's {name} is {size}, the settings say {getattr(shape, name)}")
+    if shape.target not in ("vocals", "instrumental"):
+        raise RequestError(f"{path}: target is {shape.target!r}, choose vocals or instrumental")
+    if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2 or shape.kept < 1:
+        raise RequestError(f"{path}: {shape} does not fit together; correct n_fft, hop, dim_f or dim_t")
+    return shape
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        values = {name: content[name] for name in _PLAIN_NAMES if name in content}
+        foreign = {"n_fft": "mdx_n_fft_scale_set", "dim_f": "mdx_dim_f_set", "compensation": "compensate"}
+        values |= {name: content[theirs] for name, theirs in foreign.items() if theirs in content}
+        if "mdx_dim_t_set" in content:
+            values["dim_t"] = 2 ** int(content["mdx_dim_t_set"])
+        if "primary_stem" in content:
+            values["target"] = str(content["primary_stem"]).lower()
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(f"{path} cannot be used: {error}; correct the file") from error
+    return values

@@ -1,0 +1,303 @@
+"""From a song's files to windows of vocal and instrumental sound, in bounded memory.
+
+A song is read in blocks of a minute, each with a margin where separation needs one. Windows are cut from a rolling
+buffer, so that a song of two hours needs no more memory than one of two minutes. Blocks lie on a grid that starts at
+the song's beginning: which windows are asked for never changes a sample.
+
+What libsndfile does not read (m4a, wma, ...) is decoded by ffmpeg once for a song (:func:`readable`): decoding from the
+middle on would cost the file again for every block, and the first samples of each would be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hafm_lightning.audio import probe_audio, read_audio, resample
+from hafm_lightning.audio_decode import ffmpeg_decoded, left_to_ffmpeg
+from hafm_lightning.errors import RequestError
+from hafm_lightning.songs.separation.base import Separator
+from hafm_lightning.songs.song import Song
+
+Samples = npt.NDArray[np.float32]
+
+BLOCK_S = 60.0
+"""Length of a block, in seconds."""
+LENGTH_TOLERANCE_S = 1.0
+"""Stems of one song may differ in length by this much (encoders pad); the shorter ones are filled with silence."""
+_SHORTEST_LAST_BLOCK_S = 2.0
+
+
+@dataclass(frozen=True)
+class SongInfo:
+    """Shape of a song's sound: ``rate_hz``, ``frames`` (samples of each channel)."""
+
+    rate_hz: int
+    frames: int
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.frames / self.rate_hz
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of a song.
+
+    Attributes:
+        start: First sample.
+        vocal: float32 ``[C, n]``.
+        instrumental: float32 ``[C, n]``.
+    """
+
+    start: int
+    vocal: Samples
+    instrumental: Samples
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a song with some of its surroundings, for resampling without edges.
+
+    Attributes:
+        start_s: Where the window starts in the song.
+        before: Samples of surroundings before the window.
+        length: Samples of the window itself.
+        rate_hz: Sample rate.
+        vocal: float32 ``[C, before + length + after]``.
+        instrumental: The same shape.
+    """
+
+    start_s: float
+    before: int
+    length: int
+    rate_hz: int
+    vocal: Samples
+    instrumental: Samples
+
+    def inner(self, samples: Samples) -> Samples:
+        """The window itself, without surroundings."""
+        return samples[:, self.before : self.before + self.length]
+
+
+def song_files(song: Song) -> list[Path]:
+    """The files that hold what is tokenized."""
+    names = [song.mixture] if song.needs_separation else [song.vocals, *song.accompaniment]
+    return [Path(name) for name in names]
+
+
+@contextmanager
+def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
+    """The song with files that libsndfile reads; what only ffmpeg reads is decoded for the time of the block.
+
+    Args:
+        song: Its files may be of any kind.
+        with_mixture: Decode the mixture too where there are stems.
+
+    Raises:
+        RequestError: ffmpeg cannot decode a file. Errors inside the block name the song's own files.
+        OSError: The temporary folder is full.
+    """
+    decoded: dict[str, str] = {}
+    with ExitStack() as files:
+        for path in dict.fromkeys(
+            [*song_files(song), *([Path(song.mixture)] if with_mixture and song.mixture else [])]
+        ):
+            if left_to_ffmpeg(path):
+                decoded[str(path)] = str(files.enter_context(ffmpeg_decoded(path)))
+        try:
+            yield replace(
+                song,
+                mixture=decoded.get(song.mixture, song.mixture),
+                vocals=decoded.get(song.vocals, song.vocals),
+                accompaniment=tuple(decoded.get(name, name) for name in song.accompaniment),
+            )
+        except RequestError as error:
+            if not decoded:
+                raise
+            text = str(error)
+            for own, temporary in decoded.items():
+                text = text.replace(temporary, own)
+            raise RequestError(text) from error
+
+
+def probe_song(song: Song) -> SongInfo:
+    """Rate and length of a song's files.
+
+    Raises:
+        RequestError: A file cannot be read, or the stems do not belong together (rate, length).
+    """
+    infos = [probe_audio(path) for path in song_files(song)]
+    first = infos[0]
+    for path, info in zip(song_files(song), infos, strict=True):
+        if info.rate_hz != first.rate_hz:
+            raise RequestError(
+                f"{path}: {info.rate_hz} Hz beside a vocal stem of {first.rate_hz} Hz; export the stems at one rate"
+            )
+        if abs(info.frames - first.frames) > LENGTH_TOLERANCE_S * first.rate_hz:
+            raise RequestError(
+                f"{path}: {info.duration_s:.2f} s beside a vocal stem of {first.duration_s:.2f} s; "
+                "export the stems at one length"
+            )
+    return SongInfo(first.rate_hz, max(info.frames for info in infos))
+
+
+def read_blocks(song: Song, separator: Separator | None) -> Iterator[Block]:
+    """The song's vocal and instrumental, block after block, at the rate of :func:`stem_rate_hz`.
+
+    Raises:
+        RequestError: A file is damaged, or the song needs a separator and there is none.
+    """
+    info = probe_song(song)
+    for start_s, stop_s in block_grid(info.duration_s):
+        yield read_block(song, info, separator, start_s, stop_s)
+
+
+def read_block(song: Song, info: SongInfo, separator: Separator | None, start_s: float, stop_s: float) -> Block:
+    """One stretch of a song, from ``start_s`` to ``stop_s``; separated where there are no stems."""
+    if not song.needs_separation:
+        return _read_stems(song, info, start_s, stop_s)
+    if separator is None:
+        raise RequestError(
+            f"{song.id}: only the mixture is there and no separation model is set; "
+            "give `separation.model`, or a corpus of stems"
+        )
+    return _separate(Path(song.mixture), info, separator, start_s, stop_s)
+
+
+def _read_stems(song: Song, info: SongInfo, start_s: float, stop_s: float) -> Block:
+    start, stop = round(start_s * info.rate_hz), min(round(stop_s * info.rate_hz), info.frames)
+    vocal = read_stretch(Path(song.vocals), info.rate_hz, start, stop)
+    parts = [read_stretch(Path(path), info.rate_hz, start, stop) for path in song.accompaniment]
+    channels = max(part.shape[0] for part in (vocal, *parts))
+    if channels > 1:
+        vocal, parts = to_stereo(vocal), [to_stereo(part) for part in parts]
+    instrumental = parts[0].copy()
+    for part in parts[1:]:
+        instrumental += part
+    return Block(start, vocal, instrumental)
+
+
+def _separate(path: Path, info: SongInfo, separator: Separator, start_s: float, stop_s: float) -> Block:
+    """Separate with the surroundings that the model wants, and cut them off again."""
+    rate = separator.rate_hz
+    from_s, to_s = max(0.0, start_s - separator.margin_s), min(info.duration_s, stop_s + separator.margin_s)
+    start, stop = round(from_s * info.rate_hz), min(round(to_s * info.rate_hz), info.frames)
+    mixture = resample(to_stereo(read_stretch(path, info.rate_hz, start, stop)), info.rate_hz, rate)
+    stems = separator.separate(mixture, round(from_s * rate))
+    first, length = round((start_s - from_s) * rate), round(stop_s * rate) - round(start_s * rate)
+    vocal, instrumental = (_fixed(part[:, first:], length) for part in (stems.vocals, stems.instrumental))
+    return Block(round(start_s * rate), vocal, instrumental)
+
+
+def stem_rate_hz(song: Song, info: SongInfo, separator: Separator | None) -> int:
+    """Sample rate of the blocks: the files' own, or the separator's."""
+    return separator.rate_hz if song.needs_separation and separator is not None else info.rate_hz
+
+
+def read_window(song: Song, separator: Separator | None, start_s: float, duration_s: float, margin_s: float) -> Window:
+    """One window with its surroundings, without reading the rest of the song.
+
+    A separated window differs a little from the same one cut from blocks, since the model sees other surroundings.
+
+    Raises:
+        RequestError: A file is damaged or ends before the window does.
+    """
+    info = probe_song(song)
+    rate_hz = stem_rate_hz(song, info, separator)
+    from_s, to_s = max(0.0, start_s - margin_s), min(info.duration_s, start_s + duration_s + margin_s)
+    block = read_block(song, info, separator, from_s, to_s)
+    before, length = round(start_s * rate_hz) - block.start, round(duration_s * rate_hz)
+    if block.vocal.shape[1] < before + length - 1:
+        raise RequestError(f"{song.id}: {info.duration_s:.3f} s long, no window of {duration_s} s at {start_s} s")
+    size = max(block.vocal.shape[1], before + length)
+    return Window(start_s, before, length, rate_hz, _fixed(block.vocal, size), _fixed(block.instrumental, size))
+
+
+def block_grid(duration_s: float) -> Iterator[tuple[float, float]]:
+    """Starts and ends of blocks, in seconds; a short rest is joined to the block before it."""
+    start_s = 0.0
+    while start_s < duration_s:
+        stop_s = start_s + BLOCK_S
+        if duration_s - stop_s < _SHORTEST_LAST_BLOCK_S:
+            stop_s = duration_s
+        yield start_s, stop_s
+        start_s = stop_s
+
+
+def read_stretch(path: Path, rate_hz: int, start: int, stop: int) -> Samples:
+    """Samples ``start`` to ``stop`` of a file, float32 ``[C, stop - start]``, silence after the file's end."""
+    info = probe_audio(path)
+    if start >= info.frames:
+        return np.zeros((info.channels, stop - start), np.float32)
+    audio = read_audio(path, start_s=start / rate_hz, duration_s=(stop - start) / rate_hz)
+    return _fixed(audio.samples, stop - start)
+
+
+def _fixed(samples: Samples, length: int) -> Samples:
+    """``[C, L]`` cut or filled with silence to ``[C, length]``."""
+    missing = length - samples.shape[1]
+    return np.pad(samples, ((0, 0), (0, missing))) if missing > 0 else samples[:, :length]
+
+
+def to_stereo(samples: Samples) -> Samples:
+    """Any number of channels ``[C, L]`` -> ``[2, L]``.
+
+    5.1 (left, right, centre, low frequencies, surrounds) is folded down by ITU-R BS.775 (centre and surrounds at
+    -3 dB, no low-frequency channel), scaled so that it cannot clip; other layouts become their mean, twice.
+    """
+    channels = samples.shape[0]
+    if channels == 2:
+        return samples
+    if channels == 6:
+        left, right, centre, _, left_surround, right_surround = samples
+        side = np.float32(0.5**0.5)
+        folded = np.stack((left + side * (centre + left_surround), right + side * (centre + right_surround)))
+        return (folded / (1 + 2 * side)).astype(np.float32)
+    return np.repeat(samples.mean(axis=0, keepdims=True, dtype=np.float32), 2, axis=0)
+
+
+def cut_windows(
+    blocks: Iterator[Block], rate_hz: int, starts: Iterator[float], duration_s: float, margin_s: float
+) -> Iterator[Window]:
+    """Windows of ``duration_s`` at the ascending ``starts`` (seconds), cut while the blocks come in.
+
+    Surroundings of up to ``margin_s`` on each side come along, less at the song's ends.
+
+    Raises:
+        ValueError: A window reaches past the last block.
+    """
+    vocal = instrumental = np.zeros((1, 0), np.float32)
+    begin = 0  # sample at which the buffer starts
+    ended = False
+    length = round(duration_s * rate_hz)
+    margin = round(margin_s * rate_hz)
+    for start_s in starts:
+        start = round(start_s * rate_hz)
+        low = max(0, start - margin)
+        while not ended and begin + vocal.shape[1] < start + length + margin:
+            block = next(blocks, None)
+            if block is None:
+                ended = True
+                break
+            if vocal.shape[1] == 0:
+                begin, vocal, instrumental = block.start, block.vocal, block.instrumental
+            else:
+                keep = max(0, min(low - begin, vocal.shape[1]))
+                vocal = np.concatenate((vocal[:, keep:], block.vocal), axis=1)
+                instrumental = np.concatenate((instrumental[:, keep:], block.instrumental), axis=1)
+                begin += keep
+        # At rates off the grid of 0.04 s, rounding may want one sample more than there is.
+        if begin + vocal.shape[1] < start + length - 1 or low < begin:
+            raise ValueError(f"window at {start_s} s lies outside the buffered sound")
+        cut = slice(low - begin, start + length + margin - begin)
+        size = max(vocal[:, cut].shape[1], start - low + length)
+        yield Window(
+            start_s, start - low, length, rate_hz, _fixed(vocal[:, cut], size), _fixed(instrumental[:, cut], size)
+        )

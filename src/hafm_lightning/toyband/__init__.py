@@ -1,0 +1,1 @@
+"""A synthetic band with a known truth: scores, a voice, instruments, songs in the MUSDB18-HQ folder layout."""

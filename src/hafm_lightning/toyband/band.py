@@ -1,0 +1,192 @@
+"""The toy band's players: bass, chords and drums, each following the voice.
+
+Bass, kick and chords strike with the syllables: the bass plays the chord's root for as long as the syllable lasts, the
+chords are struck hard where they change and lightly elsewhere. Snare and hat keep the beat while the voice sings. In
+the rest after a phrase everybody stops but the drums, which fill it with sixteenths.
+
+Tones are sums of decaying partials, drums are swept sines and filtered noise; each is rendered once for a song and
+placed wherever it is played.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hafm_lightning.toyband.score import BEATS_PER_BAR, Chord, Note, ToyTruth
+
+Signal = npt.NDArray[np.float64]
+Stereo = npt.NDArray[np.float32]
+
+LOWEST_BASS_MIDI = 38
+LOWEST_CHORD_MIDI = 60
+"""A chord's tones are the lowest of their pitch class from here on, so that all chords lie in one octave."""
+
+
+@dataclass(frozen=True)
+class Timbre:
+    """A tone as a sum of partials.
+
+    Attributes:
+        partials: Amplitude of each harmonic, from the fundamental on.
+        decay_s: Time in which the fundamental falls to 1/e; infinite for a sustained tone.
+        damping: Harmonic ``k`` decays ``k ** damping`` times as fast.
+        attack_s: Time to full level.
+        level: Amplitude of the fundamental.
+    """
+
+    partials: tuple[float, ...]
+    decay_s: float
+    damping: float
+    attack_s: float
+    level: float
+
+
+CHORD_SETTINGS = {
+    "piano": Timbre((1.0, 0.55, 0.32, 0.22, 0.13, 0.09, 0.05, 0.03), 0.9, 0.6, 0.003, 0.050),
+    "guitar": Timbre((0.8, 0.9, 0.6, 0.25, 0.2, 0.25, 0.15, 0.08, 0.05, 0.04), 0.45, 0.8, 0.002, 0.060),
+    "organ": Timbre((1.0, 0.8, 0.35, 0.4, 0.0, 0.2, 0.0, 0.15), np.inf, 0.0, 0.015, 0.030),
+}
+BASS_SETTINGS = {
+    "finger": Timbre((1.0, 0.7, 0.45, 0.3, 0.15, 0.08), 0.7, 0.5, 0.006, 0.075),
+    "synth": Timbre((1.0, 0.6, 0.5, 0.4, 0.35, 0.3, 0.22, 0.15, 0.1, 0.08), 1.5, 0.3, 0.004, 0.060),
+}
+_KICK_LEVEL, _SNARE_LEVEL, _HAT_LEVEL, _TOM_LEVEL = 0.28, 0.17, 0.04, 0.24
+_LIGHT_STRIKE = 0.6
+_RELEASE_S = 0.03
+_PANORAMA = (-0.35, 0.0, 0.35)
+"""Places of a chord's three tones, -1 for left to 1 for right."""
+
+
+def play(truth: ToyTruth, rate_hz: int) -> dict[str, Stereo]:
+    """The accompaniment of a song.
+
+    Args:
+        truth: The song's score.
+        rate_hz: Sample rate.
+
+    Returns:
+        ``"bass"``, ``"other"`` (the chords) and ``"drums"``, each float32 ``[2, L]``.
+    """
+    length = round(truth.duration_s * rate_hz)
+    stems = {name: np.zeros((2, length), dtype=np.float32) for name in ("bass", "other", "drums")}
+    strikes = [(note, chord) for note in truth.notes if (chord := truth.chord_at(note.start_s)) is not None]
+    _play_bass(stems["bass"], truth, strikes, rate_hz)
+    _play_chords(stems["other"], truth, strikes, rate_hz)
+    _play_drums(stems["drums"], truth, rate_hz)
+    return stems
+
+
+def voicing(chord: Chord) -> tuple[int, ...]:
+    """MIDI numbers of a chord's root, third and fifth."""
+    return tuple(LOWEST_CHORD_MIDI + (pitch_class - LOWEST_CHORD_MIDI) % 12 for pitch_class in chord.pitch_classes)
+
+
+def _play_bass(stem: Stereo, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
+    timbre = BASS_SETTINGS[truth.bass_timbre]
+    longest_s = max((note.end_s - note.start_s for note, _ in strikes), default=0.0)
+    tones: dict[int, Signal] = {}
+    for note, chord in strikes:
+        midi = LOWEST_BASS_MIDI + (chord.root - LOWEST_BASS_MIDI) % 12
+        if midi not in tones:
+            tones[midi] = _tone(midi, longest_s, timbre, rate_hz)
+        sound = _released(tones[midi], note.end_s - note.start_s, rate_hz)
+        _place(stem, note.velocity * sound, note.start_s, 0.0, rate_hz)
+
+
+def _play_chords(stem: Stereo, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
+    timbre = CHORD_SETTINGS[truth.chord_timbre]
+    ends_s = [note.start_s for note, _ in strikes[1:]] + [truth.duration_s]
+    # In a rest the last chord rings on for half a beat.
+    lengths_s = [
+        min(end_s, note.end_s + truth.beat_s / 2) - note.start_s
+        for (note, _), end_s in zip(strikes, ends_s, strict=True)
+    ]
+    longest_s = max(lengths_s, default=0.0)
+    tones: dict[int, Signal] = {}
+    for (note, chord), length_s in zip(strikes, lengths_s, strict=True):
+        level = note.velocity * (1.0 if note.start_s == chord.start_s else _LIGHT_STRIKE)
+        for midi, place in zip(voicing(chord), _PANORAMA, strict=True):
+            if midi not in tones:
+                tones[midi] = _tone(midi, longest_s, timbre, rate_hz)
+            _place(stem, level * _released(tones[midi], length_s, rate_hz), note.start_s, place, rate_hz)
+
+
+def _play_drums(stem: Stereo, truth: ToyTruth, rate_hz: int) -> None:
+    draw = np.random.default_rng(np.random.SeedSequence([truth.seed, 2]))
+    kick = _drum(0.25, rate_hz, 46.0, 110.0, 0.08)
+    snare = 0.45 * _drum(0.2, rate_hz, 185.0, 60.0, 0.05) + 0.8 * _noise(draw, 0.2, rate_hz, 1200.0, 9000.0, 0.06)
+    hat = _noise(draw, 0.08, rate_hz, 7000.0, 14000.0, 0.018)
+    toms = [_drum(0.25, rate_hz, pitch_hz, 50.0, 0.09) for pitch_hz in (170.0, 120.0, 85.0)]
+    for note in truth.notes:
+        _place(stem, _KICK_LEVEL * note.velocity * kick, note.start_s, 0.0, rate_hz)
+    for number, beat_s in enumerate(truth.beats_s):
+        if any(fill.start_s - 1e-3 < beat_s < fill.end_s - 1e-3 for fill in truth.fills):
+            continue
+        _place(stem, _HAT_LEVEL * hat, beat_s, 0.3, rate_hz)
+        if number % BEATS_PER_BAR in (1, 3):
+            _place(stem, _SNARE_LEVEL * snare, beat_s, 0.0, rate_hz)
+    for fill in truth.fills:
+        hits = max(round((fill.end_s - fill.start_s) / (truth.beat_s / 4)), 1)
+        for hit in range(hits):
+            progress = hit / hits
+            sound = _SNARE_LEVEL * snare if hit % 2 == 0 else _TOM_LEVEL * toms[int(3 * progress)]
+            time_s = fill.start_s + hit * truth.beat_s / 4
+            _place(stem, (0.6 + 0.4 * progress) * sound, time_s, 0.4 * (progress - 0.5), rate_hz)
+
+
+def _tone(midi: int, length_s: float, timbre: Timbre, rate_hz: int) -> Signal:
+    """A note of a timbre, ``[n]``."""
+    time_s = np.arange(round(length_s * rate_hz)) / rate_hz
+    turn = np.exp(2j * np.pi * 440.0 * 2.0 ** ((midi - 69) / 12) * time_s)
+    harmonic = turn.copy()
+    sound = np.zeros(len(time_s))
+    for number, amplitude in enumerate(timbre.partials, start=1):
+        if amplitude:
+            decay = np.exp(-time_s * (number**timbre.damping / timbre.decay_s))
+            sound += amplitude * decay * harmonic.imag
+        harmonic *= turn
+    sound *= timbre.level * np.clip(time_s / timbre.attack_s, 0.0, 1.0)
+    return sound
+
+
+def _released(sound: Signal, length_s: float, rate_hz: int) -> Signal:
+    """The beginning of a sound, faded out at its end."""
+    cut = sound[: round(length_s * rate_hz)].copy()
+    fade = min(round(_RELEASE_S * rate_hz), len(cut))
+    if fade:
+        cut[-fade:] *= np.linspace(1.0, 0.0, fade)
+    return cut
+
+
+def _drum(length_s: float, rate_hz: int, pitch_hz: float, sweep_hz: float, decay_s: float) -> Signal:
+    """A skin: a sine that falls from ``pitch_hz + sweep_hz`` to ``pitch_hz``, with a click at the stroke."""
+    time_s = np.arange(round(length_s * rate_hz)) / rate_hz
+    phase = np.cumsum(pitch_hz + sweep_hz * np.exp(-time_s / 0.02)) / rate_hz
+    body = np.sin(2 * np.pi * phase) * np.exp(-time_s / decay_s)
+    click = 0.4 * np.sin(2 * np.pi * 1800.0 * time_s) * np.exp(-time_s / 0.0015)
+    return np.asarray((body + click) * np.clip((length_s - time_s) / 0.03, 0.0, 1.0))
+
+
+def _noise(
+    draw: np.random.Generator, length_s: float, rate_hz: int, low_hz: float, high_hz: float, decay_s: float
+) -> Signal:
+    """A decaying burst of noise in a band, of about unit peak."""
+    from scipy.signal import butter, sosfilt
+
+    time_s = np.arange(round(length_s * rate_hz)) / rate_hz
+    sections = butter(2, (low_hz, min(high_hz, 0.49 * rate_hz)), "bandpass", fs=rate_hz, output="sos")
+    sound = sosfilt(sections, draw.standard_normal(len(time_s))) * np.exp(-time_s / decay_s)
+    sound *= np.clip((length_s - time_s) / 0.01, 0.0, 1.0)
+    return np.asarray(sound / np.abs(sound).max())
+
+
+def _place(stem: Stereo, sound: Signal, start_s: float, place: float, rate_hz: int) -> None:
+    """Add a sound to ``stem [2, L]`` at constant power; what reaches beyond the end is cut."""
+    begin = round(start_s * rate_hz)
+    cut = sound[: max(stem.shape[1] - begin, 0)]
+    angle = (place + 1) * np.pi / 4
+    stem[0, begin : begin + len(cut)] += np.sqrt(2) * np.cos(angle) * cut
+    stem[1, begin : begin + len(cut)] += np.sqrt(2) * np.sin(angle) * cut

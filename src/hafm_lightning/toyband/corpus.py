@@ -1,0 +1,249 @@
+"""The toy band: songs with a known truth, made from nothing, in the folder layout of MUSDB18-HQ.
+
+A song is a pure function of its seed and duration: a score (:mod:`~hafm_lightning.toyband.score`), sung
+(:mod:`~hafm_lightning.toyband.voice`) and accompanied (:mod:`~hafm_lightning.toyband.band`).
+Its five wav files walk the same path as a song of MUSDB18, and ``truth.json`` beside them knows tempo, key, beats,
+chords and sung notes, so that what a model plays can be scored against what was right.
+
+A corpus grows: song ``i`` of a split is the same whatever the number of songs and workers, finished songs are kept,
+and a song's folder appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hafm_lightning.audio import Audio, probe_audio, write_audio
+from hafm_lightning.errors import RequestError
+from hafm_lightning.progress import progress
+from hafm_lightning.toyband.band import play
+from hafm_lightning.toyband.score import ToyTruth, compose
+from hafm_lightning.toyband.voice import sing
+
+RATE_HZ = 44100
+STEMS = ("vocals", "drums", "bass", "other")
+"""Their sum is the mixture, sample by sample."""
+TRUTH_FILE = "truth.json"
+
+_HEADROOM = 0.97
+_PCM_SCALE = 32768
+_SONGS_A_WORKER = 8
+"""A process costs seconds to start: none is started for fewer songs than this."""
+_SPLITS = ("train", "test")
+_UNFINISHED = ".unfinished-"
+_ABANDONED_S = 3600.0
+"""What is unfinished for so long was left by a process that is gone."""
+
+
+@dataclass(frozen=True)
+class ToySong:
+    """A song in memory.
+
+    Attributes:
+        stems: ``vocals``, ``drums``, ``bass`` and ``other``: stereo at :data:`RATE_HZ`, on the grid of 16-bit files.
+        truth: What was sung and played when.
+    """
+
+    stems: dict[str, Audio]
+    truth: ToyTruth
+
+    @property
+    def mixture(self) -> Audio:
+        """The exact sum of the stems."""
+        return self._sum(STEMS)
+
+    @property
+    def accompaniment(self) -> Audio:
+        """The exact sum of the stems without the vocals."""
+        return self._sum(STEMS[1:])
+
+    def _sum(self, names: Sequence[str]) -> Audio:
+        # Every stem is a whole number of 2^-15, so this float32 sum rounds nothing.
+        return Audio(np.sum([self.stems[name].samples for name in names], axis=0, dtype=np.float32), RATE_HZ)
+
+
+def synthesise_song(seed: int, duration_s: float = 20.0) -> ToySong:
+    """Compose and perform the song that belongs to a seed.
+
+    Args:
+        seed: Any number from 0 on.
+        duration_s: Length in seconds, at least 4.
+
+    Returns:
+        The song; the same samples for the same arguments.
+    """
+    truth = compose(seed, duration_s)
+    vocals = sing(truth, RATE_HZ)
+    tracks = {"vocals": np.stack([vocals, vocals]), **play(truth, RATE_HZ)}
+    mixture_peak = float(np.abs(np.sum([tracks[name] for name in STEMS], axis=0)).max())
+    loudest = max(mixture_peak, *(float(np.abs(track).max()) for track in tracks.values()))
+    gain = min(1.0, _HEADROOM / loudest)
+    return ToySong({name: Audio(_on_grid(gain * tracks[name]), RATE_HZ) for name in STEMS}, truth)
+
+
+def synthesise_corpus(
+    root: Path,
+    *,
+    train_songs: int,
+    test_songs: int,
+    duration_s: float = 20.0,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
+    """Write ``root/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` and ``truth.json``.
+
+    Songs that are complete are kept, so an interrupted run continues and a corpus can grow. A song is made again if one
+    of its files is missing or damaged.
+
+    Args:
+        root: Folder of the corpus; made if missing.
+        train_songs: Songs in ``train``.
+        test_songs: Songs in ``test``.
+        duration_s: Length of each song in seconds.
+        seed: Seed of the corpus; each song has a seed of its own, drawn from this, its split and its number.
+        workers: Processes; as many as there are processors if None. Changes nothing but the time it takes.
+
+    Raises:
+        RequestError: The folder holds other songs (another seed or duration, or more songs), or cannot be written.
+    """
+    if train_songs < 0 or test_songs < 0 or train_songs + test_songs == 0:
+        raise RequestError(f"the toy band needs at least one song, got train_songs={train_songs}, {test_songs=}")
+    if not duration_s >= 4:
+        raise RequestError(f"toy band songs last at least 4 s, got duration_s={duration_s}; ask for longer songs")
+    if seed < 0:
+        raise RequestError(f"the seed of the toy band must be 0 or more, got {seed}")
+    songs = {
+        root / split / song_name(split, number): song_seed(seed, split, number)
+        for split, count in zip(_SPLITS, (train_songs, test_songs), strict=True)
+        for number in range(count)
+    }
+    _refuse_other_songs(root, songs)
+    missing = [(folder, own_seed) for folder, own_seed in songs.items() if not _complete(folder, own_seed, duration_s)]
+    if not missing:
+        return
+    try:
+        for split in _SPLITS:
+            (root / split).mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(f"{_UNFINISHED}*"):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(leftover, ignore_errors=True)
+    except OSError as error:
+        raise RequestError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
+    with progress("Synthesising the toy band", len(missing), "songs") as bar:
+        for name in _made(missing, duration_s, workers or os.cpu_count() or 1):
+            bar.advance(1, name)
+
+
+def song_name(split: str, number: int) -> str:
+    """Folder name of a song."""
+    return f"toyband_{split}_{number:04d}"
+
+
+def song_seed(corpus_seed: int, split: str, number: int) -> int:
+    """Seed of a song, independent of how many songs the corpus has."""
+    sequence = np.random.SeedSequence([corpus_seed, _SPLITS.index(split), number])
+    return int(sequence.generate_state(1, np.uint32)[0])
+
+
+def write_song(folder: Path, seed: int, duration_s: float) -> None:
+    """Synthesise a song into ``folder``, which appears when all its files are complete.
+
+    Until then they lie in a hidden folder beside the split, where no reader of the corpus looks.
+    """
+    song = synthesise_song(seed, duration_s)
+    unfinished = folder.parent.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
+    try:
+        for name in STEMS:
+            write_audio(unfinished / f"{name}.wav", song.stems[name])
+        write_audio(unfinished / "mixture.wav", song.mixture)
+        truth = json.dumps(song.truth.as_dict(), indent=1) + "\n"
+        (unfinished / TRUTH_FILE).write_text(truth, encoding="utf-8")
+        if folder.is_dir():
+            if _complete(folder, seed, duration_s):  # another process was faster, and may be reading it by now
+                return
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    except OSError as error:
+        if _complete(folder, seed, duration_s):  # another process was faster: its song is the same
+            return
+        raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _made(missing: Sequence[tuple[Path, int]], duration_s: float, workers: int) -> Iterator[str]:
+    """Make the songs, and give the name of each when it is there."""
+    workers = min(workers, len(missing) // _SONGS_A_WORKER)
+    if workers < 2:
+        for folder, own_seed in missing:
+            write_song(folder, own_seed, duration_s)
+            yield folder.name
+        return
+    # Processes are spawned: a fork of a process whose libraries run threads may hang.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs: dict[Future[None], str] = {
+            pool.submit(write_song, folder, own_seed, duration_s): folder.name for folder, own_seed in missing
+        }
+        try:
+            for job in as_completed(jobs):
+                job.result()
+                yield jobs[job]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _on_grid(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return (np.rint(samples * _PCM_SCALE) / _PCM_SCALE).astype(np.float32)
+
+
+def _complete(folder: Path, seed: int, duration_s: float) -> bool:
+    """Whether all files of a song are there and whole.
+
+    Raises:
+        RequestError: The folder holds another song.
+    """
+    if not (folder / TRUTH_FILE).is_file():
+        return False
+    try:
+        truth = ToyTruth.load(folder / TRUTH_FILE)
+    except RequestError:
+        return False  # damaged: the song is made again
+    if (truth.seed, truth.duration_s) != (seed, duration_s):
+        raise RequestError(
+            f"{folder}: holds a toy band song of another seed or duration ({truth.duration_s} s); "
+            "choose another folder, or remove this one"
+        )
+    frames = round(duration_s * RATE_HZ)
+    for name in (*STEMS, "mixture"):
+        try:
+            if probe_audio(folder / f"{name}.wav").frames != frames:
+                return False
+        except RequestError:
+            return False  # missing or damaged: the song is made again
+    return True
+
+
+def _refuse_other_songs(root: Path, songs: dict[Path, int]) -> None:
+    """Never mix the toy band with another corpus, and never leave songs that the caller did not ask for."""
+    for split in _SPLITS:
+        folder = root / split
+        if not folder.is_dir():
+            continue
+        for entry in sorted(folder.iterdir()):
+            if entry.is_dir() and not entry.name.startswith(".") and entry not in songs:
+                raise RequestError(
+                    f"{entry}: does not belong to the toy band of {sum(song.parent == folder for song in songs)} "
+                    f"{split} songs; choose another folder, ask for more songs, or remove it"
+                )

@@ -1,0 +1,185 @@
+"""Costs from settings alone, against what PyTorch counts and keeps when it really computes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_shards import write_tiny_shards
+from torch.utils.flop_counter import FlopCounterMode
+
+from hafm_lightning.cli.describe import describe
+from hafm_lightning.modeling.cost import (
+    GIB,
+    activation_bytes,
+    forward_flops,
+    training_bytes,
+    training_flops,
+    visible_pairs,
+)
+from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
+from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
+from hafm_lightning.modeling.token_scores import token_cross_entropy
+from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.tokens import CLIP_DURATION_S, STREAMS
+
+CLIPS, FRAMES = 2, 30
+SIZE = BackboneConfig(layers=3, width=64, heads=4, feedforward=192)
+
+
+def config_of(pattern="flattened", conditioning="prefix", target="instrumental_coarse", **settings):
+    conditions = ("vocal_semantic",)
+    return TokenModelConfig(
+        conditions, target, pattern=pattern, conditioning=conditioning, **{"backbone": SIZE, **settings}
+    )
+
+
+def streams_of(config, clips=CLIPS, frames=FRAMES):
+    names = (*config.conditions, config.target)
+    target = STREAMS[config.target]
+    return {
+        name: torch.randint(STREAMS[name].vocabulary, (clips, STREAMS[name].codebooks, n))
+        for name in names
+        for n in [STREAMS[name].frames(target.duration_s(frames))]
+    }
+
+
+@pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
+@pytest.mark.parametrize("pattern", ["flattened", "delay", "parallel", "nonautoregressive"])
+def test_forward_flops_equal_pytorchs_count(pattern, conditioning):
+    """PyTorch does not count fused attention on the CPU: two products of D numbers for each visible pair are added."""
+    config = config_of(pattern, conditioning)
+    model = TokenModel(config, attention="dense").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(streams_of(config), 0 if pattern == "nonautoregressive" else None)
+    counted = counter.get_total_flops()
+    aside = counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0)  # a depth-wise one: next to nothing
+    plan = config.layout.plan(FRAMES)
+    pairs = visible_pairs(plan, config.layout.causal, config.prefix_mask)
+    attention = 2 * 2 * CLIPS * SIZE.layers * SIZE.width * pairs
+    assert forward_flops(config, CLIPS, FRAMES) == counted - aside + attention
+    assert training_flops(config, CLIPS, FRAMES) == 3 * forward_flops(config, CLIPS, FRAMES)
+
+
+@pytest.mark.parametrize("mask", ["causal", "bidirectional"])
+@pytest.mark.parametrize("pattern", ["flattened", "delay", "nonautoregressive"])
+def test_visible_pairs_are_those_of_the_mask(pattern, mask):
+    config = config_of(pattern, prefix_mask=mask)
+    plan = config.layout.plan(FRAMES)
+    module = RelativePosition(SIZE.heads, "time", config.layout.causal, 2, mask)
+    positions = StepPositions.of(plan, torch.device("cpu"))
+    steps = torch.arange(plan.steps)
+    table, rows = module.table(), module.rows(positions, steps, steps)
+    seen = int(torch.isfinite(table[rows][..., 0]).sum())
+    assert visible_pairs(plan, config.layout.causal, mask) == seen
+
+
+def kept_bytes(config, mixed):
+    """Bytes that autograd keeps in a forward pass, each storage once, without the parameters."""
+    model = TokenModel(config).train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    streams = streams_of(config)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            logits = model(streams)
+        token_cross_entropy(logits, streams[config.target]).mean()
+    return sum(kept.values()), model
+
+
+@pytest.mark.parametrize(("path", "mixed"), [("cpu", False), ("cpu-mixed", True)])
+@pytest.mark.parametrize("size", [SIZE, BackboneConfig(4, 96, 6, 240)])
+def test_activations_take_what_autograd_keeps(path, mixed, size):
+    """The bytes that one more layer costs."""
+    deep, shallow = (
+        config_of(backbone=size),
+        config_of(backbone=BackboneConfig(1, size.width, size.heads, size.feedforward)),
+    )
+    (more, model), (less, small) = kept_bytes(deep, mixed), kept_bytes(shallow, mixed)
+    weights = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in small.parameters())
+    measured = more - less - (2 * weights if mixed else 0)  # autocast keeps a half-precision copy of the weights
+    estimated = activation_bytes(deep, CLIPS, FRAMES, path) - activation_bytes(shallow, CLIPS, FRAMES, path)
+    assert estimated == pytest.approx(measured, rel=0.03)
+
+
+def test_recomputation_trades_memory():
+    plain = config_of(backbone=BackboneConfig(12, 512, 8, 2048))
+    again = config_of(backbone=BackboneConfig(12, 512, 8, 2048, checkpoint_layers=True))
+    for path in ("cpu", "cuda-mixed"):
+        assert activation_bytes(again, 1, 750, path) < activation_bytes(plain, 1, 750, path) / 5
+    assert training_bytes(plain, 10**9, 1, 3, "cpu") == 16 * 10**9, "weights and moments alone, where they are more"
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "steps"),
+    [
+        ("semantic", 38.6, 1000),
+        ("coarse", 42.5, 4000),
+        ("fine", 44.1, 6000),
+        ("aligned/semantic", 38.6, 500),
+        ("aligned/coarse", 42.6, 3000),
+        ("aligned/fine", 44.1, 3000),
+    ],
+)
+def test_describe_tells_the_papers_sizes(repository, capsys, name, millions, steps):
+    from hafm_lightning.cli import main
+
+    assert main(["describe", "--config", str(repository / "experiments" / f"{name}.yaml")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert round(facts["parameters"] / 1e6, 1) == millions
+    assert facts["sequence_steps"] == steps
+    assert facts["clip_s"] == 10.0
+    assert facts["batch_size"] == (12 if "coarse" in name else 36)
+    assert facts["flops_per_step"] > 6 * 0.9 * facts["parameters"] * facts["batch_size"] * steps
+    assert 5 < facts["memory_gib"]["gpu"] < 141
+
+
+def test_a_clip_of_no_length_is_refused(repository, capsys):
+    from hafm_lightning.cli import main
+
+    for seconds in ("0", "-1", "0.05"):
+        assert main(["describe", "--config", str(repository / "experiments/coarse.yaml"), "--clip_s", seconds]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+FIT_AND_TELL_PEAK = """
+import resource, sys
+from hafm_lightning.cli import main
+code = main(sys.argv[1:])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print("peak bytes", peak if sys.platform == "darwin" else 1024 * peak)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "clips", "precision"), [("semantic", 2, "32-true"), ("coarse", 1, "16-mixed")])
+def test_described_memory_is_what_fit_takes(repository, tmp_path, name, clips, precision):
+    """Two steps of the paper's stages on clips of 10 s: the process's peak, within a fifth."""
+    shards = write_tiny_shards(tmp_path / "shards", train=(4,), validation=(2,), test=(1,), duration_s=CLIP_DURATION_S)
+    arguments = ["--config", str(repository / "experiments" / f"{name}.yaml"), "--data.batch_size", str(clips)]
+    arguments += ["--trainer.precision", precision]
+    estimated = describe(arguments)["memory_gib"]["cpu"]
+    run = ["--data.root", str(shards), "--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path / "logs")]
+    done = subprocess.run(
+        [sys.executable, "-c", FIT_AND_TELL_PEAK, "fit", *arguments, *run],
+        cwd=repository,
+        env=os.environ | {"WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (peak,) = re.findall(r"peak bytes (\d+)", done.stdout)
+    assert estimated == pytest.approx(int(peak) / GIB, rel=0.2)

@@ -1,0 +1,64 @@
+"""Every configuration that is shipped can be read, and every stage in them built."""
+
+import pytest
+import yaml
+from shipped import EXPERIMENTS, TRAINING, name_of
+
+from hafm_lightning.cli.demo.command import SAMPLING
+from hafm_lightning.cli.describe import describe
+from hafm_lightning.cli.training import read_config
+from hafm_lightning.modeling.sampling import SamplingOptions
+
+
+def test_the_papers_and_the_recommended_stages_are_shipped():
+    names = {name_of(path) for path in TRAINING}
+    assert {f"{folder}{stage}.yaml" for folder in ("", "aligned/") for stage in ("semantic", "coarse", "fine")} <= names
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_a_training_configuration_is_complete(path):
+    config = read_config("fit", ["--config", str(path)])
+    assert config.trainer.default_root_dir.startswith("logs/"), "runs belong under logs/, which git ignores"
+    assert config.trainer.max_steps > 0
+    assert config.trainer.use_distributed_sampler is False
+    assert isinstance(config.seed_everything, int)
+    facts = describe(["--config", str(path)])
+    assert facts["parameters"] > 0
+    assert facts["sequence_steps"] > 0
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"--config experiments/{name_of(path)}" in line for line in head), "its head names the command"
+
+
+def documented_options() -> list[str]:
+    """The table of docs/reproduction.md, "Options of a run"."""
+    text = (EXPERIMENTS.parent / "docs" / "reproduction.md").read_text()
+    table = text.partition("### Options of a run")[2].partition("###")[0]
+    return [line.split("`")[1] for line in table.splitlines() if line.startswith("| ") and "`--" in line]
+
+
+@pytest.mark.parametrize("options", documented_options())
+def test_documented_options_change_a_run(options):
+    given = ["--config", str(EXPERIMENTS / "semantic.yaml")]
+    changed = read_config("fit", [*given, *options.split()])
+    assert changed.as_dict() != read_config("fit", given).as_dict()
+
+
+def test_run_folders_do_not_collide():
+    roots = [read_config("fit", ["--config", str(path)]).trainer.default_root_dir for path in TRAINING]
+    assert len(set(roots)) == len(roots)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_every_run_is_heard_at_its_validations(path):
+    callbacks = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+    assert "hafm_lightning.callbacks.MusicEvaluation" in [callback["class_path"] for callback in callbacks]
+
+
+def test_the_quickstart_samples_as_the_demo_does():
+    quickstart = EXPERIMENTS / "quickstart"
+    used = [yaml.safe_load((quickstart / "evaluate.yaml").read_text())["sampling"]]
+    for stage in ("semantic", "coarse", "fine"):
+        callbacks = yaml.safe_load((quickstart / f"{stage}.yaml").read_text())["trainer"]["callbacks"]
+        used += [callback["init_args"]["sampling"] for callback in callbacks if "sampling" in callback["init_args"]]
+    assert len(used) == 4
+    assert all(SamplingOptions(**sampling) == SAMPLING for sampling in used)

@@ -1,0 +1,119 @@
+"""Engines: every unit once, errors by name, and the same bytes from processes and from a Ray cluster."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+from tiny_corpora import write_musdb, write_stems
+from tiny_preparation import shard_bytes, tiny_config
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.engines.base import EngineSettings, LocalEngine, SerialEngine, make_engine
+from hafm_lightning.preparation.pipeline import PreparationConfig, prepare
+from hafm_lightning.preparation.survey import SurveyWork
+from hafm_lightning.tokenizers import load_tokenizers
+
+
+@dataclass(frozen=True)
+class Square:
+    """Squares numbers; fails or dies at one of them."""
+
+    fails_at: int = -1
+    dies_at: int = -1
+
+    def __call__(self, number: int) -> int:
+        if number == self.fails_at:
+            raise RuntimeError(f"no square of {number}")
+        if number == self.dies_at:
+            os._exit(9)
+        return number**2
+
+
+def test_processes_do_every_unit_once_and_serve_many_maps():
+    with LocalEngine(2) as engine:
+        for count in (11, 0, 1):
+            results = dict(engine.map(Square(), list(range(count))))
+            assert results == {index: index**2 for index in range(count)}
+        with pytest.raises(RuntimeError, match="no square of 3"):
+            list(engine.map(Square(fails_at=3), list(range(8))))
+        assert dict(engine.map(Square(), [5])) == {0: 25}
+
+
+def test_an_error_in_the_only_process_reaches_the_caller():
+    with SerialEngine() as engine, pytest.raises(RuntimeError, match="no square of 3"):
+        list(engine.map(Square(fails_at=3), list(range(8))))
+
+
+def test_a_worker_that_dies_is_reported_with_what_was_running():
+    with LocalEngine(1) as engine, pytest.raises(RuntimeError, match=r"worker process died .* units .* of 6"):
+        list(engine.map(Square(dies_at=2), list(range(6))))
+
+
+def test_settings_choose_the_engine():
+    assert isinstance(make_engine(EngineSettings(workers=1)), SerialEngine)
+    with make_engine(EngineSettings(workers=2)) as engine:
+        assert isinstance(engine, LocalEngine)
+    with pytest.raises(ValueError, match="choose local or ray"):
+        EngineSettings(kind="spark")
+
+
+def test_ray_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(RequestError, match="Ray Data cannot be imported"):
+        make_engine(EngineSettings(kind="ray"))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "gpu_here", "expected"),
+    [
+        ("auto", 1.0, False, ("cpu", "cuda")),  # the machine that starts the run needs no GPU
+        ("auto", 0.5, True, ("cuda", "cuda")),
+        ("auto", 0.0, True, ("cuda", "cpu")),  # Ray hides the GPU from actors that ask for none
+        ("cuda", 1.0, False, ("cpu", "cuda")),
+        ("cpu", 1.0, True, ("cpu", "cpu")),
+    ],
+)
+def test_ray_workers_run_where_they_asked_to(tmp_path, monkeypatch, device, gpus, gpu_here, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
+    engine = {"kind": "ray", "gpus_per_worker": gpus}
+    config = tiny_config(tmp_path, [{"kind": "StemFolder", "path": "x"}], device=device, engine=engine)
+    assert (config.resolved_device(), config.worker_device()) == expected
+
+
+def test_a_gpu_that_ray_workers_do_not_ask_for_is_refused(tmp_path):
+    config = tiny_config(tmp_path, [{"kind": "StemFolder", "path": "x"}], device="cuda", engine={"kind": "ray"})
+    with pytest.raises(RequestError, match="gpus_per_worker is 0"):
+        config.worker_device()
+
+
+def test_workers_load_their_tokenizers_on_their_own_device(tmp_path, monkeypatch):
+    """Units are tokenized where the workers are, the examples where the run was started."""
+    monkeypatch.setenv("HAFM_QUIET", "1")
+    monkeypatch.setattr(PreparationConfig, "worker_device", lambda self: "workers")
+    devices = []
+
+    def load(folder, device):
+        devices.append(device)
+        return load_tokenizers(folder)
+
+    write_stems(tmp_path / "songs" / "song", 4.0)
+    prepare(tiny_config(tmp_path / "root", [{"kind": "StemFolder", "path": str(tmp_path / "songs")}]), load)
+    assert devices[-1] == "workers"
+    assert set(devices[:-1]) == {"cpu"}
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_two_workers_gives_the_same_bytes(tmp_path, monkeypatch):
+    pytest.importorskip("ray.data")
+    monkeypatch.setenv("HAFM_QUIET", "1")
+    corpora = [{"kind": "MusdbHQ", "path": str(write_musdb(tmp_path / "musdb", 4, 1, 5.0)), "allow_partial": True}]
+    changes = {"duplicates": {"enabled": True}, "tokenizers": {"training_clips": 8}, "vocal_acoustic": True}
+    prepare(tiny_config(tmp_path / "local", corpora, **changes))
+    prepare(tiny_config(tmp_path / "ray", corpora, engine={"kind": "ray", "workers": 2}, **changes))
+    assert shard_bytes(tmp_path / "ray") == shard_bytes(tmp_path / "local")
+    with make_engine(EngineSettings(kind="ray", workers=1)) as engine:
+        assert dict(engine.map(SurveyWork(False), [()] * 3)) == {0: [], 1: [], 2: []}
+        with pytest.raises(RuntimeError, match=r"failed on the Ray cluster: AttributeError: .*attribute"):
+            list(engine.map(SurveyWork(False), [("not a song",)]))

@@ -1,0 +1,296 @@
+"""Corpora: what is listed, in which order, and what is put aside with a reason."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_corpora import vocal_and_band, write_musdb, write_stems, write_tracks_csv
+
+from hafm_lightning.audio import read_audio
+from hafm_lightning.errors import RequestError
+from hafm_lightning.songs import musdb_stems
+from hafm_lightning.songs.corpora import MusdbHQ, MusdbStems, SongFolder, StemFolder, list_songs
+from hafm_lightning.songs.song import Quarantined, Song, walk_audio
+
+
+def touch(path: Path, size: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    return path
+
+
+def test_a_song_folder_lists_audio_files_in_order_of_their_names(tmp_path):
+    for name in ("b.wav", "a/z.mp3", "a/y.FLAC", "cover.jpg", "a/notes.txt", ".hidden.wav", "c/d/e.ogg"):
+        touch(tmp_path / name, len(name))
+    listing = SongFolder(str(tmp_path)).listing()
+    assert [song.id for song in listing.songs] == ["b.wav", "a/y.FLAC", "a/z.mp3", "c/d/e.ogg"]
+    assert listing.songs[0] == Song("b.wav", "train", mixture=str(tmp_path / "b.wav"), bytes=5)
+    assert listing.songs[0].needs_separation
+    assert listing.quarantined == []
+
+
+def test_fma_metadata_give_artist_genre_licence_and_choose_songs(tmp_path):
+    def track(number, genre, licence, seconds, **more):
+        return {"id": number, "track.genre_top": genre, "track.license": licence, "track.duration": seconds} | more
+
+    tracks = [
+        track("2", "Rock", "Attribution", "168", **{"artist.id": "7"}),
+        track("3", "", "CC0", "30", **{"artist.id": "7", "track.genres": "[85, 21]"}),
+        track("5", "Rock", "Attribution-NoDerivatives", "200", **{"artist.id": "8"}),
+        track("10", "Pop", "Attribution", "999", **{"artist.name": "Nine, Ltd", "set.split": "test"}),
+        track("11", "Rock", "Attribution", ""),  # of unknown length
+    ]
+    metadata = write_tracks_csv(tmp_path / "fma_metadata", tracks)
+    for number in (2, 3, 5, 10, 11, 99):
+        touch(tmp_path / "fma_full" / f"{number // 1000:03d}" / f"{number:06d}.mp3")
+    corpus = SongFolder(str(tmp_path / "fma_full"), metadata=str(metadata), use_fma_split=True)
+    listing = corpus.listing()
+    assert [(song.id, song.artist, song.genre, song.split) for song in listing.songs] == [
+        ("000002", "7", "Rock", "train"),
+        ("000003", "7", "Rock", "train"),  # Garage, whose top-level genre is Rock
+        ("000005", "8", "Rock", "train"),
+        ("000010", "Nine, Ltd", "Pop", "test"),
+        ("000011", "", "Rock", "train"),
+    ]
+    assert listing.left_out == [Quarantined("000/000099.mp3", "not in the metadata")]
+    chosen = SongFolder(
+        str(tmp_path / "fma_full"),
+        metadata=str(metadata),
+        genres=("Rock",),
+        licences=("attribution", "cc0"),
+        without_licences=("NoDerivatives",),
+        min_duration_s=60,
+    ).listing()
+    assert [song.id for song in chosen.songs] == ["000002", "000011"]
+    assert {entry.name: entry.reason for entry in chosen.left_out} == {
+        "000003": "shorter than 60 s",
+        "000005": "licence 'Attribution-NoDerivatives' is excluded",
+        "000010": "genre 'Pop' is not wanted",
+        "000/000099.mp3": "not in the metadata",
+    }
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "track_id,x\n,y\n,\nfive,6\n"])
+def test_metadata_that_are_not_fmas_are_refused(tmp_path, content):
+    touch(tmp_path / "songs" / "000002.mp3")
+    (tmp_path / "meta").mkdir()
+    if content is not None:
+        (tmp_path / "meta" / "tracks.csv").write_text(content)
+    with pytest.raises(RequestError, match=r"tracks\.csv"):
+        SongFolder(str(tmp_path / "songs"), metadata=str(tmp_path / "meta")).listing()
+
+
+def test_stem_folders_sum_what_is_not_the_vocal(tmp_path):
+    write_stems(tmp_path / "one" / "song", 0.1)
+    for name in ("vocals.wav", "drums.flac", "bass.flac", "mixture.wav", "cover.png"):
+        touch(tmp_path / "two" / name)
+    touch(tmp_path / "no vocals" / "drums.wav")
+    touch(tmp_path / "only vocals" / "vocals.wav")
+    touch(tmp_path / "twice" / "vocals.wav")
+    touch(tmp_path / "twice" / "vocals.mp3")
+    listing = StemFolder(str(tmp_path), split="test").listing()
+    songs = {song.id: song for song in listing.songs}
+    assert set(songs) == {"one/song", "two"}
+    assert songs["two"].accompaniment == (str(tmp_path / "two" / "bass.flac"), str(tmp_path / "two" / "drums.flac"))
+    assert songs["two"].mixture == str(tmp_path / "two" / "mixture.wav")
+    assert songs["two"].split == "test"
+    assert {entry.name for entry in listing.quarantined} == {"no vocals", "only vocals", "twice"}
+
+
+def test_musdb_is_complete_or_says_what_is_missing(tmp_path):
+    root = write_musdb(tmp_path / "musdb", train=2, test=1, seconds=0.1)
+    with pytest.raises(RequestError, match="holds 2 songs, MUSDB18-HQ has 100"):
+        MusdbHQ(str(root)).listing()
+    (root / "train" / "Artist 1 - Song train 1" / "bass.wav").unlink()
+    listing = MusdbHQ(str(root), allow_partial=True).listing()
+    assert [(song.id, song.split, song.artist) for song in listing.songs] == [
+        ("Artist 0 - Song train 0", "train", "Artist 0"),
+        ("Artist 0 - Song test 0", "test", "Artist 0"),
+    ]
+    assert [Path(path).stem for path in listing.songs[0].accompaniment] == ["drums", "bass", "other"]
+    assert listing.quarantined == [Quarantined("train/Artist 1 - Song train 1", "incomplete: no bass.wav")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match="no songs in train/ or test/"):
+        MusdbHQ(str(tmp_path / "empty"), allow_partial=True).listing()
+
+
+def test_a_full_musdb_has_100_and_50_songs(tmp_path):
+    for split, count in (("train", 100), ("test", 50)):
+        for number in range(count):
+            for stem in ("vocals", "drums", "bass", "other", "mixture"):
+                touch(tmp_path / split / f"{number}" / f"{stem}.wav")
+    listing = list_songs((MusdbHQ(str(tmp_path)),))
+    assert len(listing.songs) == 150
+    assert len({song.id for song in listing.songs}) == 150  # the same folder names in train and test
+    assert "train/0" in {song.id for song in listing.songs}
+
+
+def test_two_corpora_with_the_same_names_keep_apart(tmp_path):
+    for corpus in ("one", "two"):
+        touch(tmp_path / corpus / "song.wav")
+    listing = list_songs((SongFolder(str(tmp_path / "one")), SongFolder(str(tmp_path / "two"))))
+    assert [song.id for song in listing.songs] == ["0:song.wav", "1:song.wav"]
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path):
+    touch(tmp_path / "corpus" / "a.wav")
+    touch(tmp_path / "elsewhere" / "b.wav")
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "corpus")
+    (tmp_path / "corpus" / "self").symlink_to(tmp_path / "corpus" / "self")
+    (tmp_path / "corpus" / "circle.wav").symlink_to(tmp_path / "corpus" / "circle.wav")
+    (tmp_path / "corpus" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    listing = SongFolder(str(tmp_path / "corpus")).listing()
+    assert [song.id for song in listing.songs] == ["a.wav", "linked/b.wav"]
+    assert {Path(entry.name).name for entry in listing.quarantined} == {"circle.wav", "gone.wav"}
+
+
+def test_names_that_are_not_utf8_or_very_long_become_ids(tmp_path):
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    Path(os.fsdecode(raw)).write_bytes(b"x")
+    touch(tmp_path / ("x" * 250 + ".wav"))
+    touch(tmp_path / "new\nline.wav")
+    ids = [song.id for song in SongFolder(str(tmp_path)).listing().songs]
+    assert "caf\\xe9.wav" in ids
+    assert "x" * 250 + ".wav" in ids
+    assert "new\\u000aline.wav" in ids
+    for name in ids:
+        name.encode("utf-8")
+
+
+def test_a_folder_without_permission_is_put_aside(tmp_path, monkeypatch):
+    touch(tmp_path / "a.wav")
+    closed = touch(tmp_path / "closed" / "b.wav").parent
+    original = Path.iterdir
+
+    def iterdir(self):
+        if self == closed:
+            raise PermissionError(13, "Permission denied")
+        return original(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    quarantined: list[Quarantined] = []
+    assert [path.name for path, _ in walk_audio(tmp_path, quarantined)] == ["a.wav"]
+    assert quarantined == [Quarantined(str(closed), "folder cannot be opened: Permission denied")]
+
+
+def test_missing_corpora_and_wrong_splits_are_refused(tmp_path):
+    with pytest.raises(RequestError, match="does not exist"):
+        SongFolder(str(tmp_path / "nowhere")).listing()
+    with pytest.raises(ValueError, match="choose one of train"):
+        StemFolder(str(tmp_path), split="dev")
+
+
+class FFmpegError(Exception):
+    """Like ffmpeg-python's: no relative of any other error, and silent about the reason."""
+
+    stderr = b"[mov] moov atom not found\nB.stem.mp4: Invalid data found\n"
+
+
+class FakeTrack:
+    """What ``musdb.MultiTrack`` does, without ffmpeg: five streams of constants."""
+
+    rate = 8000.0
+
+    def __init__(self, path, name, subset, stem_id):
+        if "broken" in name:
+            raise FFmpegError("ffprobe error (see stderr output for detail)")
+
+    def load_audio(self, path, stem_id):
+        return np.full((800, 2), stem_id / 10, np.float64)
+
+
+def test_stem_mp4_are_decoded_once_into_the_layout_of_hq(tmp_path, monkeypatch):
+    for split, name in (("train", "A - one"), ("train", "B - broken"), ("test", "C - two")):
+        touch(tmp_path / "musdb18" / split / f"{name}.stem.mp4")
+    monkeypatch.setattr(musdb_stems, "_track_class", lambda: FakeTrack)
+    corpus = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True)
+    listing = corpus.listing()
+    assert [(song.id, song.split) for song in listing.songs] == [("A - one", "train"), ("C - two", "test")]
+    assert [(entry.name, entry.reason) for entry in listing.quarantined] == [
+        ("train/B - broken", "cannot be decoded: B.stem.mp4: Invalid data found")
+    ]
+    vocals = read_audio(listing.songs[0].vocals)
+    assert vocals.samples.shape == (2, 800)
+    np.testing.assert_allclose(vocals.samples, 0.4, atol=1e-4)  # vocals are the fifth stream
+    before = Path(listing.songs[0].vocals).stat().st_mtime_ns
+    corpus.listing()
+    assert Path(listing.songs[0].vocals).stat().st_mtime_ns == before
+    assert not list(tmp_path.rglob(".decoding-*"))
+
+
+def test_without_ffmpeg_stem_mp4_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    touch(tmp_path / "train" / "A.stem.mp4")
+    with pytest.raises(RequestError, match="needs ffmpeg and ffprobe"):
+        MusdbStems(str(tmp_path), decoded=str(tmp_path / "hq")).listing()
+    with pytest.raises(RequestError, match="holds no train"):
+        MusdbStems(str(tmp_path / "train"), decoded=str(tmp_path / "hq")).listing()
+
+
+def write_stem_mp4(path, stems, rate_hz):
+    """A ``.stem.mp4`` by the real ffmpeg: mixture, drums, bass, other, vocals as five AAC streams of one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inputs, maps = [], []
+    for number, name in enumerate(musdb_stems.STREAMS):
+        wav = path.with_name(f"{name}.wav")
+        soundfile.write(wav, stems[name].T, rate_hz, subtype="FLOAT")
+        inputs += ["-i", wav]
+        maps += ["-map", f"{number}:a"]
+    options = [*inputs, *maps, "-c:a", "aac", "-b:a", "256k", "-f", "mp4", path]
+    subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "error", *options], check=True)
+    for name in musdb_stems.STREAMS:
+        path.with_name(f"{name}.wav").unlink()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed here")
+def test_a_real_stem_mp4_is_decoded_by_musdb(tmp_path):
+    pytest.importorskip("musdb", reason="musdb is not installed here (extra musdb)")
+    vocal, band = (np.stack([part, 0.8 * part]) for part in vocal_and_band(2.0, 0, 44_100))
+    stems = {"drums": 0.2 * band, "bass": 0.3 * band, "other": 0.5 * band, "vocals": vocal, "mixture": vocal + band}
+    write_stem_mp4(tmp_path / "musdb18" / "train" / "A - one.stem.mp4", stems, 44_100)
+    (tmp_path / "musdb18" / "train" / "B - broken.stem.mp4").write_bytes(b"no film")
+    listing = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
+    (entry,) = listing.quarantined
+    assert entry.name == "train/B - broken"
+    assert "Invalid data found" in entry.reason
+    (song,) = listing.songs
+    files = dict(zip(("drums", "bass", "other"), song.accompaniment, strict=True)) | {"vocals": song.vocals}
+    for name, file in files.items():
+        audio = read_audio(file)
+        assert audio.rate_hz == 44_100
+        length = min(audio.samples.shape[1], stems[name].shape[1])
+        assert abs(audio.samples.shape[1] - stems[name].shape[1]) < 2500  # AAC pads
+        error = audio.samples[:, :length] - stems[name][:, :length]
+        assert np.square(error).mean() < 0.05 * np.square(stems[name]).mean(), name
+
+
+def test_stems_that_overshoot_full_scale_are_kept_as_they_are(tmp_path, monkeypatch):
+    """As decoded AAC does: 16 bits would clip it, and a refused file would cost the song."""
+
+    class LoudTrack(FakeTrack):
+        def load_audio(self, path, stem_id):
+            return np.full((800, 2), 0.9 + stem_id / 10, np.float64)
+
+    touch(tmp_path / "musdb18" / "test" / "A - one.stem.mp4")
+    monkeypatch.setattr(musdb_stems, "_track_class", lambda: LoudTrack)
+    listing = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
+    (song,) = listing.songs
+    np.testing.assert_allclose(read_audio(song.vocals).samples, 1.3, atol=1e-6)
+    assert soundfile.info(song.mixture).subtype == "PCM_16"  # 0.9 fits
+
+
+def test_a_full_disk_while_decoding_is_no_fault_of_the_song(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise RequestError("vocals.wav: cannot be written (No space left on device); free space")
+
+    touch(tmp_path / "musdb18" / "test" / "A - one.stem.mp4")
+    monkeypatch.setattr(musdb_stems, "_track_class", lambda: FakeTrack)
+    monkeypatch.setattr(musdb_stems, "write_audio", full)
+    with pytest.raises(RequestError, match="No space left"):
+        MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
+    assert not list((tmp_path / "hq").rglob(".decoding-*"))
