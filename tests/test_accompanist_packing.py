@@ -14,14 +14,14 @@ from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch import nn
 
 from hafm_lightning.accompanist import step_kernel, step_tiles
-from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, can_pack, pack
+from hafm_lightning.accompanist import processor
+from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, pack
 from hafm_lightning.modeling import decoding
 from hafm_lightning.modeling.decoding import guided
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packed linear layers")
 BACKBONE = BackboneConfig(width=32, layers=2, heads=2, feedforward=50)
 TOLERANCE = {"fp32": 2e-6, "bf16": 1e-2, "int8": 2e-2}
 
