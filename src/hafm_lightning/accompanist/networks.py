@@ -238,7 +238,9 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_precision(precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()) -> PackedPrecision:
+def pick_precision(
+    precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()
+) -> PackedPrecision:
     """How the weights of ``networks`` are kept on ``device``; never ``auto``.
 
     A decoding step reads all weights once and does little else, so halving them shortens it wherever the processor
@@ -274,8 +276,9 @@ def precision_note(precision: Precision, device: torch.device, networks: Sequenc
         return f"precision {precision}: decoding steps read {precision} weights; whole sequences are multiplied in " + (
             "float32, with weights rounded to bf16, because this processor has no bf16 products"
         )
-    return f"precision {precision}: this processor has no {precision} products for these stages; weights rounded to " + (
-        "bf16 are multiplied in float32 instead, as slowly as fp32"
+    return (
+        f"precision {precision}: this processor has no {precision} products for these stages; weights rounded to "
+        + ("bf16 are multiplied in float32 instead, as slowly as fp32")
     )
 
 

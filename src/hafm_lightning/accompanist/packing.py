@@ -166,9 +166,7 @@ class PackedLayer(nn.Module):
     def __init__(self, plain: PlainLayer, precision: PackedPrecision) -> None:
         super().__init__()
         self.heads = plain.heads
-        self.least, self.head_least = (
-            torch.tensor(math.sqrt(value), dtype=torch.float32) for value in plain.least
-        )
+        self.least, self.head_least = (torch.tensor(math.sqrt(value), dtype=torch.float32) for value in plain.least)
         self.project_in = PackedLinear(*plain.project_in, precision)
         self.project_out = PackedLinear(*plain.project_out, precision)
         weights, biases = (part.unflatten(0, (2, -1)) for part in plain.expand)  # type: ignore[no-untyped-call]

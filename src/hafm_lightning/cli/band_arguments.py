@@ -73,7 +73,11 @@ def load_band(arguments: argparse.Namespace) -> Accompanist:
             raise RequestError(f"--model and {named[0]} name two models; give one of them")
         return with_note(
             Accompanist.from_pretrained(
-                arguments.model, revision=arguments.revision, stages=stages, device=arguments.device, precision=precision
+                arguments.model,
+                revision=arguments.revision,
+                stages=stages,
+                device=arguments.device,
+                precision=precision,
             )
         )
     if checkpoints["semantic"] is None or checkpoints["coarse"] is None:

@@ -222,7 +222,9 @@ def device_findings() -> Iterator[Finding]:
         yield Finding("GPU", "broken", detail, mend)
     else:
         yield Finding("GPU", "note", f"none ({build}): the quickstart and generation run, full training needs one")
-    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {processor_facts()}")
+    yield Finding(
+        "CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {processor_facts()}"
+    )
 
 
 def processor_facts() -> str:

@@ -22,7 +22,6 @@ from hafm_lightning.cli.band_arguments import (
     load_band,
     mix_options,
     sampling_options,
-    with_note,
 )
 from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
 from hafm_lightning.errors import RequestError
@@ -239,7 +238,6 @@ def recorded_band(record: Mapping[str, Any], model: str | None) -> Accompanist:
         )
     else:
         raise RequestError("the take does not say where its model came from; name a model folder with --model")
-    with_note(band)
     for network in band.networks:
         recorded = record["model"]["stages"][network.role]["sha256"]
         if network.sha256 != recorded:

@@ -208,9 +208,7 @@ class _Call:
         DoesNotFit: The function cannot take these tensors.
     """
 
-    def __init__(
-        self, door: Door, tensors: Mapping[str, Tensor], table: Tensor, bias: TiledBias, scale: float
-    ) -> None:
+    def __init__(self, door: Door, tensors: Mapping[str, Tensor], table: Tensor, bias: TiledBias, scale: float) -> None:
         from hafm_lightning.modeling.compiled.attention_tiles import LOG2_E, TILE, scratch_floats
 
         batch, heads, steps, width = tensors["query"].shape
