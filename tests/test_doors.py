@@ -1,4 +1,4 @@
-"""Compiled functions and what they are given: other types and layouts are turned away, and no byte beside is touched."""
+"""Compiled functions and what they are given: other types and layouts are turned away, no byte beside is touched."""
 
 from __future__ import annotations
 

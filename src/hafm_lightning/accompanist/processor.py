@@ -1,7 +1,7 @@
 """What this processor has for inference: each operation is tried once, on a small matrix, and its result compared.
 
-PyTorch's builds differ, and one build does different things on different processors: oneDNN's packed layers exist on x86
-only, in bf16 only with AVX-512 or AVX-NE-CONVERT. So nothing is concluded from a version or a name.
+PyTorch's builds differ, and one build does different things on different processors: oneDNN's packed layers exist on
+x86 only, in bf16 only with AVX-512 or AVX-NE-CONVERT. So nothing is concluded from a version or a name.
 """
 
 from __future__ import annotations

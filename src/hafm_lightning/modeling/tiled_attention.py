@@ -65,9 +65,10 @@ class TiledBias:
             raise ValueError(f"first must rise from 0 to the {len(self.keys)} tiles, got {self.first.tolist()}")
         if len(self.keys) and not 0 <= int(self.keys.min()) <= int(self.keys.max()) < tiles:
             raise ValueError(f"keys must lie in {tiles} tiles, got {int(self.keys.min())} to {int(self.keys.max())}")
-        inside = 0 if not self.places.numel() else (int(self.places.min()), int(self.places.max()) + 64)
-        if inside and not 0 <= inside[0] <= inside[1] <= len(self.rows):
-            raise ValueError(f"places must lie in {len(self.rows)} rows, got {inside[0]} to {inside[1]}")
+        if self.places.numel():
+            begin, end = int(self.places.min()), int(self.places.max()) + 64
+            if not 0 <= begin <= end <= len(self.rows):
+                raise ValueError(f"places must lie in {len(self.rows)} rows, got {begin} to {end}")
 
     def pairs(self, masked: int) -> Tensor:
         """Row of the bias table for each pair of steps, int64 ``[S, S]``; ``masked`` where no tile is."""

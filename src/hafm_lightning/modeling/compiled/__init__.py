@@ -1,9 +1,9 @@
 """Functions for the CPU that are written as LLVM's instructions and compiled when they are first needed.
 
 ``vector_code`` writes loops over vectors and compiles them, ``products`` multiplies small matrices, ``attention_*`` are
-the two functions of attention, ``norm_rows`` is the gradient of RMS norm, ``threads`` runs them. ``doors`` says what each
-function may be given, and is asked before every call. Where nothing can be compiled, :func:`available` says so, and
-PyTorch's operations do the same.
+the two functions of attention, ``norm_rows`` is the gradient of RMS norm, ``threads`` runs them. ``doors`` says what
+each function may be given, and is asked before every call. Where nothing can be compiled, :func:`available` says so,
+and PyTorch's operations do the same.
 """
 
 from __future__ import annotations
