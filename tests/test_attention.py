@@ -15,6 +15,7 @@ from hafm_lightning.modeling.compiled import threads as compiled_threads
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
+pytestmark = pytest.mark.cpu
 CASES = {
     "causal": ("delay", "aligned", "index", "causal"),
     "causal-prefix-index": ("flattened", "prefix", "index", "causal"),
