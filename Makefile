@@ -3,6 +3,7 @@
 #
 #   make demo        the whole chain on the toy band: synthesise, tokenize, fit, generate, score (DEMO_ARGS="--minutes 30")
 #   make test        the tests that take seconds (PYTEST_ARGS="-k layout")
+#   make test-avx2   those tests that depend on the processor, as on one with AVX2 and no more
 #   make test-all    also the slow ones, among them the page in a real browser
 #   make lint        ruff: rules and formatting
 #   make typecheck   mypy --strict on the package
@@ -27,7 +28,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constra
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help install demo test test-all lint typecheck
+.PHONY: help install demo test test-avx2 test-all lint typecheck
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,11 @@ demo: install
 
 test: install
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+# What oneDNN and PyTorch do on processors without AVX-512. The compiled step and functions are LLVM's: they follow the
+# processor at hand whatever is set here.
+test-avx2: install
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "cpu and not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-app
 	$(PYTEST) $(PYTEST_ARGS)

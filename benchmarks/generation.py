@@ -27,7 +27,9 @@ import torch
 from _facts import machine, peak_memory_bytes
 
 from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, cpu_multiplies_bf16, settle
+from hafm_lightning.accompanist.plain_weights import PackedPrecision
+from hafm_lightning.accompanist.processor import multiplies_bf16
+from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, pick_precision, settle
 from hafm_lightning.audio import Audio, resample, write_audio
 from hafm_lightning.evaluation.coherence.seams import seam_test
 from hafm_lightning.modeling.decoding import Decoder
@@ -54,7 +56,7 @@ CONTEXT_STEPS = 150
 """Steps in the cache when a step is compared with MusicGen's."""
 STEPS_TIMED = 24
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-LIVE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+PRECISIONS: tuple[PackedPrecision, ...] = ("fp32", "bf16", "int8")
 PARTS = ("step", "bandwidth", "live", "song", "gpu")
 
 
@@ -78,7 +80,7 @@ def main() -> None:
         "song": lambda: time_song(arguments.song_s, arguments.model),
         "gpu": lambda: time_gpu(arguments.device),
     }
-    results: dict[str, Any] = {"machine": machine(arguments.threads) | {"cpu_bf16": cpu_multiplies_bf16()}}
+    results: dict[str, Any] = {"machine": machine(arguments.threads) | {"cpu_bf16": multiplies_bf16()}}
     for part in arguments.parts:
         wanted = "cuda" if part == "gpu" else "cpu"
         results[part] = runs[part]() if arguments.device == wanted else "not run"
@@ -93,17 +95,14 @@ def main() -> None:
 
 def compare_steps(rounds: int) -> dict[str, Any]:
     """One guided step of a coarse stage against one of the same-size MusicGen decoder, both at 150 steps of context."""
-    last: list[Precision] = ["bf16", "int8"] if cpu_multiplies_bf16() else ["fp32"]  # the last is auto's
-    precisions: list[Precision] = ["fp32", *last] if len(last) > 1 else ["int8", *last]
-    ours = {
-        name: stage_step(stage_decoder(coarse_network("aligned", name).model, CONTEXT_STEPS)) for name in precisions
-    }
+    networks = {name: coarse_network("aligned", name) for name in PRECISIONS}
+    ours = {name: stage_step(stage_decoder(network.model, CONTEXT_STEPS)) for name, network in networks.items()}
     theirs = musicgen_step(CONTEXT_STEPS)
-    times: dict[str, list[float]] = {name: [] for name in (*precisions, "musicgen")}
+    times: dict[str, list[float]] = {name: [] for name in (*PRECISIONS, "musicgen")}
     for _ in range(rounds):
         for name, step in (*ours.items(), ("musicgen", theirs)):
             times[name].append(timed(step, STEPS_TIMED))
-    chosen = precisions[-1]
+    chosen = automatic_precision("aligned")
     milliseconds = {name: round(1000 * statistics.median(values), 2) for name, values in times.items()}
     ratios = [theirs_s / ours_s for theirs_s, ours_s in zip(times["musicgen"], times[chosen], strict=True)]
     return {
@@ -114,7 +113,13 @@ def compare_steps(rounds: int) -> dict[str, Any]:
     }
 
 
-def coarse_network(conditioning: Literal["prefix", "aligned"], precision: Precision) -> StageNetwork:
+def automatic_precision(conditioning: Literal["prefix", "aligned"]) -> PackedPrecision:
+    """What ``auto`` takes for a coarse stage of the paper's size on this processor."""
+    network = network_of(CoarseStage(pattern="flattened", conditioning=conditioning), "coarse")
+    return pick_precision("auto", torch.device("cpu"), [network])
+
+
+def coarse_network(conditioning: Literal["prefix", "aligned"], precision: PackedPrecision) -> StageNetwork:
     """A coarse stage of the paper's size, on the CPU."""
     network = network_of(CoarseStage(pattern="flattened", conditioning=conditioning), "coarse")
     settle(network.model, torch.device("cpu"), precision)
@@ -187,12 +192,11 @@ def musicgen_step(context: int) -> Callable[[], None]:
 
 def compare_bandwidth(rounds: int) -> dict[str, Any]:
     """Steps of the paper's flattened coarse stage against reading its weights and cache once, in the same run."""
-    precisions: tuple[Precision, ...] = ("bf16", "int8") if cpu_multiplies_bf16() else ("fp32",)
-    found = {precision: compare_reading(precision, rounds) for precision in precisions}
-    return found | {"auto_precision": precisions[-1], "wanted_ratio": 1.5}
+    found: dict[str, Any] = {precision: compare_reading(precision, rounds) for precision in PRECISIONS}
+    return found | {"auto_precision": automatic_precision("prefix"), "wanted_ratio": 1.5}
 
 
-def compare_reading(precision: Precision, rounds: int) -> dict[str, Any]:
+def compare_reading(precision: PackedPrecision, rounds: int) -> dict[str, Any]:
     """The same with weights of one precision."""
     model = coarse_network("prefix", precision).model
     with torch.device("meta"):
@@ -234,13 +238,13 @@ def compare_reading(precision: Precision, rounds: int) -> dict[str, Any]:
 def time_live(rounds: int) -> dict[str, Any]:
     """Real-time factor of preset ``live`` with stages of the paper's size, whole and streamed."""
     vocal = toy_vocal(CLIP_DURATION_S)
-    bands = {name: random_band("live", "cpu", name) for name in LIVE_PRECISIONS}
+    bands = {name: random_band("live", "cpu", name) for name in PRECISIONS}
     whole: dict[str, list[float]] = {name: [] for name in bands}
     streamed: dict[str, list[float]] = {name: [] for name in bands}
     for band in bands.values():  # what is made once is made now
         for _piece in band.stream([Audio(vocal.samples[:, : vocal.rate_hz], vocal.rate_hz)]):
             pass
-    for _ in range(max(2, rounds // 2)):
+    for _ in range(max(1, rounds // 2)):
         for name, band in bands.items():
             whole[name].append(band.accompany(vocal).real_time_factor)
             began = time.perf_counter()

@@ -15,7 +15,7 @@ from tiny_band import WINDOW_S, TinyBand, make_band, sing
 from tiny_models import tiny_config, tiny_model
 
 from hafm_lightning import Accompanist
-from hafm_lightning.accompanist import MixOptions
+from hafm_lightning.accompanist import MixOptions, processor
 from hafm_lightning.accompanist import stage_network as networks
 from hafm_lightning.accompanist.song import Seeds
 from hafm_lightning.accompanist.windows import GRID_S
@@ -297,24 +297,54 @@ def test_two_stages_only_when_asked_decode_four_codebooks(live_band: TinyBand) -
     assert np.corrcoef(decoded, take.instrumental.samples[0])[0, 1] > 0.999
 
 
+@pytest.mark.cpu
 def test_auto_follows_processor_and_size(monkeypatch: pytest.MonkeyPatch, live_band: TinyBand) -> None:
     cpu = torch.device("cpu")
     with torch.device("meta"):
         large = SimpleNamespace(model=TokenModel(TokenModelConfig(("vocal_semantic",), "instrumental_semantic")))
     small = SimpleNamespace(model=tiny_model(tiny_config()))
-    for bf16, expected in ((True, ["int8", "bf16", "bf16"]), (False, ["fp32", "fp32", "fp32"])):
-        monkeypatch.setattr(networks, "cpu_multiplies_bf16", lambda bf16=bf16: bf16)
-        monkeypatch.setattr(networks, "can_pack", lambda: True)
-        found = [networks.pick_precision("auto", cpu, some) for some in ([large, large], [large, small], [])]
-        assert found == expected
-    assert networks.pick_precision("bf16", cpu, [large]) == "bf16"
+    packed = ("packed fp32", "int8 rows fp32")
+    everything, avx2, arm = processor.OPERATIONS, (*packed, "step fp32", "step bf16", "step int8"), ("step int8",)
+    for instructions, operations, expected in (
+        (True, everything, ["int8", "bf16", "bf16"]),
+        (True, packed, ["fp32", "fp32", "fp32"]),  # instructions alone do not help
+        (False, avx2, ["int8", "fp32", "fp32"]),
+        (False, arm, ["int8", "fp32", "fp32"]),
+        (False, ("packed fp32",), ["fp32", "fp32", "fp32"]),
+        (False, (), ["fp32", "fp32", "fp32"]),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=instructions: has, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        monkeypatch.setattr(processor, "has", lambda operation, operations=operations: operation in operations)
+        several = ([large, large], [large, small], [])
+        assert [networks.pick_precision("auto", cpu, some) for some in several] == expected
+        assert all(networks.precision_note("auto", cpu, some) is None for some in several)
+        assert networks.precision_note("fp32", cpu, [large]) is None
+        for precision in ("bf16", "int8"):
+            assert networks.pick_precision(precision, cpu, [large]) == precision
+            note = networks.precision_note(precision, cpu, [large])
+            assert (note is None) == (operations is everything)
+            if note is not None:
+                assert note.startswith(f"precision {precision}: ")
+                fast = f"step {precision}" in operations or (precision == "int8" and "int8 rows fp32" in operations)
+                assert ("steps read" in note) == fast
+                assert "\n" not in note
+    with pytest.raises(RequestError, match="int8 is for CPUs"):
+        networks.pick_precision("int8", torch.device("cuda"), [large])
 
 
-def test_every_precision_sings(live_band: TinyBand) -> None:
+@pytest.mark.cpu
+@pytest.mark.parametrize("had", [processor.OPERATIONS, ("packed fp32",), ()], ids=["as found", "fp32 alone", "nothing"])
+def test_every_precision_sings(live_band: TinyBand, had: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = processor.has
+    monkeypatch.setattr(processor, "has", lambda operation: operation in had and found(operation))
     for precision in ("fp32", "bf16", "int8"):
         band = Accompanist.from_checkpoints(**live_band.files(), device="cpu", precision=precision)
         take = band.accompany(sing(0.3, 24000))
         assert take.record["machine"]["precision"] == precision
+        if precision != "fp32" and not had:
+            assert band.precision_note is not None
+            assert "as slowly as fp32" in band.precision_note
         assert np.isfinite(take.mix.samples).all()
 
 

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from tiny_band import TinyBand, sing
 
+from hafm_lightning.accompanist import processor
 from hafm_lightning.audio import write_audio
 from hafm_lightning.cli import main
 from hafm_lightning.cli.generate import find_vocals, output_folders
@@ -55,6 +56,24 @@ def test_one_vocal_becomes_three_files(
     printed = json.loads(capsys.readouterr().out)
     assert printed["seed"] == 4
     assert printed["real_time_factor"] > 0
+
+
+@pytest.mark.cpu
+def test_a_precision_that_is_not_to_be_had_is_told_in_one_line(
+    vocal: Path,
+    model: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processor, "has", lambda operation: False)
+    for precision, expected in (("int8", 1), ("bf16", 1), ("fp32", 0), ("auto", 0)):
+        assert generate("--vocal", vocal, "--out", tmp_path / precision, *model, "--precision", precision) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line.lower()]
+        assert len(lines) == expected, lines
+        assert all(line.startswith(f"warning: precision {precision}: this processor has no") for line in lines)
+    assert generate("--take", tmp_path / "int8" / "take.json", "--out", tmp_path / "again") == 0
+    assert "warning" not in capsys.readouterr().err, "a take is repeated as it was made"
 
 
 def test_a_folder_of_vocals_becomes_a_folder_each(tmp_path: Path, model: list[str]) -> None:

@@ -1,6 +1,8 @@
 """fit, validate, test, predict through the command line: what works, and how mistakes are told."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,24 @@ def test_fit_then_continue_validate_test_and_predict(config, capsys):
         rows = list(csv.DictReader(file))
     assert {row["clip_ids"] for row in rows} == {f"test 0-{i}@0.00" for i in range(3)}
     assert all(float(row["loss"]) > 0 for row in rows)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_other_types_of_weights_train_and_are_scored_in_a_process_of_their_own(config, precision):
+    """A compiled function that reads another type ends the process, so this one only looks on."""
+    for words in (["fit"], ["validate", "--ckpt_path", "auto"]):
+        command = [sys.executable, "-m", "hafm_lightning", *words, "--config", str(config)]
+        ended = subprocess.run(
+            [*command, "--trainer.precision", precision], capture_output=True, text=True, timeout=600
+        )
+        assert ended.returncode == 0, ended.stderr[-2000:]
+    run = config.parent / "logs" / "tiny" / "run-000"
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 2
+    assert all(5 < loss < 8 for loss in losses), "that of some 500 tokens, none of which is known yet"
+    assert "6." in ended.stdout
 
 
 def test_loggers_get_the_resolved_configuration_and_the_csv_stays(config):

@@ -16,6 +16,8 @@ from hafm_lightning.modeling.compiled import threads as compiled_threads
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.mark.parametrize("block", [5, 16, 256])
 @pytest.mark.parametrize("case", CASES)

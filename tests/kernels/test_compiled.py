@@ -8,6 +8,7 @@ import torch
 from hafm_lightning.modeling.compiled import products, threads, vector_code
 from hafm_lightning.modeling.compiled.vector_code import FLOAT, VectorCode, compiled, long
 
+pytestmark = pytest.mark.cpu
 SHAPES = [(4, 2), (4, 4), (8, 2), (16, 4)]
 
 

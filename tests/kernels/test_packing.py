@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +14,48 @@ from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, setting
 from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch import nn
 
-from hafm_lightning.accompanist import step_kernel, step_tiles
-from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, can_pack, pack
+from hafm_lightning.accompanist import processor, step_kernel, step_tiles
+from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, pack
 from hafm_lightning.modeling import decoding
 from hafm_lightning.modeling.decoding import guided
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packed linear layers")
+pytestmark = pytest.mark.cpu
 BACKBONE = BackboneConfig(width=32, layers=2, heads=2, feedforward=50)
 TOLERANCE = {"fp32": 2e-6, "bf16": 1e-2, "int8": 2e-2}
 
 
+WAYS = {
+    "as found": processor.OPERATIONS,
+    "fp32 alone": ("packed fp32",),
+    "oneDNN without bf16": ("packed fp32", "int8 rows fp32"),
+    "nothing": (),
+}
+"""What the processor is taken to have, of what it has."""
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, operations: Sequence[str]) -> None:
+    """Let the processor have no more than these operations."""
+    has = processor.has
+    monkeypatch.setattr(processor, "has", lambda operation: operation in operations and has(operation))
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of :data:`WAYS` in turn."""
+    pretend(monkeypatch, WAYS[request.param])
+    return str(request.param)
+
+
+def steps_of(*precisions: str) -> pytest.MarkDecorator:
+    """For tests of the compiled step: skipped where the processor was found to have none."""
+    missing = [name for name in precisions if not processor.has(f"step {name}")]  # type: ignore[arg-type]
+    return pytest.mark.skipif(bool(missing), reason=f"this processor compiles no steps in {', '.join(missing)}")
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 70])
 def test_a_packed_layer_computes_what_the_plain_one_does(precision: str, rows: int) -> None:
@@ -75,6 +105,7 @@ def run(
     return decoder.advance(FRAMES), torch.stack(seen)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
 @pytest.mark.parametrize("pattern", [*PATTERNS, "nonautoregressive"])
 def test_a_packed_network_gives_the_same_logits(pattern: str, conditioning: str) -> None:
@@ -88,18 +119,26 @@ def test_a_packed_network_gives_the_same_logits(pattern: str, conditioning: str)
             assert 0 < lost.std() < 5 * TOLERANCE[precision] * expected.std()
 
 
-@pytest.mark.parametrize("way", ["operations", "static", "kernel"])
+@pytest.mark.parametrize("by", ["operations", "static", pytest.param("kernel", marks=steps_of("fp32")), "plain layers"])
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), EVERY)
 def test_packed_steps_equal_plain_ones(
-    pattern: str, conditioning: str, bias: str, way: str, seen: list[torch.Tensor]
+    pattern: str,
+    conditioning: str,
+    bias: str,
+    by: str,
+    seen: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if by == "plain layers":
+        pretend(monkeypatch, ())
     plain, conditions = networks(pattern, conditioning, bias)
-    packed = packed_copy(plain, "fp32", kernel=way == "kernel")
-    expected, found = run(plain, conditions, seen), run(packed, conditions, seen, static=way == "static")
+    packed = packed_copy(plain, "fp32", kernel=by == "kernel")
+    expected, found = run(plain, conditions, seen), run(packed, conditions, seen, static=by == "static")
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
 
 
+@steps_of("fp32")
 @pytest.mark.parametrize("clips", [1, 2, 3])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_any_number_of_rows_gives_the_same_logits(clips: int, guidance: float, seen: list[torch.Tensor]) -> None:
@@ -114,6 +153,7 @@ def test_any_number_of_rows_gives_the_same_logits(clips: int, guidance: float, s
     torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
 
 
+@steps_of("bf16", "int8")
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_the_compiled_step_loses_no_more_than_the_operations_do(precision: str, seen: list[torch.Tensor]) -> None:
     plain, conditions = networks("delay", "aligned")
@@ -126,6 +166,7 @@ def test_the_compiled_step_loses_no_more_than_the_operations_do(precision: str, 
     assert lost[1] < 5 * TOLERANCE[precision] * first.std()
 
 
+@steps_of("bf16", "int8")
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_a_cache_in_bf16_loses_little_beside_the_weights(precision: str, seen: list[torch.Tensor]) -> None:
     wide = BackboneConfig(width=64, layers=2, heads=2, feedforward=50)  # heads of 32
@@ -146,6 +187,7 @@ def test_a_cache_in_bf16_loses_little_beside_the_weights(precision: str, seen: l
     assert compiled < 5 * TOLERANCE[precision] * found[0].std()
 
 
+@steps_of("fp32")
 def test_compiled_heads_of_a_vocabulary_that_fills_no_whole_block(seen: list[torch.Tensor]) -> None:
     config = tiny_config("flattened", "aligned", conditions=("vocal_semantic",), target="instrumental_semantic")
     plain = tiny_model(replace(config, backbone=BACKBONE))
@@ -159,6 +201,7 @@ def test_compiled_heads_of_a_vocabulary_that_fills_no_whole_block(seen: list[tor
     torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
 
 
+@steps_of("fp32")
 def test_the_compiled_step_does_not_depend_on_the_number_of_threads(seen: list[torch.Tensor]) -> None:
     plain, conditions = networks("flattened", "prefix")
     packed, threads = packed_copy(plain, "fp32", kernel=True), torch.get_num_threads()
@@ -196,12 +239,61 @@ def test_only_large_networks_are_compiled() -> None:
     assert BackboneConfig().layers * BackboneConfig().width ** 2 * 4 > KERNEL_PARAMETERS  # the paper's are
 
 
+def test_the_same_precision_means_the_same_weights_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, x = nn.Linear(64, 96), torch.randn(1, 70, 64)
+    with torch.inference_mode():
+        expected = nn.functional.linear(x, plain.weight.bfloat16().float(), plain.bias.bfloat16().float())
+        for operations in WAYS.values():
+            for precision in ("bf16", "int8"):
+                with monkeypatch.context() as patch:
+                    pretend(patch, operations)
+                    layer = PackedLinear(plain.weight, plain.bias, precision)
+                    if layer.dtype == torch.float32:
+                        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("operations", [("step bf16",), ()])
+def test_a_step_that_the_compiled_function_turns_away_takes_the_layers(
+    operations: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bf16 cache was made for the compiled step; five rows or a fixed shape still get their step."""
+    pretend(monkeypatch, operations)
+    plain, _ = networks("parallel", "aligned")
+    packed = packed_copy(plain, "bf16")
+    caches = [KeyValueCache(BACKBONE, 2, 3, "cpu", dtype) for dtype in (torch.float32, torch.bfloat16)]
+    x, bias = torch.randn(2, 1, BACKBONE.width), torch.zeros(BACKBONE.heads, 1, 1)
+    with torch.inference_mode():
+        exact, found = (packed.step_logits(x, CachedSteps(cache, 0, 1, bias), None) for cache in caches)
+    assert (found - exact).std() < 0.05 * exact.std()
+
+
+def test_an_operation_is_had_only_if_it_runs_and_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(error: type[Exception]) -> bool:
+        raise error("not here")
+
+    trials = {
+        "packed fp32": lambda: raises(RuntimeError),
+        "packed bf16": lambda: raises(NotImplementedError),
+        "int8 rows fp32": lambda: raises(AttributeError),
+        "step fp32": lambda: raises(ImportError),
+        "step int8": lambda: True,
+    }
+    monkeypatch.setattr(processor, "_TRIALS", trials)
+    state = torch.random.get_rng_state()
+    assert [processor.has.__wrapped__(name) for name in trials] == [False] * 4 + [True]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    monkeypatch.undo()
+    monkeypatch.setattr(processor.F, "linear", lambda x, weight, bias=None: -(x @ weight.t()))
+    for name in ("packed fp32", "packed bf16", "int8 rows fp32", "int8 rows bf16"):
+        assert not processor.has.__wrapped__(name), "a result that differs from PyTorch's"
+
+
 def test_several_steps_at_once_equal_plain_ones() -> None:
     plain, _ = networks("parallel", "aligned")
     x, bias = torch.randn(2, 7, BACKBONE.width), torch.randn(BACKBONE.heads, 7, 7)
     found = []
     with torch.inference_mode():
-        for model in (plain, packed_copy(plain, "fp32", kernel=True)):
+        for model in (plain, packed_copy(plain, "fp32")):
             cache = KeyValueCache(BACKBONE, 2, 9, "cpu", torch.float32)
             parts = []
             for first, last in ((0, 3), (3, 7)):

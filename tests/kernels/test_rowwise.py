@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from hafm_lightning.modeling import compiled, rowwise
 from hafm_lightning.modeling.layout import prediction_steps
 
+pytestmark = pytest.mark.cpu
+
 
 def leaves(*shapes, seed=0):
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,8 @@ import torch
 from tiny_decoding import GUIDED, PLAIN
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
-from hafm_lightning.accompanist.packing import can_pack, pack
+from hafm_lightning.accompanist import processor
+from hafm_lightning.accompanist.packing import pack
 from hafm_lightning.modeling import filling
 from hafm_lightning.modeling.attention import Geometry
 from hafm_lightning.modeling.decoding import fill
@@ -106,8 +107,11 @@ def test_frames_beyond_the_new_ones_are_context_and_not_kept(model, conditions):
     assert filler.known == CONTEXT + 3
 
 
-@pytest.mark.skipif(not can_pack(), reason="this PyTorch has no packed linear layers")
-def test_a_packed_network_fills_the_same(model, conditions, recorded):
+@pytest.mark.cpu
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_packed_network_fills_the_same(model, conditions, recorded, plain, monkeypatch):
+    if plain:
+        monkeypatch.setattr(processor, "has", lambda operation: False)
     expected = filled(model, conditions, GUIDED)
     logits = recorded.copy()
     recorded.clear()

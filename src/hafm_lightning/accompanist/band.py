@@ -39,6 +39,7 @@ from hafm_lightning.accompanist.stage_network import (
     network_from_checkpoint,
     pick_device,
     pick_precision,
+    precision_note,
     sampling_of,
     settle,
     stage_files,
@@ -83,7 +84,11 @@ class Accompanist:
         origin: Where all this came from, for `take.json`: the arguments of the maker.
         card: What a model folder says of its data, licence and metrics, for `take.json`.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
+        precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
+
+    Attributes:
+        precision: How the weights are kept; never ``auto``.
+        precision_note: A line for the user where the precision that was named is not to be had in the fast way.
 
     Raises:
         RequestError: Stages and tokenizers do not belong together, or the device is not there.
@@ -104,6 +109,7 @@ class Accompanist:
         self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device, networks)
+        self.precision_note = precision_note(precision, self.device, networks)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
         self.networks = tuple(networks)
         for network in self.networks:
@@ -135,7 +141,7 @@ class Accompanist:
             tokenizers: The shards' folder `tokenizers`, or the loaded pair; default: where training found it.
             stages: 2 stops after the coarse stage and decodes its four codebooks alone.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
+            precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
 
         Raises:
             RequestError: A file is missing, unreadable or of another stage, or they do not belong together.
@@ -169,7 +175,7 @@ class Accompanist:
             revision: Commit, tag or branch on the Hub.
             stages: As in :meth:`from_checkpoints`.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            precision: ``fp32``, ``bf16``, ``int8`` (x86 CPUs: fastest, rounds weights), or ``auto``.
+            precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
 
         Raises:
             RequestError: No model folder there, damaged, of a newer format, or its parts do not belong together.

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hafm_lightning.accompanist.plain_weights import PackedPrecision, PlainLayer, rounded
+from hafm_lightning.modeling.compiled.doors import DoesNotFit, decode_step, room
 from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
 
 MOST_ROWS = 4
@@ -66,9 +67,14 @@ class CompiledStep:
         self._least = np.array(layers[0].least, np.float32)
         narrow = precision != "fp32" and config.head_width % BF16_CACHE_ALIGNMENT == 0
         self._cache_dtype = torch.bfloat16 if narrow else torch.float32
+        self._door = decode_step(self._cache_dtype)
+        self._sizes = {
+            "width": config.width, "layers": len(layers), "heads": config.heads, "head_width": config.head_width,
+        }  # fmt: skip
         self._kept = threading.local()
         nothing = KeyValueCache(config, 1, 1, "cpu", self._cache_dtype)
-        self(torch.zeros(1, 1, config.width), CachedSteps(nothing, 0, 1, torch.zeros(config.heads, 1, 1)), None)
+        x, bias = room(1, 1, config.width, zero=True), room(config.heads, 1, 1, zero=True)
+        self(x, CachedSteps(nothing, 0, 1, bias), None)
 
     def cache_dtype(self, rows: int) -> torch.dtype:
         """How the cache of so many rows is to be kept."""
@@ -76,15 +82,32 @@ class CompiledStep:
 
     def takes(self, x: Tensor, at: CachedSteps) -> bool:
         """Whether the inputs ``[R, 1, D]`` and the cache are such as this function was made for."""
-        few = x.shape[1] == 1 and len(x) <= MOST_ROWS
-        return few and isinstance(at.start, int) and at.cache.both.dtype == self._cache_dtype
+        few = x.dim() == 3 and x.shape[1] == 1 and len(x) <= MOST_ROWS
+        if not few or not isinstance(at.start, int) or not 0 <= at.start < min(at.cache.capacity, at.bias.shape[-1]):
+            return False
+        return not self._misfit(_beside(x[:, 0]), _beside(at.bias[:, 0]), at.cache.both)
+
+    def _misfit(self, x: Tensor, bias: Tensor, cache: Tensor) -> str:
+        """Why the function cannot take these; empty where it can."""
+        try:
+            self._door.addresses({"x": x, "cache": cache, "bias": bias}, self._sizes)
+        except DoesNotFit as error:
+            return str(error)
+        return ""
 
     def __call__(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
-        """Logits ``[R, W, V]`` of one step ``[R, 1, D]``: of one codebook, or of all."""
+        """Logits ``[R, W, V]`` of one step ``[R, 1, D]``: of one codebook, or of all.
+
+        Raises:
+            ValueError: Not what :meth:`takes` takes.
+        """
+        if not self.takes(x, at):
+            found = self._misfit(_beside(x[:, 0]), _beside(at.bias[:, 0]), at.cache.both)
+            raise ValueError(found or f"decode_step: not one step of at most {MOST_ROWS} rows within the cache")
         rows, _, width = x.shape
         heads, inner, threads = at.bias.shape[0], self._inner, self._use_threads(torch.get_num_threads())
         first, count = (0, self._codebooks) if codebook is None else (codebook, 1)
-        cache, logits = at.cache.both, torch.empty(rows, self._codebooks, self._outputs)
+        cache, logits = at.cache.both, room(rows, self._codebooks, self._outputs)
         sizes = ((threads, rows, width), *((rows, size) for size in (3 * width, width, 2 * inner, inner)))
         spaces = self._spaces((*sizes, (rows * heads, at.cache.capacity)))
         counters = [np.zeros((self._phases, shares, 8), np.int64) for shares in (threads, 1)]
@@ -104,13 +127,18 @@ class CompiledStep:
         return kept[1]
 
 
+def _beside(x: Tensor) -> Tensor:
+    """The tensor in one piece."""
+    return x.contiguous()
+
+
 def stored(
     pairs: Sequence[tuple[Tensor, Tensor]], precision: PackedPrecision
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
     """Weights ``[layers, out / 4, 4 in]`` as the compiled step reads them; factors and biases ``[layers, out]``."""
     from hafm_lightning.accompanist.step_tiles import tiled
 
-    weights, biases = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    weights, biases = (torch.stack(parts).float() for parts in zip(*pairs, strict=True))
     factors = torch.ones_like(biases)
     if precision == "int8":
         weights, factors = rounded(weights)

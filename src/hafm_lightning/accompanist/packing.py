@@ -1,5 +1,10 @@
 """A network laid out for decoding on a CPU: read faster, in bf16 where the processor multiplies it.
 
+What the processor has is asked of :mod:`~hafm_lightning.accompanist.processor`; a precision means the same weights on
+all of them. Where bf16 is not multiplied (AVX2, Arm), whole sequences take bf16's values in float32: they cost the
+time and memory of fp32 there, and a network's steps and whole passes still agree with those of every other machine.
+Where there is no oneDNN (Arm), they go through ``F.linear``.
+
 A decoding step multiplies one or two rows by every weight matrix, so its time is that of reading the weights, and of
 starting some hundred small operations. Choices, each measured (`benchmarks/generation.py` times whole steps):
 
@@ -17,13 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hafm_lightning.accompanist import processor
 from hafm_lightning.accompanist.compiled_step import CompiledStep
 from hafm_lightning.accompanist.plain_weights import (
     ALIGNMENT,
@@ -45,12 +50,6 @@ KERNEL_PARAMETERS = 5_000_000
 """Backbones from this size on take the compiled step; compiling takes longer than a small one saves."""
 
 
-def can_pack() -> bool:
-    """Whether this PyTorch has the packed linear layers of oneDNN (x86 builds have)."""
-    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-
-
 def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None = None) -> None:
     """Replace a network's backbone and output heads, in place, for inference alone.
 
@@ -59,8 +58,8 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
         precision: How the weights are kept.
         kernel: Whether steps of a few rows run in one compiled function; None: for large networks.
     """
-    model.requires_grad_(False)
-    kernel = steps_can_be_compiled(model) if kernel is None else kernel
+    model.float().requires_grad_(False)
+    kernel = steps_can_be_compiled(model, precision) if kernel is None else kernel
     plain = [PlainLayer.of(cast(Layer, layer)) for layer in model.backbone.layers]
     factors = norm_factors(model.backbone.final_norm)
     if kernel:
@@ -70,16 +69,23 @@ def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None =
     model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
 
 
-def steps_can_be_compiled(model: TokenModel) -> bool:
-    """Whether steps of a few rows are to run in one compiled function: it pays for large networks."""
+def steps_can_be_compiled(model: TokenModel, precision: PackedPrecision) -> bool:
+    """Whether steps of a few rows are to run in one compiled function: it pays for large networks.
+
+    Only for these is the function tried out, which may compile it.
+    """
     large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
     backbone = model.config.backbone
     fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
-    return large and fits and find_spec("numba") is not None
+    steps: dict[PackedPrecision, processor.Operation] = {"fp32": "step fp32", "bf16": "step bf16", "int8": "step int8"}
+    return large and fits and processor.has(steps[precision])
 
 
 class PackedLinear(nn.Module):
     """A linear layer whose weights are packed; float32 ``[..., in]`` -> float32 ``[..., out]``.
+
+    ``int8`` keeps the weights twice: in int8 for a few rows, where the processor has products for them, and in bf16 for
+    more. Without such products the few rows take the latter too.
 
     Args:
         weight: ``[out, in]``.
@@ -89,11 +95,19 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor, precision: PackedPrecision) -> None:
         super().__init__()
-        self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        weight, self.bias = weight.detach(), bias.detach().to(self.dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), EXPECTED_ROWS)
+        weight, bias = weight.detach().float(), bias.detach().float()
+        narrow = precision != "fp32" and processor.multiplies_bf16()
+        self.dtype = torch.bfloat16 if narrow else torch.float32
+        self.bias = (bias if precision == "fp32" else bias.bfloat16()).to(self.dtype)
+        dense = (weight if precision == "fp32" else weight.bfloat16()).to(self.dtype)
+        self.packed: Tensor | None = None
+        self.plain: Tensor | None = None
+        if narrow or processor.has("packed fp32"):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(dense, EXPECTED_ROWS)
+        else:
+            self.plain = dense
         self.rounded: Tensor | None = None
-        if precision == "int8":
+        if precision == "int8" and processor.has("int8 rows bf16" if narrow else "int8 rows fp32"):
             self.rounded, scale = rounded(weight)
             self.scale = scale.to(self.dtype)
 
@@ -108,13 +122,17 @@ class PackedLinear(nn.Module):
             y = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scale)
             y = y.add_(self.bias).view(*x.shape[:-1], -1)
             return F.gelu(y) if activation == "gelu" else y
+        if self.plain is not None:
+            y = F.linear(x, self.plain, self.bias)
+            return F.gelu(y) if activation == "gelu" else y
         return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
             x, self.packed, self.bias, activation, [], "none" if activation == "gelu" else ""
         )
 
     def product_times(self, x: Tensor, factor: Tensor) -> Tensor:
         """``(x @ weight.T + bias) * factor`` in the layer's own type, which both must have."""
-        if self.rounded is not None and x.numel() // x.shape[-1] <= MOST_ROWS_IN_INT8:
+        few = self.rounded is not None and x.numel() // x.shape[-1] <= MOST_ROWS_IN_INT8
+        if few or self.plain is not None:
             return self.product(x).mul_(factor)
         return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]
             x, factor, self.packed, self.bias, "mul"
@@ -148,7 +166,7 @@ class PackedLayer(nn.Module):
     def __init__(self, plain: PlainLayer, precision: PackedPrecision) -> None:
         super().__init__()
         self.heads = plain.heads
-        self.least, self.head_least = (torch.tensor(math.sqrt(value)) for value in plain.least)
+        self.least, self.head_least = (torch.tensor(math.sqrt(value), dtype=torch.float32) for value in plain.least)
         self.project_in = PackedLinear(*plain.project_in, precision)
         self.project_out = PackedLinear(*plain.project_out, precision)
         weights, biases = (part.unflatten(0, (2, -1)) for part in plain.expand)  # type: ignore[no-untyped-call]
@@ -184,11 +202,12 @@ class PackedLayer(nn.Module):
     def cached(self, x: Tensor, layer: int, at: CachedSteps, bias: Tensor) -> Tensor:
         """New steps ``[B, Q, D]`` -> ``[B, Q, D]``; ``bias [B H, Q, visible]``."""
         queries, keys, values = self._split(x, self.step_factors).permute(2, 0, 3, 1, 4)  # each [B, H, Q, d]
+        kept = at.cache.both.dtype
         if x.shape[1] == 1:
-            at.cache.write_step(layer, at.start, torch.stack((keys[:, :, 0], values[:, :, 0])))
+            at.cache.write_step(layer, at.start, torch.stack((keys[:, :, 0], values[:, :, 0])).to(kept))
         else:
-            at.cache.write(layer, at.start, keys, values)
-        keys, values = at.cache.heads(layer, at.visible)  # [B H, visible, d]
+            at.cache.write(layer, at.start, keys.to(kept), values.to(kept))
+        keys, values = (part.to(x.dtype) for part in at.cache.heads(layer, at.visible))  # [B H, visible, d]
         weights = torch.softmax(torch.baddbmm(bias, queries.flatten(0, 1), keys.transpose(1, 2)), -1)
         mixed = torch.bmm(weights, values).view(queries.shape).transpose(1, 2)  # [B, Q, H, d]
         return self._finish(x, mixed.flatten(2))

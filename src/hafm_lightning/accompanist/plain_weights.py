@@ -65,7 +65,7 @@ class PlainLayer:
     def step_factors(self) -> Tensor:
         """:attr:`head_factors` with the scale of the scores in the queries'."""
         scale = 1 / math.sqrt(self.head_factors.shape[-1])
-        return self.head_factors * torch.tensor([scale, 1.0])[:, None]
+        return self.head_factors * torch.tensor([scale, 1.0], dtype=torch.float32)[:, None]
 
 
 def norm_factors(norm: RMSNorm) -> Tensor:

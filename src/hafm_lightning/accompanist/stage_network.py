@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from hafm_lightning.accompanist.packing import can_pack, pack, steps_can_be_compiled
+from hafm_lightning.accompanist import processor
+from hafm_lightning.accompanist.packing import pack, steps_can_be_compiled
+from hafm_lightning.accompanist.plain_weights import PackedPrecision
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.checkpoint_format import checked_metadata, describe_difference, read_checkpoint
 from hafm_lightning.errors import RequestError
@@ -33,7 +35,7 @@ WEIGHTS_PREFIX = "model."
 """What stands before the network's parameters in a training checkpoint."""
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-"""How weights are kept: ``auto`` chooses between the two floating-point types."""
+"""How weights are kept: ``auto`` chooses by processor and sizes (:func:`pick_precision`)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: M
             f"{source} holds a {metadata['stage']}, the {role} stage must be a {wanted}; were two of the files swapped?"
         )
     try:
-        model = TokenModel(TokenModelConfig.from_dict(metadata["model"]))
+        # float32 whatever PyTorch's default type is: the weights are
+        model = TokenModel(TokenModelConfig.from_dict(metadata["model"])).float()
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{source}: the description of its network cannot be used ({error})") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -235,46 +238,58 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_precision(precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()) -> Precision:
+def pick_precision(
+    precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()
+) -> PackedPrecision:
     """How the weights of ``networks`` are kept on ``device``; never ``auto``.
 
     A decoding step reads all weights once and does little else, so halving them shortens it wherever the processor
     multiplies bf16 by itself: on GPUs, and on CPUs with AVX-512 BF16 or AMX. On other CPUs bf16 is emulated and slower
-    (`benchmarks/generation.py` times both on the machine at hand). There the steps of large networks, which run as one
-    compiled function, take 8 bits a weight: that halves them again and moves the distribution of a draw by less than
-    0.001 nats, which is the most that ``auto`` may lose (`benchmarks/generation_quality.py` measures it). ``auto``
-    follows processor and sizes, never a stopwatch, so that a seed gives the same take every time.
+    (`benchmarks/generation.py` times both on the machine at hand). The steps of large networks, which on a CPU run as
+    one compiled function that widens weights by itself, take 8 bits a weight: that halves them again and moves the
+    distribution of a draw by less than 0.001 nats, which is the most that ``auto`` may lose
+    (`benchmarks/generation_quality.py` measures it). ``auto`` follows processor and sizes, never a stopwatch, so that a
+    seed gives the same take every time.
 
     Raises:
-        RequestError: int8 was asked for where there are no kernels for it.
+        RequestError: int8 was asked for on a GPU.
     """
-    if precision == "int8" and (device.type != "cpu" or not can_pack()):
-        raise RequestError(f"precision int8 is for x86 CPUs, not for {device.type}; use bf16 or fp32")
+    if precision == "int8" and device.type != "cpu":
+        raise RequestError(f"precision int8 is for CPUs, not for {device.type}; use bf16 or fp32")
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type != "cpu" or not cpu_multiplies_bf16():
+    if device.type != "cpu":
         return "fp32"
-    compiled = bool(networks) and can_pack() and all(steps_can_be_compiled(network.model) for network in networks)
-    return "int8" if compiled else "bf16"
+    if networks and all(steps_can_be_compiled(network.model, "int8") for network in networks):
+        return "int8"
+    return "bf16" if processor.multiplies_bf16() else "fp32"
 
 
-def settle(model: TokenModel, device: torch.device, precision: Precision) -> None:
+def precision_note(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> str | None:
+    """One line where a precision that was asked for by name is not to be had in the fast way: what is done instead."""
+    if device.type != "cpu" or precision in ("auto", "fp32") or processor.multiplies_bf16():
+        return None
+    fast = all(steps_can_be_compiled(network.model, precision) for network in networks)  # type: ignore[arg-type]
+    if fast or (precision == "int8" and processor.has("int8 rows fp32")):
+        return f"precision {precision}: decoding steps read {precision} weights; whole sequences are multiplied in " + (
+            "float32, with weights rounded to bf16, because this processor has no bf16 products"
+        )
+    return (
+        f"precision {precision}: this processor has no {precision} products for these stages; weights rounded to "
+        + ("bf16 are multiplied in float32 instead, as slowly as fp32")
+    )
+
+
+def settle(model: TokenModel, device: torch.device, precision: PackedPrecision) -> None:
     """Bring a network to where and how it will run, in place: packed on a CPU, else all of it in one type.
 
     Elsewhere whole sequences go through dense masks: compiling FlexAttention for each of the few lengths that a take
     meets once or twice would take longer than the take.
     """
-    if device.type == "cpu" and can_pack():
-        pack(model, "bf16" if precision == "auto" else precision)
+    if device.type == "cpu":
+        pack(model, precision)
     else:
         model.to(device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-        if device.type != "cpu":
-            model.attention_backend = "dense"
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions for bf16 products (x86: AVX-512 BF16 or AMX)."""
-    checks = (getattr(torch.cpu, "_is_avx512_bf16_supported", None), getattr(torch.cpu, "_is_amx_tile_supported", None))
-    return any(bool(check()) for check in checks if check is not None)
+        model.attention_backend = "dense"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Literal, cast
 
 from hafm_lightning.accompanist import Accompanist, MixOptions
@@ -70,20 +71,35 @@ def load_band(arguments: argparse.Namespace) -> Accompanist:
     if arguments.model is not None:
         if named:
             raise RequestError(f"--model and {named[0]} name two models; give one of them")
-        return Accompanist.from_pretrained(
-            arguments.model, revision=arguments.revision, stages=stages, device=arguments.device, precision=precision
+        return with_note(
+            Accompanist.from_pretrained(
+                arguments.model,
+                revision=arguments.revision,
+                stages=stages,
+                device=arguments.device,
+                precision=precision,
+            )
         )
     if checkpoints["semantic"] is None or checkpoints["coarse"] is None:
         raise RequestError("name a model: --model DIR_OR_HUB_ID, or --semantic, --coarse and --fine checkpoints")
-    return Accompanist.from_checkpoints(
-        semantic=checkpoints["semantic"],
-        coarse=checkpoints["coarse"],
-        fine=checkpoints["fine"],
-        tokenizers=arguments.tokenizers,
-        stages=stages,
-        device=arguments.device,
-        precision=precision,
+    return with_note(
+        Accompanist.from_checkpoints(
+            semantic=checkpoints["semantic"],
+            coarse=checkpoints["coarse"],
+            fine=checkpoints["fine"],
+            tokenizers=arguments.tokenizers,
+            stages=stages,
+            device=arguments.device,
+            precision=precision,
+        )
     )
+
+
+def with_note(band: Accompanist) -> Accompanist:
+    """The band, after a line to stderr if its precision was named and is not to be had in the fast way."""
+    if band.precision_note is not None:
+        print(f"warning: {band.precision_note}", file=sys.stderr)
+    return band
 
 
 def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:

@@ -222,7 +222,19 @@ def device_findings() -> Iterator[Finding]:
         yield Finding("GPU", "broken", detail, mend)
     else:
         yield Finding("GPU", "note", f"none ({build}): the quickstart and generation run, full training needs one")
-    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    yield Finding(
+        "CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {processor_facts()}"
+    )
+
+
+def processor_facts() -> str:
+    """How generation multiplies on this processor (each operation is tried, but for the compiled steps)."""
+    from hafm_lightning.accompanist import processor
+
+    dense = "oneDNN's packed layers" if processor.has("packed fp32") else "PyTorch's plain layers"
+    kind = "bf16" if processor.multiplies_bf16() else "float32 (no bf16 products here)"
+    few = "with" if processor.has("int8 rows bf16" if processor.multiplies_bf16() else "int8 rows fp32") else "without"
+    return f"generation multiplies by {dense}, below fp32 in {kind}, {few} int8 products"
 
 
 def machine_findings() -> Iterator[Finding]:

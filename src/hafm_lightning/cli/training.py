@@ -36,9 +36,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
-from hafm_lightning.cli.config_keys import Group, KeyCheck
+from hafm_lightning.cli.config_keys import KeyCheck
 from hafm_lightning.cli.run_claim import claim, claimed_run, joined_run
 from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
+from hafm_lightning.cli.signatures import Group
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.optimizer_step import check_precision, check_training

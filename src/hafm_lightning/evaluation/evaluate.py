@@ -6,6 +6,7 @@ Works without a model too: the controls alone show what a corpus, a codec and an
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -83,6 +84,8 @@ class Evaluation:
                     f"the model was trained with other tokenizers than those in {settings.tokenizers}\n"
                     "correct `tokenizers`: the folder beside the shards that the model was trained on"
                 )
+            if made.precision_note is not None:
+                warnings.warn(made.precision_note, stacklevel=2)
             self._bands[stages, wanted] = made
         return self._bands[stages, wanted]
 

@@ -85,11 +85,14 @@ def drop_at_random(
     "this vocal, no style asked for" is something that the network has met.
     """
     some = next(iter(streams.values()))
-    dropped = drop_conditions(streams, conditions, torch.rand(len(some), device=some.device) < probability)
+
+    def drawn() -> Tensor:
+        return torch.rand(len(some), device=some.device, dtype=torch.float32) < probability
+
+    dropped = drop_conditions(streams, conditions, drawn())
     for control in conditions:
         if not control.rate_hz:
-            alone = torch.rand(len(some), device=some.device) < probability
-            dropped = drop_conditions(dropped, (control,), alone)
+            dropped = drop_conditions(dropped, (control,), drawn())
     return dropped
 
 

@@ -13,6 +13,7 @@ The formulae are those of :class:`~hafm_lightning.modeling.transformer.RMSNorm`,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.modeling import compiled
+from hafm_lightning.modeling.compiled.doors import DoesNotFit
 
 ROWS_AT_ONCE = 256
 """Rows of logits handled at once: few enough for the cache."""
@@ -80,9 +82,9 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = gradients
         x, weight, scale = ctx.saved_tensors
         if compiled.available():
-            from hafm_lightning.modeling.compiled.norm_rows import fits, norm_backward
+            from hafm_lightning.modeling.compiled.norm_rows import norm_backward
 
-            if fits(x, grad):
+            with suppress(DoesNotFit):
                 return *norm_backward(x, weight, scale, grad), None
         normalised = x * scale
         weighted = grad * normalised

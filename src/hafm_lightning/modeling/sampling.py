@@ -91,5 +91,6 @@ def choose(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
 
 def uniform_numbers(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Numbers in [0, 1), float32 ``[B, *shape]``; row ``i`` depends on ``seeds[i]`` alone."""
-    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, *shape)
+    kind = torch.float32  # by name: with another default type a seed would give other numbers
+    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=kind) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=kind)

@@ -4,12 +4,15 @@ A tile's scores stay in the processor's cache from the product that makes them t
 reaches most of what the processor can multiply; see :mod:`~hafm_lightning.modeling.compiled.attention_tiles`. Whole
 tiles that the mask forbids are left out. Masks and biases of every kind have one form, :class:`TiledBias`. Each head of
 each clip is one thread's, so results do not depend on the number of threads.
+
+What the functions cannot take (:mod:`~hafm_lightning.modeling.compiled.doors`) is computed by PyTorch's operations.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hafm_lightning.modeling.compiled.doors import (
+    ATTENTION_BACKWARD,
+    ATTENTION_FORWARD,
+    DoesNotFit,
+    Door,
+    room,
+)
 from hafm_lightning.modeling.compiled.threads import run
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
@@ -34,6 +44,10 @@ class TiledBias:
         first: Number of the first tile of each 64 queries, and of all tiles, int64.
         keys: Which 64 keys each tile has, int64.
         places: Where the biases of each key of each tile begin in ``rows``, int32 ``[tiles, 64]``.
+        table_rows: Rows that a bias table must have.
+
+    Raises:
+        ValueError: The numbers lead beyond ``steps`` or ``rows``: compiled functions follow them unasked.
     """
 
     steps: int
@@ -41,6 +55,32 @@ class TiledBias:
     first: Tensor
     keys: Tensor
     places: Tensor
+    table_rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table_rows", int(self.rows.max()) + 1 if len(self.rows) else 0)
+        tiles = len(self.first) - 1
+        ends = int(self.first[0]), int(self.first[-1])
+        if ends != (0, len(self.keys)) or bool((self.first.diff() < 0).any()):
+            raise ValueError(f"first must rise from 0 to the {len(self.keys)} tiles, got {self.first.tolist()}")
+        if len(self.keys) and not 0 <= int(self.keys.min()) <= int(self.keys.max()) < tiles:
+            raise ValueError(f"keys must lie in {tiles} tiles, got {int(self.keys.min())} to {int(self.keys.max())}")
+        if self.places.numel():
+            begin, end = int(self.places.min()), int(self.places.max()) + 64
+            if not 0 <= begin <= end <= len(self.rows):
+                raise ValueError(f"places must lie in {len(self.rows)} rows, got {begin} to {end}")
+
+    def pairs(self, masked: int) -> Tensor:
+        """Row of the bias table for each pair of steps, int64 ``[S, S]``; ``masked`` where no tile is."""
+        edge = (len(self.first) - 1) * 64
+        found = torch.full((edge, edge), masked, dtype=torch.int64)
+        lanes = torch.arange(64)
+        for query in range(len(self.first) - 1):
+            for tile in range(int(self.first[query]), int(self.first[query + 1])):
+                rows = self.rows[self.places[tile].long()[:, None] + lanes].long()  # [keys, queries]
+                key = int(self.keys[tile]) * 64
+                found[query * 64 : query * 64 + 64, key : key + 64] = rows.t()
+        return found[: self.steps, : self.steps]
 
     @classmethod
     def of(cls, module: RelativePosition, positions: StepPositions) -> TiledBias:
@@ -70,15 +110,37 @@ class TiledBias:
 
 
 def tiled_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias) -> Tensor:
-    """Attention over a whole sequence, float32 ``[B, H, S, d]`` -> the same; ``table`` is float32 ``[R, H]``."""
+    """Attention over a whole sequence, ``[B, H, S, d]`` -> the same; ``table`` is ``[R, H]``.
+
+    float32 on the CPU goes through the compiled functions, anything else through :func:`plain_attention`.
+
+    Raises:
+        ValueError: ``bias`` is for another number of steps or rows.
+    """
     from hafm_lightning.modeling.compiled.attention_tiles import LANES_AT_MOST
 
-    width = queries.shape[-1]
-    inputs, missing = (queries, keys, values), -width % LANES_AT_MOST
+    steps, width = queries.shape[-2:]
+    if steps != bias.steps:
+        raise ValueError(f"these biases are for {bias.steps} steps, not for {steps}")
+    if len(table) < bias.table_rows:
+        raise ValueError(f"the bias table has {len(table)} rows, these biases look for {bias.table_rows}")
+    inputs, missing, scale = (queries, keys, values), -width % LANES_AT_MOST, 1 / math.sqrt(width)
     if missing:
         inputs = tuple(F.pad(x, (0, missing)) for x in inputs)  # type: ignore[assignment]
-    output: Tensor = _TiledAttention.apply(*inputs, table, bias, 1 / math.sqrt(width))  # type: ignore[no-untyped-call]
+    try:
+        output: Tensor = _TiledAttention.apply(*inputs, table, bias, scale)  # type: ignore[no-untyped-call]
+    except DoesNotFit:
+        return plain_attention(queries, keys, values, table, bias, scale)
     return output[..., :width] if missing else output
+
+
+def plain_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias, scale: float
+) -> Tensor:
+    """The same by PyTorch's operations, in the type of the queries; keeps ``[B, H, S, S]`` floats."""
+    rows = bias.pairs(len(table) - 1).to(table.device)
+    biases = table.t().index_select(1, rows.flatten()).view(-1, *rows.shape).to(queries.dtype)
+    return torch.softmax(queries @ keys.transpose(-2, -1) * scale + biases, -1) @ values
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -91,13 +153,11 @@ class _TiledAttention(torch.autograd.Function):
         from hafm_lightning.modeling.compiled.attention_forward import forward_function
         from hafm_lightning.modeling.compiled.attention_tiles import FORWARD_ARGUMENTS, TILE
 
-        queries, keys, values = (_beside_each_other(x) for x in (queries, keys, values))
         batch, heads, steps, width = queries.shape
-        output = queries.new_empty(batch, steps, heads, width).transpose(1, 2)  # heads side by side for what follows
-        largest = queries.new_empty(batch * heads, (len(bias.first) - 1) * TILE)
-        total = torch.empty_like(largest)
-        call = _Call(queries, keys, values, output, table, bias, scale)
-        call.numbers |= {"largest": largest.data_ptr(), "total": total.data_ptr()}
+        output = room(batch, steps, heads, width).transpose(1, 2)  # heads side by side for what follows
+        largest, total = (room(batch * heads, (len(bias.first) - 1) * TILE) for _ in range(2))
+        tensors = {"query": queries, "key": keys, "value": values, "output": output, "largest": largest, "total": total}
+        call = _Call(ATTENTION_FORWARD, tensors, table, bias, scale)
         call.run(forward_function(width), FORWARD_ARGUMENTS)
         ctx.save_for_backward(queries, keys, values, table, output, largest.add_(total.log2_()))
         ctx.bias, ctx.scale = bias, scale
@@ -105,78 +165,79 @@ class _TiledAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from hafm_lightning.modeling.compiled.attention_backward import backward_function
         from hafm_lightning.modeling.compiled.attention_tiles import BACKWARD_ARGUMENTS
 
         queries, keys, values, table, output, logarithms = ctx.saved_tensors
-        gradient = _beside_each_other(gradient)
-        grad_queries, grad_keys, grad_values = queries.new_empty(3, *queries.shape).unbind()
-        grad_table = table.new_zeros(*queries.shape[:2], len(table), dtype=torch.float64)
-        call = _Call(queries, keys, values, output, table, ctx.bias, ctx.scale)
-        call.place("gradient", gradient)
-        call.numbers |= {
-            "largest": logarithms.data_ptr(),
-            "total": 0,
-            "grad_query": grad_queries.data_ptr(),
-            "grad_key": grad_keys.data_ptr(),
-            "grad_value": grad_values.data_ptr(),
-            "grad_table": grad_table.data_ptr(),
-        }
-        call.run(backward_function(queries.shape[-1]), BACKWARD_ARGUMENTS)
+        shape = queries.shape
+        results = {f"grad_{name}": room(*shape) for name in ("query", "key", "value")}
+        grad_table = room(*shape[:2], len(table), dtype=torch.float64, zero=True)
+        tensors = {"query": queries, "key": keys, "value": values, "output": output, "gradient": gradient}
+        tensors |= {"largest": logarithms, "grad_table": grad_table, **results}
+        try:
+            call = _Call(ATTENTION_BACKWARD, tensors, table, ctx.bias, ctx.scale)
+        except DoesNotFit:  # what was kept came back as something else
+            return *_plain_gradients((queries, keys, values, table), gradient, ctx.bias, ctx.scale), None, None
+        call.run(backward_function(shape[-1]), BACKWARD_ARGUMENTS)
         over_clips = grad_table.sum(0)
         over_clips[:, -1] = 0  # the row of -inf is no parameter
-        return grad_queries, grad_keys, grad_values, over_clips.t().to(table.dtype), None, None
+        return *results.values(), over_clips.t().to(table.dtype), None, None
 
 
-def _beside_each_other(x: Tensor) -> Tensor:
-    """The tensor with the numbers of a head beside each other."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _plain_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], gradient: Tensor, bias: TiledBias, scale: float
+) -> tuple[Tensor, ...]:
+    """Gradients of queries, keys, values and table by PyTorch's operations."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        output = plain_attention(leaves[0], leaves[1], leaves[2], leaves[3], bias, scale)
+    return torch.autograd.grad(output, leaves, gradient)
 
 
 class _Call:
     """The arguments of a compiled function, and what they point to.
 
-    Attributes:
-        numbers: Whole numbers and addresses by name.
+    Args:
+        door: What the function takes.
+        tensors: What differs from function to function, by name.
+        table: Bias table ``[R, H]``.
+        bias: Mask and bias.
+        scale: Factor of the scores.
+
+    Raises:
+        DoesNotFit: The function cannot take these tensors.
     """
 
-    def __init__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        output: Tensor,
-        table: Tensor,
-        bias: TiledBias,
-        scale: float,
-    ) -> None:
-        from hafm_lightning.modeling.compiled.attention_tiles import LOG2_E, scratch_floats
+    def __init__(self, door: Door, tensors: Mapping[str, Tensor], table: Tensor, bias: TiledBias, scale: float) -> None:
+        from hafm_lightning.modeling.compiled.attention_tiles import LOG2_E, TILE, scratch_floats
 
-        batch, heads, steps, width = queries.shape
-        if steps != bias.steps:
-            raise ValueError(f"these biases are for {bias.steps} steps, not for {steps}")
+        batch, heads, steps, width = tensors["query"].shape
         tiles, tasks = len(bias.first) - 1, batch * heads
         self._threads = torch.get_num_threads()
         size, workers = scratch_floats(tiles, width, len(bias.rows)), min(self._threads, tasks)
-        scratch, by_head = torch.empty(workers * size), table.detach().float().t().contiguous()
-        factors = torch.tensor([scale, scale * LOG2_E])
-        self._held = [scratch, by_head, factors]
-        self.numbers: dict[str, int] = {
-            "worker": 0, "workers": workers, "task": 0, "tasks": tasks, "heads": heads, "steps": steps, "tiles": tiles,
-            "scratch": scratch.data_ptr(), "scratch_size": size, "factors": factors.data_ptr(),
-            "table": by_head.data_ptr(), "table_rows": len(table), "rows": bias.rows.data_ptr(),
-            "row_count": len(bias.rows), "first": bias.first.data_ptr(), "keys": bias.keys.data_ptr(),
-            "places": bias.places.data_ptr(),
+        factors = room(2)
+        factors[0], factors[1] = scale, scale * LOG2_E
+        self._held = {name: _beside_each_other(x) for name, x in tensors.items()} | {
+            "scratch": room(workers, size), "factors": factors, "table": table.detach().t().contiguous(),
+            "rows": bias.rows, "first": bias.first, "keys": bias.keys, "places": bias.places,
         }  # fmt: skip
-        for name, tensor in (("query", queries), ("key", keys), ("value", values), ("output", output)):
-            self.place(name, tensor)
-
-    def place(self, name: str, tensor: Tensor) -> None:
-        """Address of a tensor ``[B, H, S, d]``, and how far its clips, heads and steps lie apart."""
-        clip, head, step, _ = tensor.stride()
-        self.numbers |= {name: tensor.data_ptr(), f"{name}_clip": clip, f"{name}_head": head, f"{name}_step": step}
+        sizes = {"tasks": tasks, "padded": tiles * TILE, "workers": workers, "scratch_size": size, "edges": tiles + 1}
+        at = door.addresses(self._held, sizes | {"table_rows": len(table), "steps": steps})
+        for name, buffer in door.buffers.items():
+            if buffer.strided:
+                at |= {f"{name}_{axis}": at[f"{name}_{n}"] for n, axis in enumerate(("clip", "head", "step"))}
+        self._numbers: dict[str, int] = at | {
+            "worker": 0, "workers": workers, "task": 0, "tasks": tasks, "heads": heads, "steps": steps,
+            "tiles": tiles, "scratch_size": size, "table_rows": len(table), "row_count": len(bias.rows),
+        }  # fmt: skip
+        self._numbers.setdefault("total", 0)  # the gradients' function does not read it
 
     def run(self, function: Any, names: tuple[str, ...]) -> None:
         """Call the function with the arguments of these names."""
-        run(function, [self.numbers[name] for name in names], self._threads)
+        run(function, [self._numbers[name] for name in names], self._threads)
+
+
+def _beside_each_other(x: Tensor) -> Tensor:
+    """The tensor with the numbers of its last dimension beside each other."""
+    return x if x.stride(-1) == 1 else x.contiguous()

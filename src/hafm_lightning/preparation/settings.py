@@ -53,8 +53,9 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             if not equals or not key:
                 raise RequestError(f"{override!r} is not an override; write key=value, for example clips.hop_s=5")
             refuse_duplicates(tree_of(value, of_option(override)), of_option(override))
-            read = OmegaConf.from_dotlist([f"value={value}"])  # by the loader of the file: 1e-3 is a number
-            OmegaConf.update(config, key.removeprefix("--"), OmegaConf.to_container(read)["value"], merge=True)
+            # by the loader of the file, for which 1e-3 is a number
+            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+            OmegaConf.update(config, key.removeprefix("--"), read["value"], merge=True)
         content = OmegaConf.to_container(config, resolve=True)
     except FileNotFoundError:
         raise RequestError(f"configuration {path} does not exist; the shipped ones are in experiments/") from None

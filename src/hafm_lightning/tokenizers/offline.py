@@ -247,7 +247,7 @@ class OfflineAcousticTokenizer:
         sample = sample_frames(frames_of_clips, max_frames, seed)
         heard = torch.from_numpy(sample.frames()).double()
         check_enough(len(heard), vocabulary)
-        silence = front_end(torch.zeros(ACOUSTIC_HOP)).expand(-(-len(heard) // SILENT_SHARE), -1)
+        silence = front_end(torch.zeros(ACOUSTIC_HOP, dtype=torch.float32)).expand(-(-len(heard) // SILENT_SHARE), -1)
         frames = torch.cat((heard, silence))
         with spectra.one_thread():
             mean = frames.mean(dim=0)

@@ -129,7 +129,7 @@ def griffin_lim(target: Tensor, hop: int, iterations: int, seed: int, momentum: 
     target = target.float()
     shape = hann(window).float()
     scale = shape * (2 / shape.sum())
-    ones = torch.ones(target.shape[0], 1) * (scale * scale)
+    ones = torch.ones(target.shape[0], 1, dtype=torch.float32) * (scale * scale)
     # Near the ends fewer windows overlap; the floor keeps a division by almost nothing from blowing them up.
     norm = overlap_add(ones, hop)
     norm = norm.clamp(min=float(norm.max()) * 1e-3)
@@ -138,7 +138,7 @@ def griffin_lim(target: Tensor, hop: int, iterations: int, seed: int, momentum: 
         return overlap_add(torch.fft.irfft(spectrum, n=window) * scale, hop) / norm
 
     generator = torch.Generator().manual_seed(seed)
-    phase = torch.rand(target.shape, generator=generator) * (2 * math.pi)
+    phase = torch.rand(target.shape, generator=generator, dtype=torch.float32) * (2 * math.pi)
     spectrum = torch.polar(target, phase)
     previous = torch.zeros_like(spectrum)
     for _ in range(iterations):

@@ -1,8 +1,9 @@
 """Functions for the CPU that are written as LLVM's instructions and compiled when they are first needed.
 
 ``vector_code`` writes loops over vectors and compiles them, ``products`` multiplies small matrices, ``attention_*`` are
-the two functions of attention, ``norm_rows`` is the gradient of RMS norm, ``threads`` runs them. Where nothing can be
-compiled, :func:`available` says so, and PyTorch's operations do the same.
+the two functions of attention, ``norm_rows`` is the gradient of RMS norm, ``threads`` runs them. ``doors`` says what
+each function may be given, and is asked before every call. Where nothing can be compiled, :func:`available` says so,
+and PyTorch's operations do the same.
 """
 
 from __future__ import annotations
@@ -40,5 +41,5 @@ def _try_out() -> None:
     code.store(code.add(code.load(pointer), code.load(pointer)), pointer)
     numbers = torch.arange(code.lanes, dtype=torch.float32)
     run(compiled(code), [numbers.data_ptr()], 1)
-    if not torch.equal(numbers, 2 * torch.arange(code.lanes)):
+    if not torch.equal(numbers, 2 * torch.arange(code.lanes, dtype=torch.float32)):
         raise ArithmeticError(f"twice 0, 1, 2 ... became {numbers.tolist()}")

@@ -8,19 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hafm_lightning.modeling.compiled.doors import NORM_BACKWARD, DoesNotFit, room
 from hafm_lightning.modeling.compiled.threads import run
 from hafm_lightning.modeling.compiled.vector_code import FLOAT, CompiledFunction, VectorCode, compiled
 
-COLUMNS_AT_ONCE = 64
+COLUMNS_AT_ONCE = NORM_BACKWARD.multiples["width"]
 """A row's width must be a multiple of this."""
 NUMBERS_IN_TASK = 2**14
 """Numbers that a thread takes at once, in whole rows."""
-
-
-def fits(x: Tensor, gradient: Tensor) -> bool:
-    """Whether :func:`norm_backward` takes these tensors."""
-    beside = x.stride(-1) == 1 and gradient.stride(-1) == 1
-    return beside and 2 <= x.dim() <= 4 and x.shape[-1] % COLUMNS_AT_ONCE == 0 and x.numel() > 0
 
 
 def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,19 +23,28 @@ def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor) ->
 
     ``scale`` is one over the root of the mean square of each row. Sums over rows are made in an order of their own,
     whatever the number of threads.
+
+    Raises:
+        DoesNotFit: These are not two to four dimensions of float32 in rows of whole :data:`COLUMNS_AT_ONCE`.
     """
-    width = x.shape[-1]
-    outer, inner, steps = (1,) * (4 - x.dim()) + x.shape[:-1]
+    if not 2 <= x.dim() <= 4:
+        raise DoesNotFit(f"norm_backward: x has {x.dim()} dimensions, not 2 to 4")
+    if x.numel() == 0:
+        raise DoesNotFit("norm_backward: x is empty")
+    dimensions = (None,) * (4 - x.dim())
+    tensors = {"x": x[dimensions], "gradient": gradient[dimensions], "scale": scale[dimensions].contiguous()}
+    outer, inner, steps, width = tensors["x"].shape
     rows = max(1, NUMBERS_IN_TASK // width)
-    grad_x = torch.empty(x.shape)
-    grad_weights = torch.empty(outer * inner * -(-steps // rows), width)
-    held = scale.contiguous(), weight.contiguous()
-    numbers = [0, len(grad_weights), inner, steps, rows]
-    for tensor in (x, gradient):
-        numbers += [tensor.data_ptr(), *(0,) * (4 - x.dim()), *tensor.stride()[:-1]]
-    numbers += [tensor.data_ptr() for tensor in (*held, grad_x, grad_weights)]
+    tasks = outer * inner * -(-steps // rows)
+    tensors |= {"weight": weight.contiguous(), "grad_x": room(outer, inner, steps, width)}
+    tensors |= {"grad_weights": room(tasks, width)}
+    at = NORM_BACKWARD.addresses(tensors, {"tasks": tasks})
+    numbers = [0, tasks, inner, steps, rows]
+    for name in ("x", "gradient"):
+        numbers += [at[name], *(at[f"{name}_{n}"] for n in range(3))]
+    numbers += [at[name] for name in ("scale", "weight", "grad_x", "grad_weights")]
     run(_function(width), numbers, torch.get_num_threads())
-    return grad_x, grad_weights.sum(0)
+    return tensors["grad_x"].view(x.shape), tensors["grad_weights"].sum(0)
 
 
 @lru_cache(maxsize=8)

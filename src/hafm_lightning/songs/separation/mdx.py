@@ -80,7 +80,7 @@ class MdxSeparator:
         hops = max(1, round(self.shape.kept * (1 - settings.overlap) / self.shape.hop))
         self._step = min(hops * self.shape.hop, self.shape.kept)
         self._fade = self.shape.kept - self._step
-        self._window = torch.hann_window(self.shape.n_fft, periodic=True)
+        self._window = torch.hann_window(self.shape.n_fft, periodic=True, dtype=torch.float32)
         self.margin_s = float(math.ceil(self.shape.chunk / self.rate_hz))
         self.identity: dict[str, Any] = {
             "kind": "mdx-net",
