@@ -6,11 +6,10 @@ jinja2 escapes every text, so that names of songs and messages can hold any char
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -107,7 +106,7 @@ def address(path: str) -> str:
     """
     if re.match(r"[/\\]|[A-Za-z]:[/\\]", path):
         raise ValueError(f"{path!r} is absolute; a page takes paths relative to itself")
-    return quote(os.fsencode(path))
+    return quote(path, errors="surrogateescape")
 
 
 @cache
@@ -115,6 +114,7 @@ def _template() -> Template:
     loader = PackageLoader("hafm_lightning.page")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["address"] = address
+    environment.filters["anchor"] = partial(quote, errors="backslashreplace")
     return environment.get_template("page.html")
 
 
