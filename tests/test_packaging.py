@@ -111,13 +111,27 @@ def python_files(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if name.endswith(".py")}
 
 
+def data_files(wheel: Path) -> set[str]:
+    """Files inside the package that are not modules."""
+    with zipfile.ZipFile(wheel) as archive:
+        inside = [name for name in archive.namelist() if name.startswith(f"{PACKAGE}/")]
+    return {name for name in inside if not name.endswith(".py")}
+
+
+def data_on_disk(repository: Path) -> set[str]:
+    """Paths inside a wheel that the checkout's other files (templates) should have."""
+    source = repository / "src" / PACKAGE
+    found = (path for path in source.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    return {path.relative_to(source.parent).as_posix() for path in found}
+
+
 @pytest.mark.parametrize("links", [True, False], ids=["with the links", "without the links"])
 def test_the_wheel_holds_every_module(repository: Path, tmp_path: Path, links: bool) -> None:
     source = checkout(repository, tmp_path / "checkout", links=links)
     wheel = build("wheel", source, tmp_path / "wheels")
     assert python_files(wheel) == modules_on_disk(repository)
-    with zipfile.ZipFile(wheel) as archive:
-        assert f"{PACKAGE}/py.typed" in archive.namelist()
+    assert data_files(wheel) == data_on_disk(repository)
+    assert data_on_disk(repository) >= {f"{PACKAGE}/py.typed", f"{PACKAGE}/page/templates/page.html"}
 
 
 def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_path: Path) -> None:
@@ -126,7 +140,9 @@ def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_p
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    assert python_files(build("wheel", unpacked, tmp_path / "wheels")) == modules_on_disk(repository)
+    wheel = build("wheel", unpacked, tmp_path / "wheels")
+    assert python_files(wheel) == modules_on_disk(repository)
+    assert data_files(wheel) == data_on_disk(repository)
 
 
 def test_a_plain_install_pulls_no_cuda_only_package(setup_cfg: configparser.ConfigParser) -> None:

@@ -22,18 +22,23 @@ def write_run(folder, points=200):
 def test_a_figure_holds_what_was_logged(tmp_path):
     run = write_run(tmp_path / "coarse" / "run-000")
     figure = draw(read_series(run / "metrics.csv"), "a run")
-    left, right = figure.axes
-    assert left.get_ylabel() == "cross-entropy (nats)"
-    assert right.get_ylabel() == "token accuracy (%)"
-    drawn = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    assert {
-        f"{metric}, {what}" for metric in ("loss", "accuracy") for what in ("training", "validation", "the paper")
-    } <= set(drawn)
-    assert drawn["loss, validation"].get_xdata().tolist() == [50, 100, 150, 200]
-    assert drawn["accuracy, validation"].get_ydata()[-1] == pytest.approx(100 * 199 / 200 / 3)
-    assert drawn["accuracy, the paper"].get_ydata()[0] == pytest.approx(46)
-    raw = left.get_lines()[0]
+    upper, lower = figure.axes
+    assert upper.get_ylabel() == "cross-entropy (nats)"
+    assert lower.get_ylabel() == "token accuracy (%)"
+    assert upper.get_position().y0 >= lower.get_position().y1, "a panel each, no second axis"
+    loss, accuracy = ({line.get_label(): line for line in axes.get_lines()} for axes in figure.axes)
+    assert {"training", "validation", "the paper"} <= set(loss) & set(accuracy)
+    assert loss["validation"].get_xdata().tolist() == [50, 100, 150, 200]
+    assert accuracy["validation"].get_ydata()[-1] == pytest.approx(100 * 199 / 200 / 3)
+    assert accuracy["the paper"].get_ydata()[0] == pytest.approx(46)
+    raw = upper.get_lines()[0]
     assert raw.get_ydata().tolist() == pytest.approx([5 - step / 200 for step in range(200)])
+
+
+@pytest.mark.parametrize("logged", ["train/loss", "val/loss"])
+def test_a_metric_that_was_not_logged_has_no_panel(logged):
+    (panel,) = draw({logged: Series([1, 2], [3.0, 2.0])}, "a run").axes
+    assert panel.get_lines()[0].get_ydata().tolist() == [3.0, 2.0]
 
 
 def test_the_running_mean_of_a_straight_line_is_the_line():
@@ -59,6 +64,9 @@ def test_the_command_writes_png_and_svg_for_each_run(tmp_path, capsys):
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", header[16:24]) == (1125, 675)
     assert "<svg" in (out / "fine-run-000.svg").read_text()[:600]
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main(["curves", str(tmp_path / "coarse"), str(tmp_path / "fine" / "run-000"), "--out", str(out)]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first, "the same run, the same bytes"
     write_run(tmp_path / "other" / "fine" / "run-000", points=60)
     both = [str(tmp_path / "fine"), str(tmp_path / "other" / "fine"), str(tmp_path / "fine" / "run-000")]
     assert main(["curves", *both, "--out", str(tmp_path / "both")]) == 0

@@ -130,8 +130,8 @@ def test_tokenizers_are_trained_on_the_corpus(tmp_path):
     assert len(training["acoustic"]["kmeans"]) == 8
     kmeans = training["semantic"]["kmeans"]
     row = [kmeans[name] for name in ("points", "centroids", "dead_centroids")]
-    cells = "".join(f"<td class='number'>{value}</td>" for value in row)
-    assert f"<td>semantic</td><td class='number'>0</td>{cells}" in (roots[0] / "report.html").read_text()
+    cells = r"\s*".join(f"<td>{value}</td>" for value in (0, *row))
+    assert re.search(rf">semantic</th>\s*{cells}", (roots[0] / "report.html").read_text())
     assert identities[0]["semantic"]["sha256"] != load_tokenizers(tiny_tokenizers()).semantic.identity.sha256
     assert shard_bytes(roots[0]) == shard_bytes(roots[1])
 

@@ -1,4 +1,4 @@
-"""``curves RUN...``: loss (left axis) and accuracy (right axis) of runs, training and validation, as PNG and SVG.
+"""``curves RUN...``: loss and accuracy of runs, training and validation, in two panels, as PNG and SVG.
 
 Like figures 4 to 6 of the paper, drawn from a run's ``metrics.csv``. A RUN is a run folder, the folder above it (its
 newest run is drawn), or a metrics file. Training values are drawn faintly as logged and boldly as a running mean; level
@@ -14,19 +14,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.runs import newest_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
+from hafm_lightning.page.figures import COLOURS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.csv"
-LOSS_COLOUR, ACCURACY_COLOUR = "#1f4e9c", "#c8641b"
+METRICS = {"loss": ("cross-entropy (nats)", 1.0), "accuracy": ("token accuracy (%)", 100.0)}
+"""Metric -> label and scale of its panel; two axes in one panel would suggest a relation where they cross."""
+TRAINING, VALIDATION, PAPER = COLOURS[:3]
 FORMATS = ("png", "svg")
 SMOOTHING_POINTS = 40
 """The running mean spans about one in so many of the logged points."""
@@ -43,6 +45,10 @@ class Series:
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+
+    def times(self, scale: float) -> Series:
+        """The series in another unit."""
+        return Series(self.steps, [value * scale for value in self.values])
 
     def smoothed(self) -> Series:
         """A centred running mean; few points stay as they are."""
@@ -103,7 +109,7 @@ def read_series(path: Path) -> dict[str, Series]:
 
 
 def draw(series: dict[str, Series], title: str) -> Figure:
-    """The figure of one run.
+    """The figure of one run: a panel for each metric that was logged.
 
     Raises:
         RequestError: The run logged no loss.
@@ -112,45 +118,26 @@ def draw(series: dict[str, Series], title: str) -> Figure:
 
     if not {"train/loss", "val/loss"} & set(series):
         raise RequestError(f"{title}: no loss was logged yet\nthe first comes after trainer.log_every_n_steps steps")
+    metrics = [metric for metric in METRICS if {f"train/{metric}", f"val/{metric}"} & set(series)]
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    left = figure.add_subplot()
-    right = left.twinx()
-    lines: list[Any] = []
-    for axes, metric, colour, scale in (
-        (left, "loss", LOSS_COLOUR, 1.0),
-        (right, "accuracy", ACCURACY_COLOUR, 100.0),
-    ):
-        lines += draw_metric(axes, series, metric, colour, scale)
-    left.set_xlabel("optimizer step")
-    left.set_ylabel("cross-entropy (nats)", color=LOSS_COLOUR)
-    right.set_ylabel("token accuracy (%)", color=ACCURACY_COLOUR)
-    left.set_xlim(left=0)
-    right.set_ylim(bottom=0)
-    left.grid(alpha=0.25)
-    left.set_title(title, fontsize=10)
-    left.legend(handles=lines, fontsize=8, loc="center right", framealpha=0.9)
+    panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
+    panels[0].set_title(title, fontsize=10)
+    for panel, metric in zip(panels, metrics, strict=True):
+        label, scale = METRICS[metric]
+        panel.set_ylabel(label)
+        train, validation = (series.get(f"{part}/{metric}", Series()).times(scale) for part in ("train", "val"))
+        if train.steps:
+            panel.plot(train.steps, train.values, color=TRAINING, alpha=0.25, linewidth=0.8)
+            panel.plot(train.steps, train.smoothed().values, color=TRAINING, label="training")
+        if validation.steps:
+            panel.plot(validation.steps, validation.values, "--o", color=VALIDATION, label="validation")
+        if paper := series.get(f"val/{metric}_paper"):
+            panel.axhline(paper.times(scale).values[-1], color=PAPER, linestyle=":", label="the paper")
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=8)
+    panels[-1].set_xlabel("optimizer step")
+    panels[-1].set_xlim(left=0)
     return figure
-
-
-def draw_metric(axes: Axes, series: dict[str, Series], metric: str, colour: str, scale: float) -> list[Any]:
-    """Training, validation and the paper's level of one metric; returns the lines for the legend."""
-    lines: list[Any] = []
-    train = series.get(f"train/{metric}")
-    if train is not None:
-        raw = [value * scale for value in train.values]
-        axes.plot(train.steps, raw, color=colour, alpha=0.2, linewidth=0.8)
-        smooth = [value * scale for value in train.smoothed().values]
-        lines += axes.plot(train.steps, smooth, color=colour, linewidth=1.2, label=f"{metric}, training")
-    validation = series.get(f"val/{metric}")
-    if validation is not None:
-        values = [value * scale for value in validation.values]
-        style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "linestyle": "--", "marker": "o", "markersize": 3}
-        lines += axes.plot(validation.steps, values, **style, label=f"{metric}, validation")
-    paper = series.get(f"val/{metric}_paper")
-    if paper is not None:
-        level = paper.values[-1] * scale
-        lines.append(axes.axhline(level, color=colour, linewidth=0.9, linestyle=":", label=f"{metric}, the paper"))
-    return lines
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,6 +166,8 @@ def figure_names(paths: Sequence[Path], out: Path | None) -> list[Path]:
 
 def main(argv: Sequence[str]) -> int:
     """Draw each run, and print the files."""
+    from matplotlib import rc_context
+
     options = parser().parse_args(argv)
     paths = [metrics_file(run) for run in options.runs]
     figures = [draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])) for path in paths]
@@ -186,7 +175,8 @@ def main(argv: Sequence[str]) -> int:
         for ending in FORMATS:
             target = name.with_name(f"{name.name}.{ending}")
             picture = io.BytesIO()
-            figure.savefig(picture, dpi=150, format=ending)
+            with rc_context({"svg.hashsalt": name.name}):  # random ids and dates would make equal figures differ
+                figure.savefig(picture, dpi=150, format=ending, metadata={"Date": None} if ending == "svg" else {})
             try:
                 write_atomic(target, picture.getvalue())
             except OSError as error:

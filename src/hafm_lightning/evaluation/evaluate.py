@@ -20,8 +20,9 @@ from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import Precision, pick_device
 from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card, write_card
+from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card
 from hafm_lightning.evaluation.card.dashboard import log_to_wandb
+from hafm_lightning.evaluation.card.page import write_card
 from hafm_lightning.evaluation.embeddings.base import load_embedding
 from hafm_lightning.evaluation.protocol.run import ProtocolRun
 from hafm_lightning.evaluation.segments import MusicClip, Segment, tokenize_clips

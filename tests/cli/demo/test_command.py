@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from html_pages import ParsedPage
 
 from hafm_lightning.cli import main
 from hafm_lightning.cli.demo.command import STAGES, Places, fit_arguments
@@ -119,13 +120,17 @@ def test_the_report_shows_every_system_and_marks_what_is_not_proven(tmp_path):
         },
         "pictures": {"curves": ["curves/a.png"], "spectrogram": ["spectrogram.png"]},
     }
-    text = write_report(tmp_path, report).read_text()
-    assert all(name in text for name in SYSTEMS)
-    assert 'class="flat">+0.125 [-0.125, +0.750]' in text
-    assert 'class="good">+0.500 [+0.250, +0.750]' in text
-    assert "12.35" in text or "12.34" in text
-    assert "&lt;song&gt;@0/mix.wav" in text
-    assert "<song>" not in text
+    page = ParsedPage(write_report(tmp_path, report).read_text())
+    page.check_whole()
+    page.check_narrow()
+    assert all(name in page.text for name in SYSTEMS)
+    assert 'class="flat">+0.125<small>[-0.125, +0.750]' in page.source
+    assert 'class="good">+0.500<small>[+0.250, +0.750]' in page.source
+    assert "12.35" in page.text or "12.34" in page.text
+    sounds = [attributes["src"] for attributes in page.all("audio")]
+    assert sounds == [f"takes/%3Csong%3E%400/{name}.wav" for name in ("vocal", "mix", "truth")]
+    assert [attributes["src"] for attributes in page.all("img")] == ["curves/a.png", "spectrogram.png"]
+    assert "<song>" not in page.source
 
 
 def test_wrong_requests(tmp_path, capsys):

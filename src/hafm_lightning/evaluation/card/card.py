@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import write_atomic, write_json
+from hafm_lightning.page.figures import Curve as Curve
+from hafm_lightning.page.figures import Plot as Plot
 
 CARD_FORMAT = 1
 """Version of ``card.json``."""
@@ -124,28 +125,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A line with its interval: ``label``, ``x``, ``y`` and the interval's ``low`` and ``high``."""
-
-    label: str
-    x: list[float]
-    y: list[float]
-    low: list[float]
-    high: list[float]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Curves over one axis; ``baseline`` draws a level line (say, the cross-entropy with null conditions)."""
-
-    title: str
-    x_label: str
-    y_label: str
-    curves: list[Curve]
-    baselines: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Card:
     """Everything of one evaluation.
 
@@ -214,7 +193,7 @@ def heading(column: Column) -> str:
 def markdown(card: Card) -> str:
     """The card as Markdown: tables with intervals, definitions and empty cells' reasons below each."""
     lines = [f"# {card.title}", ""]
-    lines += [f"- {name}: {_plain(value)}" for name, value in card.facts.items()]
+    lines += [f"- {name}: {plain(value)}" for name, value in card.facts.items()]
     for table in card.tables:
         lines += ["", f"## {table.name}", "", *(f"- {line}" for line in table.about), ""]
         lines += _markdown_rows(table)
@@ -264,20 +243,10 @@ def cell_notes(table: Table) -> list[str]:
     ]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A JSON value as text without brackets and quotes."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(plain, value))
     return str(value)
-
-
-def write_card(card: Card, folder: Path) -> list[Path]:
-    """Write ``card.json``, ``card.md`` and ``card.html``; returns their paths."""
-    from hafm_lightning.evaluation.card.page import page
-
-    paths = [folder / name for name in (JSON_FILE, MARKDOWN_FILE, PAGE_FILE)]
-    write_json(paths[0], card.as_dict())
-    write_atomic(paths[1], markdown(card).encode())
-    write_atomic(paths[2], page(card).encode())
-    return paths

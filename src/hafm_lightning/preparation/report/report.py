@@ -21,10 +21,11 @@ import torch
 
 from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.files import sha256_of_json, write_atomic, write_json
+from hafm_lightning.page.document import render
 from hafm_lightning.preparation.plan import Plan
 from hafm_lightning.preparation.quality.filters import RULES
 from hafm_lightning.preparation.report.logs import write_logs
-from hafm_lightning.preparation.report.page import page
+from hafm_lightning.preparation.report.page import report_page
 from hafm_lightning.preparation.run_state import RootState
 from hafm_lightning.preparation.shard_work import SoundSettings, cached_separator
 from hafm_lightning.progress import progress
@@ -204,7 +205,7 @@ def write_report(
         made_from=digest,
     )
     write_json(root / REPORT_FILE, asdict(report))
-    write_atomic(root / PAGE_FILE, page(asdict(report)).encode())
+    write_atomic(root / PAGE_FILE, render(report_page(asdict(report))).encode())
     return report
 
 
