@@ -29,13 +29,12 @@ from torch import Tensor
 from hafm_lightning.accompanist.live import LiveSession
 from hafm_lightning.accompanist.live_tracks import LiveOptions
 from hafm_lightning.accompanist.model_folder import read_model_folder
-from hafm_lightning.accompanist.records import machine_facts, model_facts, take_record
 from hafm_lightning.accompanist.rendering import render
 from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
 from hafm_lightning.accompanist.stage_network import (
     Precision,
     StageNetwork,
-    check_belonging,
+    check_networks,
     network_from_checkpoint,
     pick_device,
     pick_precision,
@@ -47,7 +46,7 @@ from hafm_lightning.accompanist.stage_network import (
     style_names,
     tokenizers_folder,
 )
-from hafm_lightning.accompanist.take import MixOptions, Take, mix_take
+from hafm_lightning.accompanist.take import MixOptions, Take, machine_facts, mix_take, model_facts, take_record
 from hafm_lightning.accompanist.windows import (
     GRID_S,
     Window,
@@ -105,7 +104,7 @@ class Accompanist:
         device: str = "auto",
         precision: Precision = "auto",
     ) -> None:
-        check_belonging(networks, tokenizers)
+        check_networks(networks, tokenizers)
         self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device, networks)
@@ -148,7 +147,7 @@ class Accompanist:
         """
         paths = stage_files(semantic, coarse, fine, stages)
         networks = [network_from_checkpoint(role, path) for role, path in paths]
-        check_belonging(networks, None)
+        check_networks(networks, None)
         origin: dict[str, str | None] = {role: str(Path(path).resolve()) for role, path in paths}
         if not isinstance(tokenizers, Tokenizers):
             folder = tokenizers_folder(networks, tokenizers)

@@ -11,12 +11,7 @@ reading, every weights file is checked against its digest.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +23,10 @@ from hafm_lightning.accompanist.stage_network import (
     Role,
     StageNetwork,
     build_network,
-    check_belonging,
+    check_networks,
 )
-from hafm_lightning.accompanist.take import file_sha256
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import folder_draft, is_occupied, sha256_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 
 MODEL_FORMAT = 1
@@ -40,8 +35,6 @@ CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokeniz
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
 """What is fetched from the Hub: data, nothing that runs."""
-PLACING_ATTEMPTS = 20
-"""How often a finished folder is put in its place before other processes that write there win for good."""
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
 
@@ -101,17 +94,18 @@ def write_model_folder(
     """
     from safetensors.torch import save_file
 
-    check_belonging(networks, tokenizers)
+    check_networks(networks, tokenizers)
     target = Path(folder)
-    _check_target(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        with contextlib.suppress(OSError):  # some file systems have no permissions to set
-            draft.chmod(0o755)
+
+    def is_complete() -> bool:
+        if is_occupied(target) and not (target / CONFIG_FILE).is_file():
+            raise RequestError(f"{target} exists and is no model folder; name another one")
+        if is_occupied(target) and not overwrite:
+            raise RequestError(f"{target} already holds a model; name another folder, or replace it with --overwrite")
+        return False
+
+    is_complete()  # refused before the weights are written
+    with folder_draft(target, is_complete) as draft:
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"
@@ -120,7 +114,7 @@ def write_model_folder(
             }
             save_file(state, draft / name, metadata={"format": "pt"})
             description = {key: value for key, value in network.metadata.items() if key not in TRAINING_ONLY}
-            stages[network.role] = description | {"file": name, "sha256": file_sha256(draft / name)}
+            stages[network.role] = description | {"file": name, "sha256": sha256_of(draft / name)}
         save_tokenizers(
             tokenizers.semantic,
             tokenizers.acoustic,
@@ -137,47 +131,7 @@ def write_model_folder(
         }
         (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (draft / CARD_FILE).write_text(model_card(networks, tokenizers, card), encoding="utf-8")
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        _put_in_place(draft, target, overwrite)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
-
-
-def _put_in_place(draft: Path, target: Path, overwrite: bool) -> None:
-    """Rename ``draft`` to ``target``, whatever other processes write there: one whole model is there at each end.
-
-    Raises:
-        RequestError: Another process has written a model there since the request was checked.
-    """
-    for attempt in range(PLACING_ATTEMPTS):
-        old = draft.with_name(f"{draft.name}.old{attempt}")
-        _check_target(target, overwrite)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                target.rename(old)
-            draft.rename(target)
-            return
-        except OSError as error:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == PLACING_ATTEMPTS - 1:
-                raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but a model folder that may be replaced, or an empty folder."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / CONFIG_FILE).is_file():
-        raise RequestError(f"{target} exists and is no model folder; name another one")
-    if not overwrite:
-        raise RequestError(f"{target} already holds a model; name another folder, or replace it with --overwrite")
 
 
 def read_model_folder(
@@ -265,7 +219,7 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
         )
     try:
         state = load_file(path)
-        digest = file_sha256(path)
+        digest = sha256_of(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} cannot be read ({error}); fetch or export the model again") from error
     if digest != description["sha256"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.accompanist.stage_network import Role
-from hafm_lightning.accompanist.take import audio_sha256, file_sha256
 from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
 from hafm_lightning.audio import Audio, read_audio, resample
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import sha256_of
 from hafm_lightning.tokens import TokenStream
 
 Vocal = str | Path | Audio
@@ -69,7 +70,7 @@ class Song:
         if float(np.abs(audio.samples).max()) < SILENCE_PEAK:
             raise RequestError(f"{name}: is silent; there is nothing to accompany")
         total = covering_units(audio.samples.shape[1], audio.rate_hz)
-        digest = audio_sha256(audio) if isinstance(vocal, Audio) else file_sha256(vocal)
+        digest = audio_sha256(audio) if isinstance(vocal, Audio) else sha256_of(Path(vocal))
         return cls(
             vocal=audio,
             source={
@@ -102,6 +103,12 @@ class Song:
         known, keep = frames_at(stream, window.known), frames_at(stream, min(window.keep, self.total - window.start))
         before = self.written.get(stream.name, ids[:, :0])
         self.written[stream.name] = torch.cat((before, ids[:, known:keep]), dim=1)
+
+
+def audio_sha256(audio: Audio) -> str:
+    """Hex digest over rate, shape and samples."""
+    header = json.dumps([audio.rate_hz, list(audio.samples.shape)]).encode()
+    return hashlib.sha256(header + np.ascontiguousarray(audio.samples).tobytes()).hexdigest()
 
 
 class ShareCounter:
