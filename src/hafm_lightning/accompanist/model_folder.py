@@ -28,20 +28,64 @@ from hafm_lightning.accompanist.stage_network import (
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import folder_draft, is_occupied, sha256_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
+from hafm_lightning.tokenizers.hub import fetch_folder
 
 MODEL_FORMAT = 1
 """Version of the folder's layout; a reader refuses newer ones."""
 CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokenizers"
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
-"""What is fetched from the Hub: data, nothing that runs."""
+"""Files that are fetched from the Hub: data, nothing that runs."""
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
+
+CARD = """\
+---
+license: {card.license}
+library_name: hafm_lightning
+pipeline_tag: audio-to-audio
+tags: [music, accompaniment, singing]
+---
+
+# {card.name}
+
+Writes an accompaniment for a singing voice: three Transformers over audio tokens
+(after HAFM, arXiv 2604.09054).
+
+| stage | parameters | tokens | pattern | conditioning | weights |
+|---|---|---|---|---|---|
+{rows}
+
+Tokenizers:
+
+{kinds}
+
+## Use
+
+```python
+from hafm_lightning import Accompanist
+
+Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")
+```
+
+## Training data
+
+{card.data}
+
+## Licence
+
+Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.
+
+## Metrics
+
+{metrics}
+{notes}"""
+"""README.md of a model folder."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the model card says besides what the model says of itself.
+    """Facts for the model card that the model itself does not hold.
 
     Attributes:
         name: Title.
@@ -60,7 +104,7 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds, loaded; ``card`` is what it says of data, licence and metrics."""
+    """A loaded model folder; ``card`` holds its data, licence and metrics."""
 
     networks: list[StageNetwork]
     tokenizers: Tokenizers
@@ -148,45 +192,19 @@ def read_model_folder(
     Raises:
         RequestError: Nothing there, damaged, of a newer format, or without a fine stage when three are asked for.
     """
-    folder = locate_model_folder(folder_or_hub_id, revision)
+    folder = fetch_folder(folder_or_hub_id, HUB_PATTERNS, revision=revision, what="model")
     config = read_config(folder)
-    held = config["stages"]
+    described = config["stages"]
     roles: list[Role] = ["semantic", "coarse"] if stages == 2 else ["semantic", "coarse", "fine"]
-    missing = [role for role in roles if role not in held]
+    missing = [role for role in roles if role not in described]
     if missing:
         raise RequestError(
-            f"{folder} holds no {missing[0]} stage, only {', '.join(held)}"
+            f"{folder} holds no {missing[0]} stage, only {', '.join(described)}"
             + ("; ask for two stages (stages=2, --stages 2) to use it" if missing == ["fine"] else "")
         )
-    networks = [_read_network(folder, role, held[role]) for role in roles]
+    networks = [_read_network(folder, role, described[role]) for role in roles]
     tokenizers = load_tokenizers(folder / TOKENIZERS_FOLDER, device=device)
     return ModelFolder(networks, tokenizers, list(config["styles"]), dict(config.get("card") or {}))
-
-
-def locate_model_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder: as named, or fetched from the Hub into its cache.
-
-    Raises:
-        RequestError: No such folder, and not a Hub id that can be fetched.
-    """
-    folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(folder_or_hub_id)
-    if isinstance(folder_or_hub_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise RequestError(
-            f"no model at {folder_or_hub_id}: the folder does not exist; name one, or a Hub id owner/name"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(
-            f"{name}: no such folder, and the Hub cannot provide it ({reason}); check the name and the connection"
-        ) from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -236,58 +254,20 @@ def model_card(networks: Sequence[StageNetwork], tokenizers: Tokenizers, card: C
     for network in networks:
         config = network.model.config
         parameters = sum(parameter.numel() for parameter in network.model.parameters())
-        heard = ", ".join(config.conditions)
+        conditions = ", ".join(config.conditions)
         rows.append(
-            f"| {network.role} | {parameters / 1e6:.1f} M | {heard} → {config.target} | {config.pattern} | "
+            f"| {network.role} | {parameters / 1e6:.1f} M | {conditions} → {config.target} | {config.pattern} | "
             f"{config.conditioning} | `{network.sha256[:12]}` |"
         )
-    identities = tokenizers.identities()
-    kinds = "\n".join(
-        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`" for name, identity in identities.items()
-    )
-    metrics = "\n".join(f"| {name} | {value:g} |" for name, value in card.metrics.items())
-    return "\n".join(
-        [
-            "---",
-            f"license: {card.license}",
-            "library_name: hafm_lightning",
-            "pipeline_tag: audio-to-audio",
-            "tags: [music, accompaniment, singing]",
-            "---",
-            "",
-            f"# {card.name}",
-            "",
-            "Writes an accompaniment for a singing voice: three Transformers over audio tokens",
-            "(after HAFM, arXiv 2604.09054).",
-            "",
-            "| stage | parameters | tokens | pattern | conditioning | weights |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "Tokenizers:",
-            "",
-            kinds,
-            "",
-            "## Use",
-            "",
-            "```python",
-            "from hafm_lightning import Accompanist",
-            "",
-            'Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")',
-            "```",
-            "",
-            "## Training data",
-            "",
-            card.data,
-            "",
-            "## Licence",
-            "",
-            f"Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.",
-            "",
-            "## Metrics",
-            "",
-            *(["| metric | value |", "|---|---|", metrics] if metrics else ["Not stated."]),
-            *(["", card.notes] if card.notes else []),
-            "",
-        ]
+    kinds = [
+        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`"
+        for name, identity in tokenizers.identities().items()
+    ]
+    metrics = ["| metric | value |", "|---|---|", *(f"| {name} | {value:g} |" for name, value in card.metrics.items())]
+    return CARD.format(
+        card=card,
+        rows="\n".join(rows),
+        kinds="\n".join(kinds),
+        metrics="\n".join(metrics) if card.metrics else "Not stated.",
+        notes=f"\n{card.notes}\n" if card.notes else "",
     )

@@ -1,4 +1,4 @@
-"""What :class:`~hafm_lightning.accompanist.band.Accompanist` keeps of each vocal while it works through the windows."""
+"""The state of one vocal while :class:`~hafm_lightning.accompanist.band.Accompanist` works through its windows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Progress = Callable[[float], None]
 """Receives the share of the work that is done, 0 to 1. It may raise, which cancels."""
 
 SILENCE_PEAK = 1e-4
-"""A vocal that stays below this (-80 dBFS) holds nothing to accompany."""
+"""A vocal that stays below this (-80 dBFS) is refused as silence."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Seeds:
 
 @dataclass
 class Song:
-    """A vocal on its way through the windows."""
+    """A vocal, its windows, and the tokens written so far."""
 
     vocal: Audio
     source: dict[str, Any]
@@ -55,7 +55,7 @@ class Song:
     _resampled: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, margin: int) -> Song:
+    def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, right_context: int) -> Song:
         """Read and check a vocal, and lay out its windows (lengths in grid units).
 
         Raises:
@@ -80,7 +80,7 @@ class Song:
                 "rate_hz": audio.rate_hz,
             },
             seeds=Seeds(seed),
-            windows=plan_windows(total, window, overlap, margin),
+            windows=plan_windows(total, window, overlap, right_context),
             total=total,
         )
 
@@ -93,16 +93,16 @@ class Song:
         clip = self._resampled[rate_hz][start : start + samples]
         return F.pad(clip, (0, samples - len(clip)))
 
-    def known(self, stream: TokenStream, window: Window) -> Tensor:
+    def prefix(self, stream: TokenStream, window: Window) -> Tensor:
         """Ids ``[K, T0]`` already written for the window's beginning."""
         start = frames_at(stream, window.start)
-        return self.written[stream.name][:, start : start + frames_at(stream, window.known)]
+        return self.written[stream.name][:, start : start + frames_at(stream, window.prefix)]
 
-    def keep(self, stream: TokenStream, window: Window, ids: Tensor) -> None:
-        """Take over a window's ids ``[K, T]`` after what is known, up to what is kept."""
-        known, keep = frames_at(stream, window.known), frames_at(stream, min(window.keep, self.total - window.start))
+    def append(self, stream: TokenStream, window: Window, ids: Tensor) -> None:
+        """Add a window's ids ``[K, T]`` from the end of its prefix to the end of its kept part."""
+        first, last = frames_at(stream, window.prefix), frames_at(stream, min(window.keep, self.total - window.start))
         before = self.written.get(stream.name, ids[:, :0])
-        self.written[stream.name] = torch.cat((before, ids[:, known:keep]), dim=1)
+        self.written[stream.name] = torch.cat((before, ids[:, first:last]), dim=1)
 
 
 def audio_sha256(audio: Audio) -> str:
@@ -117,14 +117,14 @@ class ShareCounter:
     def __init__(self, total: int, report: Progress | None) -> None:
         self._total, self._done, self._report = total, 0, report
 
-    def within(self, known: int, frames: int) -> Callable[[int], None] | None:
+    def within(self, prefix: int, frames: int) -> Callable[[int], None] | None:
         """A callback for the frames of the stage that is being written."""
         if self._report is None:
             return None
         report, done, total = self._report, self._done, self._total
 
         def on_frame(frame: int) -> None:
-            report((done + max(0, frame - known) / max(1, frames - known)) / total)
+            report((done + max(0, frame - prefix) / max(1, frames - prefix)) / total)
 
         return on_frame
 

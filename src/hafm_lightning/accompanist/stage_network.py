@@ -22,8 +22,8 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
-from hafm_lightning.tokenizers.base import content_sha256
-from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE
+from hafm_lightning.tokenizers.base import Tokenizer, content_sha256
+from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenStream
 
 Role = Literal["semantic", "coarse", "fine"]
 
@@ -121,6 +121,17 @@ def check_networks(networks: Sequence[StageNetwork], tokenizers: Tokenizers | No
         {network.name: network.metadata for network in networks},
         None if tokenizers is None else tokenizers.identities(),
     )
+
+
+def condition_names(networks: Sequence[StageNetwork]) -> set[str]:
+    """Names of all streams that some stage has as a condition."""
+    return {stream.name for network in networks for stream in network.model.layout.conditions}
+
+
+def vocal_streams(networks: Sequence[StageNetwork], tokenizers: Tokenizers) -> list[tuple[TokenStream, Tokenizer]]:
+    """The streams that are read from the vocal for these stages, each with its tokenizer."""
+    pairs = ((VOCAL_SEMANTIC, tokenizers.semantic), (VOCAL_ACOUSTIC, tokenizers.acoustic))
+    return [(stream, tokenizer) for stream, tokenizer in pairs if stream.name in condition_names(networks)]
 
 
 def stage_files(

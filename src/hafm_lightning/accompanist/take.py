@@ -153,7 +153,7 @@ def take_record(
         "seed": song.seeds.seed,
         "settings": {**settings, "mix": asdict(mix)},
         "vocal": song.source,
-        "borders_s": [float((window.start + window.known) * GRID_S) for window in song.windows[1:]],
+        "borders_s": [float((window.start + window.prefix) * GRID_S) for window in song.windows[1:]],
         "batch": {
             "index": index,
             "vocals": [song.source for song in songs],

@@ -20,7 +20,6 @@ from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import Precision, pick_device
 from hafm_lightning.audio import resample
 from hafm_lightning.compatibility import check_same_tokenizers
-from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card, write_card
 from hafm_lightning.evaluation.card.dashboard import log_to_wandb
 from hafm_lightning.evaluation.embeddings.base import load_embedding

@@ -10,7 +10,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.shards.reader import MANIFEST_NAME, SPLITS, ShardReader
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokenizers.base import read_description
-from hafm_lightning.tokenizers.weights import UnreachableWeightsError
+from hafm_lightning.tokenizers.hub import UnreachableWeightsError
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def verify_root(root: str | Path) -> Findings:
             continue
         for split, manifest in manifests.items():
             if manifest.tokenizers[use]["sha256"] != identity.sha256:
-                problems.append(f"{split} was prepared with a different {use} tokenizer than {folder / 'tokenizers' / use}")
+                problems.append(
+                    f"{split} was prepared with a different {use} tokenizer than {folder / 'tokenizers' / use}"
+                )
     notes: list[str] = []
     if not problems:
         try:
