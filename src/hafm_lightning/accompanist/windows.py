@@ -104,8 +104,8 @@ def overlap_units(window: int, right_context: int, overlap_s: float | None) -> i
     free = window - right_context
     if free < 2:
         raise RequestError(
-            f"the stages look ahead {float(right_context * GRID_S):g} s in all, which leaves nothing of their windows of "
-            f"{float(window * GRID_S):g} s; train them on longer clips, or with a smaller look_ahead_s"
+            f"the stages look ahead {float(right_context * GRID_S):g} s in all, which leaves nothing of their windows "
+            f"of {float(window * GRID_S):g} s; train them on longer clips, or with a smaller look_ahead_s"
         )
     if overlap_s is None:
         return free // 2
