@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.errors import RequestError
 from hafm_lightning.shards.reader import STORED_STREAMS, Manifest, ShardReader
@@ -162,17 +163,18 @@ def check_manifests(manifests: Mapping[str, Manifest], root: str) -> None:
     splits = list(manifests)
     for split in splits[1:]:
         first, other = manifests[splits[0]], manifests[split]
+        name = f"the split {split!r} of {root}"
+        problem = tokenizer_difference(
+            name, other.tokenizers, f"the split {splits[0]!r}", first.tokenizers, verb="prepared"
+        )
         for what, a, b in (
-            ("tokenizers", first.tokenizers, other.tokenizers),
             ("resampler", first.resampler, other.resampler),
             ("duration_s", first.duration_s, other.duration_s),
         ):
-            if a != b:
-                detail = "" if isinstance(a, dict) else f" ({a!r} and {b!r})"
-                raise RequestError(
-                    f"the splits {splits[0]!r} and {split!r} of {root} were prepared with different {what}{detail}\n"
-                    "their tokens do not mean the same: prepare both in one run"
-                )
+            if problem is None and a != b:
+                problem = f"{name} was prepared with a different {what} ({a!r} and {b!r}) than the split {splits[0]!r}"
+        if problem is not None:
+            raise RequestError(f"{problem}\ntheir tokens do not mean the same: prepare both in one run")
 
 
 def as_gathered(batch: Any) -> Any:

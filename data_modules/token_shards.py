@@ -22,6 +22,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
+from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.data_modules.clip_batches import (
     ClipBatches,
     WorkerClipBatches,
@@ -268,11 +269,12 @@ class TokenShards(LightningDataModule):
             RequestError: The shards or the settings differ from those of the checkpoint, so that the run would go on
                 with other batches than the uninterrupted one.
         """
-        if state.get("tokenizers") not in (None, self._tokenizer_hashes()):
-            raise RequestError(
-                f"the checkpoint was trained on tokens of other tokenizers than the shards in {self.root}\n"
-                "use the shards that it was trained on, or prepare these songs with its tokenizers"
-            )
+        check_same_tokenizers(
+            state.get("tokenizers") or {},
+            self._tokenizer_hashes(),
+            other=f"the shards in {self.root}",
+            advice="use the shards that it was trained on, or prepare these songs with its tokenizers",
+        )
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         changed = [

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from hafm_lightning.compatibility import describe_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import STREAMS
 
@@ -80,18 +81,3 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
         if mine != facts:
             raise RequestError(f"{where}: stream {name!r} differs: {describe_difference(facts, mine)}")
     return cast(dict[str, Any], saved)
-
-
-def describe_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """The first keys in which two plain descriptions differ, nested keys with dots."""
-    found = []
-
-    def walk(a: Any, b: Any, name: str) -> None:
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            for key in {**a, **b}:
-                walk(a.get(key), b.get(key), f"{name}.{key}" if name else str(key))
-        elif a != b:
-            found.append(f"{name}: {a!r} in the checkpoint, {b!r} here")
-
-    walk(saved, current, "")
-    return "; ".join(found[:3])

@@ -1,22 +1,30 @@
-"""Files that are whole or absent: atomic writes, content hashes and names that any file system gave us.
+"""Files and folders that are whole or absent: atomic writes, content hashes and names that any file system gave us.
 
 Every file of the preparation appears under its final name by :func:`write_atomic` only: bytes go to a temporary file in
 the same folder, are flushed to the disk, and take the name in one step. A crash, ``kill -9`` or a full disk therefore
-leaves the old file or none, never a part of one.
+leaves the old file or none, never a part of one. :func:`folder_draft` does the same for a folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hafm_lightning.errors import RequestError
+
 TEMPORARY_PREFIX = ".writing-"
 """Names of unfinished files start so; whatever carries it after a crash may be deleted."""
+RENAME_ATTEMPTS = 20
+"""Attempts to rename a finished folder while other processes write to the same name."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -49,6 +57,70 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def folder_draft(target: Path, is_complete: Callable[[], bool]) -> Iterator[Path]:
+    """A new folder beside ``target`` that takes its name when the block ends; an error in the block deletes it.
+
+    Several processes may write to one name: a whole folder of one of them is there at the end.
+
+    Args:
+        target: The folder to write or replace; parents are made.
+        is_complete: Called before each attempt to rename. True if ``target`` already holds the same content, so that
+            the draft is dropped; raises to protect what is there.
+
+    Raises:
+        RequestError: The parent of ``target`` cannot be written.
+        OSError: The disk is full; what was there before is left.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        with suppress(OSError):  # some file systems have no permissions to set
+            draft.chmod(0o755)
+        yield draft
+        for path in draft.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        _rename_draft(draft, target, is_complete)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _rename_draft(draft: Path, target: Path, is_complete: Callable[[], bool]) -> None:
+    """Rename ``draft`` to ``target``, again if another process takes the name in between."""
+    for attempt in range(RENAME_ATTEMPTS):
+        if is_complete():
+            return
+        old = draft.with_name(f"{draft.name}.{attempt}.old")
+        try:
+            if target.exists():
+                with suppress(FileNotFoundError):
+                    target.rename(old)
+            draft.rename(target)
+            return
+        except OSError as error:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == RENAME_ATTEMPTS - 1:
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def is_occupied(path: Path) -> bool:
+    """Whether a file, or a folder that is not empty, is at ``path``."""
+    try:
+        return any(path.iterdir())
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return True
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

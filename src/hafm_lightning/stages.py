@@ -39,9 +39,9 @@ from hafm_lightning.checkpoint_format import (
     CHECKPOINT_FORMAT,
     METADATA_KEY,
     checked_metadata,
-    describe_difference,
     read_checkpoint,
 )
+from hafm_lightning.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.attention import AttentionBackend
 from hafm_lightning.modeling.conditioning import drop_at_random, null_conditions
@@ -156,11 +156,7 @@ class Stage(pl.LightningModule):
         identities = getattr(data, "tokenizers", None)
         if not identities:
             return
-        if self.tokenizers and self.tokenizers != identities:
-            raise RequestError(
-                "this checkpoint was trained on tokens of other tokenizers than the data's; "
-                + describe_difference(self.tokenizers, identities)
-            )
+        check_same_tokenizers(self.tokenizers, identities)
         self.tokenizers = dict(identities)
         folder = getattr(data, "tokenizers_folder", None)
         self.tokenizers_folder = str(folder) if folder is not None else None
@@ -320,11 +316,7 @@ class Stage(pl.LightningModule):
                 "the checkpoint's network differs from this run's: "
                 + describe_difference(saved["model"], mine["model"])
             )
-        if saved["tokenizers"] and self.tokenizers and saved["tokenizers"] != self.tokenizers:
-            raise RequestError(
-                "the checkpoint was trained on tokens of other tokenizers than the data's: "
-                + describe_difference(saved["tokenizers"], self.tokenizers)
-            )
+        check_same_tokenizers(saved["tokenizers"], self.tokenizers)
         self.duration_s = saved["duration_s"]
 
 

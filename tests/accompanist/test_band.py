@@ -122,7 +122,7 @@ def test_a_window_goes_on_from_what_the_one_before_wrote(name: str, request: pyt
     # the beginning of a long vocal is written as a short one's: later windows never change what is there
     here: Accompanist = request.getfixturevalue(name)
     vocal = sing(0.6, 24000)
-    keep_s = float((here.window - here.margin) * GRID_S)
+    keep_s = float((here.window - here.right_context) * GRID_S)
     first = here.accompany(Audio(vocal.samples[:, : round(WINDOW_S * 24000)], 24000), seed=2)
     longer = here.accompany(vocal, seed=2)
     for stream_name, ids in longer.tokens.items():
@@ -248,12 +248,16 @@ def test_stages_of_other_tokenizers_are_refused_by_name(
     checkpoint = torch.load(live_band.fine, weights_only=True)
     checkpoint["hafm_lightning"]["tokenizers"]["acoustic"]["sha256"] = "f" * 64
     torch.save(checkpoint, tmp_path / "fine.ckpt")
-    with pytest.raises(RequestError, match=r"semantic and fine stages .* different tokenizers.*acoustic\.sha256"):
+    with pytest.raises(
+        RequestError, match=r"the fine stage .* different tokenizer than the semantic stage.*acoustic\.sha256"
+    ):
         Accompanist.from_checkpoints(**live_band.files(fine=tmp_path / "fine.ckpt"))
 
     folder, pair = tiny_pair
     foreign = make_band(tmp_path / "foreign", folder, _with_other_hash(pair), "live")
-    with pytest.raises(RequestError, match=r"these tokenizers are not the ones.*acoustic\.sha256"):
+    with pytest.raises(
+        RequestError, match=r"semantic stage .* different tokenizer than the given tokenizers.*acoustic\.sha256"
+    ):
         Accompanist.from_checkpoints(**foreign.files(), tokenizers=pair)
 
 

@@ -11,10 +11,9 @@ from tiny_band import TinyBand, sing
 
 from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import LiveOptions
-from hafm_lightning.accompanist.live import _Sung
+from hafm_lightning.accompanist.live import _VocalBuffer
 from hafm_lightning.audio import Audio, Samples
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
 
 LIVE = LiveOptions(hop_s=0.2, listen_s=0.4, context_s=0.2)
 
@@ -80,9 +79,9 @@ def test_what_a_tokenizer_does_not_hear_need_not_be_tokenized(
     band: Accompanist, rate_hz: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live, found = LiveOptions(hop_s=0.2, listen_s=2.0, context_s=0.2), []
-    for reach in ("stated", "unknown"):
-        if reach == "unknown":
-            monkeypatch.setattr(OfflineSemanticTokenizer, "reach_s", None)
+    for context in ("stated", "unknown"):
+        if context == "unknown":
+            monkeypatch.setattr(band.tokenizers.semantic, "context_s", None)
         session = band.live_session(seed=1, live=live)
         for block in blocks(sing(1.6, rate_hz), 4000):
             list(session.push(block))
@@ -93,11 +92,11 @@ def test_what_a_tokenizer_does_not_hear_need_not_be_tokenized(
 
 
 def test_a_session_keeps_only_the_newest_sound() -> None:
-    sung = _Sung(keep_units=25)  # 1 s
+    vocal = _VocalBuffer(units=25)  # 1 s
     for block in blocks(sing(20.0, 16000), 1600):
-        sung.add(block)
-        assert len(sung._kept) <= 1.2 * 16000
-    assert sung.units == 500
+        vocal.add(block)
+        assert len(vocal._newest) <= 1.2 * 16000
+    assert vocal.end_unit == 500
 
 
 def test_stages_that_read_the_whole_vocal_are_refused(paper_band: TinyBand) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tiny_band import TinyBand, sing
 
-from hafm_lightning import Accompanist
+from hafm_lightning import Accompanist, files
 from hafm_lightning.accompanist import model_folder
 from hafm_lightning.audio import write_audio
 from hafm_lightning.cli import main
@@ -91,7 +91,7 @@ class Absent:
         if name.split('.')[0] in ('lightning', 'pytorch_lightning', 'torchmetrics'):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-from hafm_lightning import Accompanist
+from hafm_lightning import Accompanist, files
 take = Accompanist.from_pretrained(sys.argv[1]).accompany(sys.argv[2])
 print(take.mix.samples.shape)
 """
@@ -171,7 +171,7 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
     live_band: TinyBand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All are written before the first takes its place; with --overwrite one replaces the other, else one wins."""
-    place, count = model_folder._put_in_place, 3
+    place, count = files._rename_draft, 3
     for overwrite in (True, False):
         barrier, outcomes = threading.Barrier(count), []
         target = tmp_path / f"model-{overwrite}"
@@ -187,7 +187,7 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
             except RequestError as error:
                 outcomes.append(str(error))
 
-        monkeypatch.setattr(model_folder, "_put_in_place", place_together)
+        monkeypatch.setattr(files, "_rename_draft", place_together)
         threads = [threading.Thread(target=work) for _ in range(count)]
         for thread in threads:
             thread.start()

@@ -53,7 +53,7 @@ def test_pushing_frame_by_frame_gives_the_same_sound_later() -> None:
     decoder, ids = _CausalDecoder(), codes(60)
     renderer = Renderer(decoder)
     parts = [renderer.push(ids[:, n : n + 1]) for n in range(59)]
-    assert sum(len(part) for part in parts) == (59 - renderer.held_frames) * HOP
+    assert sum(len(part) for part in parts) == (59 - renderer.fade_frames) * HOP
     parts.append(renderer.push(ids[:, 59:], last=True))
     np.testing.assert_allclose(np.concatenate(parts), decoder.decode(ids[None])[0].numpy(), atol=1e-6)
     assert len(renderer.push(ids[:, :0], last=True)) == 0

@@ -1,4 +1,4 @@
-"""Windows of a long vocal: every grid unit is written once, from a beginning that is already known."""
+"""Windows of a long vocal: every grid unit is written once, after the prefix that the window before wrote."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from hafm_lightning.tokens import INSTRUMENTAL_COARSE, VOCAL_SEMANTIC
 
 
 @given(
-    total=st.integers(1, 2000), window=st.integers(2, 300), share=st.floats(0, 0.99), margin_share=st.floats(0, 0.99)
+    total=st.integers(1, 2000), window=st.integers(2, 300), share=st.floats(0, 0.99), context_share=st.floats(0, 0.99)
 )
 def test_windows_cover_the_vocal_once_and_end_with_it(
-    total: int, window: int, share: float, margin_share: float
+    total: int, window: int, share: float, context_share: float
 ) -> None:
     overlap = int(share * (window - 1))
-    margin = int(margin_share * (window - 1 - overlap))
-    windows = plan_windows(total, window, overlap, margin)
+    right_context = int(context_share * (window - 1 - overlap))
+    windows = plan_windows(total, window, overlap, right_context)
     written = 0
     for number, here in enumerate(windows):
         assert here.start >= 0
-        assert here.start + here.known == written  # begins exactly where the one before was kept to
-        assert 0 <= here.known < here.keep <= window
-        assert number == 0 or here.known >= overlap
+        assert here.start + here.prefix == written  # begins exactly where the one before was kept to
+        assert 0 <= here.prefix < here.keep <= window
+        assert number == 0 or here.prefix >= overlap
         written = here.start + here.keep
     if total > window:
         assert written == total
         assert windows[-1].keep == window  # the last one keeps everything
-        assert all(here.keep == window - margin for here in windows[:-1])
+        assert all(here.keep == window - right_context for here in windows[:-1])
     else:
         assert windows == [Window(0, 0, window)]
 
 
 def test_a_minute_by_hand() -> None:
-    # 25 s in windows of 10 s (250 units), 4 s overlap, 1 s margin: kept to 9 s, 14 s, 19 s, 24 s, then the end
+    # 25 s in windows of 10 s (250 units), 4 s overlap, 1 s right_context: kept to 9 s, 14 s, 19 s, 24 s, then the end
     windows = plan_windows(625, 250, 100, 25)
-    assert [(w.start, w.known, w.keep) for w in windows] == [
+    assert [(w.start, w.prefix, w.keep) for w in windows] == [
         (0, 0, 225),
         (125, 100, 225),
         (250, 100, 225),
@@ -53,10 +53,10 @@ def test_a_minute_by_hand() -> None:
     ]
 
 
-@pytest.mark.parametrize(("overlap", "margin"), [(10, 0), (5, 5), (0, 10)])
-def test_nothing_left_of_a_window_is_refused(overlap: int, margin: int) -> None:
+@pytest.mark.parametrize(("overlap", "right_context"), [(10, 0), (5, 5), (0, 10)])
+def test_nothing_left_of_a_window_is_refused(overlap: int, right_context: int) -> None:
     with pytest.raises(ValueError, match="leave nothing"):
-        plan_windows(100, 10, overlap, margin)
+        plan_windows(100, 10, overlap, right_context)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,9 @@ def test_what_does_not_fit_is_refused_before_the_first_step(root, tmp_path):
     assert "shorter crop" in refusal(lambda: TokenShards(str(root), 2, crop_s=3.0).setup("fit"))
 
     write_tiny_split(root, "validation", (2,), sha256="another")
-    assert "'train' and 'validation'" in refusal(lambda: TokenShards(str(root), 2).setup("fit"))
+    message = refusal(lambda: TokenShards(str(root), 2).setup("fit"))
+    assert "the split 'validation'" in message
+    assert "was prepared with a different tokenizer than the split 'train'" in message
     write_tiny_split(root, "validation", (2,), duration_s=0.8)
     assert "different duration_s (0.4 and 0.8)" in refusal(lambda: TokenShards(str(root), 2).setup("fit"))
 

@@ -278,7 +278,7 @@ def test_a_folder_of_the_wrong_sort_is_refused(
 ) -> None:
     semantic.save(tmp_path / "acoustic")
     acoustic.save(tmp_path / "semantic")
-    with pytest.raises(RequestError, match="not a semantic one"):
+    with pytest.raises(RequestError, match="kind 'offline-acoustic'; semantic ones are offline-semantic, hubert"):
         load_tokenizers(tmp_path)
 
 

@@ -1,15 +1,12 @@
-"""Where pretrained weights come from, and the precision in which they run."""
+"""The geometry of convolutions, and the precision in which pretrained weights run."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
-from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers import weights
-from hafm_lightning.tokenizers.weights import PINNED_REVISIONS, full_precision, resolve_source, stride_and_field
+from hafm_lightning.tokenizers.weights import full_precision, stride_and_field
 
 CPU = torch.device("cpu")
 
@@ -25,23 +22,6 @@ def test_geometry_of_hubert() -> None:
     assert (hop, field) == (320, 400)
     # floor((n - 400) / 320) + 1 frames, so 40 samples on each side make it n / 320.
     assert [(n + 80 - field) // hop + 1 for n in (320, 160000)] == [1, 500]
-
-
-def test_published_models_are_pinned() -> None:
-    for name, revision in PINNED_REVISIONS.items():
-        assert resolve_source(name, None) == (name, revision)
-        assert resolve_source(name, "main") == (name, "main")
-        assert len(revision) == 40
-    assert resolve_source("someone/else", None) == ("someone/else", None)
-
-
-def test_folders_have_no_revision_and_must_exist(tmp_path: Path) -> None:
-    assert resolve_source(tmp_path, None) == (str(tmp_path), None)
-    with pytest.raises(RequestError, match="leave it out"):
-        resolve_source(tmp_path, "main")
-    for missing in (tmp_path / "no", "./no/such", "~/no-such-folder", "no-owner", "a/b/c"):
-        with pytest.raises(RequestError, match="the folder does not exist"):
-            resolve_source(missing, None)
 
 
 @pytest.mark.parametrize("legacy", ["highest", "high", "medium"])

@@ -1,8 +1,8 @@
-"""A vocal goes in, an accompaniment comes out: three trained stages and two tokenizers as one object.
+"""From a vocal to its accompaniment: three trained stages and two tokenizers as one object.
 
-Start at :mod:`~hafm_lightning.accompanist.band`. `networks` says which stages and tokenizers belong together, `windows`
-and `song` how a long vocal is covered, `rendering` how tokens become sound, `take` what is returned and written,
-`model_folder` how a whole model is kept; `live` accompanies while the vocal comes in.
+Start at :mod:`~hafm_lightning.accompanist.band`. `stage_network` reads the stages, `windows` and `song` cover a long
+vocal, `rendering` turns tokens into sound, `take` holds and writes the result, `model_folder` reads and writes a whole
+model; `live` and `live_tracks` accompany during the performance.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Three stages and two tokenizers as one object: a vocal goes in, an accompaniment comes out. No Trainer in sight.
+"""Three stages and two tokenizers as one object: from a vocal to its accompaniment, without a Trainer.
 
     vocal -> vocal_semantic -> semantic stage -> coarse stage -> fine stage -> acoustic decoder -> mix
 
 Choices:
 
-* Vocals of any length: windows as long as the stages' training clips, each beginning with what the one before wrote
+* Vocals of any length: windows as long as the stages' training clips, each beginning with tokens of the window before
   (:mod:`~hafm_lightning.accompanist.windows`). Each window is tokenized by itself, as clips were in training. A vocal
   shorter than a window is followed by silence, and the result is cut to its length.
-* Several vocals ride together, window by window. All random numbers come from (seed, stage, window), so that a take
-  does not depend on its companions.
-* Two stages only when asked for (``stages=2``): the sound of four codebooks is coarser, and nobody should hear it by
-  accident.
+* Several vocals form a batch, window by window. All random numbers come from (seed, stage, window), so that a take
+  does not depend on the others of its batch.
+* Two stages must be asked for (``stages=2``): the sound of four codebooks is coarser.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.5.
 """
@@ -29,13 +28,13 @@ from torch import Tensor
 from hafm_lightning.accompanist.live import LiveSession
 from hafm_lightning.accompanist.live_tracks import LiveOptions
 from hafm_lightning.accompanist.model_folder import read_model_folder
-from hafm_lightning.accompanist.records import machine_facts, model_facts, take_record
 from hafm_lightning.accompanist.rendering import render
 from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
 from hafm_lightning.accompanist.stage_network import (
     Precision,
     StageNetwork,
-    check_belonging,
+    check_networks,
+    condition_names,
     network_from_checkpoint,
     pick_device,
     pick_precision,
@@ -46,11 +45,11 @@ from hafm_lightning.accompanist.stage_network import (
     style_id,
     style_names,
     tokenizers_folder,
+    vocal_streams,
 )
-from hafm_lightning.accompanist.take import MixOptions, Take, mix_take
+from hafm_lightning.accompanist.take import MixOptions, Take, machine_facts, mix_take, model_facts, take_record
 from hafm_lightning.accompanist.windows import (
     GRID_S,
-    Window,
     covering_units,
     frames_at,
     grid_units,
@@ -64,12 +63,7 @@ from hafm_lightning.tokens import (
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_FINE,
     STYLE,
-    VOCAL_ACOUSTIC,
-    VOCAL_SEMANTIC,
 )
-
-_HEARD = {stream.name: stream for stream in (VOCAL_SEMANTIC, VOCAL_ACOUSTIC)}
-"""Streams that are read off the vocal, window by window."""
 
 
 class Accompanist:
@@ -81,17 +75,19 @@ class Accompanist:
         networks: The stages in the order in which they write: semantic, coarse and, unless two were asked for, fine.
         tokenizers: The pair that the stages were trained with.
         styles: Names of the ids of the ``style`` stream.
-        origin: Where all this came from, for `take.json`: the arguments of the maker.
-        card: What a model folder says of its data, licence and metrics, for `take.json`.
+        origin: Paths or Hub id of the parts, for `take.json`.
+        card: Data, licence and metrics of a model folder, for `take.json`.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
 
     Attributes:
-        precision: How the weights are kept; never ``auto``.
-        precision_note: A line for the user where the precision that was named is not to be had in the fast way.
+        precision: Type of the weights; never ``auto``.
+        precision_note: A line for the user if the machine has no fast operations for the requested precision.
+        window: Length of the stages' windows, in grid units.
+        right_context: Length of a window's end that the next window writes again, in grid units.
 
     Raises:
-        RequestError: Stages and tokenizers do not belong together, or the device is not there.
+        RequestError: Stages and tokenizers do not belong together, or the device cannot be used.
     """
 
     def __init__(
@@ -105,7 +101,7 @@ class Accompanist:
         device: str = "auto",
         precision: Precision = "auto",
     ) -> None:
-        check_belonging(networks, tokenizers)
+        check_networks(networks, tokenizers)
         self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device, networks)
@@ -116,7 +112,7 @@ class Accompanist:
             settle(network.model, self.device, self.precision)
         self.window = min(grid_units(network.duration_s) for network in self.networks)
         look_ahead_s = sum(network.look_ahead_s for network in self.networks)
-        self.margin = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0
+        self.right_context = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0
 
     # --- making one -------------------------------------------------------------------------------------------
 
@@ -138,7 +134,7 @@ class Accompanist:
             semantic: Checkpoint of a SemanticStage.
             coarse: Checkpoint of a CoarseStage.
             fine: Checkpoint of a FineStage; may be left out with ``stages=2``.
-            tokenizers: The shards' folder `tokenizers`, or the loaded pair; default: where training found it.
+            tokenizers: The shards' folder `tokenizers`, or the loaded pair; default: the folder that training read.
             stages: 2 stops after the coarse stage and decodes its four codebooks alone.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
@@ -148,7 +144,7 @@ class Accompanist:
         """
         paths = stage_files(semantic, coarse, fine, stages)
         networks = [network_from_checkpoint(role, path) for role, path in paths]
-        check_belonging(networks, None)
+        check_networks(networks, None)
         origin: dict[str, str | None] = {role: str(Path(path).resolve()) for role, path in paths}
         if not isinstance(tokenizers, Tokenizers):
             folder = tokenizers_folder(networks, tokenizers)
@@ -213,12 +209,12 @@ class Accompanist:
         Args:
             vocal: A file or sound, of any rate.
             seed: The same seed gives the same take on the same machine.
-            guidance: 1 follows the vocal as learnt, above 1 exaggerates it, 0 ignores it.
+            guidance: 1 follows the vocal as in training, above 1 exaggerates it, 0 ignores it.
             temperature: Below 1 more conventional, 0 always the likeliest token.
             top_k: Draw among this many likeliest tokens; None for all.
             top_p: Draw among the likeliest tokens that reach this probability together; None for all.
             style: Name of a style, for models trained with them.
-            overlap_s: How much of each window of a long vocal the one before has written, in seconds; default: half.
+            overlap_s: Seconds of each window of a long vocal that the window before has written; default: half.
             mix: Loudness, gain, sample rate and channels.
             on_progress: Called with the share done; may raise to cancel.
 
@@ -255,15 +251,16 @@ class Accompanist:
             raise ValueError(f"need one seed for each vocal, got {len(vocals)} vocals and {len(seeds)} seeds")
         began = time.perf_counter()
         chosen_style = style_id(self.networks, self.styles, style)
-        overlap = overlap_units(self.window, self.margin, overlap_s)
+        overlap = overlap_units(self.window, self.right_context, overlap_s)
         songs = [
-            Song.of(vocal, seed, self.window, overlap, self.margin) for vocal, seed in zip(vocals, seeds, strict=True)
+            Song.of(vocal, seed, self.window, overlap, self.right_context)
+            for vocal, seed in zip(vocals, seeds, strict=True)
         ]
         counter = ShareCounter(sum(len(song.windows) for song in songs) * len(self.networks), on_progress)
         for number in range(max(len(song.windows) for song in songs)):
             active = [song for song in songs if number < len(song.windows)]
-            for known in sorted({song.windows[number].known for song in active}):
-                together = [song for song in active if song.windows[number].known == known]
+            for prefix in sorted({song.windows[number].prefix for song in active}):
+                together = [song for song in active if song.windows[number].prefix == prefix]
                 self._write_window(together, number, options, chosen_style, counter)
         sounds = [mix_take(song.vocal, self._sound(song), mix) for song in songs]
         seconds = sum(song.vocal.duration_s for song in songs)
@@ -292,13 +289,13 @@ class Accompanist:
         live: LiveOptions = LiveOptions(),
         style: str | None = None,
     ) -> Iterator[Audio]:
-        """Accompany a vocal while it comes in.
+        """Accompany a vocal while it is sung.
 
         Args:
             blocks: The vocal, a piece at a time: any lengths, all of one rate.
             seed: As in :meth:`accompany`.
             options: Guidance and sampling.
-            live: Size of the steps and what is kept in mind.
+            live: Sizes of the steps and of their context.
             style: Name of a style, for models trained with them.
 
         Yields:
@@ -339,48 +336,35 @@ class Accompanist:
     def _write_window(
         self, songs: Sequence[Song], number: int, options: SamplingOptions, style_id: int, counter: ShareCounter
     ) -> None:
-        """Write one window of several songs, all with as much of it known."""
+        """Write one window of several songs, whose prefixes are equally long."""
         windows = [song.windows[number] for song in songs]
-        conditions = self._conditions(songs, windows, style_id)
-        for name in _HEARD.keys() & conditions.keys():
-            for row, (song, window) in enumerate(zip(songs, windows, strict=True)):
-                song.keep(_HEARD[name], window, conditions[name][row])
+        conditions: dict[str, Tensor] = {}
+        for stream, tokenizer in vocal_streams(self.networks, self.tokenizers):
+            rate_hz = tokenizer.identity.sample_rate_hz
+            clips = [song.cut(window, self.window, rate_hz) for song, window in zip(songs, windows, strict=True)]
+            conditions[stream.name] = tokenizer.encode(torch.stack(clips)).cpu()
+            for song, window, ids in zip(songs, windows, conditions[stream.name], strict=True):
+                song.append(stream, window, ids)
+        if STYLE.name in condition_names(self.networks):
+            conditions[STYLE.name] = torch.full((len(songs), 1, 1), style_id)
         for network in self.networks:
             target = network.model.layout.target
-            known = frames_at(target, windows[0].known)
-            prefix = None
-            if known:
-                prefix = torch.stack([song.known(target, w) for song, w in zip(songs, windows, strict=True)])
-            frames = frames_at(target, self.window)
-            ids = generate(
+            frames, known = frames_at(target, self.window), frames_at(target, windows[0].prefix)
+            prefixes = (
+                [song.prefix(target, window) for song, window in zip(songs, windows, strict=True)] if known else []
+            )
+            conditions[target.name] = generate(
                 network.model,
                 conditions,
                 options,
                 [song.seeds.of(network.role, w.start) for song, w in zip(songs, windows, strict=True)],
                 frames=frames,
-                prefix=prefix,
+                prefix=torch.stack(prefixes) if known else None,
                 on_frame=counter.within(known, frames),
             ).cpu()
             counter.next(len(songs))
-            conditions[target.name] = ids
-            for row, (song, window) in enumerate(zip(songs, windows, strict=True)):
-                song.keep(target, window, ids[row])
-
-    def _conditions(self, songs: Sequence[Song], windows: Sequence[Window], style_id: int) -> dict[str, Tensor]:
-        """What is given: tokens of the vocals' windows, ``[B, K, T]``, and the style."""
-        needed = {stream.name for network in self.networks for stream in network.model.layout.conditions}
-        given = {}
-        for name, tokenizer in (
-            (VOCAL_SEMANTIC.name, self.tokenizers.semantic),
-            (VOCAL_ACOUSTIC.name, self.tokenizers.acoustic),
-        ):
-            if name in needed:
-                rate_hz = tokenizer.identity.sample_rate_hz
-                clips = [song.cut(window, self.window, rate_hz) for song, window in zip(songs, windows, strict=True)]
-                given[name] = tokenizer.encode(torch.stack(clips)).cpu()
-        if STYLE.name in needed:
-            given[STYLE.name] = torch.full((len(songs), 1, 1), style_id)
-        return given
+            for song, window, ids in zip(songs, windows, conditions[target.name], strict=True):
+                song.append(target, window, ids)
 
     def _sound(self, song: Song) -> Audio:
         """Decode a song's acoustic tokens."""

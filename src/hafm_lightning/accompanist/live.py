@@ -1,18 +1,17 @@
-"""Accompanying while the singer sings: blocks of vocal in, blocks of accompaniment out, after a stated look-ahead.
+"""Accompaniment during the performance: blocks of vocal in, blocks of accompaniment out, after a stated look-ahead.
 
-It works with stages whose conditions are ``aligned``, which hear the vocal up to a stated look-ahead and nothing
-beyond. Each time :attr:`LiveOptions.hop_s` of vocal has come in:
+It needs stages with ``aligned`` conditions, whose tokens depend on the vocal up to a stated look-ahead and no further.
+After each :attr:`LiveOptions.hop_s` of vocal:
 
-1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip, or as much of them as the new tokens can
-   depend on; the tokens of the new part are taken, less :attr:`LiveOptions.edge_s` at the end, whose features would
-   change with what follows;
-2. each stage writes as far as the tokens it hears allow. Its window rolls as in long form: the last half of what is
-   written begins the next window. A non-autoregressive stage fills the new frames beside the keys and values that it
-   keeps of earlier ones;
-3. the new frames are decoded and faded into what sounded before.
+1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip, or the part of them on which the new
+   tokens can depend; the tokens of the new part are used, less :attr:`LiveOptions.edge_s` at the end, whose features
+   would change with the sound that follows;
+2. each stage writes as far as its conditions allow. Its window rolls as for a long vocal: the last half of the tokens
+   written is the prefix of the next window. A non-autoregressive stage fills the new frames, with the keys and values
+   of earlier ones as context;
+3. the new frames are decoded and faded into the sound before.
 
-Nothing is computed twice except these contexts, and a session that goes on for hours computes as much for each hop as
-one of a minute.
+Nothing is computed twice except these contexts, so that a hop costs the same after a minute and after hours.
 """
 
 from __future__ import annotations
@@ -25,20 +24,14 @@ from torch import Tensor
 
 from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, SeedOf, Track, WrittenTrack
 from hafm_lightning.accompanist.rendering import FADE_S, Renderer
-from hafm_lightning.accompanist.stage_network import StageNetwork
+from hafm_lightning.accompanist.stage_network import StageNetwork, condition_names, vocal_streams
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, Samples, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.tokenizers import AcousticTokenizer, SemanticTokenizer, Tokenizers
-from hafm_lightning.tokens import (
-    INSTRUMENTAL_COARSE,
-    INSTRUMENTAL_FINE,
-    STYLE,
-    VOCAL_ACOUSTIC,
-    VOCAL_SEMANTIC,
-    TokenStream,
-)
+from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokenizers.base import Tokenizer
+from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE, TokenStream
 
 
 class LiveSession:
@@ -77,25 +70,19 @@ class LiveSession:
         for network in networks:
             kind = FilledTrack if network.model.layout.pattern == "nonautoregressive" else WrittenTrack
             self._tracks.append(kind(network, options, live, seed_of, window))
-        needed = {stream.name for network in networks for stream in network.model.layout.conditions}
-        self._ears = [
-            _Ear(stream, tokenizer, live)
-            for stream, tokenizer in (
-                (VOCAL_SEMANTIC, tokenizers.semantic),
-                (VOCAL_ACOUSTIC, tokenizers.acoustic),
-            )
-            if stream.name in needed
-        ]
-        self._streams: dict[str, Tensor] = {STYLE.name: torch.full((1, 1), style_id)} if STYLE.name in needed else {}
+        self._tokenizers = [_IncrementalTokenizer(*pair, live) for pair in vocal_streams(networks, tokenizers)]
+        self._streams: dict[str, Tensor] = {}  # name -> ids [K, T] since the beginning
+        if STYLE.name in condition_names(networks):
+            self._streams[STYLE.name] = torch.full((1, 1), style_id)
         self._hop = grid_units(live.hop_s)
         self._edge = grid_units(live.edge_s)
         self._acoustic = tokenizers.acoustic
         self._renderer = Renderer(tokenizers.acoustic, context_s=live.sound_context_s)
         self._limiter = _Limiter()
-        self._sung = _Sung(keep_units=grid_units(live.listen_s) + self._hop)
-        self._heard = 0  # grid units that have been processed
-        self._rendered = 0  # acoustic frames given to the renderer
-        self._given_out = 0  # samples
+        self._vocal = _VocalBuffer(units=grid_units(live.listen_s) + self._hop)
+        self._processed = 0  # grid units of the vocal
+        self._rendered = 0  # acoustic frames
+        self._emitted = 0  # samples of accompaniment
         self._finished = False
 
     @property
@@ -105,48 +92,47 @@ class LiveSession:
 
     @property
     def look_ahead_s(self) -> float:
-        """How much later than a sound's end the vocal must have come in for that sound to be given out, in seconds.
+        """Seconds of vocal after the end of a sound that must be pushed before that sound is returned.
 
-        This is the latency, were computing free: the hop, the tokens' edge, what the stages hear ahead, the frames
-        that the delay pattern writes late, and the sound held back for the next fade.
+        This is the latency without the time of computing: the hop, the tokens' edge, the stages' look-aheads, the
+        frames that the delay pattern writes late, and the sound that waits for the next fade.
         """
         stages = sum(track.look_ahead for track in self._tracks)
         return float((self._hop + self._edge + stages) * GRID_S) + FADE_S
 
     def push(self, block: Audio) -> Iterator[Audio]:
-        """Take in the next piece of the vocal; gives out what has become ready.
+        """Add the next piece of the vocal; yields the accompaniment that is ready.
 
         Raises:
             RequestError: The block's rate differs from the first one's, or it holds NaN.
         """
         if self._finished:
             raise ValueError("the session is finished; begin another one")
-        self._sung.add(block)
-        while self._sung.units - self._heard >= self._hop:
-            self._heard += self._hop
+        self._vocal.add(block)
+        while self._vocal.end_unit - self._processed >= self._hop:
+            self._processed += self._hop
             yield from self._step()
 
     def finish(self) -> Iterator[Audio]:
-        """End the vocal; gives out the rest, up to exactly the vocal's length."""
-        if self._finished or not self._sung.rate_hz:
+        """End the vocal; yields the rest, up to exactly the vocal's length."""
+        if self._finished or not self._vocal.rate_hz:
             return
         self._finished = True
-        total = round(self._sung.samples * self.sample_rate_hz / self._sung.rate_hz)
-        while self._given_out < total:
-            self._heard += self._hop
-            self._sung.extend_to(self._heard)
+        total = round(self._vocal.samples * self.sample_rate_hz / self._vocal.rate_hz)
+        while self._emitted < total:
+            self._processed += self._hop
+            self._vocal.extend_to(self._processed)
             for piece in self._step():
-                left = total - self._given_out + piece.samples.shape[1]
+                left = total - self._emitted + piece.samples.shape[1]
                 if left < piece.samples.shape[1]:
                     piece = Audio(np.ascontiguousarray(piece.samples[:, :left]), piece.rate_hz)
                 if piece.samples.shape[1]:
                     yield piece
 
     def _step(self) -> Iterator[Audio]:
-        """Everything that the vocal up to ``_heard`` allows."""
-        for ear in self._ears:
-            new = ear.hear(self._sung, self._heard)
-            self._append(ear.stream, new)
+        """All accompaniment that the vocal up to ``_processed`` allows."""
+        for tokenizer in self._tokenizers:
+            self._append(tokenizer.stream, tokenizer.encode(self._vocal, self._processed))
         for track in self._tracks:
             self._append(track.target, track.write(self._streams))
         names = [
@@ -158,30 +144,30 @@ class LiveSession:
         codes = torch.cat([self._streams[name][:, self._rendered : frames] for name in names])
         self._rendered = frames
         sound = self._limiter(self._renderer.push(codes))
-        self._given_out += len(sound)
+        self._emitted += len(sound)
         if len(sound):
             yield Audio(sound[None], self.sample_rate_hz)
 
     def _append(self, stream: TokenStream, ids: Tensor) -> None:
-        """Add ids ``[K, n]`` to what is known of a stream."""
+        """Add new ids ``[K, n]`` to a stream."""
         before = self._streams.get(stream.name, ids[:, :0])
         self._streams[stream.name] = torch.cat((before, ids), dim=1)
 
 
-class _Sung:
-    """The newest part of the vocal, as it came."""
+class _VocalBuffer:
+    """The newest ``units`` grid units of the vocal, at its own rate."""
 
-    def __init__(self, keep_units: int) -> None:
+    def __init__(self, units: int) -> None:
         self.rate_hz = 0
-        self.samples = 0  # in all, as sung
-        self._keep_units = keep_units
-        self._kept: Samples = np.zeros(0, np.float32)
-        self._first = 0  # sample at which `_kept` begins
+        self.samples = 0  # of the whole vocal, without silence added at its end
+        self._units = units
+        self._newest: Samples = np.zeros(0, np.float32)
+        self._first = 0  # sample of the vocal at which `_newest` begins
 
     @property
-    def units(self) -> int:
-        """Whole grid units that are complete."""
-        return int((self._first + len(self._kept)) / (self.rate_hz * GRID_S)) if self.rate_hz else 0
+    def end_unit(self) -> int:
+        """Grid units of vocal that are complete, since the beginning."""
+        return int((self._first + len(self._newest)) / (self.rate_hz * GRID_S)) if self.rate_hz else 0
 
     def add(self, block: Audio) -> None:
         """Append a block."""
@@ -193,53 +179,52 @@ class _Sung:
         self.samples += block.samples.shape[1]
         self._extend(block.mono().samples[0])
 
-    def extend_to(self, units: int) -> None:
-        """Append silence up to grid unit ``units``."""
-        missing = self._sample(units) - self._first - len(self._kept)
+    def extend_to(self, unit: int) -> None:
+        """Append silence up to a grid unit."""
+        missing = self._sample(unit) - self._first - len(self._newest)
         self._extend(np.zeros(max(0, missing), np.float32))
 
     def _extend(self, samples: Samples) -> None:
-        self._kept = np.concatenate((self._kept, samples))
-        surplus = max(0, len(self._kept) - self._sample(self._keep_units) - len(samples))
-        self._kept, self._first = self._kept[surplus:], self._first + surplus
+        self._newest = np.concatenate((self._newest, samples))
+        surplus = max(0, len(self._newest) - self._sample(self._units) - len(samples))
+        self._newest, self._first = self._newest[surplus:], self._first + surplus
 
-    def _sample(self, units: int) -> int:
-        return round(units * GRID_S * self.rate_hz)
+    def _sample(self, unit: int) -> int:
+        return round(unit * GRID_S * self.rate_hz)
 
     def clip(self, end: int, length: int, rate_hz: int) -> Tensor:
         """Mono ``[L]`` of ``length`` units up to unit ``end``, silence before the beginning."""
         start, stop = self._sample(end - length) - self._first, self._sample(end) - self._first
-        clip = self._kept[max(0, start) : stop]
+        clip = self._newest[max(0, start) : stop]
         clip = np.pad(clip, (stop - start - len(clip), 0))
         wanted = int(length * GRID_S * rate_hz)
         converted = resample(clip, self.rate_hz, rate_hz)[:wanted]
         return torch.from_numpy(np.pad(converted, (0, wanted - len(converted))))
 
 
-class _Ear:
-    """Tokens of the vocal, as it comes in."""
+class _IncrementalTokenizer:
+    """Tokens of a growing vocal: each call encodes the new part, with its context."""
 
-    def __init__(
-        self, stream: TokenStream, tokenizer: SemanticTokenizer | AcousticTokenizer, live: LiveOptions
-    ) -> None:
+    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, live: LiveOptions) -> None:
         self.stream = stream
         self._tokenizer = tokenizer
         self._longest, self._edge = grid_units(live.listen_s), grid_units(live.edge_s)
-        reach_s = tokenizer.reach_s  # a clip's beginning is resampled as if silence came before it: a unit more
-        self._before = None if reach_s is None else covering_units(round(reach_s * 1000), 1000) + 1
-        self._done = 0  # grid units whose tokens are known
+        context_s = tokenizer.context_s
+        # one unit more, since a clip's beginning is resampled as if silence came before it
+        self._context = None if context_s is None else covering_units(round(context_s * 1000), 1000) + 1
+        self._done = 0  # grid units that are tokenized
 
-    def hear(self, sung: _Sung, end: int) -> Tensor:
-        """Ids ``[K, n]`` of what has become known with the vocal up to unit ``end``."""
-        known = max(0, end - self._edge)
+    def encode(self, vocal: _VocalBuffer, end: int) -> Tensor:
+        """Ids ``[K, n]`` of the part that is new when the vocal has reached unit ``end``."""
+        done = max(0, end - self._edge)
         length = self._longest
-        if self._before is not None:
-            length = min(length, end - self._done + self._before)
-        clip = sung.clip(end, length, self._tokenizer.identity.sample_rate_hz)
+        if self._context is not None:
+            length = min(length, end - self._done + self._context)
+        clip = vocal.clip(end, length, self._tokenizer.identity.sample_rate_hz)
         ids = self._tokenizer.encode(clip[None])[0].cpu()
         first = length - (end - self._done)
-        last = length - (end - known)
-        self._done = known
+        last = length - (end - done)
+        self._done = done
         return ids[:, frames_at(self.stream, first) : frames_at(self.stream, last)]
 
 

@@ -1,6 +1,6 @@
-"""What each stage does in a live session: writing as far as its conditions allow, step by step or filling.
+"""One stage in a live session: it writes as far as its conditions allow, step by step or in passes.
 
-:mod:`~hafm_lightning.accompanist.live` says how the stages follow each other.
+:mod:`~hafm_lightning.accompanist.live` runs the stages one after the other.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class LiveOptions:
     """Sizes of a live session; all are multiples of 0.04 s.
 
     Attributes:
-        hop_s: Vocal that is gathered before the next step; part of the latency, and the time each step may take.
+        hop_s: Vocal between two steps; part of the latency, and the time that each step may take.
         listen_s: Vocal tokenized at each step, as one clip.
         edge_s: End of that clip whose tokens wait for the next step.
-        context_s: Earlier music whose keys and values a non-autoregressive stage keeps, to be seen by new frames.
+        context_s: Earlier music whose keys and values are the context of new frames in a non-autoregressive stage.
         sound_context_s: Earlier frames decoded again with the new ones.
     """
 
@@ -53,29 +53,45 @@ class LiveOptions:
             raise RequestError(f"live option listen_s must be at least hop_s + edge_s, got {self.listen_s}")
 
 
+@dataclass(eq=False)
 class Track(ABC):
-    """One stage's writing."""
+    """The tokens of one stage.
 
-    def __init__(
-        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
-    ) -> None:
-        self.network, self.options, self.live, self.seed_of, self.window = network, options, live, seed_of, window
-        self.target = network.model.layout.target
-        self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)  # [K, n] since the beginning
-        late = self.target.codebooks - 1 if network.model.layout.pattern == "delay" else 0
-        ahead = network.model.aligned.ahead if network.model.aligned is not None else 0
-        self.reach = ahead + late
-        """Frames after a frame that must be heard before it can be written."""
+    Args:
+        network: The stage.
+        options: Guidance and sampling.
+        live: Sizes of the session.
+        seed_of: Seed of a window.
+        window: Length of the stage's windows, in grid units.
+
+    Attributes:
+        done: Ids written since the beginning, ``[K, n]``.
+        right_context: Frames of the conditions after a frame that are needed before it can be written.
+        look_ahead: :attr:`right_context` in grid units.
+    """
+
+    network: StageNetwork
+    options: SamplingOptions
+    live: LiveOptions
+    seed_of: SeedOf
+    window: int
+
+    def __post_init__(self) -> None:
+        layout, aligned = self.network.model.layout, self.network.model.aligned
+        self.target = layout.target
+        self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)
+        late = self.target.codebooks - 1 if layout.pattern == "delay" else 0
+        self.right_context = late + (aligned.ahead if aligned is not None else 0)
         # one unit more, since frames of different rates begin apart
-        self.look_ahead = covering_units(self.reach, self.target.rate_hz) + 1 if self.reach else 1
-        """:attr:`reach` in grid units."""
+        units = covering_units(self.right_context, self.target.rate_hz) if self.right_context else 0
+        self.look_ahead = units + 1
 
     @abstractmethod
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
         """New ids ``[K, n]``, as many as ``streams`` (name -> ``[K, T]`` since the beginning) allow."""
 
     def cut(self, streams: Mapping[str, Tensor], start: int, units: int) -> dict[str, Tensor]:
-        """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0, never heard, where not known yet."""
+        """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0, which has no effect, after their ends."""
         conditions = {}
         for stream in self.network.model.layout.conditions:
             ids = streams[stream.name]
@@ -90,84 +106,83 @@ class Track(ABC):
 class WrittenTrack(Track):
     """A stage that writes step by step, in rolling windows."""
 
-    def __init__(
-        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
-    ) -> None:
-        super().__init__(network, options, live, seed_of, window)
-        self._frames = frames_at(self.target, window)
-        keep = window - self.look_ahead
-        self._keep, self._overlap = keep, keep // 2
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._frames = frames_at(self.target, self.window)
+        self._keep = self.window - self.look_ahead
+        self._overlap = self._keep // 2
         self._start = 0
-        self._decoder = self._window(known=0)
+        self._decoder = self._decoder_after(0)
 
-    def _window(self, known: int) -> Decoder:
-        """A decoder for the window at ``_start``, of which ``known`` frames are written."""
-        prefix = self.done[None, :, self.done.shape[1] - known :] if known else None
+    def _decoder_after(self, written: int) -> Decoder:
+        """A decoder for the window at ``_start``, whose first ``written`` frames are written."""
+        prefix = self.done[None, :, self.done.shape[1] - written :] if written else None
         seeds = [self.seed_of(self.network.role, self._start)]
         return Decoder(self.network.model, self._frames, self.options, seeds, prefix=prefix)
 
     def _writable(self, streams: Mapping[str, Tensor]) -> int:
-        """Frames of the window, from its beginning, for which all conditions are known."""
+        """Frames of the window, from its beginning, whose conditions are complete."""
         writable = self._frames
         for stream in self.network.model.layout.conditions:
             if not stream.rate_hz:
                 continue
-            known = streams[stream.name].shape[1] - frames_at(stream, self._start)
-            sounding = nearest_frames(stream, self.target, self._frames)  # [T]
-            writable = min(writable, int((sounding < known).sum()) - self.reach)
+            available = streams[stream.name].shape[1] - frames_at(stream, self._start)
+            nearest = nearest_frames(stream, self.target, self._frames)  # [T]
+            writable = min(writable, int((nearest < available).sum()) - self.right_context)
         return writable
 
-    def _known_units(self, streams: Mapping[str, Tensor]) -> int:
-        """Grid units of the window, from its beginning, for which some condition is known."""
-        known = max(
+    def _condition_units(self, streams: Mapping[str, Tensor]) -> int:
+        """Grid units of the window, from its beginning, of the longest condition."""
+        end = max(
             covering_units(streams[stream.name].shape[1], stream.rate_hz)
             for stream in self.network.model.layout.conditions
             if stream.rate_hz
         )
-        return min(self.window, known - self._start)
+        return min(self.window, end - self._start)
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
-        """As the base class says."""
+        """See :meth:`Track.write`."""
         before = self.done.shape[1]
         while True:
             writable = min(self._writable(streams), frames_at(self.target, self._keep))
             if writable > self.done.shape[1] - frames_at(self.target, self._start):
-                self._decoder.condition(self.cut(streams, self._start, self._known_units(streams)))
+                self._decoder.condition(self.cut(streams, self._start, self._condition_units(streams)))
                 codes = self._decoder.advance(writable)[0].cpu()
                 self.done = torch.cat((self.done[:, : frames_at(self.target, self._start)], codes), dim=1)
             if writable < frames_at(self.target, self._keep):
                 return self.done[:, before:]
             self._start += self._keep - self._overlap
-            self._decoder = self._window(known=frames_at(self.target, self._overlap))
+            self._decoder = self._decoder_after(frames_at(self.target, self._overlap))
 
 
 class FilledTrack(Track):
-    """A non-autoregressive stage: new frames are filled in one pass a codebook, beside what is kept of earlier ones."""
+    """A non-autoregressive stage: new frames are filled in one pass a codebook, with earlier ones as context."""
 
-    def __init__(
-        self, network: StageNetwork, options: SamplingOptions, live: LiveOptions, seed_of: SeedOf, window: int
-    ) -> None:
-        super().__init__(network, options, live, seed_of, window)
-        self._filler = Filler(network.model, options, frames_at(self.target, grid_units(live.context_s)))
-        behind = network.model.aligned.behind if network.model.aligned is not None else 0
-        self._behind = covering_units(behind, self.target.rate_hz) + 1  # one more, since frames begin within units
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        context = frames_at(self.target, grid_units(self.live.context_s))
+        self._filler = Filler(self.network.model, self.options, context)
+        aligned = self.network.model.aligned
+        left_context = aligned.behind if aligned is not None else 0
+        # one unit more, since frames begin within units
+        self._left_context = covering_units(left_context, self.target.rate_hz) + 1
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
-        """As the base class says."""
-        known_units = min(
+        """See :meth:`Track.write`."""
+        end = min(
             int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S))
             for stream in self.network.model.layout.conditions
             if stream.rate_hz
         )
         before = self.done.shape[1]
-        frames = frames_at(self.target, known_units) - before
-        new = frames - self.reach
+        frames = frames_at(self.target, end) - before
+        new = frames - self.right_context
         if new <= 0:
             return self.done[:, before:]
-        start = max(0, int(before / (self.target.rate_hz * GRID_S)) - self._behind)
+        start = max(0, int(before / (self.target.rate_hz * GRID_S)) - self._left_context)
         codes = self._filler.fill(
-            self.cut(streams, start, known_units - start),
-            [self.seed_of(self.network.role, known_units)],
+            self.cut(streams, start, end - start),
+            [self.seed_of(self.network.role, end)],
             frames,
             new,
         )[0].cpu()

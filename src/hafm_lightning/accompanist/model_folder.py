@@ -11,12 +11,7 @@ reading, every weights file is checked against its digest.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,27 +23,69 @@ from hafm_lightning.accompanist.stage_network import (
     Role,
     StageNetwork,
     build_network,
-    check_belonging,
+    check_networks,
 )
-from hafm_lightning.accompanist.take import file_sha256
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import folder_draft, is_occupied, sha256_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
+from hafm_lightning.tokenizers.hub import fetch_folder
 
 MODEL_FORMAT = 1
 """Version of the folder's layout; a reader refuses newer ones."""
 CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokenizers"
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
-"""What is fetched from the Hub: data, nothing that runs."""
-PLACING_ATTEMPTS = 20
-"""How often a finished folder is put in its place before other processes that write there win for good."""
+"""Files that are fetched from the Hub: data, nothing that runs."""
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
+
+CARD = """\
+---
+license: {card.license}
+library_name: hafm_lightning
+pipeline_tag: audio-to-audio
+tags: [music, accompaniment, singing]
+---
+
+# {card.name}
+
+Writes an accompaniment for a singing voice: three Transformers over audio tokens
+(after HAFM, arXiv 2604.09054).
+
+| stage | parameters | tokens | pattern | conditioning | weights |
+|---|---|---|---|---|---|
+{rows}
+
+Tokenizers:
+
+{kinds}
+
+## Use
+
+```python
+from hafm_lightning import Accompanist
+
+Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")
+```
+
+## Training data
+
+{card.data}
+
+## Licence
+
+Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.
+
+## Metrics
+
+{metrics}
+{notes}"""
+"""README.md of a model folder."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the model card says besides what the model says of itself.
+    """Facts for the model card that the model itself does not hold.
 
     Attributes:
         name: Title.
@@ -67,7 +104,7 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder holds, loaded; ``card`` is what it says of data, licence and metrics."""
+    """A loaded model folder; ``card`` holds its data, licence and metrics."""
 
     networks: list[StageNetwork]
     tokenizers: Tokenizers
@@ -101,17 +138,18 @@ def write_model_folder(
     """
     from safetensors.torch import save_file
 
-    check_belonging(networks, tokenizers)
+    check_networks(networks, tokenizers)
     target = Path(folder)
-    _check_target(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        with contextlib.suppress(OSError):  # some file systems have no permissions to set
-            draft.chmod(0o755)
+
+    def is_complete() -> bool:
+        if is_occupied(target) and not (target / CONFIG_FILE).is_file():
+            raise RequestError(f"{target} exists and is no model folder; name another one")
+        if is_occupied(target) and not overwrite:
+            raise RequestError(f"{target} already holds a model; name another folder, or replace it with --overwrite")
+        return False
+
+    is_complete()  # refused before the weights are written
+    with folder_draft(target, is_complete) as draft:
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"
@@ -120,7 +158,7 @@ def write_model_folder(
             }
             save_file(state, draft / name, metadata={"format": "pt"})
             description = {key: value for key, value in network.metadata.items() if key not in TRAINING_ONLY}
-            stages[network.role] = description | {"file": name, "sha256": file_sha256(draft / name)}
+            stages[network.role] = description | {"file": name, "sha256": sha256_of(draft / name)}
         save_tokenizers(
             tokenizers.semantic,
             tokenizers.acoustic,
@@ -137,47 +175,7 @@ def write_model_folder(
         }
         (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (draft / CARD_FILE).write_text(model_card(networks, tokenizers, card), encoding="utf-8")
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        _put_in_place(draft, target, overwrite)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
-
-
-def _put_in_place(draft: Path, target: Path, overwrite: bool) -> None:
-    """Rename ``draft`` to ``target``, whatever other processes write there: one whole model is there at each end.
-
-    Raises:
-        RequestError: Another process has written a model there since the request was checked.
-    """
-    for attempt in range(PLACING_ATTEMPTS):
-        old = draft.with_name(f"{draft.name}.old{attempt}")
-        _check_target(target, overwrite)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                target.rename(old)
-            draft.rename(target)
-            return
-        except OSError as error:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == PLACING_ATTEMPTS - 1:
-                raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Refuse to write over anything but a model folder that may be replaced, or an empty folder."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / CONFIG_FILE).is_file():
-        raise RequestError(f"{target} exists and is no model folder; name another one")
-    if not overwrite:
-        raise RequestError(f"{target} already holds a model; name another folder, or replace it with --overwrite")
 
 
 def read_model_folder(
@@ -194,45 +192,19 @@ def read_model_folder(
     Raises:
         RequestError: Nothing there, damaged, of a newer format, or without a fine stage when three are asked for.
     """
-    folder = locate_model_folder(folder_or_hub_id, revision)
+    folder = fetch_folder(folder_or_hub_id, HUB_PATTERNS, revision=revision, what="model")
     config = read_config(folder)
-    held = config["stages"]
+    described = config["stages"]
     roles: list[Role] = ["semantic", "coarse"] if stages == 2 else ["semantic", "coarse", "fine"]
-    missing = [role for role in roles if role not in held]
+    missing = [role for role in roles if role not in described]
     if missing:
         raise RequestError(
-            f"{folder} holds no {missing[0]} stage, only {', '.join(held)}"
+            f"{folder} holds no {missing[0]} stage, only {', '.join(described)}"
             + ("; ask for two stages (stages=2, --stages 2) to use it" if missing == ["fine"] else "")
         )
-    networks = [_read_network(folder, role, held[role]) for role in roles]
+    networks = [_read_network(folder, role, described[role]) for role in roles]
     tokenizers = load_tokenizers(folder / TOKENIZERS_FOLDER, device=device)
     return ModelFolder(networks, tokenizers, list(config["styles"]), dict(config.get("card") or {}))
-
-
-def locate_model_folder(folder_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder: as named, or fetched from the Hub into its cache.
-
-    Raises:
-        RequestError: No such folder, and not a Hub id that can be fetched.
-    """
-    folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(folder_or_hub_id)
-    if isinstance(folder_or_hub_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise RequestError(
-            f"no model at {folder_or_hub_id}: the folder does not exist; name one, or a Hub id owner/name"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(
-            f"{name}: no such folder, and the Hub cannot provide it ({reason}); check the name and the connection"
-        ) from error
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -265,7 +237,7 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
         )
     try:
         state = load_file(path)
-        digest = file_sha256(path)
+        digest = sha256_of(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} cannot be read ({error}); fetch or export the model again") from error
     if digest != description["sha256"]:
@@ -282,58 +254,20 @@ def model_card(networks: Sequence[StageNetwork], tokenizers: Tokenizers, card: C
     for network in networks:
         config = network.model.config
         parameters = sum(parameter.numel() for parameter in network.model.parameters())
-        heard = ", ".join(config.conditions)
+        conditions = ", ".join(config.conditions)
         rows.append(
-            f"| {network.role} | {parameters / 1e6:.1f} M | {heard} → {config.target} | {config.pattern} | "
+            f"| {network.role} | {parameters / 1e6:.1f} M | {conditions} → {config.target} | {config.pattern} | "
             f"{config.conditioning} | `{network.sha256[:12]}` |"
         )
-    identities = tokenizers.identities()
-    kinds = "\n".join(
-        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`" for name, identity in identities.items()
-    )
-    metrics = "\n".join(f"| {name} | {value:g} |" for name, value in card.metrics.items())
-    return "\n".join(
-        [
-            "---",
-            f"license: {card.license}",
-            "library_name: hafm_lightning",
-            "pipeline_tag: audio-to-audio",
-            "tags: [music, accompaniment, singing]",
-            "---",
-            "",
-            f"# {card.name}",
-            "",
-            "Writes an accompaniment for a singing voice: three Transformers over audio tokens",
-            "(after HAFM, arXiv 2604.09054).",
-            "",
-            "| stage | parameters | tokens | pattern | conditioning | weights |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "Tokenizers:",
-            "",
-            kinds,
-            "",
-            "## Use",
-            "",
-            "```python",
-            "from hafm_lightning import Accompanist",
-            "",
-            'Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")',
-            "```",
-            "",
-            "## Training data",
-            "",
-            card.data,
-            "",
-            "## Licence",
-            "",
-            f"Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.",
-            "",
-            "## Metrics",
-            "",
-            *(["| metric | value |", "|---|---|", metrics] if metrics else ["Not stated."]),
-            *(["", card.notes] if card.notes else []),
-            "",
-        ]
+    kinds = [
+        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`"
+        for name, identity in tokenizers.identities().items()
+    ]
+    metrics = ["| metric | value |", "|---|---|", *(f"| {name} | {value:g} |" for name, value in card.metrics.items())]
+    return CARD.format(
+        card=card,
+        rows="\n".join(rows),
+        kinds="\n".join(kinds),
+        metrics="\n".join(metrics) if card.metrics else "Not stated.",
+        notes=f"\n{card.notes}\n" if card.notes else "",
     )

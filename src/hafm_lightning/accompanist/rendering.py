@@ -18,13 +18,13 @@ from hafm_lightning.tokenizers import AcousticTokenizer
 STRETCH_S = 20.0
 """Length of a stretch of a whole song; it bounds memory."""
 CONTEXT_S = 1.0
-"""How much of what came before is decoded again with each stretch."""
+"""Length of the earlier frames that are decoded again with each stretch."""
 FADE_S = 0.08
-"""Length of the fade between two stretches; also how long the newest sound is held back."""
+"""Length of the fade between two stretches; the newest sound waits as long for the next one."""
 
 
 class Renderer:
-    """Turns frames into sound as they come.
+    """Turns frames into sound, piece after piece.
 
     Args:
         acoustic: Decodes tokens.
@@ -35,30 +35,31 @@ class Renderer:
     def __init__(self, acoustic: AcousticTokenizer, context_s: float = CONTEXT_S, fade_s: float = FADE_S) -> None:
         self._acoustic = acoustic
         rate_hz = acoustic.identity.rate_hz
-        self.context_frames, self.held_frames = round(context_s * rate_hz), round(fade_s * rate_hz)
+        self.context_frames, self.fade_frames = round(context_s * rate_hz), round(fade_s * rate_hz)
         self._hop = acoustic.identity.hop
-        self._codes: Tensor | None = None  # [K, n]: the context and the frames whose sound is still held back
-        self._sounded = 0  # of these, frames whose sound has been given out
-        self._tail: Samples = np.zeros(0, np.float32)  # sound of the held frames, as decoded by the last push
+        self._codes: Tensor | None = None  # [K, n]: the context and the frames whose sound waits
+        self._emitted = 0  # of these, frames whose sound has been returned
+        self._tail: Samples = np.zeros(0, np.float32)  # sound of the waiting frames, as decoded by the last push
 
     def push(self, codes: Tensor, *, last: bool = False) -> Samples:
         """Add frames ``[K, n]``; the sound that is ready, float32 ``[L]``.
 
-        All but the newest ``held_frames`` frames are given out, with ``last`` all of them.
+        This is the sound of all but the newest ``fade_frames`` frames, with ``last`` of all of them.
         """
-        known = codes if self._codes is None else torch.cat((self._codes, codes), dim=1)
-        frames = known.shape[1]
-        held = 0 if last else min(self.held_frames, frames - self._sounded)
-        if frames == self._sounded:
+        if self._codes is not None:
+            codes = torch.cat((self._codes, codes), dim=1)
+        frames = codes.shape[1]
+        if frames == self._emitted:
             return np.zeros(0, np.float32)
-        sound = self._acoustic.decode(known[None])[0].float().cpu().numpy()[self._sounded * self._hop :]
+        waiting = 0 if last else min(self.fade_frames, frames - self._emitted)
+        sound = self._acoustic.decode(codes[None])[0].float().cpu().numpy()[self._emitted * self._hop :]
         if len(self._tail):
             sound[: len(self._tail)] = crossfade(self._tail, sound[: len(self._tail)])
-        ready = len(sound) - held * self._hop
+        ready = len(sound) - waiting * self._hop
         self._tail = sound[ready:].copy()
-        given_out = frames - held
-        first = max(0, given_out - self.context_frames)
-        self._codes, self._sounded = known[:, first:], given_out - first
+        emitted = frames - waiting
+        first = max(0, emitted - self.context_frames)
+        self._codes, self._emitted = codes[:, first:], emitted - first
         return sound[:ready]
 
 

@@ -1,8 +1,9 @@
-"""What :class:`~hafm_lightning.accompanist.band.Accompanist` keeps of each vocal while it works through the windows."""
+"""The state of one vocal while :class:`~hafm_lightning.accompanist.band.Accompanist` works through its windows."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.accompanist.stage_network import Role
-from hafm_lightning.accompanist.take import audio_sha256, file_sha256
 from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
 from hafm_lightning.audio import Audio, read_audio, resample
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import sha256_of
 from hafm_lightning.tokens import TokenStream
 
 Vocal = str | Path | Audio
@@ -26,7 +27,7 @@ Progress = Callable[[float], None]
 """Receives the share of the work that is done, 0 to 1. It may raise, which cancels."""
 
 SILENCE_PEAK = 1e-4
-"""A vocal that stays below this (-80 dBFS) holds nothing to accompany."""
+"""A vocal that stays below this (-80 dBFS) is refused as silence."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Seeds:
 
 @dataclass
 class Song:
-    """A vocal on its way through the windows."""
+    """A vocal, its windows, and the tokens written so far."""
 
     vocal: Audio
     source: dict[str, Any]
@@ -54,7 +55,7 @@ class Song:
     _resampled: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, margin: int) -> Song:
+    def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, right_context: int) -> Song:
         """Read and check a vocal, and lay out its windows (lengths in grid units).
 
         Raises:
@@ -69,7 +70,7 @@ class Song:
         if float(np.abs(audio.samples).max()) < SILENCE_PEAK:
             raise RequestError(f"{name}: is silent; there is nothing to accompany")
         total = covering_units(audio.samples.shape[1], audio.rate_hz)
-        digest = audio_sha256(audio) if isinstance(vocal, Audio) else file_sha256(vocal)
+        digest = audio_sha256(audio) if isinstance(vocal, Audio) else sha256_of(Path(vocal))
         return cls(
             vocal=audio,
             source={
@@ -79,7 +80,7 @@ class Song:
                 "rate_hz": audio.rate_hz,
             },
             seeds=Seeds(seed),
-            windows=plan_windows(total, window, overlap, margin),
+            windows=plan_windows(total, window, overlap, right_context),
             total=total,
         )
 
@@ -92,16 +93,22 @@ class Song:
         clip = self._resampled[rate_hz][start : start + samples]
         return F.pad(clip, (0, samples - len(clip)))
 
-    def known(self, stream: TokenStream, window: Window) -> Tensor:
+    def prefix(self, stream: TokenStream, window: Window) -> Tensor:
         """Ids ``[K, T0]`` already written for the window's beginning."""
         start = frames_at(stream, window.start)
-        return self.written[stream.name][:, start : start + frames_at(stream, window.known)]
+        return self.written[stream.name][:, start : start + frames_at(stream, window.prefix)]
 
-    def keep(self, stream: TokenStream, window: Window, ids: Tensor) -> None:
-        """Take over a window's ids ``[K, T]`` after what is known, up to what is kept."""
-        known, keep = frames_at(stream, window.known), frames_at(stream, min(window.keep, self.total - window.start))
+    def append(self, stream: TokenStream, window: Window, ids: Tensor) -> None:
+        """Add a window's ids ``[K, T]`` from the end of its prefix to the end of its kept part."""
+        first, last = frames_at(stream, window.prefix), frames_at(stream, min(window.keep, self.total - window.start))
         before = self.written.get(stream.name, ids[:, :0])
-        self.written[stream.name] = torch.cat((before, ids[:, known:keep]), dim=1)
+        self.written[stream.name] = torch.cat((before, ids[:, first:last]), dim=1)
+
+
+def audio_sha256(audio: Audio) -> str:
+    """Hex digest over rate, shape and samples."""
+    header = json.dumps([audio.rate_hz, list(audio.samples.shape)]).encode()
+    return hashlib.sha256(header + np.ascontiguousarray(audio.samples).tobytes()).hexdigest()
 
 
 class ShareCounter:
@@ -110,14 +117,14 @@ class ShareCounter:
     def __init__(self, total: int, report: Progress | None) -> None:
         self._total, self._done, self._report = total, 0, report
 
-    def within(self, known: int, frames: int) -> Callable[[int], None] | None:
+    def within(self, prefix: int, frames: int) -> Callable[[int], None] | None:
         """A callback for the frames of the stage that is being written."""
         if self._report is None:
             return None
         report, done, total = self._report, self._done, self._total
 
         def on_frame(frame: int) -> None:
-            report((done + max(0, frame - known) / max(1, frames - known)) / total)
+            report((done + max(0, frame - prefix) / max(1, frames - prefix)) / total)
 
         return on_frame
 

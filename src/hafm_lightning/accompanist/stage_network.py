@@ -1,7 +1,7 @@
-"""A stage as generation needs it: the plain network and what it says of itself. No Lightning here.
+"""A stage as generation needs it: the plain network and the description in its file. No Lightning here.
 
-Read from a checkpoint of training or from a model folder; both are data only. Three networks and two tokenizers are
-checked against each other before anything is computed, and what does not belong together is refused by name.
+Both come from a checkpoint of training or from a model folder, which hold data only. Stages and tokenizers are compared
+before anything is computed (:mod:`hafm_lightning.compatibility`).
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ import torch
 from hafm_lightning.accompanist import processor
 from hafm_lightning.accompanist.packing import pack, steps_can_be_compiled
 from hafm_lightning.accompanist.plain_weights import PackedPrecision
-from hafm_lightning.audio import RESAMPLER
-from hafm_lightning.checkpoint_format import checked_metadata, describe_difference, read_checkpoint
+from hafm_lightning.checkpoint_format import checked_metadata, read_checkpoint
+from hafm_lightning.compatibility import check_stages, describe_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
-from hafm_lightning.tokenizers.base import content_sha256
-from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
+from hafm_lightning.tokenizers.base import Tokenizer, content_sha256
+from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenStream
 
 Role = Literal["semantic", "coarse", "fine"]
 
 STAGE_OF_ROLE: Mapping[Role, str] = {"semantic": "SemanticStage", "coarse": "CoarseStage", "fine": "FineStage"}
-"""What each checkpoint must hold, by the name that training gave it."""
-GIVEN_STREAMS = (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name, STYLE.name)
-"""Conditions that come from the request; all others are written by an earlier stage."""
+"""Class of the stage that each checkpoint must hold."""
 WEIGHTS_PREFIX = "model."
-"""What stands before the network's parameters in a training checkpoint."""
+"""Prefix of the network's parameters in a training checkpoint."""
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 """How weights are kept: ``auto`` chooses by processor and sizes (:func:`pick_precision`)."""
@@ -46,7 +44,7 @@ class StageNetwork:
         role: ``semantic``, ``coarse`` or ``fine``.
         source: File that it came from, for messages.
         model: The network, in eval mode.
-        metadata: What training said of it: plain values.
+        metadata: The description that training wrote: plain values.
         sha256: Hex digest over its weights and configuration.
     """
 
@@ -57,6 +55,11 @@ class StageNetwork:
     sha256: str
 
     @property
+    def name(self) -> str:
+        """Role and file, for messages."""
+        return f"the {self.role} stage ({self.source})"
+
+    @property
     def duration_s(self) -> float:
         """Length of the clips that it was trained on, in seconds."""
         duration_s = self.metadata.get("duration_s")
@@ -64,7 +67,7 @@ class StageNetwork:
 
     @property
     def look_ahead_s(self) -> float:
-        """How far ahead of a frame it hears, in seconds; 0 with a prefix, which holds the whole window."""
+        """Seconds after a frame on which it depends; 0 with a prefix, which holds the whole window."""
         return self.model.config.look_ahead_s if self.model.aligned is not None else 0.0
 
 
@@ -97,71 +100,38 @@ def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: M
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{source}: the description of its network cannot be used ({error})") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != found:
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != shapes:
         raise RequestError(
-            f"{source}: the weights do not fit the network they describe: " + describe_difference(found, expected)
+            f"{source}: the weights do not fit the network in its description: "
+            + describe_difference(shapes, expected, ("in the file", "in the description"))
         )
     model.load_state_dict(dict(state))
     digest = content_sha256(dict(state), {"stage": wanted, "model": metadata["model"]})
     return StageNetwork(role, source, model.eval(), metadata, digest)
 
 
-def check_belonging(networks: Sequence[StageNetwork], tokenizers: Tokenizers | None) -> None:
-    """Refuse stages and tokenizers that do not belong together.
-
-    Args:
-        networks: In the order in which they write.
-        tokenizers: The pair that will turn sound into tokens and back; None checks the stages alone.
+def check_networks(networks: Sequence[StageNetwork], tokenizers: Tokenizers | None) -> None:
+    """Refuse stages, in the order in which they write, and tokenizers that cannot make one model.
 
     Raises:
-        RequestError: Names the two that differ, and in what; or a condition that nobody provides.
+        RequestError: See :func:`~hafm_lightning.compatibility.check_stages`.
     """
-    provided = set(GIVEN_STREAMS)
-    for network in networks:
-        layout = network.model.layout
-        missing = [stream.name for stream in layout.conditions if stream.name not in provided]
-        if missing:
-            raise RequestError(
-                f"the {network.role} stage ({network.source}) needs {missing[0]!r}, which no stage before it writes"
-            )
-        provided.add(layout.target.name)
-    first = networks[0]
-    for network in networks:
-        identities = network.metadata["tokenizers"]
-        if not identities:
-            raise RequestError(
-                f"{network.source} does not say which tokenizers its data came from; "
-                "train it on shards made by `prepare`"
-            )
-        if identities != first.metadata["tokenizers"]:
-            raise RequestError(
-                f"the {first.role} and {network.role} stages were trained on tokens of different tokenizers "
-                f"({first.source}, {network.source}): "
-                + describe_difference(first.metadata["tokenizers"], identities).replace(
-                    "in the checkpoint", "in the first"
-                )
-            )
-    styled = [network for network in networks if STYLE in network.model.layout.conditions]
-    for network in styled[1:]:
-        if list(network.metadata.get("styles") or ()) != list(styled[0].metadata.get("styles") or ()):
-            raise RequestError(
-                f"the {styled[0].role} and {network.role} stages ({styled[0].source}, {network.source}) were trained "
-                "with other styles; train them on the same shards"
-            )
-    if tokenizers is None:
-        return
-    if first.metadata["tokenizers"] != tokenizers.identities():
-        raise RequestError(
-            "these tokenizers are not the ones that the stages were trained with: "
-            + describe_difference(first.metadata["tokenizers"], tokenizers.identities())
-        )
-    for name, identity in tokenizers.identities().items():
-        if identity["resampler"] != RESAMPLER:
-            raise RequestError(
-                f"the {name} tokenizer was fed by resampler {identity['resampler']!r}, this program has {RESAMPLER!r}; "
-                "prepare the shards and train again"
-            )
+    check_stages(
+        {network.name: network.metadata for network in networks},
+        None if tokenizers is None else tokenizers.identities(),
+    )
+
+
+def condition_names(networks: Sequence[StageNetwork]) -> set[str]:
+    """Names of all streams that some stage has as a condition."""
+    return {stream.name for network in networks for stream in network.model.layout.conditions}
+
+
+def vocal_streams(networks: Sequence[StageNetwork], tokenizers: Tokenizers) -> list[tuple[TokenStream, Tokenizer]]:
+    """The streams that are read from the vocal for these stages, each with its tokenizer."""
+    pairs = ((VOCAL_SEMANTIC, tokenizers.semantic), (VOCAL_ACOUSTIC, tokenizers.acoustic))
+    return [(stream, tokenizer) for stream, tokenizer in pairs if stream.name in condition_names(networks)]
 
 
 def stage_files(
@@ -173,24 +143,28 @@ def stage_files(
     if stages == 3 and fine is None:
         raise RequestError(
             "the fine stage is missing: give its checkpoint, or ask for two stages (stages=2, --stages 2) "
-            "to hear the coarse codebooks alone"
+            "to decode the coarse codebooks alone"
         )
     paths: list[tuple[Role, str | Path]] = [("semantic", semantic), ("coarse", coarse)]
     return [*paths, ("fine", fine)] if stages == 3 and fine is not None else paths
 
 
 def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None) -> Path:
-    """Where the tokenizers are: as named, or where training found them."""
+    """Folder of the tokenizers: ``named``, or the one that training read.
+
+    Raises:
+        RequestError: None is named and that of training is gone.
+    """
     if named is not None:
         return Path(named)
     folders = [network.metadata.get("tokenizers_folder") for network in networks]
-    found = next((Path(folder) for folder in folders if folder and Path(folder).is_dir()), None)
-    if found is None:
-        raise RequestError(
-            f"the tokenizers are no longer where training found them ({folders[0] or 'not recorded'}); "
-            "name the shards' folder `tokenizers` (tokenizers=..., --tokenizers)"
-        )
-    return found
+    for folder in folders:
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    raise RequestError(
+        f"the folder from which training read the tokenizers is gone ({folders[0] or 'not recorded'}); "
+        "name the shards' folder `tokenizers` (tokenizers=..., --tokenizers)"
+    )
 
 
 def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
@@ -202,7 +176,7 @@ def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: f
 
 
 def style_names(networks: Sequence[StageNetwork]) -> list[str]:
-    """Names of the ids of the ``style`` stream, as the stages that hear it were trained; none where no stage does."""
+    """Names of the ids of the ``style`` stream, from the first stage with that condition; empty without one."""
     styled = [network for network in networks if STYLE in network.model.layout.conditions]
     return list(styled[0].metadata.get("styles") or ()) if styled else []
 
@@ -211,14 +185,14 @@ def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str
     """Id of a style; NULL, the learned "no condition", when none is asked for.
 
     Raises:
-        RequestError: The stages take no styles, or do not know this one.
+        RequestError: The model has no styles, or none of this name.
     """
     if style is None:
         return NULL
-    if not any(STYLE in network.model.layout.conditions for network in networks):
-        raise RequestError(f"style {style!r} was asked for, but these stages were trained without styles")
+    if not styles or not any(STYLE in network.model.layout.conditions for network in networks):
+        raise RequestError(f"style {style!r} cannot be used: this model has no styles; leave the style out")
     if style not in styles:
-        raise RequestError(f"unknown style {style!r}; this model knows: {', '.join(styles) or 'no names'}")
+        raise RequestError(f"unknown style {style!r}; this model has: {', '.join(styles)}")
     return list(styles).index(style)
 
 

@@ -1,27 +1,34 @@
-"""What `accompany` returns: sound, tokens, and a record from which the same take can be made again."""
+"""What `accompany` returns: sound, tokens, and the record of `take.json`, from which the take can be made again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from hafm_lightning.accompanist.song import Song
+from hafm_lightning.accompanist.stage_network import StageNetwork
+from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, limit_peak, resample, write_audio
 from hafm_lightning.audio import mix as mix_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import sha256_of, write_atomic
 from hafm_lightning.locks import LOCK_NAME, WITHOUT_END, Lock
+from hafm_lightning.tokenizers import Tokenizers
 
 INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.json"
+TAKE_FORMAT = 1
+"""Version of `take.json`."""
+MODEL_SETTINGS = ("conditions", "target", "pattern", "conditioning", "relative_position")
+"""Settings of each stage's network that a record repeats; all of them are in the stage's file."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,9 @@ class Take:
     Attributes:
         instrumental: The accompaniment alone, as long as the vocal to the sample; its true peak is limited.
         mix: Vocal and accompaniment.
-        tokens: Stream name -> ids int64 ``[K, T]`` of everything heard and written.
+        tokens: Stream name -> ids int64 ``[K, T]`` of the vocal and of everything written.
         real_time_factor: Seconds of computing for each second of music; below 1 is faster than real time.
-        record: Seed, settings and hashes: what `take.json` holds, without the files' own hashes.
+        record: Content of `take.json` without the hashes of the files: seed, settings, hashes of vocal and model.
     """
 
     instrumental: Audio
@@ -91,21 +98,22 @@ class Take:
         lock = Lock(target / LOCK_NAME)
         try:
             lock.acquire(WITHOUT_END)
+            try:
+                outputs = {}
+                for name, audio in ((INSTRUMENTAL_FILE, self.instrumental), (MIX_FILE, self.mix)):
+                    write_audio(target / name, audio)
+                    outputs[name] = {"sha256": sha256_of(target / name), "seconds": round(audio.duration_s, 6)}
+                content = json.dumps({**self.record, "outputs": outputs}, indent=1, allow_nan=False)
+                write_atomic(target / RECORD_FILE, f"{content}\n".encode())
+            finally:
+                lock.release(erase=True)
         except OSError as error:
             raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-        try:
-            outputs = {}
-            for name, audio in ((INSTRUMENTAL_FILE, self.instrumental), (MIX_FILE, self.mix)):
-                write_audio(target / name, audio)
-                outputs[name] = {"sha256": file_sha256(target / name), "seconds": round(audio.duration_s, 6)}
-            write_json(target / RECORD_FILE, {**self.record, "outputs": outputs})
-        finally:
-            lock.release(erase=True)
         return target
 
 
 def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Audio]:
-    """Accompaniment and mix, from the vocal as it came and the decoded sound.
+    """Accompaniment and mix of the unchanged vocal and the decoded sound.
 
     Both results have ``options.rate_hz`` and exactly the vocal's length at that rate; nothing in them clips.
     """
@@ -130,34 +138,67 @@ def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Au
     return instrumental, mixed
 
 
-def file_sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def take_record(
+    songs: Sequence[Song],
+    index: int,
+    settings: Mapping[str, Any],
+    mix: MixOptions,
+    model: Mapping[str, Any],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of ``songs[index]``, which shared a batch with the others."""
+    song = songs[index]
+    return {
+        "format": TAKE_FORMAT,
+        "seed": song.seeds.seed,
+        "settings": {**settings, "mix": asdict(mix)},
+        "vocal": song.source,
+        "borders_s": [float((window.start + window.prefix) * GRID_S) for window in song.windows[1:]],
+        "batch": {
+            "index": index,
+            "vocals": [song.source for song in songs],
+            "seeds": [song.seeds.seed for song in songs],
+        },
+        "model": dict(model),
+        "machine": dict(machine),
+    }
 
 
-def audio_sha256(audio: Audio) -> str:
-    """Hex digest over rate, shape and samples."""
-    header = json.dumps([audio.rate_hz, list(audio.samples.shape)]).encode()
-    return hashlib.sha256(header + np.ascontiguousarray(audio.samples).tobytes()).hexdigest()
+def model_facts(
+    networks: Sequence[StageNetwork],
+    tokenizers: Tokenizers,
+    origin: Mapping[str, str | None],
+    card: Mapping[str, Any],
+    window: int,
+) -> dict[str, Any]:
+    """Origin and card of a model, and hashes of all its parts; ``window`` in grid units."""
+    return {
+        "origin": dict(origin),
+        "card": dict(card),
+        "stages": {
+            network.role: {
+                "source": network.source,
+                "sha256": network.sha256,
+                **{name: network.model.config.as_dict()[name] for name in MODEL_SETTINGS},
+            }
+            for network in networks
+        },
+        "tokenizers": {name: identity["sha256"] for name, identity in tokenizers.identities().items()},
+        "window_s": float(window * GRID_S),
+    }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; RequestError when the folder cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1, allow_nan=False)
-            stream.write("\n")
-        with suppress(OSError):  # some file systems have no permissions to set
-            Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+def machine_facts(device: torch.device, precision: str) -> dict[str, Any]:
+    """Everything besides the settings that decides the bits of a take."""
+    from hafm_lightning import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "hafm_lightning": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device.type,
+        "device_name": name,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }

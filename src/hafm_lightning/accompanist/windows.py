@@ -1,16 +1,16 @@
 """Where the windows of a long vocal lie: pure arithmetic on a grid that every stream shares.
 
 A stage was trained on clips of one length. A longer vocal is covered by windows of that length which overlap: the
-tokens already written for the overlap are the known beginning of the next window, so the music goes on from itself::
+tokens already written for the overlap are the prefix of the next window, so the music continues::
 
     window 0   |■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■--|
-    window 1            |known known known ■■■■■■■■■■■■■■■■■■--|
-    window 2 (last)                |known known known known ■■■■■■■■■■■■|   ends where the vocal ends
-                                                                            (-- written but not kept: the margin)
+    window 1            |prefix prefix pre ■■■■■■■■■■■■■■■■■■--|
+    window 2 (last)                |prefix prefix prefix pre■■■■■■■■■■■■|   ends where the vocal ends
+                                                                            (-- right context: written, not kept)
 
-The margin is the stages' look-ahead: frames so close to a window's end heard less of the vocal than they should, so
-they are written again by the next window. Positions are whole multiples of :data:`GRID_S`, which are whole frames of
-every stream.
+The right context is the sum of the stages' look-aheads: frames so close to a window's end depend on less of the vocal
+than in training, so the next window writes them again. Positions are whole multiples of :data:`GRID_S`, which are whole
+frames of every stream.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Window:
 
     Attributes:
         start: Where it begins.
-        known: How much of its beginning is already written.
-        keep: Up to where, from its beginning, its tokens are kept.
+        prefix: Length of its beginning that the window before has written.
+        keep: Length of its beginning whose tokens are kept.
     """
 
     start: int
-    known: int
+    prefix: int
     keep: int
 
 
@@ -59,53 +59,53 @@ def frames_at(stream: TokenStream, units: int) -> int:
     return int(units * GRID_S * stream.rate_hz)
 
 
-def plan_windows(total: int, window: int, overlap: int, margin: int = 0) -> list[Window]:
+def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) -> list[Window]:
     """Cover ``total`` grid units by windows of ``window`` units.
 
     Args:
         total: Length of the vocal.
         window: Length of each window; a shorter vocal has one window, longer than itself.
-        overlap: How much of each window the one before has written, at least.
-        margin: How much at a window's end is written but not kept; the last window keeps all.
+        overlap: Least length of the prefix of each window but the first.
+        right_context: Length of a window's end that is written but not kept; the last window keeps all.
 
     Returns:
-        Windows in order. Each begins where the one before was kept to, less its ``known``; all but a lone short
+        Windows in order. The prefix of each ends where the tokens kept of the one before end; all but a lone short
         one end by ``total``, the last exactly there.
 
     Raises:
-        ValueError: Overlap and margin leave nothing of the window.
+        ValueError: Overlap and right context leave nothing of the window.
     """
-    if min(total, window) < 1 or min(overlap, margin) < 0:
-        raise ValueError(f"need positive lengths, got total {total}, window {window}, {overlap}, {margin}")
-    if overlap + margin >= window:
+    if min(total, window) < 1 or min(overlap, right_context) < 0:
+        raise ValueError(f"need positive lengths, got total {total}, window {window}, {overlap}, {right_context}")
+    if overlap + right_context >= window:
         unit_s = float(GRID_S)
         raise ValueError(
-            f"overlap {overlap * unit_s:g} s and margin {margin * unit_s:g} s leave nothing of a window of "
-            f"{window * unit_s:g} s; use a smaller overlap"
+            f"overlap {overlap * unit_s:g} s and right context {right_context * unit_s:g} s leave nothing of a "
+            f"window of {window * unit_s:g} s; use a smaller overlap"
         )
     if total <= window:
         return [Window(0, 0, window)]
-    windows = [Window(0, 0, window - margin)]
-    written = window - margin
+    written = window - right_context
+    windows = [Window(0, 0, written)]
     while written < total:
         start = min(written - overlap, total - window)
-        keep = window if start + window == total else window - margin
+        keep = window if start + window == total else window - right_context
         windows.append(Window(start, written - start, keep))
         written = start + keep
     return windows
 
 
-def overlap_units(window: int, margin: int, overlap_s: float | None) -> int:
+def overlap_units(window: int, right_context: int, overlap_s: float | None) -> int:
     """Overlap of windows in grid units; None asks for half of what is kept of each.
 
     Raises:
-        RequestError: The overlap is not positive, or it or the margin leaves nothing of a window to write.
+        RequestError: The overlap is not positive, or it or the right context leaves nothing of a window to write.
     """
-    free = window - margin
+    free = window - right_context
     if free < 2:
         raise RequestError(
-            f"the stages look ahead {float(margin * GRID_S):g} s in all, which leaves nothing of their windows of "
-            f"{float(window * GRID_S):g} s; train them on longer clips, or with a smaller look_ahead_s"
+            f"the stages look ahead {float(right_context * GRID_S):g} s in all, which leaves nothing of their windows "
+            f"of {float(window * GRID_S):g} s; train them on longer clips, or with a smaller look_ahead_s"
         )
     if overlap_s is None:
         return free // 2

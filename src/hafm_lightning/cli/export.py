@@ -9,7 +9,7 @@ from typing import Any
 
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
 from hafm_lightning.accompanist.stage_network import (
-    check_belonging,
+    check_networks,
     network_from_checkpoint,
     stage_files,
     style_names,
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     )
     files = stage_files(arguments.semantic, arguments.coarse, arguments.fine, arguments.stages)
     networks = [network_from_checkpoint(role, path) for role, path in files]
-    check_belonging(networks, None)
+    check_networks(networks, None)
     folder = write_model_folder(
         arguments.out,
         networks,

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from hafm_lightning.accompanist import Accompanist, MixOptions, Take
-from hafm_lightning.accompanist.records import TAKE_FORMAT
-from hafm_lightning.accompanist.take import RECORD_FILE, file_sha256
+from hafm_lightning.accompanist.take import RECORD_FILE, TAKE_FORMAT
 from hafm_lightning.audio import probe_audio
 from hafm_lightning.cli.band_arguments import (
     add_mix_arguments,
@@ -25,6 +24,7 @@ from hafm_lightning.cli.band_arguments import (
 )
 from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import sha256_of
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.progress import progress
 
@@ -180,7 +180,7 @@ def repeat(record_path: Path, out: Path, model: str | None) -> int:
             )
         if not Path(vocal["path"]).is_file():
             raise RequestError(f"{record_path}: the vocal {vocal['path']} is gone")
-        if file_sha256(vocal["path"]) != vocal["sha256"]:
+        if sha256_of(Path(vocal["path"])) != vocal["sha256"]:
             raise RequestError(f"{record_path}: the vocal {vocal['path']} has changed since")
     torch.set_num_threads(machine["threads"])
     band = recorded_band(record, model)

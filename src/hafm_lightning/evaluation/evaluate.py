@@ -19,7 +19,7 @@ from hafm_lightning import __version__
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import Precision, pick_device
 from hafm_lightning.audio import resample
-from hafm_lightning.errors import RequestError
+from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card
 from hafm_lightning.evaluation.card.dashboard import log_to_wandb
 from hafm_lightning.evaluation.card.page import write_card
@@ -80,11 +80,13 @@ class Evaluation:
                     device=settings.device,
                     precision=wanted,
                 )
-            if made.tokenizers.identities() != self.tokenizers.identities():
-                raise RequestError(
-                    f"the model was trained with other tokenizers than those in {settings.tokenizers}\n"
-                    "correct `tokenizers`: the folder beside the shards that the model was trained on"
-                )
+            check_same_tokenizers(
+                made.tokenizers.identities(),
+                self.tokenizers.identities(),
+                part="the model",
+                other=f"the one in {settings.tokenizers}",
+                advice="correct `tokenizers`: the folder beside the shards that the model was trained on",
+            )
             if made.precision_note is not None:
                 warnings.warn(made.precision_note, stacklevel=2)
             self._bands[stages, wanted] = made

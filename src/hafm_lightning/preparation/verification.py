@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.shards.reader import MANIFEST_NAME, SPLITS, ShardReader
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokenizers.base import read_description
-from hafm_lightning.tokenizers.weights import UnreachableWeightsError
+from hafm_lightning.tokenizers.hub import UnreachableWeightsError
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ def verify_root(root: str | Path) -> Findings:
             shared = sorted(set(manifest.songs()) & set(manifests[other].songs()))
             if shared:
                 problems.append(f"{len(shared)} songs are in {other} and in {split} (first: {shared[0]!r})")
-            if manifests[other].tokenizers != manifest.tokenizers:
-                problems.append(f"{other} and {split} were tokenized by different tokenizers")
+            difference = tokenizer_difference(
+                split, manifest.tokenizers, other, manifests[other].tokenizers, verb="prepared"
+            )
+            problems += [difference] if difference is not None else []
     for use in ("semantic", "acoustic"):
         try:
             identity = read_description(folder / "tokenizers" / use)[0]
@@ -76,7 +79,9 @@ def verify_root(root: str | Path) -> Findings:
             continue
         for split, manifest in manifests.items():
             if manifest.tokenizers[use]["sha256"] != identity.sha256:
-                problems.append(f"{split} was tokenized by another {use} tokenizer than {folder / 'tokenizers' / use}")
+                problems.append(
+                    f"{split} was prepared with a different {use} tokenizer than {folder / 'tokenizers' / use}"
+                )
     notes: list[str] = []
     if not problems:
         try:

@@ -20,8 +20,6 @@ __all__ = [
     "SemanticTokenizer",
     "TokenizerIdentity",
     "Tokenizers",
-    "load_acoustic",
-    "load_semantic",
     "load_tokenizer",
     "load_tokenizers",
     "save_tokenizers",
@@ -29,6 +27,8 @@ __all__ = [
 
 SEMANTIC_FOLDER = "semantic"
 ACOUSTIC_FOLDER = "acoustic"
+KINDS = {SEMANTIC_FOLDER: ("offline-semantic", "hubert"), ACOUSTIC_FOLDER: ("offline-acoustic", "encodec")}
+"""Kinds of tokenizers that each folder may hold."""
 
 
 @dataclass(frozen=True)
@@ -48,60 +48,34 @@ class Tokenizers:
         return {"semantic": self.semantic.identity.as_dict(), "acoustic": self.acoustic.identity.as_dict()}
 
 
-def load_semantic(
+def load_tokenizer(
     folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
-) -> SemanticTokenizer:
-    """The semantic tokenizer kept in ``folder``.
+) -> SemanticTokenizer | AcousticTokenizer:
+    """The tokenizer in ``folder``, of any kind.
 
     Args:
         folder: What its ``save`` wrote.
-        weights: Where HuBERT's weights are now, when not where they were; the offline tokenizer has none.
-        device: Where to run; the offline tokenizer runs on the CPU.
+        weights: Where HuBERT's or EnCodec's weights are now, if they have moved; the offline tokenizers have none.
+        device: Where to run; the offline tokenizers run on the CPU.
 
     Raises:
-        RequestError: Missing, damaged or of another sort, or the weights are not reachable.
+        RequestError: Missing, damaged or of an unknown kind, or the weights are not reachable.
     """
     kind = read_description(folder)[0].kind
-    if kind == "offline-semantic":
-        from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
+    if kind in ("offline-semantic", "offline-acoustic"):
+        from hafm_lightning.tokenizers import offline
 
-        return OfflineSemanticTokenizer.load(folder)
+        semantic = kind == "offline-semantic"
+        return (offline.OfflineSemanticTokenizer if semantic else offline.OfflineAcousticTokenizer).load(folder)
     if kind == "hubert":
         from hafm_lightning.tokenizers.hubert import HubertTokenizer
 
         return HubertTokenizer.load(folder, weights=weights, device=device)
-    raise RequestError(f"{folder} holds a tokenizer of kind {kind!r}, which is not a semantic one")
-
-
-def load_acoustic(
-    folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
-) -> AcousticTokenizer:
-    """The acoustic tokenizer kept in ``folder``.
-
-    Args:
-        folder: What its ``save`` wrote.
-        weights: Where EnCodec's weights are now, when not where they were; the offline tokenizer has none.
-        device: Where to run; the offline tokenizer runs on the CPU.
-
-    Raises:
-        RequestError: Missing, damaged or of another sort, or the weights are not reachable.
-    """
-    kind = read_description(folder)[0].kind
-    if kind == "offline-acoustic":
-        from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer
-
-        return OfflineAcousticTokenizer.load(folder)
     if kind == "encodec":
         from hafm_lightning.tokenizers.encodec import EncodecTokenizer
 
         return EncodecTokenizer.load(folder, weights=weights, device=device)
-    raise RequestError(f"{folder} holds a tokenizer of kind {kind!r}, which is not an acoustic one")
-
-
-def load_tokenizer(folder: str | Path) -> SemanticTokenizer | AcousticTokenizer:
-    """The tokenizer kept in ``folder``, whichever it is; RequestError when it is missing or damaged."""
-    kind = read_description(folder)[0].kind
-    return load_semantic(folder) if kind in ("offline-semantic", "hubert") else load_acoustic(folder)
+    raise RequestError(f"{folder} holds a tokenizer of unknown kind {kind!r}; was it written by a newer version?")
 
 
 def save_tokenizers(
@@ -120,8 +94,12 @@ def save_tokenizers(
 
 
 def load_tokenizers(folder: str | Path, *, device: str | torch.device = "cpu") -> Tokenizers:
-    """The pair that :func:`save_tokenizers` wrote; RequestError when either is missing or damaged."""
-    return Tokenizers(
-        load_semantic(Path(folder) / SEMANTIC_FOLDER, device=device),
-        load_acoustic(Path(folder) / ACOUSTIC_FOLDER, device=device),
-    )
+    """The pair that :func:`save_tokenizers` wrote; RequestError when either is missing, damaged or of the other use."""
+    pair: list[Any] = []
+    for use, kinds in KINDS.items():
+        path = Path(folder) / use
+        kind = read_description(path)[0].kind
+        if kind not in kinds:
+            raise RequestError(f"{path} holds a tokenizer of kind {kind!r}; {use} ones are {', '.join(kinds)}")
+        pair.append(load_tokenizer(path, device=device))
+    return Tokenizers(*pair)

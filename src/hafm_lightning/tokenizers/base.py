@@ -7,7 +7,7 @@ Choices:
 
 * A :class:`TokenizerIdentity` names everything that changes a token: the family, a sha256 over all weights and
   settings, sample rate, frame rate, and the resampler that brought the audio to that rate. Shards and checkpoints carry
-  it, so that parts which do not belong together are refused by name.
+  it, and :mod:`hafm_lightning.compatibility` compares it before parts are joined.
 * A clip's tokens never depend on the batch it rides in, and ``L`` samples give exactly ``L * rate / sample rate``
   frames: anything else is refused rather than cropped.
 * A folder holds `tokenizer.json` and safetensors files: data only, nothing that runs when it is loaded. It appears
@@ -16,12 +16,8 @@ Choices:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,16 +28,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import folder_draft, is_occupied
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEMANTIC_SAMPLE_RATE_HZ = 16_000
-"""Sample rate that HuBERT and the offline semantic tokenizer hear."""
+"""Sample rate of the input of HuBERT and the offline semantic tokenizer."""
 ACOUSTIC_SAMPLE_RATE_HZ = 24_000
-"""Sample rate that EnCodec's 24 kHz model and the offline acoustic tokenizer hear and sound at."""
+"""Sample rate of the input and output of EnCodec's 24 kHz model and the offline acoustic tokenizer."""
 SEMANTIC_HOP = SEMANTIC_SAMPLE_RATE_HZ // SEMANTIC_RATE_HZ
 """Samples a semantic frame."""
 ACOUSTIC_HOP = ACOUSTIC_SAMPLE_RATE_HZ // ACOUSTIC_RATE_HZ
@@ -86,14 +84,27 @@ class TokenizerIdentity:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenizerIdentity:
         """Inverse of :meth:`as_dict`; RequestError names missing and unknown keys."""
-        known = {field.name for field in fields(cls)}
-        missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
+        names = {field.name for field in fields(cls)}
+        missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
         if missing or unknown:
             raise RequestError(
                 f"this is not a tokenizer identity: missing keys {missing}, unknown keys {unknown}; "
                 "it was written by another version: prepare the shards (or train the tokenizers) again"
             )
-        return cls(**{name: values[name] for name in known})
+        return cls(**values)
+
+    @classmethod
+    def semantic(cls, kind: str, sha256: str, vocabulary: int, settings: Mapping[str, Any]) -> TokenizerIdentity:
+        """The identity of a semantic tokenizer: 16 kHz, 50 frames a second, one codebook."""
+        return cls(kind, sha256, SEMANTIC_SAMPLE_RATE_HZ, SEMANTIC_RATE_HZ, 1, vocabulary, RESAMPLER, dict(settings))
+
+    @classmethod
+    def acoustic(
+        cls, kind: str, sha256: str, codebooks: int, vocabulary: int, settings: Mapping[str, Any]
+    ) -> TokenizerIdentity:
+        """The identity of an acoustic tokenizer: 24 kHz, 75 frames a second."""
+        rates = ACOUSTIC_SAMPLE_RATE_HZ, ACOUSTIC_RATE_HZ
+        return cls(kind, sha256, *rates, codebooks, vocabulary, RESAMPLER, dict(settings))
 
     @property
     def hop(self) -> int:
@@ -110,47 +121,37 @@ class TokenizerIdentity:
         return samples // self.hop
 
 
-class SemanticTokenizer(Protocol):
-    """Sound -> one token a frame that says what is sung or played, not how it sounds to the last detail."""
+class Tokenizer(Protocol):
+    """What both kinds of tokenizers have."""
 
     @property
     def identity(self) -> TokenizerIdentity:
         """What decides the tokens."""
+
+    @property
+    def context_s(self) -> float | None:
+        """Seconds on each side of a frame's centre on which its tokens depend; None: the whole clip."""
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, K, T]``."""
+
+    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; its pretrained weights too where asked for."""
+
+
+class SemanticTokenizer(Tokenizer, Protocol):
+    """Sound -> one token a frame (``K = 1``) that says what is sung or played, not how it sounds to the last detail."""
 
     @property
     def centroids(self) -> Tensor:
         """Feature vector of each token, float32 ``[V, d]``."""
 
-    @property
-    def reach_s(self) -> float | None:
-        """How far from a frame's centre lies the sound that its tokens depend on, in seconds; None: anywhere."""
 
-    def encode(self, audio: Tensor) -> Tensor:
-        """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, 1, T]``."""
-
-    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all; its pretrained weights too where asked for."""
-
-
-class AcousticTokenizer(Protocol):
+class AcousticTokenizer(Tokenizer, Protocol):
     """Sound -> ``K`` tokens a frame, coarse to fine, and back."""
-
-    @property
-    def identity(self) -> TokenizerIdentity:
-        """What decides the tokens."""
-
-    @property
-    def reach_s(self) -> float | None:
-        """How far from a frame's centre lies the sound that its tokens depend on, in seconds; None: anywhere."""
-
-    def encode(self, audio: Tensor) -> Tensor:
-        """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, K, T]``."""
 
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, L]``, ``L = T * hop``."""
-
-    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all; its pretrained weights too where asked for."""
 
 
 def check_audio(identity: TokenizerIdentity, audio: Tensor) -> int:
@@ -181,22 +182,20 @@ def check_codes(identity: TokenizerIdentity, codes: Tensor) -> None:
         raise ValueError(f"{identity.kind}: codes {low}..{high} are outside 0..{identity.vocabulary - 1}")
 
 
-def whole_frames(clip: NDArray[np.float32], hop: int) -> Tensor:
-    """A mono training clip ``[L]`` as a tensor, cut to a whole number of frames of ``hop`` samples."""
-    samples = torch.from_numpy(np.ascontiguousarray(clip, dtype=np.float32))
-    if samples.dim() != 1:
-        raise ValueError(f"training clips are mono, [L]; got {tuple(samples.shape)}")
-    if not bool(torch.isfinite(samples).all()):
-        raise RequestError("a clip to train a tokenizer on holds NaN or infinite samples; repair the audio")
-    return samples[: len(samples) // hop * hop]
-
-
 def whole_clips(clips: Iterable[NDArray[np.float32]], hop: int) -> Iterator[Tensor]:
-    """Mono training clips as :func:`whole_frames` cuts them, without those that are shorter than a frame."""
+    """Mono training clips ``[L]`` as tensors, cut to whole frames of ``hop`` samples; clips below a frame are left out.
+
+    Raises:
+        RequestError: NaN or infinite samples.
+    """
     for clip in clips:
-        samples = whole_frames(clip, hop)
-        if len(samples):
-            yield samples
+        samples = torch.from_numpy(np.ascontiguousarray(clip, dtype=np.float32))
+        if samples.dim() != 1:
+            raise ValueError(f"training clips are mono, [L]; got {tuple(samples.shape)}")
+        if not bool(torch.isfinite(samples).all()):
+            raise RequestError("a clip to train a tokenizer on holds NaN or infinite samples; repair the audio")
+        if len(samples) >= hop:
+            yield samples[: len(samples) // hop * hop]
 
 
 def content_sha256(arrays: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
@@ -233,18 +232,17 @@ def write_folder(
     from safetensors.torch import save
 
     target = Path(folder)
-    if target.is_dir() and any(target.iterdir()):
-        if not (target / DESCRIPTION_FILE).is_file():
+
+    def is_complete() -> bool:
+        if target.exists() and not target.is_dir():
+            raise RequestError(f"{target} is a file; a tokenizer needs a folder")
+        if is_occupied(target) and not (target / DESCRIPTION_FILE).is_file():
             raise RequestError(f"{target} is not empty and holds no tokenizer; name another folder")
-        if _described_sha256(target) == identity.sha256 and (model is None or (target / MODEL_FOLDER).is_dir()):
-            return
-    elif target.exists() and not target.is_dir():
-        raise RequestError(f"{target} is a file; a tokenizer needs a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with contextlib.suppress(OSError):  # some file systems have no permissions to set
-            draft.chmod(0o755)
+        return _described_sha256(target) == identity.sha256 and (model is None or (target / MODEL_FOLDER).is_dir())
+
+    if is_complete():
+        return
+    with folder_draft(target, is_complete) as draft:
         if arrays:
             content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
             (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own
@@ -252,29 +250,6 @@ def write_folder(
             model.save_pretrained(draft / MODEL_FOLDER)
         description = {"format_version": FORMAT_VERSION, "identity": identity.as_dict(), "report": dict(report)}
         (draft / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        _put_in_place(draft, target, identity.sha256)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _put_in_place(draft: Path, target: Path, sha256: str) -> None:
-    """Rename ``draft`` to ``target``; when another process wins the race with the same tokenizer, that is fine."""
-    old = draft.with_name(draft.name + ".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        draft.rename(target)
-    except OSError:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        if _described_sha256(target) != sha256:
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _described_sha256(folder: Path) -> str | None:
@@ -304,10 +279,10 @@ def read_description(folder: str | Path, kind: str | None = None) -> tuple[Token
         ) from error
     if version != FORMAT_VERSION:
         raise RequestError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
-    found = TokenizerIdentity.from_dict(identity)
-    if kind is not None and found.kind != kind:
-        raise RequestError(f"{folder} holds a tokenizer of kind {found.kind!r}, expected {kind!r}")
-    return found, dict(report)
+    described = TokenizerIdentity.from_dict(identity)
+    if kind is not None and described.kind != kind:
+        raise RequestError(f"{folder} holds a tokenizer of kind {described.kind!r}, expected {kind!r}")
+    return described, dict(report)
 
 
 def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
@@ -325,10 +300,10 @@ def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
     return arrays
 
 
-def check_sha256(folder: str | Path, identity: TokenizerIdentity, found: str) -> None:
+def check_sha256(folder: str | Path, identity: TokenizerIdentity, sha256: str) -> None:
     """Raise RequestError unless the content read from ``folder`` has the digest that its description claims."""
-    if found != identity.sha256:
+    if sha256 != identity.sha256:
         raise RequestError(
-            f"{folder}: the content has sha256 {found[:12]}, {DESCRIPTION_FILE} says {identity.sha256[:12]}; "
+            f"{folder}: the content has sha256 {sha256[:12]}, {DESCRIPTION_FILE} says {identity.sha256[:12]}; "
             "the folder was changed or damaged: train the tokenizers again"
         )

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import (
     ACOUSTIC_HOP,
@@ -33,15 +32,16 @@ from hafm_lightning.tokenizers.base import (
     read_description,
     write_folder,
 )
+from hafm_lightning.tokenizers.hub import resolve_source
 from hafm_lightning.tokenizers.weights import (
+    check_weights,
     full_precision,
     kept_source,
     load_config,
     load_pretrained,
-    resolve_source,
     weights_sha256,
 )
-from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, ACOUSTIC_RATE_HZ, ACOUSTIC_VOCABULARY
+from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY
 
 if TYPE_CHECKING:
     from transformers import EncodecModel
@@ -55,59 +55,19 @@ Backend = Literal["transformers", "encodec"]
 """Library that runs the model."""
 
 
-class _Engine(Protocol):
-    """One library running the model, a clip at a time."""
-
-    def encode(self, clip: Tensor) -> Tensor:
-        """``[1, 1, L]`` -> ``[1, K, T]``."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """``[1, k, T]`` -> ``[1, 1, L]``."""
-
-    def to(self, device: str | torch.device) -> object:
-        """Move the model."""
-
-
-class _TransformersEngine:
-    def __init__(self, model: EncodecModel) -> None:
-        self._model = cast(Any, model)
-
-    def encode(self, clip: Tensor) -> Tensor:
-        codes: Tensor = self._model.encode(clip, bandwidth=BANDWIDTH_KBPS).audio_codes
-        return codes[0]
-
-    def decode(self, codes: Tensor) -> Tensor:
-        sound: Tensor = self._model.decode(codes[None], [None]).audio_values
-        return sound
-
-    def to(self, device: str | torch.device) -> object:
-        return self._model.to(device)
-
-
-class _EncodecPackageEngine:
-    def __init__(self, model: EncodecModel) -> None:
-        try:
-            from encodec import EncodecModel as Reference
-        except (ImportError, OSError) as error:  # a torchaudio built for another torch raises OSError
-            raise RequestError(
-                f"the encodec package cannot be imported ({' '.join(str(error).split())[:160]}); install "
-                "'hafm-lightning[encodec]' with a torchaudio that fits torch, or use the transformers backend"
-            ) from error
-        self._model = Reference.encodec_model_24khz(pretrained=False)
-        self._model.load_state_dict(reference_state(model, self._model.state_dict()))
-        self._model.set_target_bandwidth(BANDWIDTH_KBPS)
-        self._model.requires_grad_(False)
-
-    def encode(self, clip: Tensor) -> Tensor:
-        codes: Tensor = self._model.encode(clip)[0][0]
-        return codes
-
-    def decode(self, codes: Tensor) -> Tensor:
-        sound: Tensor = self._model.decode([(codes, None)])
-        return sound
-
-    def to(self, device: str | torch.device) -> object:
-        return self._model.to(device)
+def _package_model(model: EncodecModel) -> Any:
+    """The `encodec` package's model with the weights of a transformers EnCodec."""
+    try:
+        from encodec import EncodecModel as Reference
+    except (ImportError, OSError) as error:  # a torchaudio built for another torch raises OSError
+        raise RequestError(
+            f"the encodec package cannot be imported ({' '.join(str(error).split())[:160]}); install "
+            "'hafm-lightning[encodec]' with a torchaudio that fits torch, or use the transformers backend"
+        ) from error
+    network = Reference.encodec_model_24khz(pretrained=False)
+    network.load_state_dict(reference_state(model, network.state_dict()))
+    network.set_target_bandwidth(BANDWIDTH_KBPS)
+    return network.requires_grad_(False)
 
 
 def reference_state(model: EncodecModel, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,7 +98,14 @@ def reference_state(model: EncodecModel, names: Mapping[str, Tensor]) -> dict[st
 
 
 class EncodecTokenizer:
-    """EnCodec at 24 kHz and 6 kb/s: sound at 75 Hz <-> 8 codebooks of 1024."""
+    """EnCodec at 24 kHz and 6 kb/s: sound at 75 Hz <-> 8 codebooks of 1024.
+
+    Attributes:
+        identity: What decides the tokens.
+        context_s: None: the whole clip decides each token.
+    """
+
+    context_s: float | None = None
 
     def __init__(self, model: EncodecModel, *, origin: Mapping[str, Any], backend: Backend = "transformers") -> None:
         """Args:
@@ -151,33 +118,15 @@ class EncodecTokenizer:
         """
         _check_model(model)
         self._model = cast(Any, model).eval().requires_grad_(False)
-        self._engine: _Engine = (
-            _TransformersEngine(model) if backend == "transformers" else _EncodecPackageEngine(model)
-        )
+        self._network = self._model if backend == "transformers" else _package_model(model)
         self.backend = backend
         self.origin = dict(origin)
         used = {name: array for name, array in model.state_dict().items() if _changes_tokens(name)}
         settings = {"bandwidth_kbps": BANDWIDTH_KBPS, "weights_sha256": weights_sha256(used.values())}
-        self._identity = TokenizerIdentity(
-            kind=ENCODEC_KIND,
-            sha256=content_sha256({}, settings),
-            sample_rate_hz=ACOUSTIC_SAMPLE_RATE_HZ,
-            rate_hz=ACOUSTIC_RATE_HZ,
-            codebooks=ACOUSTIC_CODEBOOKS,
-            vocabulary=ACOUSTIC_VOCABULARY,
-            resampler=RESAMPLER,
-            settings=settings,
+        sha256 = content_sha256({}, settings)
+        self.identity = TokenizerIdentity.acoustic(
+            ENCODEC_KIND, sha256, ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY, settings
         )
-
-    @property
-    def identity(self) -> TokenizerIdentity:
-        """What decides the tokens."""
-        return self._identity
-
-    @property
-    def reach_s(self) -> None:
-        """The whole clip decides each token."""
-        return None
 
     @property
     def device(self) -> torch.device:
@@ -214,24 +163,40 @@ class EncodecTokenizer:
     def to(self, device: str | torch.device) -> EncodecTokenizer:
         """The same object, with its model on another device."""
         self._model.to(device)
-        self._engine.to(device)
+        self._network.to(device)
         return self
+
+    def _encode(self, clip: Tensor) -> Tensor:
+        """``[1, 1, L]`` -> ``[1, K, T]``."""
+        if self.backend == "transformers":
+            codes: Tensor = self._network.encode(clip, bandwidth=BANDWIDTH_KBPS).audio_codes[0]
+        else:
+            codes = self._network.encode(clip)[0][0]
+        return codes
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """``[1, k, T]`` -> ``[1, 1, L]``."""
+        if self.backend == "transformers":
+            sound: Tensor = self._network.decode(codes[None], [None]).audio_values
+        else:
+            sound = self._network.decode([(codes, None)])
+        return sound
 
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 24 kHz, ``[B, L]`` -> ids int64 ``[B, 8, T]`` on the CPU, ``T = L / 320``."""
-        frames = check_audio(self._identity, audio)
+        frames = check_audio(self.identity, audio)
         with full_precision(self.device):
-            codes = torch.cat([self._engine.encode(clip[None, None].float().to(self.device)) for clip in audio]).cpu()
+            codes = torch.cat([self._encode(clip[None, None].float().to(self.device)) for clip in audio]).cpu()
         if codes.shape[1:] != (ACOUSTIC_CODEBOOKS, frames):
             raise RuntimeError(f"EnCodec gave codes {tuple(codes.shape[1:])}, not {(ACOUSTIC_CODEBOOKS, frames)}")
-        check_codes(self._identity, codes)
+        check_codes(self.identity, codes)
         return codes.clone()  # outside inference mode, so that it may be changed in place
 
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, T * 320]`` on the CPU, at 24 kHz."""
-        check_codes(self._identity, codes)
+        check_codes(self.identity, codes)
         with full_precision(self.device):
-            sound = torch.cat([self._engine.decode(clip[None].to(self.device))[:, 0] for clip in codes]).cpu()
+            sound = torch.cat([self._decode(clip[None].to(self.device))[:, 0] for clip in codes]).cpu()
         if sound.shape[1] != codes.shape[2] * ACOUSTIC_HOP:
             raise RuntimeError(f"EnCodec gave {sound.shape[1]} samples for {codes.shape[2]} frames")
         return sound.clone()
@@ -243,7 +208,7 @@ class EncodecTokenizer:
             folder: Where to.
             include_weights: Keep the weights there too, rather than the name of their source and their sha256.
         """
-        write_folder(folder, self._identity, {}, {"origin": self.origin}, self._model if include_weights else None)
+        write_folder(folder, self.identity, {}, {"origin": self.origin}, self._model if include_weights else None)
 
     @classmethod
     def load(
@@ -270,11 +235,7 @@ class EncodecTokenizer:
         source, revision = kept_source(folder, origin, weights)
         tokenizer = cls.from_pretrained(source, revision=revision, backend=backend, device=device)
         tokenizer.origin = dict(origin)
-        if tokenizer.identity.sha256 != identity.sha256:
-            raise RequestError(
-                f"the EnCodec weights at {source} have sha256 {tokenizer.identity.settings['weights_sha256'][:12]}, "
-                f"{folder} was made with {identity.settings['weights_sha256'][:12]}; name the weights it was made with"
-            )
+        check_weights(source, tokenizer.identity.settings["weights_sha256"], folder, identity)
         check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer
 
@@ -287,7 +248,7 @@ def _changes_tokens(name: str) -> bool:
 def _check_model(model: Any) -> None:
     """Raise RequestError unless the model is a mono 24 kHz EnCodec with trained codebooks."""
     config = model.config
-    found = {
+    actual = {
         "sampling_rate": config.sampling_rate,
         "hop_length": config.hop_length,
         "audio_channels": config.audio_channels,
@@ -305,7 +266,7 @@ def _check_model(model: Any) -> None:
         "normalize": False,
         "chunk_length": None,
     }
-    wrong = [f"{name} is {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+    wrong = [f"{name} is {actual[name]}, not {wanted[name]}" for name in wanted if actual[name] != wanted[name]]
     if BANDWIDTH_KBPS not in config.target_bandwidths:
         wrong.append(f"{BANDWIDTH_KBPS} kb/s is not among its bandwidths {config.target_bandwidths}")
     if wrong:

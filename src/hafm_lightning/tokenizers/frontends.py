@@ -1,4 +1,4 @@
-"""What the offline tokenizers hear: frames of features, and for the acoustic one the way back to sound.
+"""Features of the offline tokenizers, frame by frame, and for the acoustic one the way back to sound.
 
 Choices:
 
@@ -134,12 +134,9 @@ class SemanticFrontEnd:
         self._chroma = spectra.chroma_filters(
             rate, settings.chroma_window, settings.chroma_low_hz, settings.chroma_high_hz
         )
-
-    @property
-    def reach_s(self) -> float:
-        """How far from its centre a frame hears: half the longer window, and for onsets one frame more."""
-        window = max(self.settings.mel_window, self.settings.chroma_window)
-        return (window / 2 + SEMANTIC_HOP) / SEMANTIC_SAMPLE_RATE_HZ
+        longest = max(settings.mel_window, settings.chroma_window)
+        # half the longer window on each side of a frame's centre, and the frame before for onsets
+        self.context_s = (longest / 2 + SEMANTIC_HOP) / rate
 
     def __call__(self, audio: Tensor) -> Tensor:
         """``[L]`` -> float64 ``[T, d]``."""
@@ -185,11 +182,7 @@ class AcousticFrontEnd:
         self._mel = spectra.mel_filters(
             ACOUSTIC_SAMPLE_RATE_HZ, self._window, settings.mel_bands, settings.mel_low_hz, settings.mel_high_hz
         )
-
-    @property
-    def reach_s(self) -> float:
-        """How far from its centre a frame hears: half its window."""
-        return self._window / 2 / ACOUSTIC_SAMPLE_RATE_HZ
+        self.context_s = self._window / 2 / ACOUSTIC_SAMPLE_RATE_HZ
 
     def __call__(self, audio: Tensor) -> Tensor:
         """``[L]`` -> float64 ``[T, M]``."""
@@ -199,11 +192,11 @@ class AcousticFrontEnd:
         """Spectrum whose mel bands come near those of ``log_mel [T, M]``: float64 ``[T, window / 2 + 1]``."""
         bands = (log_mel.double().exp() - self._floor).clamp(min=0)
         bands = bands * bands.square() / (bands.square() + (SILENCE_GATE * self._floor) ** 2)
-        reach = self._mel.sum(dim=0).clamp(min=1e-12)
-        spectrum = bands @ (self._mel / reach)
+        coverage = self._mel.sum(dim=0).clamp(min=1e-12)
+        spectrum = bands @ (self._mel / coverage)
         for _ in range(INVERSION_ITERATIONS):
             ratio = bands / (spectrum @ self._mel.T).clamp(min=1e-9)
-            spectrum = spectrum * ((ratio @ self._mel) / reach)
+            spectrum = spectrum * ((ratio @ self._mel) / coverage)
         return spectrum
 
     def sound(self, magnitudes: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ Choices:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,11 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import (
     SEMANTIC_HOP,
-    SEMANTIC_SAMPLE_RATE_HZ,
     TokenizerIdentity,
     check_audio,
     check_sha256,
@@ -39,18 +38,19 @@ from hafm_lightning.tokenizers.base import (
     whole_clips,
     write_folder,
 )
+from hafm_lightning.tokenizers.hub import resolve_source
 from hafm_lightning.tokenizers.kmeans import assign, import_centroids, sample_frames, train_kmeans
 from hafm_lightning.tokenizers.weights import (
+    check_weights,
     full_precision,
     kept_source,
     load_config,
     load_pretrained,
     preprocessor_settings,
-    resolve_source,
     stride_and_field,
     weights_sha256,
 )
-from hafm_lightning.tokens import SEMANTIC_RATE_HZ, SEMANTIC_VOCABULARY
+from hafm_lightning.tokens import SEMANTIC_VOCABULARY
 
 if TYPE_CHECKING:
     from transformers import HubertModel
@@ -166,7 +166,15 @@ class HubertFeatures:
 
 
 class HubertTokenizer:
-    """HuBERT features -> one of 500 centroids."""
+    """HuBERT features -> one of 500 centroids.
+
+    Attributes:
+        identity: What decides the tokens.
+        context_s: None: the whole clip decides each token.
+        centroids: Feature vector of each token, float32 ``[V, D]``.
+    """
+
+    context_s: float | None = None
 
     def __init__(self, features: HubertFeatures, centroids: Tensor, report: Mapping[str, Any] | None = None) -> None:
         """Args:
@@ -184,32 +192,9 @@ class HubertTokenizer:
             )
         self.features = features
         self.report = {key: value for key, value in (report or {}).items() if key != "origin"}
-        self._centroids = centroids.detach().float().cpu()
-        self._identity = TokenizerIdentity(
-            kind=HUBERT_KIND,
-            sha256=content_sha256({"centroids": self._centroids}, features.settings),
-            sample_rate_hz=SEMANTIC_SAMPLE_RATE_HZ,
-            rate_hz=SEMANTIC_RATE_HZ,
-            codebooks=1,
-            vocabulary=len(centroids),
-            resampler=RESAMPLER,
-            settings=dict(features.settings),
-        )
-
-    @property
-    def identity(self) -> TokenizerIdentity:
-        """What decides the tokens."""
-        return self._identity
-
-    @property
-    def reach_s(self) -> None:
-        """The whole clip decides each token."""
-        return None
-
-    @property
-    def centroids(self) -> Tensor:
-        """Feature vector of each token, float32 ``[V, D]``."""
-        return self._centroids
+        self.centroids = centroids.detach().float().cpu()
+        sha256 = content_sha256({"centroids": self.centroids}, features.settings)
+        self.identity = TokenizerIdentity.semantic(HUBERT_KIND, sha256, len(centroids), features.settings)
 
     @classmethod
     def train(
@@ -229,7 +214,7 @@ class HubertTokenizer:
             features: The front end.
             seed: Of the sampled frames and of the first centroids.
             vocabulary: Number of centroids.
-            max_frames: At most so many frames are trained on, drawn uniformly from all clips.
+            max_frames: Most frames to train on, drawn uniformly from all clips.
 
         Raises:
             RequestError: No clips, fewer frames than centroids, or NaN samples.
@@ -237,7 +222,7 @@ class HubertTokenizer:
         frames = (features(samples[None])[0].cpu().numpy() for samples in whole_clips(clips, SEMANTIC_HOP))
         sample = sample_frames(frames, max_frames, seed)
         centroids, report = train_kmeans(sample.frames(), vocabulary, seed=seed)
-        notes = {"clips": sample.clips, "frames_seen": sample.seen, "kmeans": report.as_dict()}
+        notes = {"clips": sample.clips, "frames_seen": sample.seen, "kmeans": asdict(report)}
         return cls(features, torch.from_numpy(centroids), notes)
 
     @classmethod
@@ -255,8 +240,8 @@ class HubertTokenizer:
 
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 16 kHz, ``[B, L]`` -> ids int64 ``[B, 1, T]`` on the CPU, ``T = L / 320``."""
-        check_audio(self._identity, audio)
-        centroids = self._centroids.to(self.features.device)
+        check_audio(self.identity, audio)
+        centroids = self.centroids.to(self.features.device)
         return torch.stack([assign(self.features(clip[None])[0], centroids)[None].cpu() for clip in audio])
 
     def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
@@ -268,7 +253,7 @@ class HubertTokenizer:
         """
         report = {**self.report, "origin": self.features.origin}
         model = self.features.model if include_weights else None
-        write_folder(folder, self._identity, {"centroids": self._centroids}, report, model)
+        write_folder(folder, self.identity, {"centroids": self.centroids}, report, model)
 
     @classmethod
     def load(
@@ -295,12 +280,7 @@ class HubertTokenizer:
             device=device,
         )
         features.origin = dict(origin)
-        found, expected = features.settings["weights_sha256"], identity.settings["weights_sha256"]
-        if found != expected:
-            raise RequestError(
-                f"the HuBERT weights at {source} have sha256 {found[:12]}, {folder} was made with {expected[:12]}; "
-                "name the weights that it was made with"
-            )
+        check_weights(source, features.settings["weights_sha256"], folder, identity)
         tokenizer = cls(features, read_arrays(folder, {"centroids"})["centroids"], report)
         check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer

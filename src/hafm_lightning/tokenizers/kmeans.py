@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,6 @@ class KMeansReport:
     dead_centroids: int
     perplexity: float
     seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
 
 
 def check_enough(frames: int, centroids: int) -> None:
@@ -109,7 +105,7 @@ def train_kmeans(
     faiss.omp_set_num_threads(1)
     try:
         kmeans.train(np.ascontiguousarray(points))
-        found = np.asarray(kmeans.centroids, dtype=np.float32).reshape(centroids, -1).copy()
+        trained = np.asarray(kmeans.centroids, dtype=np.float32).reshape(centroids, -1).copy()
         distances, chosen = kmeans.index.search(np.ascontiguousarray(points), 1)
     finally:
         faiss.omp_set_num_threads(threads)
@@ -128,7 +124,7 @@ def train_kmeans(
         perplexity=float(np.exp(-(share * np.log(share)).sum())),
         seconds=round(time.perf_counter() - started, 3),
     )
-    return found, report
+    return trained, report
 
 
 def assign(points: Tensor, centroids: Tensor) -> Tensor:
@@ -159,7 +155,7 @@ class FrameSample:
         self.seen = 0
         self._frames: list[NDArray[np.float32]] = []
         self._keys: list[NDArray[np.float64]] = []
-        self._held = 0
+        self._count = 0
 
     def add(self, frames: NDArray[np.float32]) -> None:
         """Offer the frames ``[n, d]`` of the next clip."""
@@ -168,16 +164,16 @@ class FrameSample:
         self.seen += len(frames)
         self._frames.append(np.array(frames, dtype=np.float32))
         self._keys.append(generator.random(len(frames)))
-        self._held += len(frames)
-        if self._held > 2 * self.limit:
+        self._count += len(frames)
+        if self._count > 2 * self.limit:
             self._prune()
 
     def _prune(self) -> None:
         frames, keys = np.concatenate(self._frames), np.concatenate(self._keys)
         if len(keys) > self.limit:
-            kept = np.sort(np.argsort(keys, kind="stable")[: self.limit])
-            frames, keys = frames[kept], keys[kept]
-        self._frames, self._keys, self._held = [frames], [keys], len(keys)
+            chosen = np.sort(np.argsort(keys, kind="stable")[: self.limit])
+            frames, keys = frames[chosen], keys[chosen]
+        self._frames, self._keys, self._count = [frames], [keys], len(keys)
 
     def frames(self) -> NDArray[np.float32]:
         """The sampled frames ``[m, d]`` in the order in which they came; RequestError when there were none."""
@@ -209,10 +205,10 @@ def import_centroids(path: str | Path, *, trust_pickle: bool = False) -> NDArray
     if not source.is_file():
         raise RequestError(f"no centroids at {source}: the file does not exist")
     if source.suffix == ".safetensors":
-        found: Any = _centroids_from_safetensors(source)
+        array: Any = _centroids_from_safetensors(source)
     elif source.suffix == ".npy":
         try:
-            found = np.load(source, allow_pickle=False)
+            array = np.load(source, allow_pickle=False)
         except ValueError as error:
             raise RequestError(f"{source} cannot be read as plain numbers: {error}") from error
     elif not trust_pickle:
@@ -221,8 +217,8 @@ def import_centroids(path: str | Path, *, trust_pickle: bool = False) -> NDArray
             "pass trust_pickle=True if you trust its origin"
         )
     else:
-        found = _centroids_from_pickle(source)
-    centroids = np.asarray(found)
+        array = _centroids_from_pickle(source)
+    centroids = np.asarray(array)
     if centroids.ndim != 2 or centroids.dtype.kind != "f" or not np.isfinite(centroids).all():
         raise RequestError(
             f"{source} holds {centroids.dtype} {centroids.shape}, not finite floating-point centroids [k, d]"

@@ -1,7 +1,7 @@
 """Tokenizers that need no download: trained in seconds by faiss on the corpus at hand.
 
-Same frame rates, codebooks and shapes as HuBERT with k-means and EnCodec, so that the whole chain runs, and can be
-heard, on a machine without weights. These are not the paper's tokens and never presented as such.
+Same frame rates, codebooks and shapes as HuBERT with k-means and EnCodec, so that the whole chain runs and sounds on a
+machine without weights. These are not the paper's tokens and never presented as such.
 
 Choices:
 
@@ -17,6 +17,7 @@ Choices:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.tokenizers import spectra
 from hafm_lightning.tokenizers.base import (
     ACOUSTIC_HOP,
-    ACOUSTIC_SAMPLE_RATE_HZ,
     SEMANTIC_HOP,
-    SEMANTIC_SAMPLE_RATE_HZ,
     TokenizerIdentity,
     check_audio,
     check_codes,
@@ -51,27 +49,44 @@ from hafm_lightning.tokenizers.frontends import (
     settings_from_dict,
 )
 from hafm_lightning.tokenizers.kmeans import assign, check_enough, sample_frames, train_kmeans
-from hafm_lightning.tokens import (
-    ACOUSTIC_CODEBOOKS,
-    ACOUSTIC_RATE_HZ,
-    ACOUSTIC_VOCABULARY,
-    SEMANTIC_RATE_HZ,
-    SEMANTIC_VOCABULARY,
-)
+from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY, SEMANTIC_VOCABULARY
 
 SEMANTIC_KIND = "offline-semantic"
 ACOUSTIC_KIND = "offline-acoustic"
 
 TRAINING_FRAMES = 60_000
-"""Frames that centroids and codebooks are trained on, at most."""
+"""Most frames on which centroids and codebooks are trained."""
 SILENT_SHARE = 50
-"""For so many frames of sound the codebooks also see one of silence, which must sound silent in any corpus."""
+"""Frames of sound for each frame of silence in the training data; silence must sound silent after any corpus."""
 ACOUSTIC_ITERATIONS = 8
-"""Lloyd iterations a codebook; there are eight of them, and each makes good for the one before."""
+"""Lloyd iterations a codebook; there are eight of them, and each corrects the one before."""
 
 
-class OfflineSemanticTokenizer:
-    """MFCC, loudness, onset and chroma frames at 50 Hz -> one of 500 centroids."""
+class _OfflineTokenizer:
+    """Arrays, identity and report of an offline tokenizer, and their folder.
+
+    Attributes:
+        identity: What decides the tokens.
+        context_s: Seconds on each side of a frame's centre on which its tokens depend.
+        report: How the training went, JSON values.
+    """
+
+    identity: TokenizerIdentity
+    context_s: float
+    report: dict[str, Any]
+    _arrays: dict[str, Tensor]
+
+    def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
+        write_folder(folder, self.identity, self._arrays, self.report)
+
+
+class OfflineSemanticTokenizer(_OfflineTokenizer):
+    """MFCC, loudness, onset and chroma frames at 50 Hz -> one of 500 centroids.
+
+    Attributes:
+        centroids: Feature vector of each token, float32 ``[V, d]``.
+    """
 
     def __init__(
         self,
@@ -89,34 +104,13 @@ class OfflineSemanticTokenizer:
         report: How the training went, JSON values.
         """
         settings = SemanticSettings() if settings is None else settings
-        self._arrays = {"offset": offset.float(), "scale": scale.float(), "centroids": centroids.float()}
+        self.centroids = centroids.float()
+        self._arrays = {"offset": offset.float(), "scale": scale.float(), "centroids": self.centroids}
         self._front_end = SemanticFrontEnd(settings)
-        self.report = dict(report or {})
-        self._identity = TokenizerIdentity(
-            kind=SEMANTIC_KIND,
-            sha256=content_sha256(self._arrays, settings_as_dict(settings)),
-            sample_rate_hz=SEMANTIC_SAMPLE_RATE_HZ,
-            rate_hz=SEMANTIC_RATE_HZ,
-            codebooks=1,
-            vocabulary=len(centroids),
-            resampler=RESAMPLER,
-            settings=settings_as_dict(settings),
-        )
-
-    @property
-    def identity(self) -> TokenizerIdentity:
-        """What decides the tokens."""
-        return self._identity
-
-    @property
-    def reach_s(self) -> float:
-        """How far from a frame's centre lies the sound that its tokens depend on, in seconds."""
-        return self._front_end.reach_s
-
-    @property
-    def centroids(self) -> Tensor:
-        """Feature vector of each token, float32 ``[V, d]``."""
-        return self._arrays["centroids"]
+        self.context_s, self.report = self._front_end.context_s, dict(report or {})
+        values = settings_as_dict(settings)
+        sha256 = content_sha256(self._arrays, values)
+        self.identity = TokenizerIdentity.semantic(SEMANTIC_KIND, sha256, len(centroids), values)
 
     @classmethod
     def train(
@@ -134,7 +128,7 @@ class OfflineSemanticTokenizer:
             clips: Read once, one at a time; a remainder below one frame is cut off.
             seed: Of the sampled frames and of the first centroids.
             vocabulary: Number of centroids.
-            max_frames: At most so many frames are trained on, drawn uniformly from all clips.
+            max_frames: Most frames to train on, drawn uniformly from all clips.
             settings: The front end's; None is the default.
 
         Raises:
@@ -147,7 +141,7 @@ class OfflineSemanticTokenizer:
         with spectra.one_thread():
             offset, scale = frames.mean(dim=0).float(), front_end.scales(frames).float()
         centroids, report = train_kmeans(((frames - offset) * scale).float().numpy(), vocabulary, seed=seed)
-        notes = {"clips": sample.clips, "frames_seen": sample.seen, "kmeans": report.as_dict()}
+        notes = {"clips": sample.clips, "frames_seen": sample.seen, "kmeans": asdict(report)}
         return cls(offset, scale, torch.from_numpy(centroids), front_end.settings, notes)
 
     def features(self, audio: Tensor) -> Tensor:
@@ -156,13 +150,9 @@ class OfflineSemanticTokenizer:
 
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 16 kHz, ``[B, L]`` -> ids int64 ``[B, 1, T]``, ``T = L / 320``."""
-        check_audio(self._identity, audio)
+        check_audio(self.identity, audio)
         with spectra.one_thread():
             return torch.stack([assign(self.features(clip), self.centroids)[None] for clip in audio.detach().cpu()])
-
-    def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
-        write_folder(folder, self._identity, self._arrays, self.report)
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineSemanticTokenizer:
@@ -174,7 +164,7 @@ class OfflineSemanticTokenizer:
         return tokenizer
 
 
-class OfflineAcousticTokenizer:
+class OfflineAcousticTokenizer(_OfflineTokenizer):
     """Log-mel frames at 75 Hz <-> 8 codebooks of 1024."""
 
     def __init__(
@@ -195,27 +185,10 @@ class OfflineAcousticTokenizer:
         settings = AcousticSettings() if settings is None else settings
         self._arrays = {"mean": mean.float(), "basis": basis.float(), "codebooks": codebooks.float()}
         self._front_end = AcousticFrontEnd(settings)
-        self.report = dict(report or {})
-        self._identity = TokenizerIdentity(
-            kind=ACOUSTIC_KIND,
-            sha256=content_sha256(self._arrays, settings_as_dict(settings)),
-            sample_rate_hz=ACOUSTIC_SAMPLE_RATE_HZ,
-            rate_hz=ACOUSTIC_RATE_HZ,
-            codebooks=codebooks.shape[0],
-            vocabulary=codebooks.shape[1],
-            resampler=RESAMPLER,
-            settings=settings_as_dict(settings),
-        )
-
-    @property
-    def identity(self) -> TokenizerIdentity:
-        """What decides the tokens."""
-        return self._identity
-
-    @property
-    def reach_s(self) -> float:
-        """How far from a frame's centre lies the sound that its tokens depend on, in seconds."""
-        return self._front_end.reach_s
+        self.context_s, self.report = self._front_end.context_s, dict(report or {})
+        values = settings_as_dict(settings)
+        sha256 = content_sha256(self._arrays, values)
+        self.identity = TokenizerIdentity.acoustic(ACOUSTIC_KIND, sha256, *codebooks.shape[:2], values)
 
     @classmethod
     def train(
@@ -235,7 +208,7 @@ class OfflineAcousticTokenizer:
             seed: Of the sampled frames and of the first centroids.
             codebooks: Number of codebooks, ``K``.
             vocabulary: Entries a codebook, ``V``.
-            max_frames: At most so many frames are trained on, drawn uniformly from all clips.
+            max_frames: Most frames to train on, drawn uniformly from all clips.
             settings: The front end's; None is the default.
 
         Raises:
@@ -245,28 +218,28 @@ class OfflineAcousticTokenizer:
         front_end = AcousticFrontEnd(settings)
         frames_of_clips = (_frames(front_end, samples) for samples in whole_clips(clips, ACOUSTIC_HOP))
         sample = sample_frames(frames_of_clips, max_frames, seed)
-        heard = torch.from_numpy(sample.frames()).double()
-        check_enough(len(heard), vocabulary)
-        silence = front_end(torch.zeros(ACOUSTIC_HOP, dtype=torch.float32)).expand(-(-len(heard) // SILENT_SHARE), -1)
-        frames = torch.cat((heard, silence))
+        sound = torch.from_numpy(sample.frames()).double()
+        check_enough(len(sound), vocabulary)
+        silence = front_end(torch.zeros(ACOUSTIC_HOP, dtype=torch.float32)).expand(-(-len(sound) // SILENT_SHARE), -1)
+        frames = torch.cat((sound, silence))
         with spectra.one_thread():
             mean = frames.mean(dim=0)
             centred = frames - mean
             basis = _principal_components(centred, settings.components)
             residual = (centred @ basis.T).float()
-        kept = float((centred @ basis.T).square().sum() / centred.square().sum().clamp(min=1e-12))
+        variance_share = float((centred @ basis.T).square().sum() / centred.square().sum().clamp(min=1e-12))
         books, reports = [], []
         for level in range(codebooks):
             book, report = train_kmeans(residual.numpy(), vocabulary, seed=seed + level, iterations=ACOUSTIC_ITERATIONS)
             books.append(torch.from_numpy(book))
             residual = residual - books[-1][assign(residual, books[-1])]
-            reports.append(report.as_dict())
-        notes = {"clips": sample.clips, "frames_seen": sample.seen, "variance_kept": kept, "kmeans": reports}
+            reports.append(asdict(report))
+        notes = {"clips": sample.clips, "frames_seen": sample.seen, "variance_kept": variance_share, "kmeans": reports}
         return cls(mean, basis, torch.stack(books), settings, notes)
 
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 24 kHz, ``[B, L]`` -> ids int64 ``[B, 8, T]``, ``T = L / 320``."""
-        check_audio(self._identity, audio)
+        check_audio(self.identity, audio)
         with spectra.one_thread():
             return torch.stack([self._encode_clip(clip) for clip in audio.detach().cpu()])
 
@@ -291,7 +264,7 @@ class OfflineAcousticTokenizer:
 
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, T * 320]`` at 24 kHz."""
-        check_codes(self._identity, codes)
+        check_codes(self.identity, codes)
         return torch.stack([self.sound(self.decode_log_mel(clip)) for clip in codes.detach().cpu()])
 
     def sound(self, log_mel: Tensor) -> Tensor:
@@ -299,10 +272,6 @@ class OfflineAcousticTokenizer:
         with spectra.one_thread():
             magnitudes = self._front_end.magnitudes(log_mel)
         return self._front_end.sound(magnitudes)  # made of transforms and sums of rows: threads do not show
-
-    def save(self, folder: str | Path, *, include_weights: bool = True) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all; it is small and always complete."""
-        write_folder(folder, self._identity, self._arrays, self.report)
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineAcousticTokenizer:

@@ -87,10 +87,10 @@ def chroma_filters(sample_rate_hz: int, window: int, low_hz: float, high_hz: flo
     ``low_hz..high_hz`` count for none.
     """
     bins_hz = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate_hz / window)
-    heard = (bins_hz >= low_hz) & (bins_hz <= high_hz)
+    inside = (bins_hz >= low_hz) & (bins_hz <= high_hz)
     midi = 69 + 12 * torch.log2(bins_hz.clamp(min=1.0) / 440.0)
     distance = (midi[None, :] - torch.arange(12, dtype=torch.float64)[:, None] + 6) % 12 - 6
-    return (1 - distance.abs()).clamp(min=0) * heard
+    return (1 - distance.abs()).clamp(min=0) * inside
 
 
 def cosine_transform(size: int, coefficients: int) -> Tensor:

@@ -1,11 +1,10 @@
-"""Pretrained weights of the paper's tokenizers: where they come from, and how they are run.
+"""Pretrained weights of the paper's tokenizers: how they are loaded and run (:mod:`hafm_lightning.tokenizers.hub`
+finds them).
 
 Choices:
 
-* A source is a local folder in the Hub's format or a Hub id. The published models are pinned to a revision; other Hub
-  ids follow their main branch unless a revision is given. What counts in the end is the sha256 of the weights.
-* That digest is taken over the arrays alone, not over their names or the file that held them: the same weights have
-  the same digest from safetensors or a converted checkpoint, through transformers or through another library.
+* The digest of weights is taken over the arrays alone, not over their names or the file that held them: the same
+  weights have the same digest from safetensors or a converted checkpoint, through transformers or another library.
 * Tokens are made in full float32. A GPU's TF32 and autocast would flip ids, so both are off while a tokenizer runs.
 """
 
@@ -23,37 +22,8 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokenizers.base import MODEL_FOLDER
-
-PINNED_REVISIONS: Mapping[str, str] = {
-    "facebook/hubert-base-ls960": "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
-    "facebook/hubert-large-ll60k": "ff022d095678a2995f3c49bab18a96a9e553f782",
-    "facebook/encodec_24khz": "c1dbe2ae3f1de713481a3b3e7c47f357092ee040",
-}
-"""Revision of each published model that is used when none is asked for."""
-
-
-class UnreachableWeightsError(RequestError):
-    """Pretrained weights are not at their source: no such folder, or no connection to it."""
-
-
-def resolve_source(source: str | Path, revision: str | None) -> tuple[str, str | None]:
-    """Folder or Hub id to load from, and the revision (None for a folder).
-
-    Raises:
-        UnreachableWeightsError: The source looks like a path and no such folder exists.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise RequestError(f"{path} is a local folder; a revision ({revision!r}) is for Hub ids: leave it out")
-        return str(path), None
-    name = str(source)
-    if isinstance(source, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UnreachableWeightsError(
-            f"no weights at {source}: the folder does not exist; name a folder, or a Hub id owner/name"
-        )
-    return name, revision or PINNED_REVISIONS.get(name)
+from hafm_lightning.tokenizers.base import MODEL_FOLDER, TokenizerIdentity
+from hafm_lightning.tokenizers.hub import UnreachableWeightsError, resolve_source
 
 
 def kept_source(
@@ -70,6 +40,16 @@ def kept_source(
         return weights, None
     inside = Path(folder) / MODEL_FOLDER
     return (inside, None) if inside.is_dir() else (origin["source"], origin["revision"])
+
+
+def check_weights(source: str | Path, sha256: str, folder: str | Path, identity: TokenizerIdentity) -> None:
+    """Raise RequestError unless the weights at ``source`` are those with which the tokenizer in ``folder`` was made."""
+    expected = identity.settings["weights_sha256"]
+    if sha256 != expected:
+        raise RequestError(
+            f"the weights at {source} have sha256 {sha256[:12]}, {folder} was made with {expected[:12]}; "
+            "name the weights it was made with"
+        )
 
 
 def load_config(source: str | Path, revision: str | None, model_type: str) -> Any:
@@ -119,7 +99,7 @@ def load_pretrained(
 
 @contextmanager
 def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[None]:
-    """Turn what transformers raises while loading ``what`` into a RequestError that says how to mend it."""
+    """Turn what transformers raises while loading ``what`` into a RequestError that says what to do."""
     from safetensors import SafetensorError
 
     where = f"{name} (revision {revision})" if revision else name
@@ -153,7 +133,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def preprocessor_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
-    """What `preprocessor_config.json` beside the weights says; empty when there is none."""
+    """Content of `preprocessor_config.json` beside the weights; empty when there is none."""
     from transformers.utils.hub import cached_file
 
     name, pinned = resolve_source(source, revision)

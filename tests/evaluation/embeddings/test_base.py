@@ -370,7 +370,7 @@ def test_requests_that_cannot_be_served_say_why(tmp_path: Path) -> None:
         load_embedding(EmbeddingSource("vgish"))
     with pytest.raises(RequestError, match="'logmel' does not take layer, weights"):
         load_embedding(EmbeddingSource("logmel", weights="x", layer=3))
-    with pytest.raises(RequestError, match="no folder"):
+    with pytest.raises(RequestError, match="the folder does not exist"):
         load_embedding(EmbeddingSource("clap", str(tmp_path / "absent")))
     with pytest.raises(RequestError, match=r"holds none of model\.safetensors"):
         load_embedding(EmbeddingSource("clap", str(tmp_path)))

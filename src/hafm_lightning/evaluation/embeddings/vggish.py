@@ -25,15 +25,14 @@ from torch import Tensor, nn
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings.base import Embedding, log_mel
 from hafm_lightning.evaluation.embeddings.weights import (
-    HUB_SCHEME,
     cache_folder,
     check_file,
     download,
-    hub_file,
     read_weights,
 )
 from hafm_lightning.files import write_atomic
 from hafm_lightning.tokenizers.base import content_sha256
+from hafm_lightning.tokenizers.hub import HUB_SCHEME, fetch_file
 
 WEIGHTS_URL = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth"
 WEIGHTS_SHA256 = "10086976245803799d9194e9a73d9b6c1549c71d1b80106f5cade5608a561f4b"
@@ -130,7 +129,7 @@ def vggish_weights(weights: str | Path | None, sha256: str | None) -> Path:
         if str(weights).startswith(HUB_SCHEME):
             if sha256 is None and path.suffix == ".safetensors":
                 raise RequestError(f"{weights}: state the sha256 of a file that comes from elsewhere, in `sha256`")
-            path = hub_file(str(weights))
+            path = fetch_file(str(weights))
         check_file(path, WEIGHTS_SHA256 if sha256 is None and path.suffix != ".safetensors" else sha256)
         return path
     folder = cache_folder() / "vggish"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
+from hafm_lightning.tokenizers.hub import fetch_folder
 
 CACHE_VARIABLE = "HAFM_CACHE"
 """Environment variable that moves the folder of downloaded and converted weights."""
-HUB_SCHEME = "hf://"
 HUB_PATTERNS = ("*.json", "*.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGURATION_FILES = ("config.json", "preprocessor_config.json")
@@ -72,27 +72,6 @@ def download(url: str, target: Path, sha256: str) -> Path:
     return target
 
 
-def hub_file(source: str) -> Path:
-    """One file of a Hub repository: ``hf://OWNER/NAME/PATH``, or ``hf://OWNER/NAME@REVISION/PATH``.
-
-    Raises:
-        RequestError: The address has another form, or the file cannot be had.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    owner, _, rest = source.removeprefix(HUB_SCHEME).partition("/")
-    name, _, file = rest.partition("/")
-    name, _, revision = name.partition("@")
-    if not (owner and name and file):
-        raise RequestError(f"{source}: a file on the Hub is named {HUB_SCHEME}OWNER/NAME/PATH or ...NAME@REVISION/PATH")
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision or None))
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RequestError(f"cannot get {source} ({first}); check the address, or name a local file") from error
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file, or of a torch file read without running any code in it."""
     import torch
@@ -126,11 +105,7 @@ def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple
     Raises:
         RequestError: No such folder or repository, no weights in it, or another hash.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        if source.startswith((".", "/", "~")):
-            raise RequestError(f"no folder {source}; name a folder in Hub format, or a Hub id")
-        folder = _download_folder(source, revision)
+    folder = fetch_folder(source, HUB_PATTERNS, revision=revision, what="model")
     present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise RequestError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; save the model with save_pretrained")
@@ -139,16 +114,3 @@ def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple
         if (folder / name).is_file():
             hashes[f"{Path(name).stem}_sha256"] = sha256_of(folder / name)
     return folder, hashes
-
-
-def _download_folder(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_PATTERNS)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RequestError(
-            f"cannot get {source} from the Hub ({first}); check the id and the connection, or name a local folder"
-        ) from error

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hafm_lightning.audio import resample
+from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings.base import Embedding
 from hafm_lightning.modeling.decoding import generate
@@ -48,8 +49,7 @@ class LaterStages:
 def check_later_stages(stage: Stage, later: Mapping[str, Stage]) -> None:
     """Raise RequestError unless ``later`` (``coarse``, ``fine``) continues ``stage`` with the same tokenizers."""
     for name, other in later.items():
-        if stage.tokenizers and other.tokenizers and stage.tokenizers != other.tokenizers:
-            raise RequestError(f"the {name} checkpoint was trained on tokens of other tokenizers than this run's data")
+        check_same_tokenizers(other.tokenizers, stage.tokenizers, part=f"the {name} checkpoint")
     if "fine" in later and "coarse" not in later:
         raise RequestError("a fine checkpoint needs a coarse one before it: give both, or neither")
 
