@@ -1,42 +1,115 @@
-"""Files that are whole or absent: atomic writes, content hashes and names that any file system gave us.
+"""Files and folders that are complete or absent: atomic writes, content hashes, printable names.
 
-Every file of the preparation appears under its final name by :func:`write_atomic` only: bytes go to a temporary file in
-the same folder, are flushed to the disk, and take the name in one step. A crash, ``kill -9`` or a full disk therefore
-leaves the old file or none, never a part of one.
+Content goes to a temporary name in the same folder, is flushed to the disk, and takes its final name in one step
+(:func:`whole_file`, :func:`whole_folder`). A crash, ``kill -9`` or a full disk leaves the old content or none, never
+a part of the new one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".writing-"
-"""Names of unfinished files start so; whatever carries it after a crash may be deleted."""
+"""Start of the names of unfinished files and folders. Those of a process that died may be deleted."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` to write to; it takes the final name when the block ends without an error.
+
+    Raises:
+        OSError: The disk is full or the folder is not writable; the old file stays, and no part of the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    draft.touch(exist_ok=False)  # a folder that is not writable is refused before the work
+    try:
+        yield draft
+        _sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` to fill; it takes the final name when the block ends without an error.
+
+    An earlier folder at ``path`` is replaced, also one that another process put there meanwhile.
+
+    Raises:
+        OSError: The disk is full, the parent is not writable, or ``path`` is a file; what was at ``path`` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    draft.mkdir()
+    try:
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        _replace_folder(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def _replace_folder(draft: Path, path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    while True:
+        old = _draft_of(path)
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            draft.rename(path)
+            return
+        except OSError as error:
+            # Another process renamed a folder of its own to `path` between the two renames: replace that one too.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(root: Path, older_than_s: float = 0.0) -> None:
+    """Delete what killed processes left unfinished below ``root``, as far as it is older than ``older_than_s``."""
+    for path in list(root.rglob(f"{TEMPORARY_PREFIX}*")):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < older_than_s:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds all of it or is left as it was.
-
-    Raises:
-        OSError: The disk is full or the folder is not writable; no part of the content stays behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    """Write ``content`` so that ``path`` holds all of it or stays as it was; errors as :func:`whole_file`."""
+    with whole_file(path) as draft:
+        draft.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:

@@ -219,13 +219,3 @@ def test_missing_folders_and_splits_name_the_mend(tmp_path):
     write_split(tmp_path / "train")
     with pytest.raises(RequestError, match=r"no split 'validation'.*found: train"):
         open_shards(tmp_path, "validation")
-
-
-def test_names_of_any_bytes_become_distinct_text():
-    names = [b"caf\xc3\xa9", b"caf\xe9", b"caf\\xe9", b"caf\xe9\\xe9", b"a\nb", b"a\\nb", b"\xc2\xa0", b"\xa0"]
-    shown = [files.printable(name.decode("utf-8", "surrogateescape")) for name in names]
-    assert len(set(shown)) == len(names)
-    assert shown[0] == "café"
-    for text in shown:
-        assert text.isprintable()
-        text.encode("utf-8")

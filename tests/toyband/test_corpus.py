@@ -303,7 +303,7 @@ def test_layout_is_that_of_musdb18_hq(corpus):
 
 
 def test_number_of_workers_and_of_songs_does_not_change_a_byte(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(toyband, "_SONGS_A_WORKER", 1)
+    monkeypatch.setattr(toyband, "_SONGS_PER_WORKER", 1)
     synthesise_corpus(tmp_path / "other", train_songs=3, test_songs=1, duration_s=4.0, seed=5, workers=2)
     other = contents(tmp_path / "other")
     assert {name: other[name] for name in contents(corpus)} == contents(corpus)

@@ -12,10 +12,8 @@ reading, every weights file is checked against its digest.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from hafm_lightning.accompanist.stage_network import (
 )
 from hafm_lightning.accompanist.take import file_sha256
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import whole_folder
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 
 MODEL_FORMAT = 1
@@ -100,13 +99,11 @@ def write_model_folder(
     check_belonging(networks, tokenizers)
     target = Path(folder)
     _check_target(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        draft.chmod(0o755)
+    with ExitStack() as stack:
+        try:
+            draft = stack.enter_context(whole_folder(target))
+        except OSError as error:
+            raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"
@@ -132,17 +129,6 @@ def write_model_folder(
         }
         (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (draft / CARD_FILE).write_text(model_card(networks, tokenizers, card), encoding="utf-8")
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        old = draft.with_name(draft.name + ".old")
-        if target.exists():
-            target.rename(old)
-        draft.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

@@ -23,8 +23,9 @@ from typing import Any
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
+from hafm_lightning.local_pool import Pool
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
-from hafm_lightning.preparation.engines.base import Engine, make_engine
+from hafm_lightning.preparation.engines import make_engine
 from hafm_lightning.preparation.lock import exclusive
 from hafm_lightning.preparation.plan import Plan, Unit, make_plan
 from hafm_lightning.preparation.report.report import PreparationReport, write_report
@@ -151,7 +152,7 @@ class _Run:
             self.load(Path(config.tokenizers.folder).expanduser(), "cpu")
         return listing
 
-    def _plan(self, listing: Listing, engine: Engine) -> Plan:
+    def _plan(self, listing: Listing, engine: Pool) -> Plan:
         plan = self.state.read_plan()
         if plan is not None:
             return plan
@@ -172,7 +173,7 @@ class _Run:
         self.state.write_plan(plan)
         return plan
 
-    def _survey(self, songs: list[Song], engine: Engine) -> None:
+    def _survey(self, songs: list[Song], engine: Pool) -> None:
         blocks = [tuple(songs[i : i + SONGS_PER_BLOCK]) for i in range(0, len(songs), SONGS_PER_BLOCK)]
         left = [number for number in range(len(blocks)) if not self.state.survey_block(number).is_file()]
         work = SurveyWork(self.config.duplicates.enabled)
@@ -182,7 +183,7 @@ class _Run:
                 self.state.write_survey_block(left[index], facts)
                 bar.advance(len(facts))
 
-    def _make_tokenizers(self, plan: Plan, engine: Engine) -> None:
+    def _make_tokenizers(self, plan: Plan, engine: Pool) -> None:
         durations_s = {fact.id: fact.duration_s for fact in self.state.facts()}
         songs = plan.songs("train") or [song for unit in plan.units for song in unit.songs]
         make_tokenizers(
@@ -195,7 +196,7 @@ class _Run:
             device=self.device,
         )
 
-    def _make_shards(self, plan: Plan, styles: list[str], engine: Engine) -> list[dict[str, Any]]:
+    def _make_shards(self, plan: Plan, styles: list[str], engine: Pool) -> list[dict[str, Any]]:
         """Records of all units, in order; makes what is missing."""
         work = ShardWork(
             sound=self.config.sound,

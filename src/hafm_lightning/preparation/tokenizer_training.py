@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines.base import Engine
+from hafm_lightning.local_pool import Pool
 from hafm_lightning.preparation.quality.filters import broken_rules, measure
 from hafm_lightning.preparation.shard_work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
 from hafm_lightning.progress import progress
@@ -172,7 +172,7 @@ def make_tokenizers(
     excerpts: ExcerptPool,
     *,
     sound: SoundSettings,
-    engine: Engine,
+    engine: Pool,
     load: TokenizerLoader,
     device: str,
 ) -> None:
@@ -235,7 +235,7 @@ class TrainingSounds:
     They are read again for each tokenizer, a few at a time, so that memory does not grow with their number.
     """
 
-    def __init__(self, drawn: ExcerptPool, wanted: int, sound: SoundSettings, engine: Engine) -> None:
+    def __init__(self, drawn: ExcerptPool, wanted: int, sound: SoundSettings, engine: Pool) -> None:
         self._drawn = drawn
         self._wanted = min(wanted, len(drawn))
         self._sound = sound

@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import whole_folder
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 
 if TYPE_CHECKING:
@@ -239,10 +237,7 @@ def write_folder(
             return
     elif target.exists() and not target.is_dir():
         raise RequestError(f"{target} is a file; a tokenizer needs a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        draft.chmod(0o755)
+    with whole_folder(target) as draft:
         if arrays:
             content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
             (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own
@@ -250,29 +245,6 @@ def write_folder(
             model.save_pretrained(draft / MODEL_FOLDER)
         description = {"format_version": FORMAT_VERSION, "identity": identity.as_dict(), "report": dict(report)}
         (draft / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        _put_in_place(draft, target, identity.sha256)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _put_in_place(draft: Path, target: Path, sha256: str) -> None:
-    """Rename ``draft`` to ``target``; when another process wins the race with the same tokenizer, that is fine."""
-    old = draft.with_name(draft.name + ".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        draft.rename(target)
-    except OSError:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        if _described_sha256(target) != sha256:
-            raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _described_sha256(folder: Path) -> str | None:

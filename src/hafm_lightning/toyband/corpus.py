@@ -12,14 +12,8 @@ and a song's folder appears under its name only when it is complete.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +21,8 @@ import numpy.typing as npt
 
 from hafm_lightning.audio import Audio, probe_audio, write_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import remove_unfinished, whole_folder
+from hafm_lightning.local_pool import local_pool, usable_cores
 from hafm_lightning.progress import progress
 from hafm_lightning.toyband.band import play
 from hafm_lightning.toyband.score import ToyTruth, compose
@@ -39,12 +35,11 @@ TRUTH_FILE = "truth.json"
 
 _HEADROOM = 0.97
 _PCM_SCALE = 32768
-_SONGS_A_WORKER = 8
+_SONGS_PER_WORKER = 8
 """A process costs seconds to start: none is started for fewer songs than this."""
 _SPLITS = ("train", "test")
-_UNFINISHED = ".unfinished-"
 _ABANDONED_S = 3600.0
-"""What is unfinished for so long was left by a process that is gone."""
+"""An unfinished song of this age was left by a process that is gone; a younger one may be in the making."""
 
 
 @dataclass(frozen=True)
@@ -130,20 +125,23 @@ def synthesise_corpus(
         for number in range(count)
     }
     _refuse_other_songs(root, songs)
-    missing = [(folder, own_seed) for folder, own_seed in songs.items() if not _complete(folder, own_seed, duration_s)]
+    missing = [
+        (folder, own_seed, duration_s)
+        for folder, own_seed in songs.items()
+        if not _complete(folder, own_seed, duration_s)
+    ]
     if not missing:
         return
     try:
         for split in _SPLITS:
             (root / split).mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(f"{_UNFINISHED}*"):
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_unfinished(root, _ABANDONED_S)
     except OSError as error:
         raise RequestError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
-    with progress("Synthesising the toy band", len(missing), "songs") as bar:
-        for name in _made(missing, duration_s, workers or os.cpu_count() or 1):
-            bar.advance(1, name)
+    workers = min(workers or usable_cores(), max(1, len(missing) // _SONGS_PER_WORKER))
+    with progress("Synthesising the toy band", len(missing), "songs") as bar, local_pool(workers) as pool:
+        for index, _ in pool.map(_write_song, missing):
+            bar.advance(1, missing[index][0].name)
 
 
 def song_name(split: str, number: int) -> str:
@@ -160,46 +158,23 @@ def song_seed(corpus_seed: int, split: str, number: int) -> int:
 def write_song(folder: Path, seed: int, duration_s: float) -> None:
     """Synthesise a song into ``folder``, which appears when all its files are complete.
 
-    Until then they lie in a hidden folder beside the split, where no reader of the corpus looks.
+    Raises:
+        RequestError: The folder cannot be written.
     """
     song = synthesise_song(seed, duration_s)
-    unfinished = folder.parent.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
     try:
-        for name in STEMS:
-            write_audio(unfinished / f"{name}.wav", song.stems[name])
-        write_audio(unfinished / "mixture.wav", song.mixture)
-        truth = json.dumps(song.truth.as_dict(), indent=1) + "\n"
-        (unfinished / TRUTH_FILE).write_text(truth, encoding="utf-8")
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        with whole_folder(folder) as draft:
+            for name in STEMS:
+                write_audio(draft / f"{name}.wav", song.stems[name])
+            write_audio(draft / "mixture.wav", song.mixture)
+            truth = json.dumps(song.truth.as_dict(), indent=1) + "\n"
+            (draft / TRUTH_FILE).write_text(truth, encoding="utf-8")
     except OSError as error:
-        if _complete(folder, seed, duration_s):  # another process was faster: its song is the same
-            return
         raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _made(missing: Sequence[tuple[Path, int]], duration_s: float, workers: int) -> Iterator[str]:
-    """Make the songs, and give the name of each when it is there."""
-    workers = min(workers, len(missing) // _SONGS_A_WORKER)
-    if workers < 2:
-        for folder, own_seed in missing:
-            write_song(folder, own_seed, duration_s)
-            yield folder.name
-        return
-    # Processes are spawned: a fork of a process whose libraries run threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs: dict[Future[None], str] = {
-            pool.submit(write_song, folder, own_seed, duration_s): folder.name for folder, own_seed in missing
-        }
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield jobs[job]
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _write_song(song: tuple[Path, int, float]) -> None:
+    write_song(*song)
 
 
 def _on_grid(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines.base import EngineSettings, usable_cores
+from hafm_lightning.local_pool import usable_cores
+from hafm_lightning.preparation.engines.base import EngineSettings
 
 U = TypeVar("U")
 R = TypeVar("R")
 
 
 class UnitActor:
-    """Lives on a worker machine; keeps the models that the work loads from one unit to the next."""
+    """An actor on a worker machine; keeps the models that the work loads from one unit to the next."""
 
     def __init__(self, work: bytes) -> None:
         """``work``: the pickled function."""

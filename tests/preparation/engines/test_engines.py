@@ -1,58 +1,21 @@
 """Engines: every unit once, errors by name, and the same bytes from processes and from a Ray cluster."""
 
-import os
-from dataclasses import dataclass
-
 import pytest
 from tiny_corpora import write_musdb, write_stems
 from tiny_preparation import shard_bytes, tiny_config
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines.base import EngineSettings, LocalEngine, SerialEngine, make_engine
+from hafm_lightning.local_pool import ProcessPool, SerialPool
+from hafm_lightning.preparation.engines import EngineSettings, make_engine
 from hafm_lightning.preparation.pipeline import PreparationConfig, prepare
 from hafm_lightning.preparation.survey import SurveyWork
 from hafm_lightning.tokenizers import load_tokenizers
 
 
-@dataclass(frozen=True)
-class Square:
-    """Squares numbers; fails or dies at one of them."""
-
-    fails_at: int = -1
-    dies_at: int = -1
-
-    def __call__(self, number: int) -> int:
-        if number == self.fails_at:
-            raise RuntimeError(f"no square of {number}")
-        if number == self.dies_at:
-            os._exit(9)
-        return number**2
-
-
-def test_processes_do_every_unit_once_and_serve_many_maps():
-    with LocalEngine(2) as engine:
-        for count in (11, 0, 1):
-            results = dict(engine.map(Square(), list(range(count))))
-            assert results == {index: index**2 for index in range(count)}
-        with pytest.raises(RuntimeError, match="no square of 3"):
-            list(engine.map(Square(fails_at=3), list(range(8))))
-        assert dict(engine.map(Square(), [5])) == {0: 25}
-
-
-def test_an_error_in_the_only_process_reaches_the_caller():
-    with SerialEngine() as engine, pytest.raises(RuntimeError, match="no square of 3"):
-        list(engine.map(Square(fails_at=3), list(range(8))))
-
-
-def test_a_worker_that_dies_is_reported_with_what_was_running():
-    with LocalEngine(1) as engine, pytest.raises(RuntimeError, match=r"worker process died .* units .* of 6"):
-        list(engine.map(Square(dies_at=2), list(range(6))))
-
-
 def test_settings_choose_the_engine():
-    assert isinstance(make_engine(EngineSettings(workers=1)), SerialEngine)
+    assert isinstance(make_engine(EngineSettings(workers=1)), SerialPool)
     with make_engine(EngineSettings(workers=2)) as engine:
-        assert isinstance(engine, LocalEngine)
+        assert isinstance(engine, ProcessPool)
     with pytest.raises(ValueError, match="choose local or ray"):
         EngineSettings(kind="spark")
 
