@@ -22,7 +22,7 @@ from hafm_lightning.preparation.lock import exclusive
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.report.report import PreparationReport
 from hafm_lightning.preparation.verification import verify_root
-from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.shards import open_shards
 from hafm_lightning.tokenizers import load_tokenizers
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from hafm_lightning import files
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import (
+from hafm_lightning.shards import (
     STORED_STREAMS,
     Manifest,
     ShardReader,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hafm_lightning.shards.reader import (
+from hafm_lightning.shards import (
     REQUIRED_STREAMS,
     STORED_STREAMS,
     Manifest,

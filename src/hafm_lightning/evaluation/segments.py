@@ -22,7 +22,7 @@ import torch
 
 from hafm_lightning.audio import Audio, read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import clip_id
+from hafm_lightning.shards import clip_id
 from hafm_lightning.songs.clips import MARGIN_S, ClipSound, clip_sound, with_noise
 from hafm_lightning.songs.corpora import MusdbHQ
 from hafm_lightning.songs.song import Song

@@ -41,7 +41,7 @@ from hafm_lightning.preparation.shard_work import (
 from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
 from hafm_lightning.preparation.tokenizer_training import ExcerptPool, make_tokenizers
 from hafm_lightning.progress import progress
-from hafm_lightning.shards.reader import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
+from hafm_lightning.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
 from hafm_lightning.songs.corpora import list_songs
 from hafm_lightning.songs.song import Listing, Song
 from hafm_lightning.tokenizers import Tokenizers

@@ -18,7 +18,7 @@ from hafm_lightning.files import TEMPORARY_PREFIX, sha256_of, write_json
 from hafm_lightning.preparation.plan import Plan, Unit
 from hafm_lightning.preparation.shard_work import UnitResult
 from hafm_lightning.preparation.survey import SongFacts
-from hafm_lightning.shards.reader import SPLITS, write_shard
+from hafm_lightning.shards import SPLITS, write_shard
 from hafm_lightning.songs.song import Song
 
 WORK_FOLDER = "work"

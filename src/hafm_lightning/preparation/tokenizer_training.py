@@ -21,7 +21,7 @@ from hafm_lightning.local_pool import Pool
 from hafm_lightning.preparation.quality.filters import broken_rules, measure
 from hafm_lightning.preparation.shard_work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
 from hafm_lightning.progress import progress
-from hafm_lightning.shards.reader import clip_id
+from hafm_lightning.shards import clip_id
 from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
 from hafm_lightning.songs.song import Song, reason_of
 from hafm_lightning.songs.stems import read_window, readable

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import MANIFEST_NAME, SPLITS, ShardReader
+from hafm_lightning.shards import MANIFEST_NAME, SPLITS, ShardReader
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokenizers.base import read_description
 from hafm_lightning.tokenizers.weights import UnreachableWeightsError

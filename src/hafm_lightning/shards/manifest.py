@@ -1,6 +1,6 @@
 """The manifest of a split: what its shards hold, and how they were made.
 
-Shapes and names of the stored streams are here too, since writer, reader and manifest must agree on them.
+Names and shapes of the stored streams are here too, since writer, reader and manifest must agree on them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_json
@@ -24,6 +27,8 @@ from hafm_lightning.tokens import (
     VOCAL_SEMANTIC,
     TokenStream,
 )
+
+Ids = NDArray[np.uint16]
 
 FORMAT_VERSION = 1
 """Version of the layout described here; readers refuse any other."""
@@ -40,7 +45,7 @@ STORED_STREAMS: Mapping[str, TokenStream] = {
         STYLE,
     )
 }
-"""What a shard may hold: coarse and fine codebooks lie together as ``instrumental_codes``."""
+"""Arrays that a shard may hold: coarse and fine codebooks lie together as ``instrumental_codes``."""
 REQUIRED_STREAMS = (VOCAL_SEMANTIC.name, INSTRUMENTAL_SEMANTIC.name, INSTRUMENTAL_CODES)
 
 
@@ -54,6 +59,11 @@ def song_of(clip: str) -> str:
     return clip.rpartition("@")[0]
 
 
+def songs_of(clip_ids: Iterable[str]) -> list[str]:
+    """The songs of some clips, each once, in order."""
+    return list(dict.fromkeys(song_of(clip) for clip in clip_ids))
+
+
 def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
     """Shape of one clip's row in a shard: ``[T]`` for one codebook, ``[K, T]`` for more, ``[]`` for a clip's tag."""
     if not stream.rate_hz:
@@ -62,9 +72,27 @@ def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
     return (frames,) if stream.codebooks == 1 else (stream.codebooks, frames)
 
 
+def stream_description(stream: TokenStream) -> dict[str, int]:
+    """A stream as manifests write it."""
+    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
+
+
+def rows_problem(name: str, rows: np.ndarray[Any, Any], clips: int, duration_s: float) -> str:
+    """What is wrong with a stored array, or an empty string."""
+    stream = STORED_STREAMS.get(name)
+    if stream is None:
+        return f"unknown stream {name!r}; known: {', '.join(STORED_STREAMS)}"
+    expected = (clips, *row_shape(stream, duration_s))
+    if rows.dtype != np.uint16 or rows.shape != expected:
+        return f"stream {name!r} is {rows.dtype} {list(rows.shape)}, expected uint16 {list(expected)}"
+    if rows.size and int(rows.max()) >= stream.vocabulary:
+        return f"stream {name!r} has id {int(rows.max())}, allowed 0..{stream.vocabulary - 1}"
+    return ""
+
+
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard, as its manifest lists it.
+    """One shard in its manifest.
 
     Attributes:
         file: Name inside the split's folder.
@@ -83,7 +111,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a split's shards are and how they were made.
+    """The shards of a split, and how they were made.
 
     Attributes:
         split: ``train``, ``validation`` or ``test``.
@@ -121,7 +149,7 @@ class Manifest:
         return list(dict.fromkeys(song for shard in self.shards for song in shard.songs))
 
     def save(self, folder: Path) -> None:
-        """Write ``manifest.json`` into the folder, whole or not at all."""
+        """Write ``manifest.json`` into the folder, completely or not at all."""
         write_json(Path(folder) / MANIFEST_NAME, asdict(self))
 
     @classmethod
@@ -156,11 +184,11 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{where} is not a shard manifest ({error!r}); prepare the shards again") from error
         for name, shape in manifest.streams.items():
-            known = STORED_STREAMS.get(name)
-            if known is None or shape != stream_description(known):
+            stream = STORED_STREAMS.get(name)
+            if stream is None or shape != stream_description(stream):
+                expected = stream_description(stream) if stream else f"one of {', '.join(STORED_STREAMS)}"
                 raise RequestError(
-                    f"{where}: stream {name!r} is {shape}, this version knows "
-                    f"{stream_description(known) if known else ', '.join(STORED_STREAMS)}; prepare the shards again"
+                    f"{where}: stream {name!r} is {shape}, expected {expected}; prepare the shards again"
                 )
         for name in REQUIRED_STREAMS:
             if name not in manifest.streams:
@@ -172,13 +200,3 @@ class Manifest:
                     f"{len(shard.clip_ids)} ids); prepare the shards again"
                 )
         return manifest
-
-
-def stream_description(stream: TokenStream) -> dict[str, int]:
-    """A stream as manifests write it."""
-    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
-
-
-def songs_of(clip_ids: Iterable[str]) -> list[str]:
-    """The songs of some clips, each once, in order."""
-    return list(dict.fromkeys(song_of(clip) for clip in clip_ids))

@@ -12,7 +12,7 @@ from tiny_preparation import tiny_config
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.report.report import PreparationReport
 from hafm_lightning.preparation.verification import verify_root
-from hafm_lightning.shards.reader import ShardReader
+from hafm_lightning.shards import ShardReader
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from hafm_lightning.preparation.report.page import page
 from hafm_lightning.preparation.run_state import RootState
 from hafm_lightning.preparation.shard_work import SoundSettings, cached_separator
 from hafm_lightning.progress import progress
-from hafm_lightning.shards.reader import STORED_STREAMS, Manifest, ShardReader, song_of
+from hafm_lightning.shards import STORED_STREAMS, Manifest, ShardReader, song_of
 from hafm_lightning.songs.clips import MARGIN_S, clip_sound
 from hafm_lightning.songs.song import Listing, Song
 from hafm_lightning.songs.stems import read_window, readable
