@@ -9,7 +9,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
 from hafm_lightning.preparation.settings import as_plain, build, describe, read_yaml
 from hafm_lightning.preparation.tokenizer_training import Encodec, Hubert, Offline
-from hafm_lightning.songs.corpora import SongFolder, ToyBand
+from hafm_lightning.songs import SongFolder, ToyBand
 
 
 def test_the_papers_configuration_says_what_the_paper_says(repository):

@@ -26,7 +26,7 @@ from hafm_lightning.preparation.quality.loudness import loudness_and_range
 from hafm_lightning.preparation.shard_work import SoundSettings, song_windows
 from hafm_lightning.songs import stems as stems_module
 from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, clip_sound, clip_starts, with_noise
-from hafm_lightning.songs.separation.base import SeparationSettings
+from hafm_lightning.songs.separation import SeparationSettings
 from hafm_lightning.songs.song import Song
 from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, read_window, to_stereo
 

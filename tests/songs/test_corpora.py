@@ -12,8 +12,7 @@ from tiny_corpora import vocal_and_band, write_musdb, write_stems, write_tracks_
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.songs import musdb_stems
-from hafm_lightning.songs.corpora import MusdbHQ, MusdbStems, SongFolder, StemFolder, list_songs
+from hafm_lightning.songs import MusdbHQ, MusdbStems, SongFolder, StemFolder, list_songs, musdb
 from hafm_lightning.songs.song import Quarantined, Song, walk_audio
 
 
@@ -207,7 +206,7 @@ class FakeTrack:
 def test_stem_mp4_are_decoded_once_into_the_layout_of_hq(tmp_path, monkeypatch):
     for split, name in (("train", "A - one"), ("train", "B - broken"), ("test", "C - two")):
         touch(tmp_path / "musdb18" / split / f"{name}.stem.mp4")
-    monkeypatch.setattr(musdb_stems, "_track_class", lambda: FakeTrack)
+    monkeypatch.setattr(musdb, "_track_class", lambda: FakeTrack)
     corpus = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True)
     listing = corpus.listing()
     assert [(song.id, song.split) for song in listing.songs] == [("A - one", "train"), ("C - two", "test")]
@@ -220,7 +219,7 @@ def test_stem_mp4_are_decoded_once_into_the_layout_of_hq(tmp_path, monkeypatch):
     before = Path(listing.songs[0].vocals).stat().st_mtime_ns
     corpus.listing()
     assert Path(listing.songs[0].vocals).stat().st_mtime_ns == before
-    assert not list(tmp_path.rglob(".decoding-*"))
+    assert not list(tmp_path.rglob(".writing-*"))
 
 
 def test_without_ffmpeg_stem_mp4_say_what_to_install(tmp_path, monkeypatch):
@@ -236,14 +235,14 @@ def write_stem_mp4(path, stems, rate_hz):
     """A ``.stem.mp4`` by the real ffmpeg: mixture, drums, bass, other, vocals as five AAC streams of one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs, maps = [], []
-    for number, name in enumerate(musdb_stems.STREAMS):
+    for number, name in enumerate(musdb.STREAMS):
         wav = path.with_name(f"{name}.wav")
         soundfile.write(wav, stems[name].T, rate_hz, subtype="FLOAT")
         inputs += ["-i", wav]
         maps += ["-map", f"{number}:a"]
     options = [*inputs, *maps, "-c:a", "aac", "-b:a", "256k", "-f", "mp4", path]
     subprocess.run(["ffmpeg", "-nostdin", "-loglevel", "error", *options], check=True)
-    for name in musdb_stems.STREAMS:
+    for name in musdb.STREAMS:
         path.with_name(f"{name}.wav").unlink()
 
 
@@ -277,7 +276,7 @@ def test_stems_that_overshoot_full_scale_are_kept_as_they_are(tmp_path, monkeypa
             return np.full((800, 2), 0.9 + stem_id / 10, np.float64)
 
     touch(tmp_path / "musdb18" / "test" / "A - one.stem.mp4")
-    monkeypatch.setattr(musdb_stems, "_track_class", lambda: LoudTrack)
+    monkeypatch.setattr(musdb, "_track_class", lambda: LoudTrack)
     listing = MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
     (song,) = listing.songs
     np.testing.assert_allclose(read_audio(song.vocals).samples, 1.3, atol=1e-6)
@@ -289,8 +288,8 @@ def test_a_full_disk_while_decoding_is_no_fault_of_the_song(tmp_path, monkeypatc
         raise RequestError("vocals.wav: cannot be written (No space left on device); free space")
 
     touch(tmp_path / "musdb18" / "test" / "A - one.stem.mp4")
-    monkeypatch.setattr(musdb_stems, "_track_class", lambda: FakeTrack)
-    monkeypatch.setattr(musdb_stems, "write_audio", full)
+    monkeypatch.setattr(musdb, "_track_class", lambda: FakeTrack)
+    monkeypatch.setattr(musdb, "write_audio", full)
     with pytest.raises(RequestError, match="No space left"):
         MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
-    assert not list((tmp_path / "hq").rglob(".decoding-*"))
+    assert not list((tmp_path / "hq").rglob(".writing-*"))

@@ -15,9 +15,9 @@ from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.settings import as_plain, build, read_yaml
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
+from hafm_lightning.songs import AnyCorpus
 from hafm_lightning.songs.clips import ClipSettings
-from hafm_lightning.songs.corpora import AnyCorpus
-from hafm_lightning.songs.separation.base import SeparationSettings
+from hafm_lightning.songs.separation import SeparationSettings
 
 CHANGES_NOTHING = ("root", "engine", "report", "device")
 """Settings that do not decide what shards hold."""

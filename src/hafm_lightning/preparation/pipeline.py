@@ -42,7 +42,7 @@ from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
 from hafm_lightning.preparation.tokenizer_training import ExcerptPool, make_tokenizers
 from hafm_lightning.progress import progress
 from hafm_lightning.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
-from hafm_lightning.songs.corpora import list_songs
+from hafm_lightning.songs import list_songs
 from hafm_lightning.songs.song import Listing, Song
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import STYLE, VOCAL_ACOUSTIC

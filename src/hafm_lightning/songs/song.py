@@ -1,4 +1,11 @@
-"""Songs, and the audio files below a folder."""
+"""Songs, the protocol of a corpus, and the audio files below a folder.
+
+Choices:
+
+* Listing never opens audio. A file that cannot be read is noticed when it is read, and costs that song only.
+* Folders are followed through symbolic links, each real folder once, so that loops end.
+* A song's id is text that any encoding holds, whatever bytes its file name is made of.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable
 
 AUDIO_SUFFIXES = frozenset(
@@ -18,15 +27,15 @@ AUDIO_SUFFIXES = frozenset(
         *("m4a", "mp4", "aac", "wma", "webm", "mka", "ape", "wv"),
     )
 )
-"""Files with these endings are songs or stems; others (pictures, texts) are passed over."""
+"""Files with these endings are songs or stems; others (pictures, texts) are ignored."""
 
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors that speak of this machine and not of a song."""
+"""Errors of this machine, for which no song is to blame."""
 
 
 @dataclass(frozen=True)
 class Song:
-    """One song: its files and what is known of it. Paths are strings, so that a plan can be kept as JSON.
+    """One song: its files and metadata. Paths are strings, so that a plan can be written as JSON.
 
     Attributes:
         id: Unique name, printable.
@@ -34,11 +43,11 @@ class Song:
         mixture: File with everything in it; empty if there is none.
         vocals: File with the vocals alone; empty means that the mixture has to be separated.
         accompaniment: Files that sum to everything but the vocals.
-        bytes: Total size of the files, by which a changed corpus is noticed.
+        bytes: Total size of the files; another size means a changed corpus.
         artist: Name or number; empty if unknown. Songs of one artist stay in one split.
         genre: Name; empty if unknown.
         licence: As the corpus states it; empty if unknown.
-        split_given: The corpus itself says that the song is for training, so it is never drawn for validation.
+        split_given: The split comes from the corpus, so the song is never drawn for validation.
     """
 
     id: str
@@ -54,17 +63,17 @@ class Song:
 
     @property
     def needs_separation(self) -> bool:
-        """Whether only the mixture is there."""
+        """True if there is only a mixture."""
         return not self.vocals
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """Something put aside.
+    """A song, folder or file that is not used.
 
     Attributes:
-        name: Song id, or the path of a folder or file.
-        reason: Why, in one line.
+        name: Song id, or path.
+        reason: One line.
     """
 
     name: str
@@ -73,12 +82,12 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a corpus holds.
+    """The songs of a corpus.
 
     Attributes:
-        songs: In a fixed order, ids distinct.
-        quarantined: What could not be listed.
-        left_out: Songs that settings exclude (a genre, a licence), with the reason.
+        songs: In a fixed order that depends on names alone; ids are distinct.
+        quarantined: Files and folders that could not be listed.
+        left_out: Songs that the settings exclude (a genre, a licence).
     """
 
     songs: list[Song]
@@ -86,8 +95,33 @@ class Listing:
     left_out: list[Quarantined]
 
 
+class Corpus(Protocol):
+    """A source of songs; the settings of each kind are the fields of its dataclass."""
+
+    path: str
+
+    def listing(self) -> Listing:
+        """All songs; RequestError where the corpus itself is missing."""
+
+
+def existing_folder(path: str) -> Path:
+    """The folder of a corpus; RequestError if it does not exist."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise RequestError(f"corpus folder {folder} does not exist; correct `path` in the configuration's `corpora`")
+    return folder
+
+
+def audio_by_folder(root: Path, quarantined: list[Quarantined]) -> dict[Path, list[tuple[Path, int]]]:
+    """Folder -> its audio files with their sizes, as :func:`walk_audio` finds them; empty if ``root`` is no folder."""
+    folders: dict[Path, list[tuple[Path, int]]] = {}
+    for path, size in walk_audio(root, quarantined) if root.is_dir() else ():
+        folders.setdefault(path.parent, []).append((path, size))
+    return folders
+
+
 def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Path, int]]:
-    """Audio files below ``root`` with their sizes, sorted by name; what cannot be opened goes to ``quarantined``.
+    """Audio files below ``root`` with their sizes, sorted by name; unreadable ones go to ``quarantined``.
 
     Symbolic links are followed; a real folder is entered once, so that a loop of links ends.
     """
@@ -123,10 +157,10 @@ def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Pat
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Why a song is put aside, in one line.
+    """Why a song is quarantined, in one line.
 
     Raises:
-        OSError: The same error, where it speaks of this machine (disk, memory, open files) and not of the song.
+        OSError: The same error, if this machine (disk, memory, open files) is to blame and not the song.
     """
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         raise error

@@ -10,7 +10,7 @@ from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of
 from hafm_lightning.songs import stems as stems_module
-from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, load_separator
+from hafm_lightning.songs.separation import MdxParameters, SeparationSettings, load_separator
 from hafm_lightning.songs.song import Song
 from hafm_lightning.songs.stems import read_blocks
 
@@ -167,7 +167,7 @@ def pickle_file(folder):
     [
         (lambda folder: SeparationSettings(str(folder / "none.onnx")), "does not exist"),
         (damaged, "not a usable ONNX model"),
-        (no_shape, "n_fft of the model not known"),
+        (no_shape, "n_fft of the model unknown"),
         (contradiction, "dim_t is 33, the settings say 77"),
         (pickle_file, "neither .onnx"),
     ],

@@ -17,11 +17,11 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Samples, SeparationSettings, Stems
 
 _MARGIN_S = 8.0
-"""A little more than the stretch that the model hears at once (7.8 s)."""
+"""A little more than the length of the model's input (7.8 s)."""
 
 
 class HtdemucsSeparator:
-    """Runs an HTDemucs; the vocals are its vocal stem, the instrumental is what they leave."""
+    """Runs an HTDemucs; the vocals are its vocal stem, the instrumental is the mixture minus the vocals."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
         """Args:
