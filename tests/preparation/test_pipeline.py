@@ -356,7 +356,7 @@ def test_the_command_prepares_and_verifies(musdb, tmp_path, capsys):
     assert main(["prepare", "--config", str(config), f"root={root}", "split.validation_share=0"]) == 0
     assert "train: 12 clips of 4 songs" in capsys.readouterr().out
     assert main(["prepare", "--verify", str(root)]) == 0
-    assert "whole (train 12 clips, test 3 clips)" in capsys.readouterr().out
+    assert "complete and undamaged (train 12 clips, test 3 clips)" in capsys.readouterr().out
     shard = root / "test" / "shard-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-8])
     assert main(["prepare", "--verify", str(root)]) == 1

@@ -20,9 +20,9 @@ from hafm_lightning.preparation.quality.filters import (
     Measurements,
     broken_rules,
     correlation,
+    loudness_and_range,
     measure,
 )
-from hafm_lightning.preparation.quality.loudness import loudness_and_range
 from hafm_lightning.preparation.shard_work import SoundSettings, song_windows
 from hafm_lightning.songs import stems as stems_module
 from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, clip_sound, clip_starts, with_noise

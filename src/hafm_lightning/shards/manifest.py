@@ -92,48 +92,29 @@ def rows_problem(name: str, rows: np.ndarray[Any, Any], clips: int, duration_s: 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard in its manifest.
+    """One shard in its manifest."""
 
-    Attributes:
-        file: Name inside the split's folder.
-        clips: Number of rows.
-        sha256: Hash of the file's bytes.
-        clip_ids: One id a row, ``song@start_s``.
-        songs: The songs those clips come from, each once, in order.
-    """
-
-    file: str
-    clips: int
-    sha256: str
-    clip_ids: list[str]
-    songs: list[str]
+    file: str  # name inside the split's folder
+    clips: int  # number of rows
+    sha256: str  # hash of the file's bytes
+    clip_ids: list[str]  # one id a row, `song@start_s`
+    songs: list[str]  # the songs those clips come from, each once, in order
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The shards of a split, and how they were made.
+    """The shards of a split, and how they were made."""
 
-    Attributes:
-        split: ``train``, ``validation`` or ``test``.
-        duration_s: Length of every clip, in seconds.
-        streams: Stored name -> ``{"rate_hz", "codebooks", "vocabulary"}``.
-        tokenizers: ``semantic`` and ``acoustic`` -> identity (kind, sha256 of the weights, rates, settings).
-        resampler: Name of the resampler that fed the tokenizers; another one gives other tokens.
-        preparation: Settings that decide what the shards hold.
-        styles: Names of the ids in the ``style`` stream.
-        shards: The files, in order; clip ``i`` of the split counts through them.
-        format_version: :data:`FORMAT_VERSION` of the writer.
-    """
-
-    split: str
-    duration_s: float
-    streams: dict[str, dict[str, int]]
+    split: str  # `train`, `validation` or `test`
+    duration_s: float  # length of every clip, in seconds
+    streams: dict[str, dict[str, int]]  # stored name -> `{"rate_hz", "codebooks", "vocabulary"}`
+    # `semantic` and `acoustic` -> identity (kind, sha256 of the weights, rates, settings).
     tokenizers: dict[str, dict[str, Any]]
-    resampler: str
-    preparation: dict[str, Any]
-    styles: list[str]
-    shards: list[ShardInfo]
-    format_version: int = FORMAT_VERSION
+    resampler: str  # name of the resampler that fed the tokenizers; another one gives other tokens
+    preparation: dict[str, Any]  # settings that decide what the shards hold
+    styles: list[str]  # names of the ids in the `style` stream
+    shards: list[ShardInfo]  # the files, in order; clip `i` of the split counts through them
+    format_version: int = FORMAT_VERSION  # `FORMAT_VERSION` of the writer
 
     @property
     def clips(self) -> int:

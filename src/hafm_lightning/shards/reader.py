@@ -31,11 +31,7 @@ from hafm_lightning.shards.manifest import (
 
 
 def map_shard(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Memory-map the arrays of a safetensors file without reading them.
-
-    Raises:
-        RequestError: The file is missing, cut short or not a shard.
-    """
+    """Memory-map the arrays of a file without reading them; RequestError if it is missing, cut short or no shard."""
     damaged = f"{path} is damaged or not a shard; run `prepare` again, or fetch the file again"
     try:
         size = path.stat().st_size

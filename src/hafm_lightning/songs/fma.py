@@ -30,11 +30,7 @@ class Track:
 
 
 def read_tracks(folder: Path) -> dict[int, Track]:
-    """Track number -> metadata.
-
-    Raises:
-        RequestError: ``tracks.csv`` is missing or is not FMA's.
-    """
+    """Track number -> metadata; RequestError if ``tracks.csv`` is missing or is not FMA's."""
     path = folder / "tracks.csv"
     genres = _top_genres(folder / "genres.csv")
     tracks = {}

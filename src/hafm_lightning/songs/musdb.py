@@ -1,4 +1,4 @@
-"""MUSDB18: the wav folders of MUSDB18-HQ, and the ``.stem.mp4`` files of the first form, decoded once to that layout.
+"""Corpora in the layout of MUSDB18-HQ: the data set itself, its ``.stem.mp4`` form, decoded once, and the toy band.
 
 The ``musdb`` package reads the streams of a ``.stem.mp4``, and needs ffmpeg and ffprobe for it. A song's folder appears
 when all its files are written.
@@ -18,6 +18,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable, whole_folder
 from hafm_lightning.progress import progress
 from hafm_lightning.songs.song import Listing, Quarantined, Song, audio_by_folder, existing_folder, reason_of
+from hafm_lightning.toyband.corpus import synthesise_corpus
 
 MUSDB_STEMS = ("vocals", "drums", "bass", "other")
 MUSDB_SONGS = {"train": 100, "test": 50}
@@ -96,14 +97,45 @@ class MusdbStems:
         return replace(listing, quarantined=quarantined + listing.quarantined)
 
 
+@dataclass(frozen=True)
+class ToyBand:
+    """Songs synthesised by :mod:`hafm_lightning.toyband.corpus`, in the layout of MUSDB18-HQ.
+
+    Attributes:
+        path: Folder of the songs; missing ones are synthesised, complete ones are kept.
+        train_songs: Number of songs in ``train``.
+        test_songs: Number of songs in ``test``.
+        duration_s: Length of a song, in seconds.
+        seed: The same seed gives the same songs.
+    """
+
+    path: str
+    train_songs: int = 90
+    test_songs: int = 10
+    duration_s: float = 20.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train_songs < 2 or self.test_songs < 1 or not self.duration_s > 0:
+            raise ValueError("a toy band needs at least 2 train songs, 1 test song and a positive duration_s")
+
+    def listing(self) -> Listing:
+        """Synthesise the songs that are missing, then list them all."""
+        synthesise_corpus(
+            Path(self.path).expanduser(),
+            train_songs=self.train_songs,
+            test_songs=self.test_songs,
+            duration_s=self.duration_s,
+            seed=self.seed,
+        )
+        return MusdbHQ(self.path, allow_partial=True).listing()
+
+
 def decode_stems(source: Path, target: Path) -> list[Quarantined]:
-    """Write ``target/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` for every song that is not there yet.
+    """Write ``target/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` for every missing song.
 
-    Returns:
-        Songs that could not be decoded.
-
-    Raises:
-        RequestError: There are no such files, or musdb, ffmpeg or ffprobe is not installed, or ``target`` is full.
+    Returns the songs that could not be decoded. RequestError if there are no ``.stem.mp4`` files, if musdb, ffmpeg or
+    ffprobe is not installed, or if ``target`` is full.
     """
     files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
     if not files:

@@ -1,4 +1,4 @@
-"""Songs, the protocol of a corpus, and the audio files below a folder.
+"""Songs, listings of songs, and the audio files below a folder.
 
 Choices:
 
@@ -15,7 +15,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable
@@ -35,31 +34,18 @@ _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno
 
 @dataclass(frozen=True)
 class Song:
-    """One song: its files and metadata. Paths are strings, so that a plan can be written as JSON.
+    """One song: its files and metadata. Paths are strings, so that a plan can be written as JSON."""
 
-    Attributes:
-        id: Unique name, printable.
-        split: ``train`` (divided into train and validation later), ``validation`` or ``test``.
-        mixture: File with everything in it; empty if there is none.
-        vocals: File with the vocals alone; empty means that the mixture has to be separated.
-        accompaniment: Files that sum to everything but the vocals.
-        bytes: Total size of the files; another size means a changed corpus.
-        artist: Name or number; empty if unknown. Songs of one artist stay in one split.
-        genre: Name; empty if unknown.
-        licence: As the corpus states it; empty if unknown.
-        split_given: The split comes from the corpus, so the song is never drawn for validation.
-    """
-
-    id: str
-    split: str
-    mixture: str = ""
-    vocals: str = ""
-    accompaniment: tuple[str, ...] = ()
-    bytes: int = 0
-    artist: str = ""
-    genre: str = ""
-    licence: str = ""
-    split_given: bool = False
+    id: str  # unique name, printable
+    split: str  # `train` (divided into train and validation later), `validation` or `test`
+    mixture: str = ""  # file with everything in it; empty if there is none
+    vocals: str = ""  # file with the vocals alone; empty means that the mixture has to be separated
+    accompaniment: tuple[str, ...] = ()  # files that sum to everything but the vocals
+    bytes: int = 0  # total size of the files; another size means a changed corpus
+    artist: str = ""  # name or number; empty if unknown. Songs of one artist stay in one split
+    genre: str = ""  # name; empty if unknown
+    licence: str = ""  # as the corpus states it; empty if unknown
+    split_given: bool = False  # the split comes from the corpus, so the song is never drawn for validation
 
     @property
     def needs_separation(self) -> bool:
@@ -69,39 +55,19 @@ class Song:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A song, folder or file that is not used.
+    """A song, folder or file that is not used."""
 
-    Attributes:
-        name: Song id, or path.
-        reason: One line.
-    """
-
-    name: str
-    reason: str
+    name: str  # song id, or path
+    reason: str  # one line
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The songs of a corpus.
+    """The songs of a corpus."""
 
-    Attributes:
-        songs: In a fixed order that depends on names alone; ids are distinct.
-        quarantined: Files and folders that could not be listed.
-        left_out: Songs that the settings exclude (a genre, a licence).
-    """
-
-    songs: list[Song]
-    quarantined: list[Quarantined]
-    left_out: list[Quarantined]
-
-
-class Corpus(Protocol):
-    """A source of songs; the settings of each kind are the fields of its dataclass."""
-
-    path: str
-
-    def listing(self) -> Listing:
-        """All songs; RequestError where the corpus itself is missing."""
+    songs: list[Song]  # in a fixed order that depends on names alone; ids are distinct
+    quarantined: list[Quarantined]  # files and folders that could not be listed
+    left_out: list[Quarantined]  # songs that the settings exclude (a genre, a licence)
 
 
 def existing_folder(path: str) -> Path:
@@ -157,11 +123,7 @@ def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Pat
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Why a song is quarantined, in one line.
-
-    Raises:
-        OSError: The same error, if this machine (disk, memory, open files) is to blame and not the song.
-    """
+    """Why a song is quarantined, in one line; raises errors of this machine (disk, memory, open files) again."""
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         raise error
     text = " ".join(str(error).split()) or type(error).__name__

@@ -99,39 +99,28 @@ def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
 
 
 def probe_song(song: Song) -> AudioInfo:
-    """Rate and length of a song's files.
-
-    Raises:
-        RequestError: A file cannot be read, or the stems do not belong together (rate, length).
-    """
-    infos = [probe_audio(path) for path in song_files(song)]
-    first = infos[0]
-    for path, info in zip(song_files(song), infos, strict=True):
+    """Rate and length of a song's files; RequestError if one is unreadable, or their rates or lengths differ."""
+    infos = {path: probe_audio(path) for path in song_files(song)}
+    first = next(iter(infos.values()))
+    for path, info in infos.items():
         if info.rate_hz != first.rate_hz:
-            raise RequestError(
-                f"{path}: {info.rate_hz} Hz beside a vocal stem of {first.rate_hz} Hz; export the stems at one rate"
-            )
+            rates = f"{info.rate_hz} Hz beside a vocal stem of {first.rate_hz} Hz"
+            raise RequestError(f"{path}: {rates}; export the stems at one rate")
         if abs(info.frames - first.frames) > LENGTH_TOLERANCE_S * first.rate_hz:
-            raise RequestError(
-                f"{path}: {info.duration_s:.2f} s beside a vocal stem of {first.duration_s:.2f} s; "
-                "export the stems at one length"
-            )
-    return replace(first, frames=max(info.frames for info in infos))
+            lengths = f"{info.duration_s:.2f} s beside a vocal stem of {first.duration_s:.2f} s"
+            raise RequestError(f"{path}: {lengths}; export the stems at one length")
+    return replace(first, frames=max(info.frames for info in infos.values()))
 
 
 def read_blocks(song: Song, separator: Separator | None) -> Iterator[Block]:
-    """The song's vocal and instrumental, block after block, at the rate of :func:`stem_rate_hz`.
-
-    Raises:
-        RequestError: A file is damaged, or the song needs a separator and there is none.
-    """
+    """The song's vocal and instrumental in blocks at the rate of :func:`stem_rate_hz`; errors as :func:`read_block`."""
     info = probe_song(song)
     for start_s, stop_s in block_grid(info.duration_s):
         yield read_block(song, info, separator, start_s, stop_s)
 
 
 def read_block(song: Song, info: AudioInfo, separator: Separator | None, start_s: float, stop_s: float) -> Block:
-    """One stretch of a song, from ``start_s`` to ``stop_s``; separated where there are no stems."""
+    """One stretch of a song, separated if there are no stems; RequestError for a damaged file or without separator."""
     if not song.needs_separation:
         return _read_stems(song, info, start_s, stop_s)
     if separator is None:
@@ -176,9 +165,7 @@ def read_window(song: Song, separator: Separator | None, start_s: float, duratio
     """One window with its context, without reading the rest of the song.
 
     A separated window differs a little from the same one cut from blocks, since the model sees another context.
-
-    Raises:
-        RequestError: A file is damaged or ends before the window does.
+    RequestError if a file is damaged or ends before the window does.
     """
     info = probe_song(song)
     rate_hz = stem_rate_hz(song, info, separator)
@@ -239,23 +226,18 @@ def cut_windows(
 ) -> Iterator[Window]:
     """Windows of ``duration_s`` at the ascending ``starts`` (seconds), cut while the blocks arrive.
 
-    Each has up to ``margin_s`` of context on each side, less at the song's ends.
-
-    Raises:
-        ValueError: A window reaches past the last block.
+    Each has up to ``margin_s`` of context on each side, less at the song's ends. ValueError if a window reaches past
+    the last block.
     """
     vocal = instrumental = np.zeros((1, 0), np.float32)
     begin = 0  # first sample of the buffer
-    ended = False
-    length = round(duration_s * rate_hz)
-    margin = round(margin_s * rate_hz)
+    length, margin = round(duration_s * rate_hz), round(margin_s * rate_hz)
     for start_s in starts:
         start = round(start_s * rate_hz)
         low = max(0, start - margin)
-        while not ended and begin + vocal.shape[1] < start + length + margin:
+        while begin + vocal.shape[1] < start + length + margin:
             block = next(blocks, None)
             if block is None:
-                ended = True
                 break
             if vocal.shape[1] == 0:
                 begin, vocal, instrumental = block.start, block.vocal, block.instrumental
@@ -269,6 +251,5 @@ def cut_windows(
             raise ValueError(f"window at {start_s} s lies outside the buffered sound")
         cut = slice(low - begin, start + length + margin - begin)
         size = max(vocal[:, cut].shape[1], start - low + length)
-        yield Window(
-            start_s, start - low, length, rate_hz, _fixed(vocal[:, cut], size), _fixed(instrumental[:, cut], size)
-        )
+        parts = (_fixed(part[:, cut], size) for part in (vocal, instrumental))
+        yield Window(start_s, start - low, length, rate_hz, *parts)

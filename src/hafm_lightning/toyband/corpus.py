@@ -1,11 +1,10 @@
-"""The toy band: songs with a known truth, made from nothing, in the folder layout of MUSDB18-HQ.
+"""The toy band: synthetic songs with a known truth, in the folder layout of MUSDB18-HQ.
 
-A song is a pure function of its seed and duration: a score (:mod:`~hafm_lightning.toyband.score`), sung
-(:mod:`~hafm_lightning.toyband.voice`) and accompanied (:mod:`~hafm_lightning.toyband.band`).
-Its five wav files walk the same path as a song of MUSDB18, and ``truth.json`` beside them knows tempo, key, beats,
-chords and sung notes, so that what a model plays can be scored against what was right.
+A song is a pure function of its seed and duration: a score (``score``), sung (``voice``) and accompanied (``band``).
+Its five wav files are prepared like a song of MUSDB18, and ``truth.json`` beside them has tempo, key, beats, chords and
+sung notes, so that the output of a model can be scored against the truth.
 
-A corpus grows: song ``i`` of a split is the same whatever the number of songs and workers, finished songs are kept,
+A corpus can grow: song ``i`` of a split is the same for every number of songs and workers, finished songs are kept,
 and a song's folder appears under its name only when it is complete.
 """
 
@@ -39,19 +38,14 @@ _SONGS_PER_WORKER = 8
 """A process costs seconds to start: none is started for fewer songs than this."""
 _SPLITS = ("train", "test")
 _ABANDONED_S = 3600.0
-"""An unfinished song of this age was left by a process that is gone; a younger one may be in the making."""
+"""Unfinished songs of this age were left by a dead process; younger ones may be in progress."""
 
 
 @dataclass(frozen=True)
 class ToySong:
-    """A song in memory.
+    """A song in memory."""
 
-    Attributes:
-        stems: ``vocals``, ``drums``, ``bass`` and ``other``: stereo at :data:`RATE_HZ`, on the grid of 16-bit files.
-        truth: What was sung and played when.
-    """
-
-    stems: dict[str, Audio]
+    stems: dict[str, Audio]  # of each name in `STEMS`: stereo at `RATE_HZ`, on the grid of 16-bit files
     truth: ToyTruth
 
     @property
@@ -70,15 +64,7 @@ class ToySong:
 
 
 def synthesise_song(seed: int, duration_s: float = 20.0) -> ToySong:
-    """Compose and perform the song that belongs to a seed.
-
-    Args:
-        seed: Any number from 0 on.
-        duration_s: Length in seconds, at least 4.
-
-    Returns:
-        The song; the same samples for the same arguments.
-    """
+    """The song of a seed (0 or more), at least 4 s long; the same samples for the same arguments."""
     truth = compose(seed, duration_s)
     vocals = sing(truth, RATE_HZ)
     tracks = {"vocals": np.stack([vocals, vocals]), **play(truth, RATE_HZ)}
@@ -99,16 +85,16 @@ def synthesise_corpus(
 ) -> None:
     """Write ``root/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` and ``truth.json``.
 
-    Songs that are complete are kept, so an interrupted run continues and a corpus can grow. A song is made again if one
-    of its files is missing or damaged.
+    Complete songs are kept, so that an interrupted run continues and a corpus can grow. A song is made again if one of
+    its files is missing or damaged.
 
     Args:
-        root: Folder of the corpus; made if missing.
+        root: Folder of the corpus.
         train_songs: Songs in ``train``.
         test_songs: Songs in ``test``.
         duration_s: Length of each song in seconds.
-        seed: Seed of the corpus; each song has a seed of its own, drawn from this, its split and its number.
-        workers: Processes; as many as there are processors if None. Changes nothing but the time it takes.
+        seed: Seed of the corpus; each song has its own seed, drawn from this seed, its split and its number.
+        workers: Number of processes; None for one per core. It does not change the result.
 
     Raises:
         RequestError: The folder holds other songs (another seed or duration, or more songs), or cannot be written.
@@ -125,11 +111,7 @@ def synthesise_corpus(
         for number in range(count)
     }
     _refuse_other_songs(root, songs)
-    missing = [
-        (folder, own_seed, duration_s)
-        for folder, own_seed in songs.items()
-        if not _complete(folder, own_seed, duration_s)
-    ]
+    missing = [(path, own, duration_s) for path, own in songs.items() if not _complete(path, own, duration_s)]
     if not missing:
         return
     try:
@@ -156,11 +138,7 @@ def song_seed(corpus_seed: int, split: str, number: int) -> int:
 
 
 def write_song(folder: Path, seed: int, duration_s: float) -> None:
-    """Synthesise a song into ``folder``, which appears when all its files are complete.
-
-    Raises:
-        RequestError: The folder cannot be written.
-    """
+    """Synthesise a song into ``folder``, which appears when it is complete; RequestError if it cannot be written."""
     song = synthesise_song(seed, duration_s)
     try:
         with whole_folder(folder) as draft:
@@ -182,11 +160,7 @@ def _on_grid(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _complete(folder: Path, seed: int, duration_s: float) -> bool:
-    """Whether all files of a song are there and whole.
-
-    Raises:
-        RequestError: The folder holds another song.
-    """
+    """True if all files of a song are there and undamaged; RequestError if the folder holds another song."""
     if not (folder / TRUTH_FILE).is_file():
         return False
     try:
@@ -209,7 +183,7 @@ def _complete(folder: Path, seed: int, duration_s: float) -> bool:
 
 
 def _refuse_other_songs(root: Path, songs: dict[Path, int]) -> None:
-    """Never mix the toy band with another corpus, and never leave songs that the caller did not ask for."""
+    """Never mix the toy band with another corpus, and never leave songs that were not asked for."""
     for split in _SPLITS:
         folder = root / split
         if not folder.is_dir():

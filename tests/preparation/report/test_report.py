@@ -32,7 +32,7 @@ def test_verify_finds_splits_that_share_songs_and_foreign_tokenizers(prepared, t
     description["identity"]["sha256"] = "0" * 64
     (root / "tokenizers" / "semantic" / "tokenizer.json").write_text(json.dumps(description))
     text = "\n".join(verify_root(root).problems)
-    assert "its manifest is that of split 'test'" in text
+    assert "its manifest belongs to the split 'test'" in text
     assert "1 songs are in validation and in test" in text
     assert "another semantic tokenizer" in text
 

@@ -1,6 +1,6 @@
-"""The preparation report as one HTML page: tables, bars drawn as SVG, and examples to listen to.
+"""The preparation report as one HTML page: tables, bars as SVG, and sound examples.
 
-No script and nothing from the network; audio files lie beside the page.
+There is no script and nothing from the network; the audio files are beside the page.
 """
 
 from __future__ import annotations
@@ -131,23 +131,14 @@ def _tokenizers(identities: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _training(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """How the centroids were trained; nothing for tokenizers that came with theirs."""
+    """How the centroids were trained; empty for pretrained ones."""
     rows: list[list[Any]] = []
     for use, report in reports.items():
         trainings = report.get("kmeans", [])
         for codebook, kmeans in enumerate(trainings if isinstance(trainings, list) else [trainings]):
-            rows.append(
-                [
-                    use,
-                    codebook,
-                    kmeans["points"],
-                    kmeans["centroids"],
-                    kmeans["dead_centroids"],
-                    round(kmeans["perplexity"], 1),
-                    float(f"{kmeans['inertia']:.4g}"),
-                    f"{kmeans['explained']:.1%}",
-                ]
-            )
+            sizes = [kmeans[name] for name in ("points", "centroids", "dead_centroids")]
+            inertia, explained = float(f"{kmeans['inertia']:.4g}"), f"{kmeans['explained']:.1%}"
+            rows.append([use, codebook, *sizes, round(kmeans["perplexity"], 1), inertia, explained])
     if not rows:
         return ""
     return "<p>k-means, on frames of the training songs:</p>" + table(

@@ -14,11 +14,7 @@ __all__ = ["MdxParameters", "SeparationSettings", "Separator", "Stems", "load_se
 
 
 def load_separator(settings: SeparationSettings) -> Separator:
-    """The separator that the settings describe.
-
-    Raises:
-        RequestError: The model file is missing, not the expected one, or its package is not installed.
-    """
+    """The separator of the settings; RequestError if its file is missing or another one, or a package is missing."""
     path = Path(settings.model).expanduser()
     if not settings.model or not path.is_file():
         raise RequestError(

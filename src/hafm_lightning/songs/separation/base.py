@@ -29,17 +29,12 @@ class Stems:
 
 
 class Separator(Protocol):
-    """A model that takes vocals out of a mixture.
+    """A model that takes vocals out of a mixture."""
 
-    Attributes:
-        identity: Everything that decides the result (kind, sha256 of the weights, settings), as JSON values.
-        rate_hz: Sample rate of mixture and stems.
-        margin_s: Context that the model needs on each side of a stretch: whole seconds.
-    """
-
+    # Everything that decides the result (kind, sha256 of the weights, settings), as JSON values.
     identity: dict[str, Any]
-    rate_hz: int
-    margin_s: float
+    rate_hz: int  # sample rate of mixture and stems
+    margin_s: float  # context that the model needs on each side of a stretch: whole seconds
 
     def separate(self, mixture: Samples, first: int = 0) -> Stems:
         """Separate a stretch of a song.

@@ -24,13 +24,9 @@ class HtdemucsSeparator:
     """Runs an HTDemucs; the vocals are its vocal stem, the instrumental is the mixture minus the vocals."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
-        """Args:
-        path: The ``.safetensors`` file.
-        sha256: Of that file.
-        settings: How to run it.
+        """``path``: the ``.safetensors`` file; ``sha256``: of that file.
 
-        Raises:
-            RequestError: demucs-infer is not installed, or the file is not an HTDemucs with vocals.
+        RequestError if demucs-infer is not installed, or the file is not an HTDemucs with vocals.
         """
         try:
             from demucs_infer.apply import apply_model

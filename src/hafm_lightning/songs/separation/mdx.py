@@ -63,13 +63,9 @@ class MdxSeparator:
     """Runs an MDX-Net model by onnxruntime."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
-        """Args:
-        path: The ``.onnx`` file.
-        sha256: Of that file.
-        settings: How to run it.
+        """``path``: the ``.onnx`` file; ``sha256``: of that file.
 
-        Raises:
-            RequestError: onnxruntime is not installed, the file is not an MDX-Net, or its shape is not known.
+        RequestError if onnxruntime is not installed, the file is not an MDX-Net, or its shape is unknown.
         """
         self.rate_hz = _RATE_HZ
         self._session = _session(path, settings)
@@ -128,24 +124,21 @@ class MdxSeparator:
         if count < self._batch_size and isinstance(self._session.get_inputs()[0].shape[0], int):
             chunks = np.concatenate((chunks, np.zeros((self._batch_size - count, *chunks.shape[1:]), np.float32)))
         shape = self.shape
-        spectrum = torch.stft(
-            torch.from_numpy(chunks).reshape(-1, shape.chunk),
-            shape.n_fft,
-            shape.hop,
-            window=self._window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )  # [n * 2, bins, dim_t]
+        sound = torch.from_numpy(chunks).reshape(-1, shape.chunk)
+        settings: dict[str, Any] = {
+            "n_fft": shape.n_fft,
+            "hop_length": shape.hop,
+            "window": self._window,
+            "center": True,
+        }
+        spectrum = torch.stft(sound, **settings, pad_mode="constant", return_complex=True)  # [n * 2, bins, dim_t]
         bins = spectrum.shape[1]
         planes = torch.view_as_real(spectrum).permute(0, 3, 1, 2).reshape(-1, _CHANNELS, bins, shape.dim_t)
         result = self._session.run(None, {self._input: planes[:, :, : shape.dim_f].contiguous().numpy()})[0]
         full = torch.zeros_like(planes)
         full[:, :, : shape.dim_f] = torch.from_numpy(np.asarray(result))
         paired = full.reshape(-1, 2, bins, shape.dim_t).permute(0, 2, 3, 1).contiguous()
-        sound = torch.istft(
-            torch.view_as_complex(paired), shape.n_fft, shape.hop, window=self._window, center=True, length=shape.chunk
-        )
+        sound = torch.istft(torch.view_as_complex(paired), **settings, length=shape.chunk)
         middles: Samples = sound.reshape(-1, 2, shape.chunk)[:count, :, shape.edge : shape.edge + shape.middle].numpy()
         return middles
 
@@ -185,10 +178,7 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
 
     The JSON has either the names of :class:`MdxParameters`, or those of the public lists of MDX-Net models
     (``mdx_n_fft_scale_set``, ``mdx_dim_f_set``, ``mdx_dim_t_set`` as a power of two, ``compensate``,
-    ``primary_stem``).
-
-    Raises:
-        RequestError: A value is missing, or contradicts the model's input.
+    ``primary_stem``). RequestError if a value is missing, or contradicts the model's input.
     """
     values: dict[str, Any] = {"hop": _DEFAULT_HOP, "compensation": 1.0, "target": "vocals"}
     if len(inputs) != 4 or (isinstance(inputs[1], int) and inputs[1] != _CHANNELS):
