@@ -19,8 +19,7 @@ from hafm_lightning.songs import AnyCorpus
 from hafm_lightning.songs.clips import ClipSettings
 from hafm_lightning.songs.separation import SeparationSettings
 
-CHANGES_NOTHING = ("root", "engine", "report", "device")
-"""Settings that do not change the content of shards."""
+CHANGES_NOTHING = ("root", "engine", "report", "device")  # settings that do not change the content of shards
 
 
 @dataclass(frozen=True)

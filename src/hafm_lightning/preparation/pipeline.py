@@ -119,16 +119,8 @@ class _Run:
             styles = style_names(plan) if config.styles else []
             records = self._make_shards(plan, styles, pool)
         manifests = self._write_manifests(plan, records, tokenizers, styles)
-        return write_report(
-            state,
-            plan=plan,
-            listing=listing,
-            records=records,
-            manifests=manifests,
-            tokenizers=tokenizers,
-            sound=config.sound,
-            examples=config.report.examples,
-        )
+        examples = config.report.examples
+        return write_report(state, plan, listing, records, manifests, tokenizers, sound=config.sound, examples=examples)
 
     def _listing(self) -> Listing:
         """The songs; refuses every wrong request that can be noticed before the work begins."""

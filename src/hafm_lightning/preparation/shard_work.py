@@ -34,8 +34,7 @@ from hafm_lightning.tokens import INSTRUMENTAL_CODES, INSTRUMENTAL_SEMANTIC, STY
 
 TokenizerLoader = Callable[[Path, str], Tokenizers]
 """Reads the tokenizers of a folder onto a device."""
-UNKNOWN_STYLE = "unknown"
-"""Style of songs without a genre."""
+UNKNOWN_STYLE = "unknown"  # style of songs without a genre
 
 
 @dataclass(frozen=True)

@@ -156,19 +156,10 @@ def make_tokenizers(
     load: TokenizerLoader,
     device: str,
 ) -> None:
-    """Write the tokenizers to ``folder``, unless both are there already.
+    """Write the folders ``semantic`` and ``acoustic`` to ``folder``, unless both are there already.
 
-    Args:
-        settings: Which tokenizers.
-        folder: Receives the folders ``semantic`` and ``acoustic``.
-        excerpts: The clips for training.
-        sound: Settings of their waveforms.
-        pool: Reads them.
-        load: Reads tokenizers from a folder.
-        device: Where pretrained models run, HuBERT while its centroids are trained.
-
-    Raises:
-        RequestError: Weights are not reachable, or no clip can be used for training.
+    ``pool`` reads the ``excerpts`` for training, and pretrained models run on ``device``. RequestError if weights are
+    not reachable, or if no clip can be used for training.
     """
     if (folder / "semantic").is_dir() and (folder / "acoustic").is_dir():
         return

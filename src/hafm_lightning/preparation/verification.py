@@ -24,9 +24,8 @@ class Findings:
     def summary(self) -> str:
         """Lines for the terminal."""
         counts = ", ".join(f"{split} {clips} clips" for split, clips in self.clips.items())
-        if not self.problems:
-            return "\n".join([f"{self.root}: complete and undamaged ({counts})", *self.notes])
-        return "\n".join([f"{self.root}: {len(self.problems)} problems ({counts})", *self.problems, *self.notes])
+        verdict = f"{len(self.problems)} problems" if self.problems else "complete and undamaged"
+        return "\n".join([f"{self.root}: {verdict} ({counts})", *self.problems, *self.notes])
 
 
 def verify_root(root: str | Path) -> Findings:

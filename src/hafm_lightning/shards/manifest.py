@@ -30,8 +30,7 @@ from hafm_lightning.tokens import (
 
 Ids = NDArray[np.uint16]
 
-FORMAT_VERSION = 1
-"""Version of the layout described here; readers refuse any other."""
+FORMAT_VERSION = 1  # version of the layout described here; readers refuse any other
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
@@ -73,12 +72,12 @@ def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
 
 
 def stream_description(stream: TokenStream) -> dict[str, int]:
-    """A stream as manifests write it."""
+    """A stream in a manifest."""
     return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
 
 
 def rows_problem(name: str, rows: np.ndarray[Any, Any], clips: int, duration_s: float) -> str:
-    """What is wrong with a stored array, or an empty string."""
+    """The problem of a stored array, or an empty string."""
     stream = STORED_STREAMS.get(name)
     if stream is None:
         return f"unknown stream {name!r}; known: {', '.join(STORED_STREAMS)}"
@@ -108,9 +107,8 @@ class Manifest:
     split: str  # `train`, `validation` or `test`
     duration_s: float  # length of every clip, in seconds
     streams: dict[str, dict[str, int]]  # stored name -> `{"rate_hz", "codebooks", "vocabulary"}`
-    # `semantic` and `acoustic` -> identity (kind, sha256 of the weights, rates, settings).
-    tokenizers: dict[str, dict[str, Any]]
-    resampler: str  # name of the resampler that fed the tokenizers; another one gives other tokens
+    tokenizers: dict[str, dict[str, Any]]  # `semantic`, `acoustic` -> identity (kind, sha256, rates, ...)
+    resampler: str  # resampler before the tokenizers; another one gives other tokens
     preparation: dict[str, Any]  # settings that decide what the shards hold
     styles: list[str]  # names of the ids in the `style` stream
     shards: list[ShardInfo]  # the files, in order; clip `i` of the split counts through them
@@ -138,46 +136,43 @@ class Manifest:
         """Read the folder's ``manifest.json``; RequestError when it is missing or cannot be used."""
         path = Path(folder) / MANIFEST_NAME
         try:
-            text = path.read_bytes()
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise RequestError(
                 f"no shards in {folder}: {MANIFEST_NAME} is missing\n"
-                "point `root` at the folder that `prepare` wrote, or run `python -m hafm_lightning prepare` first"
+                "give the folder that `prepare` wrote as `root`, or run `python -m hafm_lightning prepare` first"
             ) from None
         except OSError as error:
             raise RequestError(f"{path} cannot be read: {error.strerror}") from error
-        return cls.parse(text, str(path))
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
         """Build a manifest from its JSON bytes; ``where`` names the file in messages."""
+
+        def refused(reason: str) -> RequestError:
+            return RequestError(f"{where}{reason}; prepare the shards again")
+
         try:
             content = json.loads(text)
             version = content["format_version"]
             if version != FORMAT_VERSION:
-                raise RequestError(
-                    f"{where}: shards of format {version!r}, this version reads {FORMAT_VERSION}; prepare them again"
-                )
+                raise refused(f": shards of format {version!r}, this version reads {FORMAT_VERSION}")
             content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
             manifest = cls(**content)
         except RequestError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{where} is not a shard manifest ({error!r}); prepare the shards again") from error
+            raise refused(f" is not a shard manifest ({error!r})") from error
         for name, shape in manifest.streams.items():
             stream = STORED_STREAMS.get(name)
             if stream is None or shape != stream_description(stream):
                 expected = stream_description(stream) if stream else f"one of {', '.join(STORED_STREAMS)}"
-                raise RequestError(
-                    f"{where}: stream {name!r} is {shape}, expected {expected}; prepare the shards again"
-                )
+                raise refused(f": stream {name!r} is {shape}, expected {expected}")
         for name in REQUIRED_STREAMS:
             if name not in manifest.streams:
-                raise RequestError(f"{where}: stream {name!r} is missing; prepare the shards again")
+                raise refused(f": stream {name!r} is missing")
         for shard in manifest.shards:
-            if shard.clips != len(shard.clip_ids) or shard.clips < 1 or Path(shard.file).name != shard.file:
-                raise RequestError(
-                    f"{where}: the entry of {shard.file!r} is inconsistent ({shard.clips} clips, "
-                    f"{len(shard.clip_ids)} ids); prepare the shards again"
-                )
+            clips, ids = shard.clips, len(shard.clip_ids)
+            if clips != ids or clips < 1 or Path(shard.file).name != shard.file:
+                raise refused(f": the entry of {shard.file!r} is inconsistent ({clips} clips, {ids} ids)")
         return manifest

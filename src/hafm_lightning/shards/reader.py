@@ -32,34 +32,28 @@ from hafm_lightning.shards.manifest import (
 
 def map_shard(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Memory-map the arrays of a file without reading them; RequestError if it is missing, cut short or no shard."""
-    damaged = f"{path} is damaged or not a shard; run `prepare` again, or fetch the file again"
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 2 <= header_bytes <= size - 8:
-                raise RequestError(damaged)
+                raise ValueError("header")
             header = json.loads(file.read(header_bytes))
+        header.pop("__metadata__", None)
+        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))[8 + header_bytes :]
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if entry["dtype"] != "U16" or not 0 <= begin <= end <= len(data):
+                raise ValueError(name)
+            # The format aligns its data to 8 bytes, so that a uint16 never straddles two words.
+            arrays[name] = data[begin:end].view("<u2").reshape(entry["shape"])
     except FileNotFoundError:
         raise RequestError(f"shard {path} is missing; run `prepare` again to finish the folder") from None
     except OSError as error:
         raise RequestError(f"shard {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise RequestError(damaged) from error
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    try:
-        whole = np.memmap(path, dtype=np.uint8, mode="r")
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] != "U16" or not 0 <= begin <= end <= size - 8 - header_bytes:
-                raise RequestError(f"{damaged} (stream {name!r})")
-            body = whole[8 + header_bytes + begin : 8 + header_bytes + end]
-            # The format aligns its data to 8 bytes, so that a view as uint16 never straddles.
-            arrays[name] = np.asarray(body).view("<u2").reshape(entry["shape"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise error if isinstance(error, RequestError) else RequestError(damaged) from error
+        raise RequestError(f"{path} is damaged or not a shard; run `prepare` again, or fetch the file again") from error
     return arrays
 
 

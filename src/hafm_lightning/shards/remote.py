@@ -24,8 +24,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
 from hafm_lightning.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 
-CACHE_VARIABLE = "HAFM_CACHE"
-"""Environment variable that names the cache folder."""
+CACHE_VARIABLE = "HAFM_CACHE"  # environment variable that names the cache folder
 ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}

@@ -26,8 +26,7 @@ from hafm_lightning.tokens import CLIP_DURATION_S, FRAME_GRID_S
 
 Samples = npt.NDArray[np.float32]
 
-MARGIN_S = FRAME_GRID_S
-"""Context on each side of a clip for resampling, in seconds."""
+MARGIN_S = FRAME_GRID_S  # context on each side of a clip for resampling, in seconds
 _GRID_HZ = round(1 / FRAME_GRID_S)
 
 

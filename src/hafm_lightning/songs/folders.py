@@ -109,37 +109,29 @@ class StemFolder:
         songs = []
         for folder, files in audio_by_folder(root, quarantined).items():
             name = printable(str(folder.relative_to(root))) if folder != root else printable(root.name)
-            song = song_of_stems(name, self.split, files, self.vocals, self.mixture)
-            if isinstance(song, Quarantined):
-                quarantined.append(song)
+            entry = self._song(name, files)
+            if isinstance(entry, Quarantined):
+                quarantined.append(entry)
             else:
-                songs.append(song)
+                songs.append(entry)
         return Listing(songs, quarantined, [])
 
-
-def song_of_stems(
-    name: str, split: str, files: list[tuple[Path, int]], vocals: str, mixture: str
-) -> Song | Quarantined:
-    """The song of a folder of stems, or why it is none."""
-    stems = {path.stem: (path, size) for path, size in files}
-    if len(stems) < len(files):
-        repeated = next(stem for stem, count in Counter(path.stem for path, _ in files).items() if count > 1)
-        return Quarantined(name, f"there are two files of the stem {repeated!r}; keep one")
-    rest = [stem for stem in stems if stem not in (vocals, mixture)]
-    if vocals not in stems:
-        return Quarantined(name, f"no {vocals}.* beside {', '.join(sorted(stems))}")
-    if "accompaniment" in rest:
-        rest = ["accompaniment"]
-    if not rest:
-        return Quarantined(name, "no accompaniment.* and no other stems beside the vocals")
-    return Song(
-        name,
-        split,
-        mixture=str(stems[mixture][0]) if mixture in stems else "",
-        vocals=str(stems[vocals][0]),
-        accompaniment=tuple(str(stems[stem][0]) for stem in sorted(rest)),
-        bytes=sum(stems[stem][1] for stem in {vocals, *rest}),
-    )
+    def _song(self, name: str, files: list[tuple[Path, int]]) -> Song | Quarantined:
+        stems = {path.stem: (str(path), size) for path, size in files}
+        if len(stems) < len(files):
+            repeated = next(stem for stem, count in Counter(path.stem for path, _ in files).items() if count > 1)
+            return Quarantined(name, f"there are two files of the stem {repeated!r}; keep one")
+        if self.vocals not in stems:
+            return Quarantined(name, f"no {self.vocals}.* beside {', '.join(sorted(stems))}")
+        rest = sorted(set(stems) - {self.vocals, self.mixture})
+        if not rest:
+            return Quarantined(name, "no accompaniment.* and no other stems beside the vocals")
+        if "accompaniment" in rest:
+            rest = ["accompaniment"]
+        size = sum(stems[stem][1] for stem in {self.vocals, *rest})
+        mixture = stems[self.mixture][0] if self.mixture in stems else ""
+        parts = tuple(stems[stem][0] for stem in rest)
+        return Song(name, self.split, mixture, stems[self.vocals][0], accompaniment=parts, bytes=size)
 
 
 def _check_split(split: str) -> None:

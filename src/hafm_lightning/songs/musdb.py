@@ -22,8 +22,7 @@ from hafm_lightning.toyband.corpus import synthesise_corpus
 
 MUSDB_STEMS = ("vocals", "drums", "bass", "other")
 MUSDB_SONGS = {"train": 100, "test": 50}
-STREAMS = ("mixture", "drums", "bass", "other", "vocals")
-"""Order of the streams in a ``.stem.mp4``."""
+STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # order of the streams in a `.stem.mp4`
 _ENDING = ".stem.mp4"
 
 
@@ -53,24 +52,18 @@ class MusdbHQ:
                     "complete the copy, or set allow_partial: true to use these songs"
                 )
             for folder, files in folders:
-                named = {path.stem: (path, size) for path, size in files if path.suffix.lower() == ".wav"}
+                named = {path.stem: (str(path), size) for path, size in files if path.suffix.lower() == ".wav"}
                 missing = [stem for stem in MUSDB_STEMS if stem not in named]
                 name = printable(folder.name)
                 if missing:
                     reason = f"incomplete: no {', '.join(stem + '.wav' for stem in missing)}"
                     quarantined.append(Quarantined(f"{split}/{name}", reason))
                     continue
-                songs.append(
-                    Song(
-                        name,
-                        split,
-                        mixture=str(named["mixture"][0]) if "mixture" in named else "",
-                        vocals=str(named["vocals"][0]),
-                        accompaniment=tuple(str(named[stem][0]) for stem in MUSDB_STEMS[1:]),
-                        bytes=sum(named[stem][1] for stem in MUSDB_STEMS),
-                        artist=name.partition(" - ")[0] if " - " in name else "",
-                    )
-                )
+                size = sum(named[stem][1] for stem in MUSDB_STEMS)
+                artist = name.partition(" - ")[0] if " - " in name else ""
+                mixture = named["mixture"][0] if "mixture" in named else ""
+                vocals, *parts = (named[stem][0] for stem in MUSDB_STEMS)
+                songs.append(Song(name, split, mixture, vocals, tuple(parts), size, artist))
         if not songs:
             raise RequestError(f"{root} holds no songs in train/ or test/; give the folder of MUSDB18-HQ as `path`")
         return Listing(songs, quarantined, [])

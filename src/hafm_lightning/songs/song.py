@@ -19,13 +19,8 @@ from pathlib import Path
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable
 
-AUDIO_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (
-        *("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64", "rf64"),
-        *("m4a", "mp4", "aac", "wma", "webm", "mka", "ape", "wv"),
-    )
-)
+_FORMATS = "wav flac ogg oga opus mp3 aif aiff aifc au caf w64 rf64 m4a mp4 aac wma webm mka ape wv"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
 """Files with these endings are songs or stems; others (pictures, texts) are ignored."""
 
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}

@@ -26,8 +26,7 @@ from hafm_lightning.songs.song import Song
 
 Samples = npt.NDArray[np.float32]
 
-BLOCK_S = 60.0
-"""Length of a block, in seconds."""
+BLOCK_S = 60.0  # length of a block, in seconds
 LENGTH_TOLERANCE_S = 1.0
 """Stems of one song may differ in length by this much (encoders pad); the shorter ones are filled with silence."""
 _SHORTEST_LAST_BLOCK_S = 2.0

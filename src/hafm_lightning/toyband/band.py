@@ -47,8 +47,7 @@ BASS_SETTINGS = {
 _KICK_LEVEL, _SNARE_LEVEL, _HAT_LEVEL, _TOM_LEVEL = 0.28, 0.17, 0.04, 0.24
 _LIGHT_STRIKE = 0.6
 _RELEASE_S = 0.03
-_PANORAMA = (-0.35, 0.0, 0.35)
-"""Panning of a chord's three tones, -1 for left to 1 for right."""
+_PANORAMA = (-0.35, 0.0, 0.35)  # panning of a chord's three tones, -1 for left to 1 for right
 
 
 def play(truth: ToyTruth, rate_hz: int) -> dict[str, Stereo]:

@@ -28,14 +28,12 @@ from hafm_lightning.toyband.score import ToyTruth, compose
 from hafm_lightning.toyband.voice import sing
 
 RATE_HZ = 44100
-STEMS = ("vocals", "drums", "bass", "other")
-"""Their sum is the mixture, sample by sample."""
+STEMS = ("vocals", "drums", "bass", "other")  # their sum is the mixture, sample by sample
 TRUTH_FILE = "truth.json"
 
 _HEADROOM = 0.97
 _PCM_SCALE = 32768
-_SONGS_PER_WORKER = 8
-"""A process costs seconds to start: none is started for fewer songs than this."""
+_SONGS_PER_WORKER = 8  # a process costs seconds to start: none is started for fewer songs than this
 _SPLITS = ("train", "test")
 _ABANDONED_S = 3600.0
 """Unfinished songs of this age were left by a dead process; younger ones may be in progress."""
@@ -172,14 +170,11 @@ def _complete(folder: Path, seed: int, duration_s: float) -> bool:
             f"{folder}: holds a toy band song of another seed or duration ({truth.duration_s} s); "
             "choose another folder, or remove this one"
         )
-    frames = round(duration_s * RATE_HZ)
-    for name in (*STEMS, "mixture"):
-        try:
-            if probe_audio(folder / f"{name}.wav").frames != frames:
-                return False
-        except RequestError:
-            return False  # missing or damaged: the song is made again
-    return True
+    try:
+        lengths = {probe_audio(folder / f"{name}.wav").frames for name in (*STEMS, "mixture")}
+    except RequestError:
+        return False  # missing or damaged: the song is made again
+    return lengths == {round(duration_s * RATE_HZ)}
 
 
 def _refuse_other_songs(root: Path, songs: dict[Path, int]) -> None:

@@ -41,8 +41,7 @@ CONSONANTS = ("t", "k", "s", "sh", "m")
 _TRIADS: dict[int, Quality] = {0: "major", 2: "minor", 4: "minor", 5: "major", 7: "major", 9: "minor"}
 """Semitones above the major tonic -> quality of the key's triad there (the diminished one is left out)."""
 _KEYS: tuple[tuple[int, Quality], ...] = ((0, "major"), (9, "minor"), (6, "major"), (3, "minor"))
-_SLOTS = 4
-"""Eighth notes in a window of two beats."""
+_SLOTS = 4  # eighth notes in a window of two beats
 _PATTERNS = ((0,), (0, 2), (0, 3), (0, 1, 2), (0, 2, 3), (0, 1, 3))
 """Eighths on which syllables fall in a window."""
 _LAST_PATTERNS = ((0,), (0, 1))

@@ -47,23 +47,18 @@ FORMANTS_HZ = {
     "u": (330.0, 700.0, 2450.0, 2850.0, 3300.0),
 }
 """Resonances of the five vowels, before the singer's scale; the upper three are close, as in trained voices."""
-_NEUTRAL_HZ = (500.0, 1500.0, 2500.0, 3000.0, 3450.0)
-"""The neutral tube, between consonant and vowel."""
-_HUM_HZ = (260.0, 1050.0, 2200.0, 3000.0, 3500.0)
-"""The closed mouth of an "m"."""
-_UPPER_HZ = (4600.0, 5600.0, 6600.0)
-"""Resonances of all vowels; without them the cascade would fall too fast."""
+_NEUTRAL_HZ = (500.0, 1500.0, 2500.0, 3000.0, 3450.0)  # the neutral tube, between consonant and vowel
+_HUM_HZ = (260.0, 1050.0, 2200.0, 3000.0, 3500.0)  # the closed mouth of an "m"
+_UPPER_HZ = (4600.0, 5600.0, 6600.0)  # resonances of all vowels; without them the cascade would fall too fast
 _BANDWIDTHS_HZ = (100.0, 120.0, 160.0, 200.0, 250.0, 400.0, 500.0, 600.0)
 
 _ATTACK_S, _RELEASE_S = 0.015, 0.045
-_CLOSURE_S = 0.035
-"""The voice stops this long before the consonant of the next syllable."""
+_CLOSURE_S = 0.035  # the voice stops this long before the consonant of the next syllable
 _GLIDE_S = 0.045
 _TAIL_S = 0.03
 _TABLE_SIZE = 2048
 _HIGHEST_HARMONIC_HZ = 9000.0
-_LEVEL = 0.1
-"""Root mean square of a syllable of velocity 1."""
+_LEVEL = 0.1  # root mean square of a syllable of velocity 1
 
 
 @dataclass(frozen=True)

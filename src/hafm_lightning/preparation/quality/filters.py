@@ -23,10 +23,8 @@ from hafm_lightning.songs.stems import Window, to_stereo
 Samples = npt.NDArray[np.float32]
 Energies = npt.NDArray[np.float64]
 
-FRAME_S = 0.05
-"""Length of the frames on which activity and silence are measured, in seconds."""
-FULL_SCALE = 0.999
-"""Samples of at least this magnitude count as clipped."""
+FRAME_S = 0.05  # length of the frames on which activity and silence are measured, in seconds
+FULL_SCALE = 0.999  # samples of at least this magnitude count as clipped
 _STEP_S = 0.1
 _OFFSET_DB = -0.691
 _ABSOLUTE_GATE_LUFS = -70.0
@@ -82,8 +80,7 @@ class Measurements:
         return {field.name: round(float(getattr(self, field.name)), 6) for field in fields(self)}
 
 
-SILENCE_LUFS = -200.0
-"""Stands for ``-inf`` in logs, which JSON cannot hold."""
+SILENCE_LUFS = -200.0  # stands for `-inf` in logs, which JSON cannot hold
 
 RULES: Mapping[str, Callable[[Measurements, FilterSettings], bool]] = {
     "vocal_activity": lambda m, s: _below(m.vocal_activity, s.vocal_activity_min),

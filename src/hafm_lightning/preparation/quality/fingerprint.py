@@ -27,10 +27,8 @@ from hafm_lightning.progress import progress
 RATE_HZ = 8000
 WINDOW = 1024
 HOP = 256
-SKETCH_SIZE = 256
-"""Numbers of each song's sketch."""
-FAN_OUT = 5
-"""Pairs that begin at each peak."""
+SKETCH_SIZE = 256  # numbers of each song's sketch
+FAN_OUT = 5  # pairs that begin at each peak
 PAIR_FRAMES = 63
 PAIR_BINS = 31
 _PEAK_SIZE = (15, 11)  # bins, frames

@@ -34,16 +34,19 @@ def page(report: Mapping[str, Any]) -> str:
         ["rule", "clips that break it", "of these, break no rule before it"],
         [[name, counts["any"], counts["first"]] for name, counts in report["rules"].items()],
     )
+    columns = ["kind", "sha256", "resampler"]
+    identities = [[use, *(item[name] for name in columns)] for use, item in report["tokenizers"].items()]
+    tokenizers = table(["use", *columns], identities)
     sections = [
         ("Shards", splits),
         ("Quality filter", f"<p>{report['dropped']} of {report['candidates']} clips dropped.</p>{rules}"),
-        ("Quarantined", _aside(report["quarantined"], "Nothing was quarantined.")),
-        ("Left out", _aside(report["left_out"], "Nothing was left out.")),
+        ("Quarantined", _unused(report["quarantined"], "Nothing was quarantined.")),
+        ("Left out", _unused(report["left_out"], "Nothing was left out.")),
         ("Song durations (s)", bars(report["song_durations_s"]["edges"], report["song_durations_s"]["counts"])),
         ("Loudness of clips (LUFS)", bars(report["loudness_lufs"]["edges"], report["loudness_lufs"]["counts"])),
         ("Codebooks", _codebooks(report["codebooks"])),
         ("Examples", _examples(report["examples"])),
-        ("Tokenizers", _tokenizers(report["tokenizers"]) + _training(report["training"])),
+        ("Tokenizers", tokenizers + _training(report["training"])),
     ]
     body = "\n".join(f"<h2>{title}</h2>\n{content}" for title, content in sections)
     return (
@@ -54,7 +57,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """An HTML table; text is escaped, numbers stand right."""
+    """An HTML table; text is escaped, numbers are aligned to the right."""
     lines = ["<table><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr>"]
     for row in rows:
         cells = [
@@ -83,7 +86,7 @@ def bars(edges: Sequence[float], counts: Sequence[int]) -> str:
     )
 
 
-def _aside(entries: Sequence[Mapping[str, str]], nothing: str) -> str:
+def _unused(entries: Sequence[Mapping[str, str]], nothing: str) -> str:
     if not entries:
         return f"<p>{nothing}</p>"
     shown = table(["name", "reason"], [[entry["name"], entry["reason"]] for entry in entries[:_SHOWN_ROWS]])
@@ -121,13 +124,6 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> str:
         clip = f"{html.escape(example['clip'])}<br>{html.escape(example['split'])}"
         lines.append(f"<tr><td>{clip}</td>{players}<td><code>{tokens}</code></td></tr>")
     return "\n".join([*lines, "</table>"])
-
-
-def _tokenizers(identities: Mapping[str, Mapping[str, Any]]) -> str:
-    return table(
-        ["use", "kind", "sha256", "resampler"],
-        [[use, item["kind"], item["sha256"], item["resampler"]] for use, item in identities.items()],
-    )
 
 
 def _training(reports: Mapping[str, Mapping[str, Any]]) -> str:

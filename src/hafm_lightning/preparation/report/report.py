@@ -130,12 +130,12 @@ class PreparationReport:
 
 def write_report(
     state: RootState,
-    *,
     plan: Plan,
     listing: Listing,
     records: Sequence[Mapping[str, Any]],
     manifests: Mapping[str, Manifest],
     tokenizers: Tokenizers,
+    *,
     sound: SoundSettings,
     examples: int,
 ) -> PreparationReport:
@@ -214,17 +214,12 @@ def _codebook_use(root: Path, manifests: Mapping[str, Manifest]) -> list[Codeboo
 
 
 def _examples(
-    root: Path,
-    plan: Plan,
-    manifests: Mapping[str, Manifest],
-    tokenizers: Tokenizers,
-    sound: SoundSettings,
-    wanted: int,
+    root: Path, plan: Plan, manifests: Mapping[str, Manifest], tokenizers: Tokenizers, sound: SoundSettings, count: int
 ) -> Iterator[Example]:
     """Seeded choice of kept clips, written as wav files: vocal, instrumental, and the instrumental's tokens decoded."""
     songs: dict[str, Song] = {song.id: song for unit in plan.units for song in unit.songs}
     total = sum(manifest.clips for manifest in manifests.values())
-    chosen = sorted(random.Random(sound.seed).sample(range(total), min(wanted, total)))
+    chosen = sorted(random.Random(sound.seed).sample(range(total), min(count, total)))
     if not chosen:
         return
     readers = {split: ShardReader(root / split) for split in manifests}

@@ -16,8 +16,7 @@ import torch
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Samples, SeparationSettings, Stems
 
-_MARGIN_S = 8.0
-"""A little more than the length of the model's input (7.8 s)."""
+_MARGIN_S = 8.0  # a little more than the length of the model's input (7.8 s)
 
 
 class HtdemucsSeparator:
@@ -56,14 +55,8 @@ class HtdemucsSeparator:
         """Separate ``[2, L]`` at the model's rate; ``first`` has no effect, since the model has no grid of its own."""
         sound = torch.from_numpy(np.ascontiguousarray(mixture))
         centre, spread = sound.mean(), sound.mean(dim=0).std() + 1e-8  # the model was trained on normalised mixtures
+        settings = {"shifts": 0, "split": True, "overlap": self._overlap, "device": self._device}  # shifts are random
         with torch.inference_mode():
-            stems = self._apply(
-                self._model,
-                ((sound - centre) / spread)[None],
-                shifts=0,  # shifts are drawn at random, and average over runs
-                split=True,
-                overlap=self._overlap,
-                device=self._device,
-            )[0]
+            stems = self._apply(self._model, ((sound - centre) / spread)[None], **settings)[0]
         vocals = (stems[list(self._model.sources).index("vocals")].cpu() * spread + centre).numpy()
         return Stems(vocals, mixture - vocals)
