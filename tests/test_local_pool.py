@@ -1,7 +1,12 @@
 """The pool of local processes: every unit once, errors by name, the order of the units, threads, no orphans."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +74,50 @@ def test_one_worker_needs_no_process():
     assert isinstance(local_pool(1), SerialPool)
     assert isinstance(local_pool(2), ProcessPool)
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+from hafm_lightning.local_pool import ProcessPool
+
+def sleep(folder):
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with ProcessPool(2) as pool:
+        list(pool.map(sleep, [sys.argv[1]] * 2))
+"""
+
+
+def alive(pid: int) -> bool:
+    """True for a running process; a zombie has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    """Both are at work for ten minutes when the parent is killed."""
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    (tmp_path / "workers").mkdir()
+    parent = subprocess.Popen([sys.executable, tmp_path / "sleeper.py", tmp_path / "workers"])
+    deadline = time.monotonic() + 60
+    while len(workers := [int(path.name) for path in (tmp_path / "workers").iterdir()]) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline, "the workers did not start"
+        time.sleep(0.02)
+    assert all(alive(pid) for pid in workers)
+    parent.kill()
+    parent.wait()
+    try:
+        deadline = time.monotonic() + 20
+        while any(alive(pid) for pid in workers):
+            assert time.monotonic() < deadline, f"workers {workers} outlived their parent"
+            time.sleep(0.02)
+    finally:
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)

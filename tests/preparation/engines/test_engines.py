@@ -1,4 +1,4 @@
-"""Engines: every unit once, errors by name, and the same bytes from processes and from a Ray cluster."""
+"""Engines: chosen by the settings, devices of the workers, and the same bytes from a Ray cluster."""
 
 import pytest
 from tiny_corpora import write_musdb, write_stems
@@ -24,31 +24,6 @@ def test_ray_that_is_not_installed_is_said(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(RequestError, match="Ray Data cannot be imported"):
         make_engine(EngineSettings(kind="ray"))
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "gpu_here", "expected"),
-    [
-        ("auto", 1.0, False, ("cpu", "cuda")),  # the machine that starts the run needs no GPU
-        ("auto", 0.5, True, ("cuda", "cuda")),
-        ("auto", 0.0, True, ("cuda", "cpu")),  # Ray hides the GPU from actors that ask for none
-        ("cuda", 1.0, False, ("cpu", "cuda")),
-        ("cpu", 1.0, True, ("cpu", "cpu")),
-    ],
-)
-def test_ray_workers_run_where_they_asked_to(tmp_path, monkeypatch, device, gpus, gpu_here, expected):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
-    engine = {"kind": "ray", "gpus_per_worker": gpus}
-    config = tiny_config(tmp_path, [{"kind": "StemFolder", "path": "x"}], device=device, engine=engine)
-    assert (config.resolved_device(), config.worker_device()) == expected
-
-
-def test_a_gpu_that_ray_workers_do_not_ask_for_is_refused(tmp_path):
-    config = tiny_config(tmp_path, [{"kind": "StemFolder", "path": "x"}], device="cuda", engine={"kind": "ray"})
-    with pytest.raises(RequestError, match="gpus_per_worker is 0"):
-        config.worker_device()
 
 
 def test_workers_load_their_tokenizers_on_their_own_device(tmp_path, monkeypatch):

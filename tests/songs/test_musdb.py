@@ -1,6 +1,5 @@
-"""Corpora: what is listed, in which order, and what is put aside with a reason."""
+"""MUSDB18: complete or partial folders, and ``.stem.mp4`` files decoded once."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,96 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny_corpora import vocal_and_band, write_musdb, write_stems, write_tracks_csv
+from tiny_corpora import touch, vocal_and_band, write_musdb
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.songs import MusdbHQ, MusdbStems, SongFolder, StemFolder, list_songs, musdb
-from hafm_lightning.songs.song import Quarantined, Song, walk_audio
-
-
-def touch(path: Path, size: int = 4) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x" * size)
-    return path
-
-
-def test_a_song_folder_lists_audio_files_in_order_of_their_names(tmp_path):
-    for name in ("b.wav", "a/z.mp3", "a/y.FLAC", "cover.jpg", "a/notes.txt", ".hidden.wav", "c/d/e.ogg"):
-        touch(tmp_path / name, len(name))
-    listing = SongFolder(str(tmp_path)).listing()
-    assert [song.id for song in listing.songs] == ["b.wav", "a/y.FLAC", "a/z.mp3", "c/d/e.ogg"]
-    assert listing.songs[0] == Song("b.wav", "train", mixture=str(tmp_path / "b.wav"), bytes=5)
-    assert listing.songs[0].needs_separation
-    assert listing.quarantined == []
-
-
-def test_fma_metadata_give_artist_genre_licence_and_choose_songs(tmp_path):
-    def track(number, genre, licence, seconds, **more):
-        return {"id": number, "track.genre_top": genre, "track.license": licence, "track.duration": seconds} | more
-
-    tracks = [
-        track("2", "Rock", "Attribution", "168", **{"artist.id": "7"}),
-        track("3", "", "CC0", "30", **{"artist.id": "7", "track.genres": "[85, 21]"}),
-        track("5", "Rock", "Attribution-NoDerivatives", "200", **{"artist.id": "8"}),
-        track("10", "Pop", "Attribution", "999", **{"artist.name": "Nine, Ltd", "set.split": "test"}),
-        track("11", "Rock", "Attribution", ""),  # of unknown length
-    ]
-    metadata = write_tracks_csv(tmp_path / "fma_metadata", tracks)
-    for number in (2, 3, 5, 10, 11, 99):
-        touch(tmp_path / "fma_full" / f"{number // 1000:03d}" / f"{number:06d}.mp3")
-    corpus = SongFolder(str(tmp_path / "fma_full"), metadata=str(metadata), use_fma_split=True)
-    listing = corpus.listing()
-    assert [(song.id, song.artist, song.genre, song.split) for song in listing.songs] == [
-        ("000002", "7", "Rock", "train"),
-        ("000003", "7", "Rock", "train"),  # Garage, whose top-level genre is Rock
-        ("000005", "8", "Rock", "train"),
-        ("000010", "Nine, Ltd", "Pop", "test"),
-        ("000011", "", "Rock", "train"),
-    ]
-    assert listing.left_out == [Quarantined("000/000099.mp3", "not in the metadata")]
-    chosen = SongFolder(
-        str(tmp_path / "fma_full"),
-        metadata=str(metadata),
-        genres=("Rock",),
-        licences=("attribution", "cc0"),
-        without_licences=("NoDerivatives",),
-        min_duration_s=60,
-    ).listing()
-    assert [song.id for song in chosen.songs] == ["000002", "000011"]
-    assert {entry.name: entry.reason for entry in chosen.left_out} == {
-        "000003": "shorter than 60 s",
-        "000005": "licence 'Attribution-NoDerivatives' is excluded",
-        "000010": "genre 'Pop' is not wanted",
-        "000/000099.mp3": "not in the metadata",
-    }
-
-
-@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "track_id,x\n,y\n,\nfive,6\n"])
-def test_metadata_that_are_not_fmas_are_refused(tmp_path, content):
-    touch(tmp_path / "songs" / "000002.mp3")
-    (tmp_path / "meta").mkdir()
-    if content is not None:
-        (tmp_path / "meta" / "tracks.csv").write_text(content)
-    with pytest.raises(RequestError, match=r"tracks\.csv"):
-        SongFolder(str(tmp_path / "songs"), metadata=str(tmp_path / "meta")).listing()
-
-
-def test_stem_folders_sum_what_is_not_the_vocal(tmp_path):
-    write_stems(tmp_path / "one" / "song", 0.1)
-    for name in ("vocals.wav", "drums.flac", "bass.flac", "mixture.wav", "cover.png"):
-        touch(tmp_path / "two" / name)
-    touch(tmp_path / "no vocals" / "drums.wav")
-    touch(tmp_path / "only vocals" / "vocals.wav")
-    touch(tmp_path / "twice" / "vocals.wav")
-    touch(tmp_path / "twice" / "vocals.mp3")
-    listing = StemFolder(str(tmp_path), split="test").listing()
-    songs = {song.id: song for song in listing.songs}
-    assert set(songs) == {"one/song", "two"}
-    assert songs["two"].accompaniment == (str(tmp_path / "two" / "bass.flac"), str(tmp_path / "two" / "drums.flac"))
-    assert songs["two"].mixture == str(tmp_path / "two" / "mixture.wav")
-    assert songs["two"].split == "test"
-    assert {entry.name for entry in listing.quarantined} == {"no vocals", "only vocals", "twice"}
+from hafm_lightning.songs import MusdbHQ, MusdbStems, list_songs, musdb
+from hafm_lightning.songs.song import Quarantined
 
 
 def test_musdb_is_complete_or_says_what_is_missing(tmp_path):
@@ -126,62 +41,6 @@ def test_a_full_musdb_has_100_and_50_songs(tmp_path):
     assert len(listing.songs) == 150
     assert len({song.id for song in listing.songs}) == 150  # the same folder names in train and test
     assert "train/0" in {song.id for song in listing.songs}
-
-
-def test_two_corpora_with_the_same_names_keep_apart(tmp_path):
-    for corpus in ("one", "two"):
-        touch(tmp_path / corpus / "song.wav")
-    listing = list_songs((SongFolder(str(tmp_path / "one")), SongFolder(str(tmp_path / "two"))))
-    assert [song.id for song in listing.songs] == ["0:song.wav", "1:song.wav"]
-
-
-def test_links_are_followed_once_and_loops_end(tmp_path):
-    touch(tmp_path / "corpus" / "a.wav")
-    touch(tmp_path / "elsewhere" / "b.wav")
-    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "corpus")
-    (tmp_path / "corpus" / "self").symlink_to(tmp_path / "corpus" / "self")
-    (tmp_path / "corpus" / "circle.wav").symlink_to(tmp_path / "corpus" / "circle.wav")
-    (tmp_path / "corpus" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
-    listing = SongFolder(str(tmp_path / "corpus")).listing()
-    assert [song.id for song in listing.songs] == ["a.wav", "linked/b.wav"]
-    assert {Path(entry.name).name for entry in listing.quarantined} == {"circle.wav", "gone.wav"}
-
-
-def test_names_that_are_not_utf8_or_very_long_become_ids(tmp_path):
-    raw = os.fsencode(tmp_path) + b"/caf\xe9.wav"
-    Path(os.fsdecode(raw)).write_bytes(b"x")
-    touch(tmp_path / ("x" * 250 + ".wav"))
-    touch(tmp_path / "new\nline.wav")
-    ids = [song.id for song in SongFolder(str(tmp_path)).listing().songs]
-    assert "caf\\xe9.wav" in ids
-    assert "x" * 250 + ".wav" in ids
-    assert "new\\u000aline.wav" in ids
-    for name in ids:
-        name.encode("utf-8")
-
-
-def test_a_folder_without_permission_is_put_aside(tmp_path, monkeypatch):
-    touch(tmp_path / "a.wav")
-    closed = touch(tmp_path / "closed" / "b.wav").parent
-    original = Path.iterdir
-
-    def iterdir(self):
-        if self == closed:
-            raise PermissionError(13, "Permission denied")
-        return original(self)
-
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    quarantined: list[Quarantined] = []
-    assert [path.name for path, _ in walk_audio(tmp_path, quarantined)] == ["a.wav"]
-    assert quarantined == [Quarantined(str(closed), "folder cannot be opened: Permission denied")]
-
-
-def test_missing_corpora_and_wrong_splits_are_refused(tmp_path):
-    with pytest.raises(RequestError, match="does not exist"):
-        SongFolder(str(tmp_path / "nowhere")).listing()
-    with pytest.raises(ValueError, match="choose one of train"):
-        StemFolder(str(tmp_path), split="dev")
 
 
 class FFmpegError(Exception):
