@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hafm_lightning import files
-from hafm_lightning.files import remove_unfinished, whole_file, whole_folder, write_atomic
+from hafm_lightning.files import atomic_file, atomic_folder, remove_unfinished, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -23,12 +23,12 @@ def interrupted_write(folder: Path) -> None:
 
 def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
     target = tmp_path / "parent" / "model"
-    with whole_folder(target) as draft:
+    with atomic_folder(target) as draft:
         (draft / "inside").mkdir()
         (draft / "inside" / "weights").write_bytes(b"new")
         assert not target.exists()
     assert names(tmp_path / "parent") == ["model", "model/inside", "model/inside/weights"]
-    with whole_folder(target) as draft:
+    with atomic_folder(target) as draft:
         (draft / "other").write_bytes(b"newer")
     assert names(tmp_path / "parent") == ["model", "model/other"]
 
@@ -36,7 +36,7 @@ def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
 def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path):
     target = tmp_path / "model"
     for exists in (False, True):
-        with pytest.raises(KeyboardInterrupt), whole_folder(target) as draft:
+        with pytest.raises(KeyboardInterrupt), atomic_folder(target) as draft:
             interrupted_write(draft)
         assert names(tmp_path) == (["model", "model/old"] if exists else [])
         target.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="Input/output"), whole_folder(target) as draft:
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(target) as draft:
         (draft / "new").touch()
     assert names(tmp_path) == ["model", "model/old"]
 
@@ -71,7 +71,7 @@ def test_a_folder_that_another_process_put_there_first_is_replaced(tmp_path, mon
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", late)
-    with whole_folder(target) as draft:
+    with atomic_folder(target) as draft:
         (draft / "file").write_bytes(b"own")
     assert (target / "file").read_bytes() == b"own"
     assert names(tmp_path) == ["model", "model/file"]
@@ -79,7 +79,7 @@ def test_a_folder_that_another_process_put_there_first_is_replaced(tmp_path, mon
 
 def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
     (tmp_path / "model").write_bytes(b"precious")
-    with pytest.raises(NotADirectoryError), whole_folder(tmp_path / "model") as draft:
+    with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / "model") as draft:
         (draft / "new").touch()
     assert (tmp_path / "model").read_bytes() == b"precious"
     assert names(tmp_path) == ["model"]
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomic(tmp_path / "file", b"new")
-    with pytest.raises(OSError, match="No space"), whole_folder(tmp_path / "folder") as draft:
+    with pytest.raises(OSError, match="No space"), atomic_folder(tmp_path / "folder") as draft:
         (draft / "file").touch()
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
@@ -104,7 +104,7 @@ def test_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write_atomic(tmp_path / "file", b"")
-        with whole_folder(tmp_path / "folder"):
+        with atomic_folder(tmp_path / "folder"):
             pass
     finally:
         os.umask(before)
@@ -114,7 +114,7 @@ def test_permissions_follow_the_umask(tmp_path):
 
 def test_a_folder_that_is_not_writable_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError), whole_file(tmp_path / "file" / "inside"):  # noqa: PT011 - its kind depends on the system
+    with pytest.raises(OSError), atomic_file(tmp_path / "file" / "inside"):  # noqa: PT011 - its kind depends on the system
         pytest.fail("the block must not run")
 
 

@@ -105,7 +105,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     (tmp_path / "workers").mkdir()
     parent = subprocess.Popen([sys.executable, tmp_path / "sleeper.py", tmp_path / "workers"])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(workers := [int(path.name) for path in (tmp_path / "workers").iterdir()]) < 2:
         assert parent.poll() is None
         assert time.monotonic() < deadline, "the workers did not start"
@@ -114,7 +114,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(alive(pid) for pid in workers):
             assert time.monotonic() < deadline, f"workers {workers} outlived their parent"
             time.sleep(0.02)

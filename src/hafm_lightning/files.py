@@ -1,7 +1,7 @@
 """Files and folders that are complete or absent: atomic writes, content hashes, printable names.
 
 Content goes to a temporary name in the same folder, is flushed to the disk, and takes its final name in one step
-(:func:`whole_file`, :func:`whole_folder`). A crash, ``kill -9`` or a full disk leaves the old content or none, never
+(:func:`atomic_file`, :func:`atomic_folder`). A crash, ``kill -9`` or a full disk leaves the old content or none, never
 a part of the new one.
 """
 
@@ -24,7 +24,7 @@ TEMPORARY_PREFIX = ".writing-"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` to write to; it takes the final name when the block ends without an error.
 
     Raises:
@@ -43,7 +43,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill; it takes the final name when the block ends without an error.
 
     An earlier folder at ``path`` is replaced, also one that another process put there meanwhile.
@@ -107,8 +107,8 @@ def remove_unfinished(root: Path, older_than_s: float = 0.0) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds all of it or stays as it was; errors as :func:`whole_file`."""
-    with whole_file(path) as draft:
+    """Write ``content`` so that ``path`` holds all of it or stays as it was; errors as :func:`atomic_file`."""
+    with atomic_file(path) as draft:
         draft.write_bytes(content)
 
 

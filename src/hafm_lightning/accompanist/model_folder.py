@@ -28,7 +28,7 @@ from hafm_lightning.accompanist.stage_network import (
 )
 from hafm_lightning.accompanist.take import file_sha256
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import whole_folder
+from hafm_lightning.files import atomic_folder
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 
 MODEL_FORMAT = 1
@@ -101,7 +101,7 @@ def write_model_folder(
     _check_target(target, overwrite)
     with ExitStack() as stack:
         try:
-            draft = stack.enter_context(whole_folder(target))
+            draft = stack.enter_context(atomic_folder(target))
         except OSError as error:
             raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
         stages = {}

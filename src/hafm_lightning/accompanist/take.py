@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, limit_peak, resample, write_audio
 from hafm_lightning.audio import mix as mix_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import whole_file
+from hafm_lightning.files import atomic_file
 
 INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.json"
 
@@ -137,7 +137,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all; RequestError when the folder cannot be written."""
     with ExitStack() as stack:
         try:
-            draft = stack.enter_context(whole_file(path))
+            draft = stack.enter_context(atomic_file(path))
         except OSError as error:
             raise RequestError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

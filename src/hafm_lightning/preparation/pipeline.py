@@ -237,7 +237,7 @@ class _Run:
 
 
 def style_names(plan: Plan) -> list[str]:
-    """Genres of the planned songs, sorted; the first name stands for songs without one."""
+    """Genres of the planned songs, sorted; the first name is for songs without one."""
     genres = {song.genre for unit in plan.units for song in unit.songs}
     names = [UNKNOWN_STYLE, *sorted(genres - {"", UNKNOWN_STYLE})]
     if len(names) > STYLE.vocabulary:

@@ -25,7 +25,7 @@ from hafm_lightning.shards.manifest import (
     song_of,
     stream_description,
 )
-from hafm_lightning.shards.reader import ShardReader, ShardSource, map_shard
+from hafm_lightning.shards.reader import ShardReader, map_shard
 from hafm_lightning.shards.remote import RemoteSource
 from hafm_lightning.shards.writer import write_shard
 
@@ -37,10 +37,8 @@ __all__ = [
     "STORED_STREAMS",
     "Ids",
     "Manifest",
-    "RemoteSource",
     "ShardInfo",
     "ShardReader",
-    "ShardSource",
     "clip_id",
     "map_shard",
     "open_shards",

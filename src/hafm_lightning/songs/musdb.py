@@ -15,7 +15,7 @@ import numpy as np
 
 from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import printable, whole_folder
+from hafm_lightning.files import atomic_folder, printable
 from hafm_lightning.progress import progress
 from hafm_lightning.songs.song import Listing, Quarantined, Song, audio_by_folder, existing_folder, reason_of
 from hafm_lightning.toyband.corpus import synthesise_corpus
@@ -170,7 +170,7 @@ class _UndecodableError(Exception):
 
 
 def _decode(track_class: Any, path: Path, split: str, folder: Path) -> None:
-    with whole_folder(folder) as draft:
+    with atomic_folder(folder) as draft:
         for number, name in enumerate(STREAMS):
             audio = _stream(track_class, path, split, number)
             # Lossy coding overshoots full scale now and then, which 16 bits cannot hold.

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import whole_folder
+from hafm_lightning.files import atomic_folder
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def write_folder(
             return
     elif target.exists() and not target.is_dir():
         raise RequestError(f"{target} is a file; a tokenizer needs a folder")
-    with whole_folder(target) as draft:
+    with atomic_folder(target) as draft:
         if arrays:
             content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
             (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own

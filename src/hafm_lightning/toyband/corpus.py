@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hafm_lightning.audio import Audio, probe_audio, write_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import remove_unfinished, whole_folder
+from hafm_lightning.files import atomic_folder, remove_unfinished
 from hafm_lightning.local_pool import local_pool, usable_cores
 from hafm_lightning.progress import progress
 from hafm_lightning.toyband.band import play
@@ -139,7 +139,7 @@ def write_song(folder: Path, seed: int, duration_s: float) -> None:
     """Synthesise a song into ``folder``, which appears when it is complete; RequestError if it cannot be written."""
     song = synthesise_song(seed, duration_s)
     try:
-        with whole_folder(folder) as draft:
+        with atomic_folder(folder) as draft:
             for name in STEMS:
                 write_audio(draft / f"{name}.wav", song.stems[name])
             write_audio(draft / "mixture.wav", song.mixture)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.files import whole_file
+from hafm_lightning.files import atomic_file
 
 CLIP_LOG = "clips.csv"
 QUARANTINE_LOG = "quarantine.csv"
@@ -44,7 +44,7 @@ def write_logs(
     ``logs``: entries of the clips, shard by shard; ``quarantined`` and ``left_out``: entries with ``name``, ``reason``.
     """
     counts = LogCounts(loudness=np.zeros(len(loudness_edges) - 1, np.int64))
-    with whole_file(root / CLIP_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(root / CLIP_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = None
         for entries in logs:
             rows = [_row(entry) for entry in entries]
@@ -54,7 +54,7 @@ def write_logs(
             if writer is not None:
                 writer.writerows(rows)
             _count(counts, entries, loudness_edges)
-    with whole_file(root / QUARANTINE_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(root / QUARANTINE_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("what", "name", "reason"), lineterminator="\n")
         writer.writeheader()
         writer.writerows({"what": "quarantined", **entry} for entry in quarantined)
@@ -89,6 +89,6 @@ def _as_parquet(log: Path) -> None:
         return
     names = {name: pyarrow.string() for name in ("clip", "split", "song", "dropped_by", "genre", "licence")}
     options = pyarrow.csv.ConvertOptions(column_types={**names, "kept": pyarrow.bool_()}, strings_can_be_null=False)
-    with whole_file(log.with_suffix(".parquet")) as path:
+    with atomic_file(log.with_suffix(".parquet")) as path:
         lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
         pyarrow.parquet.write_table(pyarrow.csv.read_csv(log, parse_options=lines, convert_options=options), path)
