@@ -24,7 +24,7 @@ from _facts import machine
 from torch.utils.data import DataLoader, Dataset
 
 from hafm_lightning.data_modules.token_shards import TokenShards
-from hafm_lightning.shards.reader import (
+from hafm_lightning.shards import (
     REQUIRED_STREAMS,
     STORED_STREAMS,
     Manifest,

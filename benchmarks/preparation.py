@@ -30,9 +30,9 @@ from hafm_lightning.audio import write_audio
 from hafm_lightning.preparation.quality.filters import FilterSettings, measure
 from hafm_lightning.preparation.quality.fingerprint import fingerprint
 from hafm_lightning.preparation.shard_work import single_threaded
-from hafm_lightning.shards.reader import STORED_STREAMS, map_shard, row_shape, write_shard
+from hafm_lightning.shards import STORED_STREAMS, map_shard, row_shape, write_shard
 from hafm_lightning.songs.clips import clip_sound, with_noise
-from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, load_separator
+from hafm_lightning.songs.separation import MdxParameters, SeparationSettings, load_separator
 from hafm_lightning.songs.song import Song
 from hafm_lightning.songs.stems import Window, probe_song, read_stretch
 from hafm_lightning.tokens import SEMANTIC_VOCABULARY

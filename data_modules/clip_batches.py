@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import STORED_STREAMS, Manifest, ShardReader
+from hafm_lightning.shards import STORED_STREAMS, Manifest, ShardReader
 from hafm_lightning.tokens import (
     COARSE_CODEBOOKS,
     FRAME_GRID_S,

@@ -16,9 +16,9 @@ from hafm_lightning.preparation.configuration import PreparationConfig
 from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
-from hafm_lightning.shards.reader import MANIFEST_NAME, SPLITS
+from hafm_lightning.shards import MANIFEST_NAME, SPLITS
+from hafm_lightning.songs import MusdbHQ
 from hafm_lightning.songs.clips import ClipSettings
-from hafm_lightning.songs.corpora import MusdbHQ
 from hafm_lightning.tokens import CLIP_DURATION_S
 
 

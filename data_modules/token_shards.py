@@ -32,7 +32,7 @@ from hafm_lightning.data_modules.clip_batches import (
 )
 from hafm_lightning.data_modules.sampling import BatchRequest, EvaluationOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import Manifest, open_shards
+from hafm_lightning.shards import Manifest, open_shards
 from hafm_lightning.tokens import TokenBatch
 
 SPLITS_OF = {

@@ -252,7 +252,7 @@ def test_what_libsndfile_cannot_read_goes_through_ffmpeg(tmp_path, monkeypatch, 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed here")
 @pytest.mark.parametrize("start_s", [0.0, 0.25, 2.0, 3.5])
-def test_a_window_through_ffmpeg_is_what_the_whole_file_holds_there(tmp_path, start_s):
+def test_a_window_through_ffmpeg_is_what_the_atomic_file_holds_there(tmp_path, start_s):
     """With the real ffmpeg: a seek leaves the first frame of AAC silent, even a seek to 0."""
     noise = np.random.default_rng(0).normal(0, 0.1, (1, 5 * 16_000)).astype(np.float32)
     write_audio(tmp_path / "song.wav", Audio(noise, 16_000))

@@ -1,8 +1,8 @@
-"""Files and folders that are whole or absent: atomic writes, content hashes and names that any file system gave us.
+"""Files and folders that are complete or absent: atomic writes, content hashes, printable names.
 
-Every file of the preparation appears under its final name by :func:`write_atomic` only: bytes go to a temporary file in
-the same folder, are flushed to the disk, and take the name in one step. A crash, ``kill -9`` or a full disk therefore
-leaves the old file or none, never a part of one. :func:`folder_draft` does the same for a folder.
+Content goes to a temporary name in the same folder, is flushed to the disk, and takes its final name in one step
+(:func:`atomic_file`, :func:`atomic_folder`). A crash, ``kill -9`` or a full disk leaves the old content or none, never
+a part of the new one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,29 +22,105 @@ from typing import Any
 from hafm_lightning.errors import RequestError
 
 TEMPORARY_PREFIX = ".writing-"
-"""Names of unfinished files start so; whatever carries it after a crash may be deleted."""
-RENAME_ATTEMPTS = 20
-"""Attempts to rename a finished folder while other processes write to the same name."""
+"""Start of the names of unfinished files and folders. Those of a process that died may be deleted."""
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` to write to; it takes the final name when the block ends without an error.
+
+    Raises:
+        OSError: The disk is full or the folder is not writable; the old file stays, and no part of the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    draft.touch(exist_ok=False)  # a folder that is not writable is refused before the work
+    try:
+        yield draft
+        _sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path, is_complete: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """An empty folder beside ``path`` to fill; it takes the final name when the block ends without an error.
+
+    An earlier folder at ``path`` is replaced, also one that another process put there meanwhile.
+
+    Args:
+        path: The folder to write or replace; parents are made.
+        is_complete: Called before each attempt to rename. True if ``path`` already holds the same content, so that the
+            new folder is dropped; it may raise to protect what is there.
+
+    Raises:
+        RequestError: The parent of ``path`` cannot be written.
+        OSError: The disk is full, or ``path`` is a file; what was at ``path`` stays.
+    """
+    draft = _draft_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        _replace_folder(draft, path, is_complete)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def _replace_folder(draft: Path, path: Path, is_complete: Callable[[], bool]) -> None:
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    while not is_complete():
+        old = _draft_of(path)
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            draft.rename(path)
+            return
+        except OSError as error:
+            # Another process renamed a folder of its own to `path` between the two renames: replace that one too.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(root: Path, older_than_s: float = 0.0) -> None:
+    """Delete what killed processes left unfinished below ``root``, as far as it is older than ``older_than_s``."""
+    for path in list(root.rglob(f"{TEMPORARY_PREFIX}*")):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < older_than_s:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds all of it or is left as it was.
-
-    Raises:
-        OSError: The disk is full or the folder is not writable; no part of the content stays behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    """Write ``content`` so that ``path`` holds all of it or stays as it was; errors as :func:`atomic_file`."""
+    with atomic_file(path) as draft:
+        draft.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
@@ -57,60 +133,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def folder_draft(target: Path, is_complete: Callable[[], bool]) -> Iterator[Path]:
-    """A new folder beside ``target`` that takes its name when the block ends; an error in the block deletes it.
-
-    Several processes may write to one name: a whole folder of one of them is there at the end.
-
-    Args:
-        target: The folder to write or replace; parents are made.
-        is_complete: Called before each attempt to rename. True if ``target`` already holds the same content, so that
-            the draft is dropped; raises to protect what is there.
-
-    Raises:
-        RequestError: The parent of ``target`` cannot be written.
-        OSError: The disk is full; what was there before is left.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        with suppress(OSError):  # some file systems have no permissions to set
-            draft.chmod(0o755)
-        yield draft
-        for path in draft.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        _rename_draft(draft, target, is_complete)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _rename_draft(draft: Path, target: Path, is_complete: Callable[[], bool]) -> None:
-    """Rename ``draft`` to ``target``, again if another process takes the name in between."""
-    for attempt in range(RENAME_ATTEMPTS):
-        if is_complete():
-            return
-        old = draft.with_name(f"{draft.name}.{attempt}.old")
-        try:
-            if target.exists():
-                with suppress(FileNotFoundError):
-                    target.rename(old)
-            draft.rename(target)
-            return
-        except OSError as error:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or attempt == RENAME_ATTEMPTS - 1:
-                raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def is_occupied(path: Path) -> bool:

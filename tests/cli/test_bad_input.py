@@ -21,7 +21,7 @@ from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.report.report import PreparationReport
 from hafm_lightning.preparation.verification import verify_root
-from hafm_lightning.shards.reader import ShardReader, song_of
+from hafm_lightning.shards import ShardReader, song_of
 
 SECONDS = 4.0  # two clips of 2 s
 RATES_HZ = (8_000, 22_050, 44_100, 48_000, 96_000)

@@ -52,7 +52,7 @@ def test_crops_keep_the_streams_together(tmp_path):
     duration_s, clips = 2.0, 6
     write_tiny_split(tmp_path, "train", (clips,), duration_s=duration_s)
     path = tmp_path / "train" / "shard-00000.safetensors"
-    from hafm_lightning.shards.reader import Manifest, write_shard
+    from hafm_lightning.shards import Manifest, write_shard
 
     semantic = np.tile(np.arange(100, dtype=np.uint16) // 2, (clips, 1))
     codes = np.tile(np.arange(150, dtype=np.uint16) // 3, (clips, 8, 1))

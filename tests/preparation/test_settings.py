@@ -1,65 +1,11 @@
-"""Settings of the preparation: the shipped files parse, every key is documented, and mistakes are named."""
+"""From YAML to settings: values become dataclasses, and mistakes are named."""
 
 from dataclasses import dataclass, field
 
 import pytest
-import yaml
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.configuration import PreparationConfig, read_config
-from hafm_lightning.preparation.settings import as_plain, build, describe, read_yaml
-from hafm_lightning.preparation.tokenizer_training import Encodec, Hubert, Offline
-from hafm_lightning.songs.corpora import SongFolder, ToyBand
-
-
-def test_the_papers_configuration_says_what_the_paper_says(repository):
-    config = read_config(repository / "experiments" / "prepare.yaml")
-    assert config.clips.duration_s == 10.0
-    assert config.noise_sigma == 0.01
-    assert isinstance(config.corpora[0], SongFolder)
-    assert config.tokenizers.semantic == Hubert(layer=9)
-    assert config.tokenizers.acoustic == Encodec()
-    assert config.separation.model.endswith(".onnx")
-
-
-def test_the_quickstart_needs_no_download(repository):
-    config = read_config(repository / "experiments" / "quickstart" / "prepare.yaml", ["clips.hop_s=2", "root=/x"])
-    assert isinstance(config.corpora[0], ToyBand)
-    assert config.tokenizers.semantic == Offline()
-    assert (config.clips.hop_s, config.root) == (2.0, "/x")
-
-
-def test_the_papers_file_is_complete(repository):
-    """Every setting stands in the file, so that nothing has to be looked up elsewhere."""
-    text = (repository / "experiments" / "prepare.yaml").read_text()
-    values = yaml.safe_load(text)
-    in_comments = {"corpora.N.path", "corpora.N.split", "corpora.N.kind"}
-    for key, _, _ in describe(PreparationConfig):
-        if key.startswith("corpora.N"):
-            names = {"allow_partial", "decoded", "vocals", "mixture"}
-            names |= {"train_songs", "test_songs", "duration_s", "seed"}  # of kinds that the file only names
-            if key in in_comments or key.rpartition(".")[2] in names:
-                continue
-            assert key.rpartition(".")[2] in values["corpora"][0], key
-            continue
-        place = values
-        for part in key.split("."):
-            assert part in place, f"experiments/prepare.yaml lacks {key}"
-            place = place[part]
-
-
-def test_every_setting_has_a_meaning():
-    described = list(describe(PreparationConfig))
-    assert len(described) > 60
-    for key, _, meaning in described:
-        assert meaning.strip(), f"{key} is not explained in its dataclass's docstring"
-    by_key = {key: default for key, default, _ in described}
-    assert by_key["clips.hop_s"] == "10.0"
-    assert by_key["filters.leakage_max"] == "0.3"
-    assert by_key["separation.parameters.n_fft"] == "null"
-    assert by_key["root"] == "(required)"
-    assert by_key["corpora.N.max_duration_s"] == "0.0"
-    assert by_key["styles"] == "false"
+from hafm_lightning.preparation.settings import as_plain, build, read_yaml
 
 
 @dataclass(frozen=True)

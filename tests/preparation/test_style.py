@@ -18,7 +18,7 @@ from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.cli import main
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.pipeline import prepare
-from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.shards import open_shards
 
 CONDITIONS = {
     "SemanticStage": ["vocal_semantic", "style"],

@@ -11,8 +11,7 @@ import pytest
 from tiny_shards import write_tiny_shards
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards import remote
-from hafm_lightning.shards.reader import ShardReader, open_shards
+from hafm_lightning.shards import ShardReader, open_shards, remote
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_wrong_bytes_never_enter_the_cache(memory, tmp_path):
     with fsspec.open(f"{address}/train/shard-00000.safetensors", "wb") as file:
         file.write(b"another shard")
     reader = open_shards(address, "train", tmp_path / "cache")
-    with pytest.raises(RequestError, match="13 bytes arrived, but not those of the manifest"):
+    with pytest.raises(RequestError, match="the 13 bytes received do not have the manifest's sha256"):
         reader[0]
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 

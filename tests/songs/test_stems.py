@@ -1,94 +1,20 @@
-"""What only ffmpeg reads: decoded once a song, named by its own file, and a full disk is no fault of the song."""
+"""Stems: blocks and windows of a song, sums of stems, and files that only ffmpeg reads."""
 
 import shutil
-import stat
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
-from tiny_corpora import RATE_HZ, vocal_and_band, write_stems
-from tiny_preparation import shard_bytes, tiny_config
+from tiny_corpora import RATE_HZ, stem_song, vocal_and_band, windows_of
 
-from hafm_lightning.preparation.pipeline import prepare
+from hafm_lightning.errors import RequestError
+from hafm_lightning.songs import stems as stems_module
+from hafm_lightning.songs.clips import MARGIN_S
 from hafm_lightning.songs.song import Song
-from hafm_lightning.songs.stems import read_blocks, readable
+from hafm_lightning.songs.stems import cut_windows, probe_song, read_blocks, read_window, readable, to_stereo
 
-NOT_FOR_LIBSNDFILE = b"\0\0\0\x18ftypM4A " + b"\1" * 500
 SECONDS = 65.0  # two blocks
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("HAFM_QUIET", "1")
-
-
-def stand_in(tmp_path, monkeypatch, *lines):
-    """An ``ffmpeg`` on the PATH that notes its ``source`` in a log and does what ``lines`` say; returns the log."""
-    folder, log = tmp_path / "bin", tmp_path / "calls.txt"
-    folder.mkdir()
-    program = folder / "ffmpeg"
-    program.write_text(
-        "\n".join(
-            [
-                f"#!{sys.executable}",
-                "import pathlib, shutil, sys",
-                "source = pathlib.Path(sys.argv[sys.argv.index('-i') + 1].removeprefix('file:'))",
-                f"with open({str(log)!r}, 'a') as calls: print(source.name, file=calls)",
-                *lines,
-            ]
-        )
-    )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(folder))
-    return log
-
-
-def folder_of_m4a(songs, sounds):
-    """The same song as m4a: files that libsndfile refuses, in place of those of the folder ``sounds``."""
-    songs.mkdir(parents=True)
-    for path in sounds.iterdir():
-        (songs / f"{path.stem}.m4a").write_bytes(NOT_FOR_LIBSNDFILE)
-
-
-def config(root, songs, **changes):
-    settings = {"clips": {"duration_s": 2.0, "hop_s": 8.0}, "split": {"validation_share": 0.0}} | changes
-    return tiny_config(root, [{"kind": "StemFolder", "path": str(songs)}], **settings)
-
-
-def test_a_file_is_decoded_once_for_the_survey_and_once_for_its_shard(tmp_path, monkeypatch):
-    """However many blocks the song has; and the shards are those of the decoded sound."""
-    sounds = write_stems(tmp_path / "wav" / "song", SECONDS, 1, subtype="FLOAT")
-    folder_of_m4a(tmp_path / "m4a" / "song", sounds)
-    log = stand_in(tmp_path, monkeypatch, f"shutil.copy(f'{sounds}/{{source.stem}}.wav', sys.argv[-1])")
-    for name in ("wav", "m4a"):
-        prepare(config(tmp_path / f"root-{name}", tmp_path / name, duplicates={"enabled": True}))
-    assert shard_bytes(tmp_path / "root-m4a") == shard_bytes(tmp_path / "root-wav")
-    assert sorted(log.read_text().split()) == ["accompaniment.m4a"] * 2 + ["vocals.m4a"] * 2
-
-
-def test_errors_name_the_songs_own_file(tmp_path, monkeypatch):
-    sounds = write_stems(tmp_path / "sounds", 4.0, 1)
-    samples, rate_hz = soundfile.read(sounds / "vocals.wav", dtype="float32")
-    samples[20_000] = np.nan
-    soundfile.write(sounds / "vocals.wav", samples, rate_hz, subtype="FLOAT")
-    folder_of_m4a(tmp_path / "songs" / "broken", sounds)
-    write_stems(tmp_path / "songs" / "good", 4.0, 2)
-    stand_in(tmp_path, monkeypatch, f"shutil.copy(f'{sounds}/{{source.stem}}.wav', sys.argv[-1])")
-    report = prepare(config(tmp_path / "root", tmp_path / "songs"))
-    (entry,) = report.quarantined
-    assert entry["name"] == "broken"
-    assert f"{tmp_path}/songs/broken/vocals.m4a: sample 20000 (1.250 s) is NaN" in entry["reason"]
-
-
-def test_a_full_temporary_folder_stops_the_run_and_blames_no_song(tmp_path, monkeypatch):
-    folder_of_m4a(tmp_path / "songs" / "song", write_stems(tmp_path / "sounds", 4.0, 1))
-    write_stems(tmp_path / "songs" / "other", 4.0, 2)
-    stand_in(tmp_path, monkeypatch, "sys.exit('av_interleaved_write_frame(): No space left on device')")
-    with pytest.raises(RuntimeError, match=r"no space left .*ffmpeg filled .* set TMPDIR to a larger disk"):
-        prepare(config(tmp_path / "root", tmp_path / "songs"))
-    assert not list((tmp_path / "root").rglob("shard-*"))
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed here")
@@ -108,3 +34,68 @@ def test_blocks_of_an_ffmpeg_song_are_those_of_one_decoding(tmp_path, suffix, co
     assert [block.start for block in blocks] == [0, 60 * RATE_HZ]
     np.testing.assert_array_equal(np.concatenate([block.vocal for block in blocks], axis=1)[0], expected)
     assert np.square(expected).mean() == pytest.approx(np.square(vocal + band).mean(), rel=0.05)
+
+
+def test_blocks_do_not_change_a_sample(tmp_path, monkeypatch):
+    song = stem_song(tmp_path / "song", seconds=6.0, rate_hz=22_050)
+    _, windows = windows_of(song, duration_s=1.0, hop_s=0.52)
+    whole = [(w.start_s, w.before, w.vocal, w.instrumental) for w in windows]
+    monkeypatch.setattr(stems_module, "BLOCK_S", 0.6)
+    monkeypatch.setattr(stems_module, "_SHORTEST_LAST_BLOCK_S", 0.3)
+    _, windows = windows_of(song, duration_s=1.0, hop_s=0.52)
+    parts = [(w.start_s, w.before, w.vocal, w.instrumental) for w in windows]
+    assert len(parts) == len(whole) > 9
+    for one, other in zip(whole, parts, strict=True):
+        assert one[:2] == other[:2]
+        np.testing.assert_array_equal(one[2], other[2])
+        np.testing.assert_array_equal(one[3], other[3])
+
+
+def test_a_single_window_is_the_one_that_the_song_gives(tmp_path):
+    song = stem_song(tmp_path / "song", seconds=4.0, rate_hz=48_000, channels=2)
+    _, windows = windows_of(song, duration_s=1.0, hop_s=1.52)
+    for window in windows:
+        alone = read_window(song, None, window.start_s, 1.0, MARGIN_S)
+        np.testing.assert_array_equal(alone.vocal, window.vocal)
+        np.testing.assert_array_equal(alone.instrumental, window.instrumental)
+    with pytest.raises(RequestError, match="no window of"):
+        read_window(song, None, 3.5, 1.0, MARGIN_S)
+
+
+def test_stems_are_summed_and_short_ones_filled_with_silence(tmp_path):
+    generator = np.random.default_rng(0)
+    parts = {
+        name: generator.normal(0, 0.1, size).astype(np.float32)
+        for name, size in (("v", 8000), ("a", 8000), ("b", 7900))
+    }
+    for name, samples in parts.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 8000, subtype="FLOAT")
+    song = Song(
+        "s", "train", vocals=str(tmp_path / "v.wav"), accompaniment=(str(tmp_path / "a.wav"), str(tmp_path / "b.wav"))
+    )
+    (block,) = read_blocks(song, None)
+    np.testing.assert_array_equal(block.instrumental[0], parts["a"] + np.pad(parts["b"], (0, 100)))
+    soundfile.write(tmp_path / "b.wav", parts["b"], 11_025)
+    with pytest.raises(RequestError, match="11025 Hz beside a vocal stem of 8000 Hz"):
+        probe_song(song)
+    soundfile.write(tmp_path / "b.wav", np.tile(parts["b"], 4), 8000)
+    with pytest.raises(RequestError, match="export the stems at one length"):
+        probe_song(song)
+
+
+def test_surround_sound_folds_down_to_stereo_without_clipping():
+    surround = np.zeros((6, 4), np.float32)
+    surround[0] = 1.0  # left
+    np.testing.assert_allclose(to_stereo(surround)[1], 0)
+    surround[:] = 1.0
+    assert np.abs(to_stereo(surround)).max() == pytest.approx(1.0)
+    surround[:] = 0.0
+    surround[3] = 1.0  # low frequencies only
+    assert not to_stereo(surround).any()
+    np.testing.assert_allclose(to_stereo(np.array([[1.0], [2.0], [6.0]], np.float32)), [[3.0], [3.0]])
+
+
+def test_windows_past_the_song_are_a_programming_error():
+    blocks = iter([stems_module.Block(0, np.zeros((1, 100), np.float32), np.zeros((1, 100), np.float32))])
+    with pytest.raises(ValueError, match="outside the buffered sound"):
+        list(cut_windows(blocks, 10, iter([5.0]), 10.0, 0.0))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from hafm_lightning.audio import resample
+from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, clip_starts
+from hafm_lightning.songs.song import Song
+from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks
 
 RATE_HZ = 16_000
 
@@ -94,3 +98,25 @@ def write_tracks_csv(folder: Path, tracks: list[dict[str, str]]) -> Path:
         "genre_id,#tracks,parent,title,top_level\n12,9,0,Rock,12\n85,3,12,Garage,12\n21,5,0,Hip-Hop,21\n"
     )
     return folder
+
+
+def touch(path: Path, size: int = 4) -> Path:
+    """A file of ``size`` bytes that are no sound."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    return path
+
+
+def stem_song(folder: Path, **settings) -> Song:
+    """The song of :func:`write_stems`."""
+    write_stems(folder, **settings)
+    vocals, band = (str(folder / f"{name}{settings.get('suffix', '.wav')}") for name in ("vocals", "accompaniment"))
+    return Song(folder.name, "train", vocals=vocals, accompaniment=(band,))
+
+
+def windows_of(song: Song, **clips: float) -> tuple[float, Iterator[Window]]:
+    """Length of a song of stems in seconds, and the windows of its clips."""
+    settings, info = ClipSettings(**clips), probe_song(song)
+    starts = iter(clip_starts(info.duration_s, settings))
+    blocks = read_blocks(song, None)
+    return info.duration_s, cut_windows(blocks, info.rate_hz, starts, settings.duration_s, MARGIN_S)

@@ -12,7 +12,7 @@ import numpy as np
 from hafm_lightning.audio import read_audio
 from hafm_lightning.evaluation.segments import SegmentSettings, Selection, load_clip, select_segments, tokenize_clips
 from hafm_lightning.modeling.transformer import BackboneConfig
-from hafm_lightning.shards.reader import STORED_STREAMS, Manifest, stream_description, write_shard
+from hafm_lightning.shards import STORED_STREAMS, Manifest, stream_description, write_shard
 from hafm_lightning.stages import CoarseStage, FineStage, SemanticStage, Stage
 from hafm_lightning.tokenizers import Tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer

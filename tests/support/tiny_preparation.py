@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from tiny_corpora import vocal_and_band
 
 from hafm_lightning.preparation.pipeline import PreparationConfig
@@ -62,3 +66,22 @@ def shard_bytes(root: Path) -> dict[str, str]:
         for split in ("train", "validation", "test")
         for path in sorted((root / split).glob("*"))
     }
+
+
+def command(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """``python -m hafm_lightning prepare ...`` in another process."""
+    environment = os.environ | {"HAFM_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "hafm_lightning", "prepare", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def yaml_file(path: Path, values: dict[str, Any]) -> Path:
+    """Write a configuration."""
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -39,3 +39,26 @@ def low_pass_model(folder, **json_values):
         json.dumps({"n_fft": N_FFT, "hop": HOP, "dim_f": DIM_F, "dim_t": DIM_T} | json_values)
     )
     return path
+
+
+def si_sdr_db(estimate, target):
+    """Scale-invariant signal-to-distortion ratio of two waveforms."""
+    scale = (estimate * target).sum() / (target**2).sum()
+    error = estimate - scale * target
+    return 10 * np.log10(((scale * target) ** 2).sum() / (error**2).sum())
+
+
+def known_mixture(seconds, seed=0):
+    """Low tones (the vocals of :func:`low_pass_model`) and high tones, with different left and right."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    generator = np.random.default_rng(seed)
+    bin_hz = RATE / N_FFT
+
+    def tones(low_bin, high_bin):
+        rows = []
+        for _ in range(2):
+            hz, phase = generator.uniform(low_bin * bin_hz, high_bin * bin_hz, 5), generator.uniform(0, 6.28, 5)
+            rows.append(np.sin(2 * np.pi * hz[:, None] * time + phase[:, None]).sum(axis=0) * 0.05)
+        return np.stack(rows).astype(np.float32)
+
+    return tones(5, SPLIT_BIN - 8), tones(SPLIT_BIN + 8, DIM_F - 10)

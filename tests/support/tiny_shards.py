@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hafm_lightning.shards.reader import (
+from hafm_lightning.shards import (
     REQUIRED_STREAMS,
     STORED_STREAMS,
     Manifest,
+    clip_id,
     row_shape,
     stream_description,
     write_shard,
@@ -53,3 +54,36 @@ def write_tiny_shards(root: Path, train=(5, 3), validation=(3, 2), test=(2, 2), 
     for split, counts in (("train", train), ("validation", validation), ("test", test)):
         write_tiny_split(root, split, counts, **settings)
     return root
+
+
+def random_rows(clips: int, seed: int, names=REQUIRED_STREAMS) -> dict[str, np.ndarray]:
+    """Random ids for clips of 10 s, stored name -> uint16 ``[clips, ...]``."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: generator.integers(
+            0, STORED_STREAMS[name].vocabulary, (clips, *row_shape(STORED_STREAMS[name], 10.0)), dtype=np.uint16
+        )
+        for name in names
+    }
+
+
+def write_full_split(folder: Path, counts=(3, 2), names=REQUIRED_STREAMS) -> list[dict[str, np.ndarray]]:
+    """Write a split of clips of 10 s; returns the arrays of each shard."""
+    infos, rows = [], []
+    for number, clips in enumerate(counts):
+        arrays = random_rows(clips, seed=number, names=names)
+        ids = [clip_id(f"song {number}", 10.0 * i) for i in range(clips)]
+        infos.append(write_shard(folder / f"shard-{number:05d}.safetensors", arrays, ids, 10.0))
+        rows.append(arrays)
+    manifest = Manifest(
+        split=folder.name,
+        duration_s=10.0,
+        streams={name: stream_description(STORED_STREAMS[name]) for name in names},
+        tokenizers={"semantic": {"kind": "fake"}, "acoustic": {"kind": "fake"}},
+        resampler="soxr-hq",
+        preparation={"hop_s": 5.0},
+        styles=["Rock"],
+        shards=infos,
+    )
+    manifest.save(folder)
+    return rows

@@ -26,7 +26,7 @@ from hafm_lightning.accompanist.stage_network import (
     check_networks,
 )
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import folder_draft, is_occupied, sha256_of
+from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.hub import fetch_folder
 
@@ -149,7 +149,7 @@ def write_model_folder(
         return False
 
     is_complete()  # refused before the weights are written
-    with folder_draft(target, is_complete) as draft:
+    with atomic_folder(target, is_complete) as draft:
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"

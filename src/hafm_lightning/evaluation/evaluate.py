@@ -36,7 +36,7 @@ from hafm_lightning.files import sha256_of_json, write_json
 from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.progress import progress
-from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.shards import open_shards
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 
 PROBES_VERSION = 2

@@ -22,9 +22,9 @@ import torch
 
 from hafm_lightning.audio import Audio, read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import clip_id
+from hafm_lightning.shards import clip_id
+from hafm_lightning.songs import MusdbHQ
 from hafm_lightning.songs.clips import MARGIN_S, ClipSound, clip_sound, with_noise
-from hafm_lightning.songs.corpora import MusdbHQ
 from hafm_lightning.songs.song import Song
 from hafm_lightning.songs.stems import Window, probe_song, read_stretch, to_stereo
 from hafm_lightning.tokenizers import Tokenizers

@@ -8,7 +8,7 @@ from hafm_lightning.evaluation.embeddings.base import EMBEDDINGS, EmbeddingSourc
 from hafm_lightning.evaluation.segments import SegmentSettings
 from hafm_lightning.evaluation.systems.base import LABELS, MODEL_SYSTEMS
 from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.songs.separation.base import SeparationSettings
+from hafm_lightning.songs.separation import SeparationSettings
 
 METRICS = ("fad", "kd", "apa", "beats", "chroma", "key", "onsets", "truth", "speed", "tokens", "probes")
 """Groups of columns (and, for the last two, tables) that can be asked for."""

@@ -1,4 +1,4 @@
-"""Everything that ``prepare.yaml`` says, as one frozen dataclass whose groups live beside the code they steer."""
+"""The settings of ``prepare``, as one frozen dataclass whose groups are defined beside the code that uses them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.settings import as_plain, build, placed, read_yaml
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
+from hafm_lightning.songs import AnyCorpus
 from hafm_lightning.songs.clips import ClipSettings
-from hafm_lightning.songs.corpora import AnyCorpus
-from hafm_lightning.songs.separation.base import SeparationSettings
+from hafm_lightning.songs.separation import SeparationSettings
 
-CHANGES_NOTHING = ("root", "engine", "report", "device")
-"""Settings that do not decide what shards hold."""
+CHANGES_NOTHING = ("root", "engine", "report", "device")  # settings that do not change the content of shards
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ReportSettings:
     """The run report.
 
     Attributes:
-        examples: Clips that can be listened to in the report, original beside decoded tokens.
+        examples: Number of clips in the report with sound: the original, and its tokens decoded.
     """
 
     examples: int = 10
@@ -40,28 +39,28 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class PreparationConfig:
-    """Everything that ``prepare.yaml`` says.
+    """The settings of ``prepare``.
 
     Attributes:
         root: Output folder.
-        corpora: Where songs come from; each names its ``kind``.
-        clips: How songs are cut.
+        corpora: Sources of songs; each has a ``kind``.
+        clips: How songs are cut into clips.
         split: How songs are divided between train and validation.
         filters: Which clips are dropped.
-        duplicates: Whether recordings that occur twice are left out.
+        duplicates: Which songs are left out because they occur twice.
         separation: How mixtures are separated.
         tokenizers: Which tokenizers.
         noise_sigma: Standard deviation of the noise on vocals before the semantic tokenizer; full scale is 1.
-        seed: Of that noise.
+        seed: Seed of that noise.
         vocal_acoustic: Also store the acoustic codes of vocals (section 3.2 of the paper); twice the space.
         styles: Also store each clip's genre as a style.
-        clips_per_shard: Clips that a shard holds about, before the filter. A stopped run repeats the shards that it was
-            working on.
-        batch_size: Clips that are given to a tokenizer together.
-        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``; with Ray, ``auto`` is the GPU where
+        clips_per_shard: Approximate number of clips in a shard, before the filter. A stopped run repeats the shards in
+            progress.
+        batch_size: Clips that are tokenized together.
+        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``; with Ray, ``auto`` is the GPU if
             ``engine.gpus_per_worker`` asks for one. On another kind of device a few tokens differ.
         engine: Where the work runs.
-        report: What the report holds.
+        report: Contents of the report.
     """
 
     root: str
@@ -92,20 +91,16 @@ class PreparationConfig:
 
     @property
     def sound(self) -> SoundSettings:
-        """What decides the waveforms that the tokenizers hear."""
+        """The settings of the waveforms that are tokenized."""
         return SoundSettings(self.clips, self.filters, self.separation, self.noise_sigma, self.seed)
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide what shards hold, as JSON values."""
+        """The settings that decide the content of shards, as JSON values."""
         names = [item.name for item in fields(self) if item.name not in CHANGES_NOTHING]
         return {name: as_plain(getattr(self, name)) for name in names}
 
     def resolved_device(self) -> str:
-        """``cpu`` or ``cuda``, for the models that this process runs.
-
-        Raises:
-            RequestError: A GPU is asked for and there is none.
-        """
+        """``cpu`` or ``cuda``, for the models of this process; RequestError if there is no GPU to use."""
         import torch
 
         available = torch.cuda.is_available()
@@ -114,13 +109,10 @@ class PreparationConfig:
         return "cuda" if available and self.device != "cpu" else "cpu"
 
     def worker_device(self) -> str:
-        """``cpu`` or ``cuda``, for the models that the workers run.
+        """``cpu`` or ``cuda``, for the models of the workers; RequestError if they have no GPU to use.
 
-        Processes of this machine have its GPU. A Ray actor has the share of a GPU that it asked for, whatever the
-        machine that started the run has, and sees none if it asked for none.
-
-        Raises:
-            RequestError: A GPU is asked for and the workers have none.
+        Processes of this machine use its GPU. A Ray actor has the share of a GPU that it asked for, on any machine, and
+        no GPU if it asked for none.
         """
         if self.engine.kind != "ray":
             return self.resolved_device()

@@ -8,7 +8,7 @@ Choices:
 
 * One process writes, and holds a lock while it does. Workers only compute.
 * Steps: list the songs, survey them, plan the shards, make the tokenizers, make the shards, write manifests and report.
-  Each keeps its result before the next begins. A shard is finished when its record is there and its bytes have the
+  Each writes its result before the next begins. A shard is finished when it has a record, and its bytes have the
   recorded sha256; a run that is started again makes the others. Since a shard depends on its plan alone, an interrupted
   run ends with the same bytes as an uninterrupted one.
 * A request that is wrong is refused before anything is written.
@@ -23,10 +23,12 @@ from typing import Any
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import remove_unfinished
+from hafm_lightning.local_pool import Pool
 from hafm_lightning.locks import LOCK_NAME, Lock, held
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
-from hafm_lightning.preparation.engines.base import Engine, make_engine
-from hafm_lightning.preparation.plan import Plan, Unit, make_plan
+from hafm_lightning.preparation.engines import make_engine
+from hafm_lightning.preparation.plan import Plan, make_plan
 from hafm_lightning.preparation.report.report import PreparationReport, write_report
 from hafm_lightning.preparation.run_state import RootState
 from hafm_lightning.preparation.shard_work import (
@@ -40,8 +42,8 @@ from hafm_lightning.preparation.shard_work import (
 from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
 from hafm_lightning.preparation.tokenizer_training import ExcerptPool, make_tokenizers
 from hafm_lightning.progress import progress
-from hafm_lightning.shards.reader import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
-from hafm_lightning.songs.corpora import list_songs
+from hafm_lightning.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
+from hafm_lightning.songs import list_songs
 from hafm_lightning.songs.song import Listing, Song
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import STYLE, VOCAL_ACOUSTIC
@@ -52,19 +54,18 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) -> PreparationReport:
-    """Do all of it, or continue where a stopped run was.
+    """Prepare a corpus, or continue where an earlier run stopped.
 
     Args:
-        config: What to do.
+        config: The settings.
         load: Reads the tokenizers from a folder onto a device, in every worker.
 
     Returns:
-        Counts, durations and what was put aside; also written to ``report.json``.
+        The report, which is also written to ``report.json``.
 
     Raises:
-        RequestError: The request cannot be served: a missing folder, a root of other settings, no usable song, another
-            process at work in the root.
-        RuntimeError: The work failed: the disk is full, a worker died. Starting again continues.
+        RequestError: A missing folder, a root of other settings, no usable song, or another process in this root.
+        RuntimeError: The work failed: the disk is full, or a worker died. The same command continues.
     """
     state = RootState(Path(config.root).expanduser())
     try:
@@ -85,7 +86,7 @@ def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) ->
 
 
 def _leave_no_trace(lock: Lock) -> None:
-    """Remove the lock and the folders that were made for it, as far as they are empty."""
+    """Remove the lock, and the folders that were made for it if they are empty."""
     lock.release(erase=True)
     with suppress(OSError):
         lock.path.parent.rmdir()
@@ -103,58 +104,50 @@ class _Run:
         self.worker_device = config.worker_device()
 
     def all_steps(self) -> PreparationReport:
-        """Everything, in order."""
+        """All steps in order."""
         config, state = self.config, self.state
         state.check_settings(config.deciding())
         listing = self._listing()
         state.begin(config.deciding(), listing.songs)
-        state.sweep()
-        with make_engine(config.engine) as engine:
-            plan = self._plan(listing, engine)
-            self._make_tokenizers(plan, engine)
+        remove_unfinished(state.root)
+        with make_engine(config.engine) as pool:
+            plan = self._plan(listing, pool)
+            self._make_tokenizers(plan, pool)
             cached_tokenizers.cache_clear()  # an earlier run of this process may have had another root at this path
             tokenizers = cached_tokenizers(self.load, state.tokenizers, self.device)
             styles = style_names(plan) if config.styles else []
-            records = self._make_shards(plan, styles, engine)
+            records = self._make_shards(plan, styles, pool)
         manifests = self._write_manifests(plan, records, tokenizers, styles)
-        return write_report(
-            state,
-            plan=plan,
-            listing=listing,
-            records=records,
-            manifests=manifests,
-            tokenizers=tokenizers,
-            sound=config.sound,
-            examples=config.report.examples,
-        )
+        examples = config.report.examples
+        return write_report(state, plan, listing, records, manifests, tokenizers, sound=config.sound, examples=examples)
 
     def _listing(self) -> Listing:
-        """The songs, and everything else that can be wrong with the request before work begins."""
+        """The songs; refuses every wrong request that can be noticed before the work begins."""
         config = self.config
         listing = list_songs(config.corpora)
         if not listing.songs:
             paths = ", ".join(corpus.path for corpus in config.corpora)
             raise RequestError(f"no songs in {paths}\ncheck `corpora` (kind, path, genres, licences)")
-        unsplit = next((song for song in listing.songs if song.needs_separation), None)
-        if unsplit is not None and not config.separation.model:
-            raise RequestError(
-                f"{unsplit.mixture} is a mixture and no separation model is set\n"
-                "give an MDX-Net model as separation.model, or use a corpus of stems"
-            )
-        if unsplit is not None:
+        unseparated = next((song for song in listing.songs if song.needs_separation), None)
+        if unseparated is not None:
+            if not config.separation.model:
+                raise RequestError(
+                    f"{unseparated.mixture} is a mixture and no separation model is set\n"
+                    "give an MDX-Net model as separation.model, or use a corpus of stems"
+                )
             cached_separator(config.separation)
-        missing = sorted(set(config.split.validation_songs) - {song.id for song in listing.songs})
-        if missing:
-            raise RequestError(f"split.validation_songs names {missing[0]!r}, which is in no corpus\ncorrect the name")
+        unknown = sorted(set(config.split.validation_songs) - {song.id for song in listing.songs})
+        if unknown:
+            raise RequestError(f"split.validation_songs names {unknown[0]!r}, which is in no corpus\ncorrect the name")
         if config.tokenizers.folder:
             self.load(Path(config.tokenizers.folder).expanduser(), "cpu")
         return listing
 
-    def _plan(self, listing: Listing, engine: Engine) -> Plan:
+    def _plan(self, listing: Listing, pool: Pool) -> Plan:
         plan = self.state.read_plan()
         if plan is not None:
             return plan
-        self._survey(listing.songs, engine)
+        self._survey(listing.songs, pool)
         plan = make_plan(
             listing.songs,
             self.state.facts(),
@@ -165,23 +158,22 @@ class _Run:
         )
         if not plan.units:
             first = (plan.quarantined + plan.left_out)[0]
-            raise RequestError(
-                f"none of {len(listing.songs)} songs can be used; the first: {first.name}: {first.reason}"
-            )
+            count = len(listing.songs)
+            raise RequestError(f"none of {count} songs can be used; the first: {first.name}: {first.reason}")
         self.state.write_plan(plan)
         return plan
 
-    def _survey(self, songs: list[Song], engine: Engine) -> None:
+    def _survey(self, songs: list[Song], pool: Pool) -> None:
         blocks = [tuple(songs[i : i + SONGS_PER_BLOCK]) for i in range(0, len(songs), SONGS_PER_BLOCK)]
         left = [number for number in range(len(blocks)) if not self.state.survey_block(number).is_file()]
         work = SurveyWork(self.config.duplicates.enabled)
         done = len(songs) - sum(len(blocks[number]) for number in left)
         with progress("Surveying the songs", len(songs), "songs", done) as bar:
-            for index, facts in engine.map(work, [blocks[number] for number in left]):
+            for index, facts in pool.map(work, [blocks[number] for number in left]):
                 self.state.write_survey_block(left[index], facts)
                 bar.advance(len(facts))
 
-    def _make_tokenizers(self, plan: Plan, engine: Engine) -> None:
+    def _make_tokenizers(self, plan: Plan, pool: Pool) -> None:
         durations_s = {fact.id: fact.duration_s for fact in self.state.facts()}
         songs = plan.songs("train") or [song for unit in plan.units for song in unit.songs]
         make_tokenizers(
@@ -189,13 +181,13 @@ class _Run:
             self.state.tokenizers,
             ExcerptPool(songs, durations_s, self.config.clips, self.config.tokenizers.seed),
             sound=self.config.sound,
-            engine=engine,
+            pool=pool,
             load=self.load,
             device=self.device,
         )
 
-    def _make_shards(self, plan: Plan, styles: list[str], engine: Engine) -> list[dict[str, Any]]:
-        """Records of all units, in order; makes what is missing."""
+    def _make_shards(self, plan: Plan, styles: list[str], pool: Pool) -> list[dict[str, Any]]:
+        """Make the missing shards; the records of all units, in order."""
         work = ShardWork(
             sound=self.config.sound,
             tokenizers=self.state.tokenizers,
@@ -205,22 +197,15 @@ class _Run:
             styles={name: number for number, name in enumerate(styles)} if styles else None,
             device=self.worker_device,
         )
-        records: dict[Unit, dict[str, Any]] = {}
-        left = []
-        for unit in plan.units:
-            record = self.state.finished(unit)
-            if record is None:
-                left.append(unit)
-            else:
-                records[unit] = record
+        records = {unit: record for unit in plan.units if (record := self.state.finished(unit)) is not None}
+        left = [unit for unit in plan.units if unit not in records]
         songs = sum(record["songs"] for record in records.values())
         clips = sum(record["shard"]["clips"] for record in records.values() if record["shard"])
         done_h = sum(unit.duration_s for unit in records) / 3600
         with progress("Tokenizing", plan.duration_s / 3600, "hours of audio", done_h) as bar:
-            for index, result in engine.map(work, left):
+            for index, result in pool.map(work, left):
                 unit = left[index]
-                record = self.state.keep(unit, result, self.config.clips.duration_s)
-                records[unit] = record
+                records[unit] = record = self.state.write_unit(unit, result, self.config.clips.duration_s)
                 songs += record["songs"]
                 clips += record["shard"]["clips"] if record["shard"] else 0
                 bar.advance(unit.duration_s / 3600, f"{songs} songs, {clips} clips")
@@ -229,13 +214,11 @@ class _Run:
     def _write_manifests(
         self, plan: Plan, records: list[dict[str, Any]], tokenizers: Tokenizers, styles: list[str]
     ) -> dict[str, Manifest]:
-        """One manifest for each split that songs were planned for."""
+        """One manifest for each split with planned songs."""
         settings = self.config.deciding()
         absent = {STYLE.name: not styles, VOCAL_ACOUSTIC.name: not self.config.vocal_acoustic}
         manifests = {}
-        for split in SPLITS:
-            if not any(unit.split == split for unit in plan.units):
-                continue
+        for split in (split for split in SPLITS if plan.songs(split)):
             manifests[split] = Manifest(
                 split=split,
                 duration_s=self.config.clips.duration_s,
@@ -253,7 +236,7 @@ class _Run:
 
 
 def style_names(plan: Plan) -> list[str]:
-    """Genres of the planned songs, sorted; the first name stands for songs without one."""
+    """Genres of the planned songs, sorted; the first name is for songs without one."""
     genres = {song.genre for unit in plan.units for song in unit.songs}
     names = [UNKNOWN_STYLE, *sorted(genres - {"", UNKNOWN_STYLE})]
     if len(names) > STYLE.vocabulary:

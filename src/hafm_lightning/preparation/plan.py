@@ -1,15 +1,15 @@
-"""The plan: which songs go to which split, and which songs make up which shard.
+"""The plan: the split of each song, and the songs of each shard.
 
-It depends on the songs, their lengths and the settings alone. A shard is a fixed list of songs, so that any process,
-on any machine, in any order, makes the same shard.
+It depends on the songs, their lengths and the settings alone. A shard is a fixed list of songs, so that every process,
+on every machine, in every order, makes the same shard.
 
 Choices:
 
-* Songs are divided between train and validation by groups: all songs of an artist stay together where the artist is
-  known, and a song always does. Groups are put in an order that depends on the seed and the group's name, and the first
-  ones become validation until they hold their share of the songs.
-* Of a recording that occurs twice the copy in ``test`` is kept before the one in ``validation``, and that before the
-  one in ``train``, so that no test song is trained on.
+* Songs are divided between train and validation by groups: the songs of an artist stay together if the artist is
+  known. Groups are sorted in an order that depends on the seed and the group's name, and the first ones become
+  validation until they hold their share of the songs.
+* Of a recording that occurs twice, the copy in ``test`` is kept rather than the one in ``validation``, and that rather
+  than the one in ``train``, so that no test song is used for training.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
 from hafm_lightning.preparation.survey import SongFacts
+from hafm_lightning.shards import SPLITS
 from hafm_lightning.songs.clips import ClipSettings, clip_starts
 from hafm_lightning.songs.song import Quarantined, Song
 
@@ -33,11 +34,11 @@ class SplitSettings:
     """How songs of ``train`` are divided between train and validation.
 
     Attributes:
-        validation_share: Share of the songs that become validation; 0 draws none. Songs whose split the corpus gives
-            (``use_fma_split``) are not drawn.
-        by_artist: Keep all songs of an artist on one side, where artists are known.
+        validation_share: Share of the songs that become validation; 0 draws none. Songs whose split comes from the
+            corpus (``use_fma_split``) are not drawn.
+        by_artist: Keep all songs of an artist in one split, if the artist is known.
         seed: Another seed draws other songs.
-        validation_songs: Song ids that are validation in any case; with any of them given, none is drawn.
+        validation_songs: Song ids that become validation; if any are given, no other song is drawn.
     """
 
     validation_share: float = 0.1
@@ -52,19 +53,12 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class Unit:
-    """The work unit: one shard.
+    """The work unit: one shard."""
 
-    Attributes:
-        split: Its split.
-        number: Its number in the split.
-        songs: What it is made of, in order.
-        duration_s: Total length of the songs, in seconds.
-    """
-
-    split: str
-    number: int
-    songs: tuple[Song, ...]
-    duration_s: float
+    split: str  # its split
+    number: int  # its number in the split
+    songs: tuple[Song, ...]  # the songs of the shard, in order
+    duration_s: float  # total length of the songs, in seconds
 
     @property
     def file(self) -> str:
@@ -74,17 +68,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is decided before the work begins.
+    """The decisions before the work begins."""
 
-    Attributes:
-        units: The shards of all splits.
-        quarantined: Songs that the survey could not read.
-        left_out: Songs that are not used though they can be read: duplicates, songs shorter than a clip.
-    """
-
-    units: list[Unit]
-    quarantined: list[Quarantined]
-    left_out: list[Quarantined]
+    units: list[Unit]  # the shards of all splits
+    quarantined: list[Quarantined]  # songs that the survey could not read
+    left_out: list[Quarantined]  # readable songs that are not used: duplicates, and songs shorter than a clip
 
     def songs(self, split: str) -> list[Song]:
         """Songs of a split."""
@@ -102,17 +90,11 @@ class Plan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
         """Inverse of :meth:`as_dict`."""
-        units = [
-            Unit(
-                unit["split"],
-                unit["number"],
-                tuple(Song(**(song | {"accompaniment": tuple(song["accompaniment"])})) for song in unit["songs"]),
-                unit["duration_s"],
-            )
-            for unit in values["units"]
-        ]
-        quarantined, left_out = ([Quarantined(**entry) for entry in values[key]] for key in ("quarantined", "left_out"))
-        return cls(units, list(quarantined), list(left_out))
+        units = []
+        for unit in values["units"]:
+            songs = (Song(**song | {"accompaniment": tuple(song["accompaniment"])}) for song in unit["songs"])
+            units.append(Unit(**unit | {"songs": tuple(songs)}))
+        return cls(units, *([Quarantined(**entry) for entry in values[key]] for key in ("quarantined", "left_out")))
 
 
 def make_plan(
@@ -124,44 +106,42 @@ def make_plan(
     duplicates: DuplicateSettings,
     clips_per_shard: int,
 ) -> Plan:
-    """Choose songs, divide them, and deal them out to shards of about ``clips_per_shard`` clips (before the filter)."""
-    known = {fact.id: fact for fact in facts}
-    quarantined = [Quarantined(song.id, known[song.id].problem) for song in songs if known[song.id].problem]
-    usable = [song for song in songs if not known[song.id].problem]
+    """Choose songs, divide them into splits, and group them into shards of ``clips_per_shard`` clips or a few more."""
+    facts_of = {fact.id: fact for fact in facts}
+    quarantined = [Quarantined(song.id, facts_of[song.id].problem) for song in songs if facts_of[song.id].problem]
+    usable = [song for song in songs if not facts_of[song.id].problem]
     left_out = []
     if duplicates.enabled:
         preferred = sorted(usable, key=lambda song: (_PREFERENCE[song.split], song.id))
-        same = find_duplicates({song.id: sketch_from_text(known[song.id].sketch) for song in preferred}, duplicates)
-        left_out += [Quarantined(song.id, f"duplicate of {same[song.id]}") for song in usable if song.id in same]
-        usable = [song for song in usable if song.id not in same]
-    starts = {song.id: clip_starts(known[song.id].duration_s, clips) for song in usable}
+        sketches = {song.id: sketch_from_text(facts_of[song.id].sketch) for song in preferred}
+        original = find_duplicates(sketches, duplicates)
+        left_out += [Quarantined(s.id, f"duplicate of {original[s.id]}") for s in usable if s.id in original]
+        usable = [song for song in usable if song.id not in original]
+    starts = {song.id: clip_starts(facts_of[song.id].duration_s, clips) for song in usable}
     for song in usable:
         if not starts[song.id]:
-            seconds = known[song.id].duration_s
+            seconds = facts_of[song.id].duration_s
             left_out.append(Quarantined(song.id, f"shorter than a clip ({seconds:.3f} s of {clips.duration_s:g} s)"))
     usable = [song for song in usable if starts[song.id]]
     units = []
     divided = divide_songs(usable, split)
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         chosen = sorted((song for song in divided if song.split == name), key=lambda song: song.id)
         batch: list[Song] = []
-        numbered = 0
-        for index, song in enumerate(chosen):
+        number = 0
+        for song in chosen:
             batch.append(song)
-            if sum(len(starts[item.id]) for item in batch) >= clips_per_shard or index == len(chosen) - 1:
-                duration_s = sum(known[item.id].duration_s for item in batch)
-                units.append(Unit(name, numbered, tuple(batch), round(duration_s, 6)))
-                batch, numbered = [], numbered + 1
+            if sum(len(starts[item.id]) for item in batch) >= clips_per_shard or song is chosen[-1]:
+                duration_s = sum(facts_of[item.id].duration_s for item in batch)
+                units.append(Unit(name, number, tuple(batch), round(duration_s, 6)))
+                batch, number = [], number + 1
     return Plan(units, quarantined, left_out)
 
 
 def divide_songs(songs: Sequence[Song], settings: SplitSettings) -> list[Song]:
     """Give each song of ``train`` its final split, ``train`` or ``validation``; others keep theirs.
 
-    Songs whose split their corpus gives are not drawn, but may be named.
-
-    Raises:
-        RequestError: ``validation_songs`` names a song that is not there.
+    Songs whose split comes from the corpus are not drawn, but may be named; RequestError if a named song is unknown.
     """
     pool = [song for song in songs if song.split == "train" and not song.split_given]
     if settings.validation_songs:
@@ -174,9 +154,8 @@ def divide_songs(songs: Sequence[Song], settings: SplitSettings) -> list[Song]:
         chosen = set(settings.validation_songs)
     else:
         chosen = _drawn(pool, settings)
-    return [
-        replace(song, split="validation") if song.split == "train" and song.id in chosen else song for song in songs
-    ]
+    moved = {song.id for song in songs if song.split == "train"} & chosen
+    return [replace(song, split="validation") if song.id in moved else song for song in songs]
 
 
 def _drawn(pool: Sequence[Song], settings: SplitSettings) -> set[str]:

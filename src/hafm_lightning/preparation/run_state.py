@@ -1,7 +1,7 @@
-"""What a root remembers between runs, in ``<root>/work``: settings, songs, survey, plan, and a record of every shard.
+"""The state of a root between runs, in ``<root>/work``: settings, songs, survey, plan, and a record of every shard.
 
-Each file is written whole and only when the step before it is complete, so a run that was stopped anywhere finds out
-from the files alone what is left to do.
+Each file is written atomically, when the step before it is complete. So the files alone tell the next run what is left
+to do, wherever the last one was stopped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import TEMPORARY_PREFIX, sha256_of, write_json
+from hafm_lightning.files import sha256_of, write_json
 from hafm_lightning.preparation.plan import Plan, Unit
 from hafm_lightning.preparation.shard_work import UnitResult
 from hafm_lightning.preparation.survey import SongFacts
-from hafm_lightning.shards.reader import SPLITS, write_shard
+from hafm_lightning.shards import SPLITS, write_shard
 from hafm_lightning.songs.song import Song
 
 WORK_FOLDER = "work"
@@ -38,18 +38,14 @@ class RootState:
 
     @property
     def begun(self) -> bool:
-        """Whether a run has begun to work here."""
+        """True if a run has begun in this root."""
         return self._settings.is_file()
-
-    # Settings and songs: a root belongs to one set of them
 
     def check_settings(self, settings: dict[str, Any]) -> None:
         """Compare with the settings of the run that began here.
 
-        While no shard is finished, other settings are welcome: the steps that they concern start over.
-
-        Raises:
-            RequestError: Shards were made with other settings, or nobody knows with which.
+        While no shard is finished, the settings may change: the steps that depend on them start over. Afterwards, or
+        if the earlier settings are unknown, another setting is a RequestError.
         """
         if not self.begun:
             old = [split for split in SPLITS if any((self.root / split).glob("shard-*"))]
@@ -59,18 +55,17 @@ class RootState:
                     "choose another root, or remove that folder"
                 )
             return
-        before = _flat(json.loads(self._settings.read_bytes()))
-        now = _flat(settings)
+        before, now = _flat(json.loads(self._settings.read_bytes())), _flat(settings)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if not changed:
             return
+        key = changed[0]
         if any((self.work / "records").glob("*.json")):
-            key = changed[0]
             raise RequestError(
                 f"{self.root} holds shards made with {key} = {before.get(key)!r}, now it is {now.get(key)!r}\n"
                 "set it back to continue, or choose another root"
             )
-        if any(key.startswith(("corpora", "duplicates")) for key in changed):
+        if any(name.startswith(("corpora", "duplicates")) for name in changed):
             shutil.rmtree(self.work / "survey", ignore_errors=True)
             self._songs.unlink(missing_ok=True)
         self._plan.unlink(missing_ok=True)
@@ -79,11 +74,7 @@ class RootState:
         self._settings.unlink()
 
     def begin(self, settings: dict[str, Any], songs: list[Song]) -> None:
-        """Write down settings and songs, or compare the songs with those of the run that began here.
-
-        Raises:
-            RequestError: Songs were added, removed or changed.
-        """
+        """Write settings and songs; RequestError if the songs are not those of the run that began here."""
         content = {song.id: [song.split, song.bytes] for song in songs}
         if self._songs.is_file():
             before = json.loads(self._songs.read_bytes())
@@ -98,19 +89,12 @@ class RootState:
         if not self.begun:
             write_json(self._settings, settings)
 
-    def sweep(self) -> None:
-        """Remove the unfinished files of a killed run."""
-        for path in self.root.rglob(f"{TEMPORARY_PREFIX}*"):
-            path.unlink(missing_ok=True)
-
-    # Survey and plan
-
     def survey_block(self, number: int) -> Path:
         """File of a block of the survey."""
         return self.work / "survey" / f"block-{number:05d}.json"
 
     def write_survey_block(self, number: int, facts: list[SongFacts]) -> None:
-        """Keep the facts of one block."""
+        """Write the facts of one block."""
         write_json(self.survey_block(number), {"facts": [asdict(fact) for fact in facts]})
 
     def facts(self) -> Iterator[SongFacts]:
@@ -119,21 +103,19 @@ class RootState:
             yield from (SongFacts(**fact) for fact in json.loads(path.read_bytes())["facts"])
 
     def read_plan(self) -> Plan | None:
-        """The plan, if it was made."""
+        """The plan, or None before it is made."""
         return Plan.from_dict(json.loads(self._plan.read_bytes())) if self._plan.is_file() else None
 
     def write_plan(self, plan: Plan) -> None:
-        """Keep the plan."""
+        """Write the plan."""
         write_json(self._plan, plan.as_dict())
-
-    # Records
 
     def record_path(self, unit: Unit) -> Path:
         """File of a unit's record."""
         return self.work / "records" / f"{unit.split}-{unit.number:05d}.json"
 
     def finished(self, unit: Unit) -> dict[str, Any] | None:
-        """The record of a unit whose shard is there with the recorded bytes, without its log; None otherwise."""
+        """The record, without its log, of a unit whose shard has the recorded bytes; None otherwise."""
         path = self.record_path(unit)
         if not path.is_file():
             return None
@@ -143,46 +125,33 @@ class RootState:
             return None
         return _without_log(record)
 
-    def keep(self, unit: Unit, result: UnitResult, duration_s: float) -> dict[str, Any]:
-        """Write a finished unit: first the shard, then the record that declares it finished; returns the record.
+    def write_unit(self, unit: Unit, result: UnitResult, duration_s: float) -> dict[str, Any]:
+        """Write a finished unit: first the shard, then the record, which marks the unit as finished.
 
-        Args:
-            unit: Which one.
-            result: Its rows and its log.
-            duration_s: Length of the clips, in seconds.
+        ``duration_s`` is the length of the clips; returns the record without its log.
         """
         shard = None
         if result.clip_ids:
             path = self.root / unit.split / unit.file
             shard = asdict(write_shard(path, result.arrays, result.clip_ids, duration_s))
-        record = {
-            "split": unit.split,
-            "songs": result.songs,
-            "duration_s": round(result.duration_s, 6),
-            "shard": shard,
-            "quarantined": [asdict(entry) for entry in result.quarantined],
-            "entries": [asdict(entry) for entry in result.entries],
-        }
+        record = {"split": unit.split, "songs": result.songs, "duration_s": round(result.duration_s, 6), "shard": shard}
+        record |= {name: [asdict(entry) for entry in getattr(result, name)] for name in ("quarantined", "entries")}
         write_json(self.record_path(unit), record)
         return _without_log(record)
 
     def log(self, unit: Unit) -> list[dict[str, Any]]:
-        """The log of a finished unit: one entry for each clip, kept or dropped."""
-        entries: list[dict[str, Any]] = json.loads(self.record_path(unit).read_bytes())["entries"]
-        return entries
+        """The log of a finished unit: one entry for each clip, also for dropped ones."""
+        return list(json.loads(self.record_path(unit).read_bytes())["entries"])
 
 
 def _without_log(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as it is held in memory: the logs of millions of clips stay on the disk."""
+    """A record for memory: the logs of millions of clips stay on the disk."""
     return {key: value for key, value in record.items() if key != "entries"}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings and lists as dotted keys."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = {str(index): item for index, item in enumerate(value)}.items()
-    else:
+    if not isinstance(value, dict | list):
         return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
     return {name: leaf for key, item in items for name, leaf in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}

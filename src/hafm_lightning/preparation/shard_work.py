@@ -1,13 +1,13 @@
-"""What a worker does: a unit in, the rows of one shard out.
+"""The work of a worker: a unit in, the rows of one shard out.
 
-A worker writes nothing: the process that holds the lock on the output does. So a worker may die, be run twice or sit on
-another machine, and nothing can be damaged by it.
+A worker writes nothing; only the process that holds the lock on the output does. So a worker may die, run twice or be
+on another machine without any damage.
 
 Choices:
 
 * One thread for every library inside a unit. Sums in another order differ in the last bit, and the same unit must give
-  the same bytes on machines with other numbers of cores and workers.
-* A song that cannot be read to its end costs that song: its clips are taken back and its name goes to the quarantine.
+  the same bytes for every number of cores and workers.
+* A song that cannot be read to its end is quarantined, and none of its clips is used.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 
 from hafm_lightning.preparation.plan import Unit
 from hafm_lightning.preparation.quality.filters import FilterSettings, broken_rules, measure
-from hafm_lightning.shards.reader import Ids, clip_id
+from hafm_lightning.shards import Ids, clip_id
 from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
-from hafm_lightning.songs.separation.base import SeparationSettings, Separator, load_separator
+from hafm_lightning.songs.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.songs.song import Quarantined, Song, reason_of
 from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, readable, stem_rate_hz
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
@@ -34,98 +34,59 @@ from hafm_lightning.tokens import INSTRUMENTAL_CODES, INSTRUMENTAL_SEMANTIC, STY
 
 TokenizerLoader = Callable[[Path, str], Tokenizers]
 """Reads the tokenizers of a folder onto a device."""
-UNKNOWN_STYLE = "unknown"
-"""Style of songs without a genre."""
+UNKNOWN_STYLE = "unknown"  # style of songs without a genre
 
 
 @dataclass(frozen=True)
 class SoundSettings:
-    """What decides the waveforms that the tokenizers hear.
+    """Settings of the waveforms that are tokenized."""
 
-    Attributes:
-        clips: Where clips lie.
-        filters: Which clips are dropped.
-        separation: How songs without stems are separated.
-        noise_sigma: Standard deviation of the noise on vocals; full scale is 1.
-        seed: Of that noise.
-    """
-
-    clips: ClipSettings
-    filters: FilterSettings
-    separation: SeparationSettings
-    noise_sigma: float
-    seed: int
+    clips: ClipSettings  # positions of the clips
+    filters: FilterSettings  # which clips are dropped
+    separation: SeparationSettings  # how songs without stems are separated
+    noise_sigma: float  # standard deviation of the noise on vocals; full scale is 1
+    seed: int  # of that noise
 
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """One line of the clip log.
+    """One line of the clip log."""
 
-    Attributes:
-        clip: Clip id.
-        split: Its split.
-        song: Its song.
-        start_s: Where it starts in the song, in seconds.
-        kept: Whether it is in a shard.
-        dropped_by: Names of the rules it broke, joined by spaces.
-        genre: Of the song; empty if unknown.
-        licence: Of the song; empty if unknown.
-        measurements: What the rules looked at.
-    """
-
-    clip: str
-    split: str
-    song: str
-    start_s: float
-    kept: bool
-    dropped_by: str
-    genre: str
-    licence: str
-    measurements: dict[str, float]
+    clip: str  # clip id
+    split: str  # its split
+    song: str  # its song
+    start_s: float  # where it starts in the song, in seconds
+    kept: bool  # true if it is in a shard
+    dropped_by: str  # names of the broken rules, joined by spaces
+    genre: str  # of the song; empty if unknown
+    licence: str  # of the song; empty if unknown
+    measurements: dict[str, float]  # the numbers that the rules test
 
 
 @dataclass
 class UnitResult:
-    """A finished unit.
+    """A finished unit."""
 
-    Attributes:
-        arrays: Stored stream -> uint16 ids, one row a kept clip; empty when no clip was kept.
-        clip_ids: Ids of the kept clips.
-        entries: The log, of all clips.
-        quarantined: Songs that could not be read.
-        songs: Songs that were read.
-        duration_s: Length of the songs that were read, in seconds.
-    """
-
+    # Stored stream -> uint16 ids, one row for each kept clip; empty if no clip was kept.
     arrays: dict[str, Ids] = field(default_factory=dict)
-    clip_ids: list[str] = field(default_factory=list)
-    entries: list[ClipEntry] = field(default_factory=list)
-    quarantined: list[Quarantined] = field(default_factory=list)
-    songs: int = 0
-    duration_s: float = 0.0
+    clip_ids: list[str] = field(default_factory=list)  # ids of the kept clips
+    entries: list[ClipEntry] = field(default_factory=list)  # the log, of all clips
+    quarantined: list[Quarantined] = field(default_factory=list)  # songs that could not be read
+    songs: int = 0  # songs that were read
+    duration_s: float = 0.0  # length of the songs that were read, in seconds
 
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Turns units into rows, in any process.
+    """Turns units into rows, in any process."""
 
-    Attributes:
-        sound: What decides the waveforms.
-        tokenizers: Folder that holds the tokenizers.
-        load: Reads them.
-        batch_size: Clips that are tokenized together.
-        vocal_acoustic: Also store the acoustic codes of the vocals.
-        styles: Genre -> id of the ``style`` stream; None stores no styles.
-        device: Where tokenizers and separator run.
-    """
-
-    sound: SoundSettings
-    tokenizers: Path
-    load: TokenizerLoader
-    batch_size: int
-    vocal_acoustic: bool
-    styles: dict[str, int] | None
-    device: str = "cpu"
+    sound: SoundSettings  # settings of the waveforms
+    tokenizers: Path  # folder of the tokenizers
+    load: TokenizerLoader  # reads the tokenizers
+    batch_size: int  # clips that are tokenized together
+    vocal_acoustic: bool  # also store the acoustic codes of the vocals
+    styles: dict[str, int] | None  # genre -> id of the `style` stream; None stores no styles
+    device: str = "cpu"  # where tokenizers and separator run
 
     def __call__(self, unit: Unit) -> UnitResult:
         """All clips of the unit's songs, filtered and tokenized."""
@@ -156,33 +117,25 @@ class ShardWork:
         acoustic_hz = tokenizers.acoustic.identity.sample_rate_hz
         entries: list[ClipEntry] = []
         rows: list[dict[str, Ids]] = []
-        waiting: list[tuple[str, ClipSound]] = []
+        batch: list[tuple[str, ClipSound]] = []
         duration_s, windows = song_windows(song, self.sound)
         for window in windows:
             sound = clip_sound(window, semantic_hz, acoustic_hz, self.vocal_acoustic)
             measured = measure(window, sound, self.sound.filters)
             broken = broken_rules(measured, self.sound.filters)
             name = clip_id(song.id, window.start_s)
-            entries.append(
-                ClipEntry(
-                    clip=name,
-                    split=split,
-                    song=song.id,
-                    start_s=window.start_s,
-                    kept=not broken,
-                    dropped_by=" ".join(broken),
-                    genre=song.genre,
-                    licence=song.licence,
-                    measurements=measured.as_dict(),
-                )
+            dropped_by, numbers = " ".join(broken), measured.as_dict()
+            entry = ClipEntry(
+                name, split, song.id, window.start_s, not broken, dropped_by, song.genre, song.licence, numbers
             )
+            entries.append(entry)
             if not broken:
-                waiting.append((name, sound))
-            if len(waiting) == self.batch_size:
-                rows.append(self._tokenize(tokenizers, song, waiting))
-                waiting = []
-        if waiting:
-            rows.append(self._tokenize(tokenizers, song, waiting))
+                batch.append((name, sound))
+            if len(batch) == self.batch_size:
+                rows.append(self._tokenize(tokenizers, song, batch))
+                batch = []
+        if batch:
+            rows.append(self._tokenize(tokenizers, song, batch))
         return duration_s, entries, rows
 
     def _tokenize(self, tokenizers: Tokenizers, song: Song, clips: list[tuple[str, ClipSound]]) -> dict[str, Ids]:
@@ -197,7 +150,7 @@ class ShardWork:
             if self.vocal_acoustic:
                 waves = [sound.vocal_acoustic for _, sound in clips if sound.vocal_acoustic is not None]
                 rows[VOCAL_ACOUSTIC.name] = as_ids(acoustic(stack(waves)))
-        except ValueError as error:  # the sound was checked: this is the tokenizer's fault and concerns every song
+        except ValueError as error:  # the sound was checked, so this affects every song
             raise RuntimeError(f"tokenizing {clips[0][0]!r} failed: {error}") from error
         if self.styles is not None:
             rows[STYLE.name] = np.full(len(clips), self.styles[song.genre or UNKNOWN_STYLE], np.uint16)
@@ -205,7 +158,7 @@ class ShardWork:
 
 
 def song_windows(song: Song, sound: SoundSettings) -> tuple[float, Iterator[Window]]:
-    """Length of a song in seconds, and its clips with a little of what surrounds them."""
+    """Length of a song in seconds, and its clips with a little context."""
     separator = cached_separator(sound.separation) if song.needs_separation else None
     info = probe_song(song)
     rate_hz = stem_rate_hz(song, info, separator)
@@ -220,7 +173,7 @@ def stack(waves: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
 
 
 def as_ids(tokens: torch.Tensor) -> Ids:
-    """Token ids as shards store them; ValueError when an id does not fit into 16 bits."""
+    """Token ids in the dtype of shards; ValueError if an id does not fit into 16 bits."""
     values = tokens.detach().cpu().numpy()
     if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
         raise ValueError(f"a tokenizer returned ids {values.min()}..{values.max()}")

@@ -1,7 +1,7 @@
-"""The survey: every song is opened once before anything is planned.
+"""The survey: every song is opened once before the plan is made.
 
-It finds files that cannot be read, the songs' lengths (from which shards are planned) and their fingerprints (by which
-a recording that occurs twice is kept once, and never on both sides of a split).
+It finds unreadable files, the songs' lengths (for the plan) and their fingerprints (so that a recording that occurs
+twice is kept once, and never in two splits).
 """
 
 from __future__ import annotations
@@ -19,38 +19,27 @@ from hafm_lightning.songs.song import Song, reason_of
 from hafm_lightning.songs.stems import block_grid, probe_song, read_stretch, readable
 
 SONGS_PER_BLOCK = 32
-"""Songs that are surveyed together; a run that is stopped loses at most the blocks that were being worked on."""
+"""Songs that are surveyed together; a run that is stopped loses at most the blocks in progress."""
 
 
 @dataclass(frozen=True)
 class SongFacts:
-    """What the survey found out about one song.
+    """Result of the survey for one song."""
 
-    Attributes:
-        id: The song.
-        duration_s: Length of its sound, in seconds.
-        sketch: Fingerprint as text; empty when duplicates are not looked for.
-        problem: Why the song cannot be used; empty if it can.
-    """
-
-    id: str
-    duration_s: float = 0.0
-    sketch: str = ""
-    problem: str = ""
+    id: str  # the song
+    duration_s: float = 0.0  # length of its sound, in seconds
+    sketch: str = ""  # fingerprint as text; empty if duplicates are not searched
+    problem: str = ""  # why the song cannot be used; empty if it can
 
 
 @dataclass(frozen=True)
 class SurveyWork:
-    """Surveys blocks of songs, in any process.
+    """Surveys blocks of songs, in any process."""
 
-    Attributes:
-        fingerprints: Decode every song and take its fingerprint, instead of reading headers only.
-    """
-
-    fingerprints: bool
+    fingerprints: bool  # decode every song for its fingerprint, instead of reading headers only
 
     def __call__(self, songs: tuple[Song, ...]) -> list[SongFacts]:
-        """Facts of each song, in order; a song that cannot be read is a fact, not an error."""
+        """Facts of each song, in order; for an unreadable song the fact is its problem."""
         return [self._survey(song) for song in songs]
 
     def _survey(self, song: Song) -> SongFacts:
@@ -64,7 +53,7 @@ class SurveyWork:
 
 
 def _sketch(song: Song) -> npt.NDArray[np.uint32]:
-    """Fingerprint of the mixture, or of the sum of the stems where there is no mixture file."""
+    """Fingerprint of the mixture, or of the sum of the stems if there is no mixture file."""
     paths = [Path(song.mixture)] if song.mixture else [Path(song.vocals), *map(Path, song.accompaniment)]
     infos = [probe_audio(path) for path in paths]
     rate_hz, frames = infos[0].rate_hz, max(info.frames for info in infos)

@@ -1,4 +1,4 @@
-"""``prepare --verify ROOT``: is everything there, whole, and does it belong together?"""
+"""``prepare --verify ROOT``: checks that all files are present and undamaged, and that they belong together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.reader import MANIFEST_NAME, SPLITS, ShardReader
+from hafm_lightning.shards import MANIFEST_NAME, SPLITS, Manifest, ShardReader
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokenizers.base import read_description
 from hafm_lightning.tokenizers.hub import UnreachableWeightsError
@@ -15,34 +15,22 @@ from hafm_lightning.tokenizers.hub import UnreachableWeightsError
 
 @dataclass(frozen=True)
 class Findings:
-    """What a verification saw.
+    """The result of a verification."""
 
-    Attributes:
-        root: The folder.
-        clips: Split -> clips.
-        problems: One line each; empty when all is well.
-        notes: What could not be looked at here, one line each.
-    """
-
-    root: str
-    clips: dict[str, int]
-    problems: list[str]
-    notes: list[str] = field(default_factory=list)
+    root: str  # the folder
+    clips: dict[str, int]  # split -> clips
+    problems: list[str]  # one line each; empty if there are none
+    notes: list[str] = field(default_factory=list)  # what could not be checked on this machine, one line each
 
     def summary(self) -> str:
         """Lines for the terminal."""
         counts = ", ".join(f"{split} {clips} clips" for split, clips in self.clips.items())
-        if not self.problems:
-            return "\n".join([f"{self.root}: whole ({counts})", *self.notes])
-        return "\n".join([f"{self.root}: {len(self.problems)} problems ({counts})", *self.problems, *self.notes])
+        verdict = f"{len(self.problems)} problems" if self.problems else "complete and undamaged"
+        return "\n".join([f"{self.root}: {verdict} ({counts})", *self.problems, *self.notes])
 
 
 def verify_root(root: str | Path) -> Findings:
-    """Check every byte of the shards below ``root``, and that splits and tokenizers belong together.
-
-    Raises:
-        RequestError: There are no shards at all.
-    """
+    """Check all shards below ``root``, and that splits and tokenizers belong together; RequestError without shards."""
     folder = Path(root).expanduser()
     splits = [split for split in SPLITS if (folder / split / MANIFEST_NAME).is_file()]
     if not splits:
@@ -51,18 +39,17 @@ def verify_root(root: str | Path) -> Findings:
             "give the root of a finished preparation"
         )
     problems: list[str] = []
-    readers = {}
+    manifests: dict[str, Manifest] = {}
     for split in splits:
         try:
-            readers[split] = ShardReader(folder / split)
+            reader = ShardReader(folder / split)
+            manifests[split] = reader.manifest
+            problems += reader.verify()
         except RequestError as error:
             problems.append(str(error).splitlines()[0])
-            continue
-        problems += readers[split].verify()
-    manifests = {split: reader.manifest for split, reader in readers.items()}
     for split, manifest in manifests.items():
         if manifest.split != split:
-            problems.append(f"{folder / split}: its manifest is that of split {manifest.split!r}")
+            problems.append(f"{folder / split}: its manifest belongs to the split {manifest.split!r}")
         for other in list(manifests)[: list(manifests).index(split)]:
             shared = sorted(set(manifest.songs()) & set(manifests[other].songs()))
             if shared:
@@ -72,8 +59,9 @@ def verify_root(root: str | Path) -> Findings:
             )
             problems += [difference] if difference is not None else []
     for use in ("semantic", "acoustic"):
+        tokenizer = folder / "tokenizers" / use
         try:
-            identity = read_description(folder / "tokenizers" / use)[0]
+            identity = read_description(tokenizer)[0]
         except RequestError as error:
             problems.append(str(error).splitlines()[0])
             continue

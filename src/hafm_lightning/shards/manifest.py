@@ -1,6 +1,6 @@
 """The manifest of a split: what its shards hold, and how they were made.
 
-Shapes and names of the stored streams are here too, since writer, reader and manifest must agree on them.
+Names and shapes of the stored streams are here too, since writer, reader and manifest must agree on them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_json
@@ -25,8 +28,9 @@ from hafm_lightning.tokens import (
     TokenStream,
 )
 
-FORMAT_VERSION = 1
-"""Version of the layout described here; readers refuse any other."""
+Ids = NDArray[np.uint16]
+
+FORMAT_VERSION = 1  # version of the layout described here; readers refuse any other
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
@@ -40,7 +44,7 @@ STORED_STREAMS: Mapping[str, TokenStream] = {
         STYLE,
     )
 }
-"""What a shard may hold: coarse and fine codebooks lie together as ``instrumental_codes``."""
+"""Arrays that a shard may hold: coarse and fine codebooks lie together as ``instrumental_codes``."""
 REQUIRED_STREAMS = (VOCAL_SEMANTIC.name, INSTRUMENTAL_SEMANTIC.name, INSTRUMENTAL_CODES)
 
 
@@ -54,6 +58,11 @@ def song_of(clip: str) -> str:
     return clip.rpartition("@")[0]
 
 
+def songs_of(clip_ids: Iterable[str]) -> list[str]:
+    """The songs of some clips, each once, in order."""
+    return list(dict.fromkeys(song_of(clip) for clip in clip_ids))
+
+
 def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
     """Shape of one clip's row in a shard: ``[T]`` for one codebook, ``[K, T]`` for more, ``[]`` for a clip's tag."""
     if not stream.rate_hz:
@@ -62,50 +71,48 @@ def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
     return (frames,) if stream.codebooks == 1 else (stream.codebooks, frames)
 
 
+def stream_description(stream: TokenStream) -> dict[str, int]:
+    """A stream in a manifest."""
+    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
+
+
+def rows_problem(name: str, rows: np.ndarray[Any, Any], clips: int, duration_s: float) -> str:
+    """The problem of a stored array, or an empty string."""
+    stream = STORED_STREAMS.get(name)
+    if stream is None:
+        return f"unknown stream {name!r}; known: {', '.join(STORED_STREAMS)}"
+    expected = (clips, *row_shape(stream, duration_s))
+    if rows.dtype != np.uint16 or rows.shape != expected:
+        return f"stream {name!r} is {rows.dtype} {list(rows.shape)}, expected uint16 {list(expected)}"
+    if rows.size and int(rows.max()) >= stream.vocabulary:
+        return f"stream {name!r} has id {int(rows.max())}, allowed 0..{stream.vocabulary - 1}"
+    return ""
+
+
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard, as its manifest lists it.
+    """One shard in its manifest."""
 
-    Attributes:
-        file: Name inside the split's folder.
-        clips: Number of rows.
-        sha256: Hash of the file's bytes.
-        clip_ids: One id a row, ``song@start_s``.
-        songs: The songs those clips come from, each once, in order.
-    """
-
-    file: str
-    clips: int
-    sha256: str
-    clip_ids: list[str]
-    songs: list[str]
+    file: str  # name inside the split's folder
+    clips: int  # number of rows
+    sha256: str  # hash of the file's bytes
+    clip_ids: list[str]  # one id a row, `song@start_s`
+    songs: list[str]  # the songs those clips come from, each once, in order
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a split's shards are and how they were made.
+    """The shards of a split, and how they were made."""
 
-    Attributes:
-        split: ``train``, ``validation`` or ``test``.
-        duration_s: Length of every clip, in seconds.
-        streams: Stored name -> ``{"rate_hz", "codebooks", "vocabulary"}``.
-        tokenizers: ``semantic`` and ``acoustic`` -> identity (kind, sha256 of the weights, rates, settings).
-        resampler: Name of the resampler that fed the tokenizers; another one gives other tokens.
-        preparation: Settings that decide what the shards hold.
-        styles: Names of the ids in the ``style`` stream.
-        shards: The files, in order; clip ``i`` of the split counts through them.
-        format_version: :data:`FORMAT_VERSION` of the writer.
-    """
-
-    split: str
-    duration_s: float
-    streams: dict[str, dict[str, int]]
-    tokenizers: dict[str, dict[str, Any]]
-    resampler: str
-    preparation: dict[str, Any]
-    styles: list[str]
-    shards: list[ShardInfo]
-    format_version: int = FORMAT_VERSION
+    split: str  # `train`, `validation` or `test`
+    duration_s: float  # length of every clip, in seconds
+    streams: dict[str, dict[str, int]]  # stored name -> `{"rate_hz", "codebooks", "vocabulary"}`
+    tokenizers: dict[str, dict[str, Any]]  # `semantic`, `acoustic` -> identity (kind, sha256, rates, ...)
+    resampler: str  # resampler before the tokenizers; another one gives other tokens
+    preparation: dict[str, Any]  # settings that decide what the shards hold
+    styles: list[str]  # names of the ids in the `style` stream
+    shards: list[ShardInfo]  # the files, in order; clip `i` of the split counts through them
+    format_version: int = FORMAT_VERSION  # `FORMAT_VERSION` of the writer
 
     @property
     def clips(self) -> int:
@@ -121,7 +128,7 @@ class Manifest:
         return list(dict.fromkeys(song for shard in self.shards for song in shard.songs))
 
     def save(self, folder: Path) -> None:
-        """Write ``manifest.json`` into the folder, whole or not at all."""
+        """Write ``manifest.json`` into the folder, completely or not at all."""
         write_json(Path(folder) / MANIFEST_NAME, asdict(self))
 
     @classmethod
@@ -129,56 +136,43 @@ class Manifest:
         """Read the folder's ``manifest.json``; RequestError when it is missing or cannot be used."""
         path = Path(folder) / MANIFEST_NAME
         try:
-            text = path.read_bytes()
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise RequestError(
                 f"no shards in {folder}: {MANIFEST_NAME} is missing\n"
-                "point `root` at the folder that `prepare` wrote, or run `python -m hafm_lightning prepare` first"
+                "give the folder that `prepare` wrote as `root`, or run `python -m hafm_lightning prepare` first"
             ) from None
         except OSError as error:
             raise RequestError(f"{path} cannot be read: {error.strerror}") from error
-        return cls.parse(text, str(path))
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
         """Build a manifest from its JSON bytes; ``where`` names the file in messages."""
+
+        def refused(reason: str) -> RequestError:
+            return RequestError(f"{where}{reason}; prepare the shards again")
+
         try:
             content = json.loads(text)
             version = content["format_version"]
             if version != FORMAT_VERSION:
-                raise RequestError(
-                    f"{where}: shards of format {version!r}, this version reads {FORMAT_VERSION}; prepare them again"
-                )
+                raise refused(f": shards of format {version!r}, this version reads {FORMAT_VERSION}")
             content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
             manifest = cls(**content)
         except RequestError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{where} is not a shard manifest ({error!r}); prepare the shards again") from error
+            raise refused(f" is not a shard manifest ({error!r})") from error
         for name, shape in manifest.streams.items():
-            known = STORED_STREAMS.get(name)
-            if known is None or shape != stream_description(known):
-                raise RequestError(
-                    f"{where}: stream {name!r} is {shape}, this version knows "
-                    f"{stream_description(known) if known else ', '.join(STORED_STREAMS)}; prepare the shards again"
-                )
+            stream = STORED_STREAMS.get(name)
+            if stream is None or shape != stream_description(stream):
+                expected = stream_description(stream) if stream else f"one of {', '.join(STORED_STREAMS)}"
+                raise refused(f": stream {name!r} is {shape}, expected {expected}")
         for name in REQUIRED_STREAMS:
             if name not in manifest.streams:
-                raise RequestError(f"{where}: stream {name!r} is missing; prepare the shards again")
+                raise refused(f": stream {name!r} is missing")
         for shard in manifest.shards:
-            if shard.clips != len(shard.clip_ids) or shard.clips < 1 or Path(shard.file).name != shard.file:
-                raise RequestError(
-                    f"{where}: the entry of {shard.file!r} is inconsistent ({shard.clips} clips, "
-                    f"{len(shard.clip_ids)} ids); prepare the shards again"
-                )
+            clips, ids = shard.clips, len(shard.clip_ids)
+            if clips != ids or clips < 1 or Path(shard.file).name != shard.file:
+                raise refused(f": the entry of {shard.file!r} is inconsistent ({clips} clips, {ids} ids)")
         return manifest
-
-
-def stream_description(stream: TokenStream) -> dict[str, int]:
-    """A stream as manifests write it."""
-    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
-
-
-def songs_of(clip_ids: Iterable[str]) -> list[str]:
-    """The songs of some clips, each once, in order."""
-    return list(dict.fromkeys(song_of(clip) for clip in clip_ids))

@@ -1,13 +1,13 @@
-"""Shards that lie elsewhere: read through fsspec into a local cache, a shard at a time, checked by sha256.
+"""Remote shards: fetched through fsspec into a local cache, one shard at a time, and checked by sha256.
 
-Any address that fsspec understands serves: ``s3://``, ``gs://``, ``hf://datasets/owner/name``, ``https://``.
+Any address that fsspec understands works: ``s3://``, ``gs://``, ``hf://datasets/owner/name``, ``https://``.
 
 Choices:
 
-* A cached file is named by the sha256 that the manifest gives, so that a shard which changed is another file, and two
-  roots with the same shard share it. It is hashed when a process first opens it; a damaged one is fetched again.
-* A file appears in the cache when its bytes are right. Processes that want the same shard wait for the first one.
-* A connection that breaks is tried again a few times. Nothing that fsspec opens lives across a fork.
+* A cached file is named by the sha256 in the manifest, so that a changed shard is another file, and two roots with
+  the same shard share it. It is hashed when a process first opens it; a damaged file is fetched again.
+* A file appears in the cache only if its bytes are right. Processes that need the same shard wait for the first one.
+* A broken connection is retried a few times. Nothing that fsspec opens lives across a fork.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
 from hafm_lightning.locks import one_at_a_time
-from hafm_lightning.shards.reader import MANIFEST_NAME, Manifest, ShardInfo
+from hafm_lightning.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 
-CACHE_VARIABLE = "HAFM_CACHE"
-"""Environment variable that names the cache folder."""
+CACHE_VARIABLE = "HAFM_CACHE"  # environment variable that names the cache folder
 ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Where shards are kept: the argument, ``$HAFM_CACHE``, or ``~/.cache/hafm_lightning``."""
+    """Where shards are cached: the argument, ``$HAFM_CACHE``, or ``~/.cache/hafm_lightning``."""
     chosen = cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "hafm_lightning"
     return Path(chosen).expanduser() / "shards"
 
@@ -42,9 +40,9 @@ class RemoteSource:
     """A split below a remote root.
 
     Attributes:
-        root: Address of what ``prepare`` wrote.
+        root: Address of the output of ``prepare``.
         split: Name of the split.
-        cache_dir: Where shards are kept; see :func:`cache_folder`.
+        cache_dir: Where shards are cached; see :func:`cache_folder`.
     """
 
     root: str
@@ -52,7 +50,7 @@ class RemoteSource:
     cache_dir: str | Path | None = None
 
     def manifest(self) -> Manifest:
-        """The split's manifest, fetched anew, since it names the shards that count."""
+        """The split's manifest, fetched each time, since it names the current shards."""
         address = self._address(MANIFEST_NAME)
         return Manifest.parse(read_bytes(address), address)
 
@@ -60,8 +58,8 @@ class RemoteSource:
         """A local file with the shard's bytes, fetched if need be.
 
         Raises:
-            RequestError: The shard is not there, or its bytes are not those that the manifest promises.
-            OSError: The connection failed again and again.
+            RequestError: The shard is missing, or its sha256 is not that of the manifest.
+            OSError: The connection failed :data:`ATTEMPTS` times.
         """
         path = cache_folder(self.cache_dir) / shard.sha256[:2] / f"{shard.sha256}.safetensors"
         if path.is_file() and sha256_of(path) == shard.sha256:
@@ -73,7 +71,7 @@ class RemoteSource:
             content = read_bytes(address)
             if hashlib.sha256(content).hexdigest() != shard.sha256:
                 raise RequestError(
-                    f"{address}: {len(content)} bytes arrived, but not those of the manifest (sha256)\n"
+                    f"{address}: the {len(content)} bytes received do not have the manifest's sha256\n"
                     "the shard was changed or cut short: copy it to the remote root again"
                 )
             write_atomic(path, content)
@@ -93,9 +91,11 @@ def read_bytes(address: str) -> bytes:
     from fsspec.core import url_to_fs
 
     protocol = address.partition("://")[0]
+    # Without cached listings: a shard that is copied to a remote root after a first look must be seen.
+    options = {"use_listings_cache": False} if protocol in ("http", "https", "s3", "gs", "gcs", "hf") else {}
     for attempt in range(ATTEMPTS):
         try:
-            filesystem, path = url_to_fs(address, skip_instance_cache=True, **_options(protocol))
+            filesystem, path = url_to_fs(address, skip_instance_cache=True, **options)
             content: bytes = filesystem.cat_file(path)
             return content
         except FileNotFoundError:
@@ -112,8 +112,3 @@ def read_bytes(address: str) -> bytes:
                 raise OSError(f"{address}: the connection failed {ATTEMPTS} times: {error}") from error
             time.sleep(_FIRST_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable")
-
-
-def _options(protocol: str) -> dict[str, Any]:
-    """Keep no listings: a shard that is copied to a remote root after a look at it must be seen."""
-    return {"use_listings_cache": False} if protocol in ("http", "https", "s3", "gs", "gcs", "hf") else {}

@@ -1,14 +1,14 @@
-"""Clips: where they lie in a song, and the waveforms that the tokenizers hear.
+"""Clips: their positions in a song, and the waveforms that are tokenized.
 
 Choices:
 
 * Starts lie on a grid of 0.04 s, on which the frames of every stream begin at whole samples.
-* What remains at a song's end, if there is enough of it, gives one more clip that ends where the song ends and overlaps
-  the one before: FMA's 30 s excerpts decode to 29.98 s and give three clips, not two.
-* Resampling sees a little of what surrounds the clip, so that a clip's edge in the middle of a song is no edge.
+* A long enough rest at a song's end gives one more clip, which ends with the song and overlaps the clip before:
+  FMA's 30 s excerpts decode to 29.98 s and give three clips, not two.
+* A clip is resampled together with a little context, so that there is no edge in the middle of a song.
 * Noise of sigma 0.01 is added to the vocal at the rate of the semantic tokenizer (full scale is 1), right before it,
   so that its strength does not depend on the file's sample rate. It depends on seed and clip id alone. Source: HAFM
-  (arXiv 2604.09054), section 4.1: it hides what separation leaves in the vocal, so that clean vocals work as well.
+  (arXiv 2604.09054), section 3.1: it hides the residue of separation in the vocal, so that clean vocals work as well.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from hafm_lightning.tokens import CLIP_DURATION_S, FRAME_GRID_S
 
 Samples = npt.NDArray[np.float32]
 
-MARGIN_S = FRAME_GRID_S
-"""Surroundings of a clip that resampling sees on each side, in seconds."""
+MARGIN_S = FRAME_GRID_S  # context on each side of a clip for resampling, in seconds
 _GRID_HZ = round(1 / FRAME_GRID_S)
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """Where clips are cut.
+    """Positions of the clips in a song.
 
     Attributes:
         duration_s: Length of a clip in seconds, a multiple of 0.04.
         hop_s: From one clip's start to the next, in seconds; less than the duration makes clips overlap.
-        tail_s: If at least this much is left at a song's end, one more clip is cut that ends there.
+        tail_s: If at least this much is left at a song's end, one more clip ends with the song.
     """
 
     duration_s: float = CLIP_DURATION_S
@@ -67,19 +66,12 @@ def clip_starts(song_duration_s: float, settings: ClipSettings) -> list[float]:
 
 @dataclass(frozen=True)
 class ClipSound:
-    """What the tokenizers hear of one clip: mono float32 ``[L]``.
+    """The waveforms of one clip that are tokenized: mono float32 ``[L]``."""
 
-    Attributes:
-        vocal: At the semantic tokenizer's rate, without noise.
-        instrumental: At the semantic tokenizer's rate.
-        instrumental_acoustic: At the acoustic tokenizer's rate.
-        vocal_acoustic: At the acoustic tokenizer's rate, or None where it is not wanted.
-    """
-
-    vocal: Samples
-    instrumental: Samples
-    instrumental_acoustic: Samples
-    vocal_acoustic: Samples | None
+    vocal: Samples  # at the semantic tokenizer's rate, without noise
+    instrumental: Samples  # at the semantic tokenizer's rate
+    instrumental_acoustic: Samples  # at the acoustic tokenizer's rate
+    vocal_acoustic: Samples | None  # at the acoustic tokenizer's rate, or None if it is not needed
 
 
 def clip_sound(window: Window, semantic_hz: int, acoustic_hz: int, vocal_acoustic: bool) -> ClipSound:

@@ -18,29 +18,19 @@ _SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Track:
-    """What the metadata say about one track.
+    """Metadata of one track."""
 
-    Attributes:
-        artist: The artist's number, or name where there is no number.
-        genre: Top-level genre; empty if unknown.
-        licence: Text of the licence.
-        duration_s: Length of the whole track in seconds (clips of ``fma_large`` are 30 s of it); 0 if unknown.
-        split: ``train``, ``validation`` or ``test`` as the dataset proposes, which keeps artists apart.
-    """
-
-    artist: str
-    genre: str
-    licence: str
+    artist: str  # the artist's number, or name if there is no number
+    genre: str  # top-level genre; empty if unknown
+    licence: str  # text of the licence
+    # Length of the whole track in seconds (clips of `fma_large` are 30 s of it); 0 if unknown.
     duration_s: float
+    # `train`, `validation` or `test` of the dataset, which keeps artists apart; empty if unknown.
     split: str
 
 
 def read_tracks(folder: Path) -> dict[int, Track]:
-    """Track number -> metadata.
-
-    Raises:
-        RequestError: ``tracks.csv`` is missing or is not FMA's.
-    """
+    """Track number -> metadata; RequestError if ``tracks.csv`` is missing or is not FMA's."""
     path = folder / "tracks.csv"
     genres = _top_genres(folder / "genres.csv")
     tracks = {}

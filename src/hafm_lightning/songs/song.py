@@ -1,4 +1,11 @@
-"""Songs, and the audio files below a folder."""
+"""Songs, listings of songs, and the audio files below a folder.
+
+Choices:
+
+* Listing never opens audio. A file that cannot be read is noticed when it is read, and costs that song only.
+* Folders are followed through symbolic links, each real folder once, so that loops end.
+* A song's id is text that any encoding holds, whatever bytes its file name is made of.
+"""
 
 from __future__ import annotations
 
@@ -9,85 +16,73 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable
 
-AUDIO_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (
-        *("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "aifc", "au", "caf", "w64", "rf64"),
-        *("m4a", "mp4", "aac", "wma", "webm", "mka", "ape", "wv"),
-    )
-)
-"""Files with these endings are songs or stems; others (pictures, texts) are passed over."""
+_FORMATS = "wav flac ogg oga opus mp3 aif aiff aifc au caf w64 rf64 m4a mp4 aac wma webm mka ape wv"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
+"""Files with these endings are songs or stems; others (pictures, texts) are ignored."""
 
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors that speak of this machine and not of a song."""
+"""Errors of this machine, for which no song is to blame."""
 
 
 @dataclass(frozen=True)
 class Song:
-    """One song: its files and what is known of it. Paths are strings, so that a plan can be kept as JSON.
+    """One song: its files and metadata. Paths are strings, so that a plan can be written as JSON."""
 
-    Attributes:
-        id: Unique name, printable.
-        split: ``train`` (divided into train and validation later), ``validation`` or ``test``.
-        mixture: File with everything in it; empty if there is none.
-        vocals: File with the vocals alone; empty means that the mixture has to be separated.
-        accompaniment: Files that sum to everything but the vocals.
-        bytes: Total size of the files, by which a changed corpus is noticed.
-        artist: Name or number; empty if unknown. Songs of one artist stay in one split.
-        genre: Name; empty if unknown.
-        licence: As the corpus states it; empty if unknown.
-        split_given: The corpus itself says that the song is for training, so it is never drawn for validation.
-    """
-
-    id: str
-    split: str
-    mixture: str = ""
-    vocals: str = ""
-    accompaniment: tuple[str, ...] = ()
-    bytes: int = 0
-    artist: str = ""
-    genre: str = ""
-    licence: str = ""
-    split_given: bool = False
+    id: str  # unique name, printable
+    split: str  # `train` (divided into train and validation later), `validation` or `test`
+    mixture: str = ""  # file with everything in it; empty if there is none
+    vocals: str = ""  # file with the vocals alone; empty means that the mixture has to be separated
+    accompaniment: tuple[str, ...] = ()  # files that sum to everything but the vocals
+    bytes: int = 0  # total size of the files; another size means a changed corpus
+    artist: str = ""  # name or number; empty if unknown. Songs of one artist stay in one split
+    genre: str = ""  # name; empty if unknown
+    licence: str = ""  # as the corpus states it; empty if unknown
+    split_given: bool = False  # the split comes from the corpus, so the song is never drawn for validation
 
     @property
     def needs_separation(self) -> bool:
-        """Whether only the mixture is there."""
+        """True if there is only a mixture."""
         return not self.vocals
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """Something put aside.
+    """A song, folder or file that is not used."""
 
-    Attributes:
-        name: Song id, or the path of a folder or file.
-        reason: Why, in one line.
-    """
-
-    name: str
-    reason: str
+    name: str  # song id, or path
+    reason: str  # one line
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a corpus holds.
+    """The songs of a corpus."""
 
-    Attributes:
-        songs: In a fixed order, ids distinct.
-        quarantined: What could not be listed.
-        left_out: Songs that settings exclude (a genre, a licence), with the reason.
-    """
+    songs: list[Song]  # in a fixed order that depends on names alone; ids are distinct
+    quarantined: list[Quarantined]  # files and folders that could not be listed
+    left_out: list[Quarantined]  # songs that the settings exclude (a genre, a licence)
 
-    songs: list[Song]
-    quarantined: list[Quarantined]
-    left_out: list[Quarantined]
+
+def existing_folder(path: str) -> Path:
+    """The folder of a corpus; RequestError if it does not exist."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise RequestError(f"corpus folder {folder} does not exist; correct `path` in the configuration's `corpora`")
+    return folder
+
+
+def audio_by_folder(root: Path, quarantined: list[Quarantined]) -> dict[Path, list[tuple[Path, int]]]:
+    """Folder -> its audio files with their sizes, as :func:`walk_audio` finds them; empty if ``root`` is no folder."""
+    folders: dict[Path, list[tuple[Path, int]]] = {}
+    for path, size in walk_audio(root, quarantined) if root.is_dir() else ():
+        folders.setdefault(path.parent, []).append((path, size))
+    return folders
 
 
 def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Path, int]]:
-    """Audio files below ``root`` with their sizes, sorted by name; what cannot be opened goes to ``quarantined``.
+    """Audio files below ``root`` with their sizes, sorted by name; unreadable ones go to ``quarantined``.
 
     Symbolic links are followed; a real folder is entered once, so that a loop of links ends.
     """
@@ -123,11 +118,7 @@ def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Pat
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Why a song is put aside, in one line.
-
-    Raises:
-        OSError: The same error, where it speaks of this machine (disk, memory, open files) and not of the song.
-    """
+    """Why a song is quarantined, in one line; raises errors of this machine (disk, memory, open files) again."""
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         raise error
     text = " ".join(str(error).split()) or type(error).__name__

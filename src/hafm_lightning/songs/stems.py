@@ -2,10 +2,10 @@
 
 A song is read in blocks of a minute, each with a margin where separation needs one. Windows are cut from a rolling
 buffer, so that a song of two hours needs no more memory than one of two minutes. Blocks lie on a grid that starts at
-the song's beginning: which windows are asked for never changes a sample.
+the song's beginning, so that the samples do not depend on the choice of windows.
 
-What libsndfile does not read (m4a, wma, ...) is decoded by ffmpeg once for a song (:func:`readable`): decoding from the
-middle on would cost the file again for every block, and the first samples of each would be wrong.
+Formats that libsndfile does not read (m4a, wma, ...) are decoded by ffmpeg once for each song (:func:`readable`): to
+decode from the middle on would cost the whole file for every block, and the first samples of each would be wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.audio import probe_audio, read_audio, resample
+from hafm_lightning.audio import AudioInfo, probe_audio, read_audio, resample
 from hafm_lightning.audio_decode import ffmpeg_decoded, left_to_ffmpeg
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Separator
@@ -26,89 +26,59 @@ from hafm_lightning.songs.song import Song
 
 Samples = npt.NDArray[np.float32]
 
-BLOCK_S = 60.0
-"""Length of a block, in seconds."""
+BLOCK_S = 60.0  # length of a block, in seconds
 LENGTH_TOLERANCE_S = 1.0
 """Stems of one song may differ in length by this much (encoders pad); the shorter ones are filled with silence."""
 _SHORTEST_LAST_BLOCK_S = 2.0
 
 
 @dataclass(frozen=True)
-class SongInfo:
-    """Shape of a song's sound: ``rate_hz``, ``frames`` (samples of each channel)."""
-
-    rate_hz: int
-    frames: int
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.frames / self.rate_hz
-
-
-@dataclass(frozen=True)
 class Block:
-    """A stretch of a song.
+    """A stretch of a song."""
 
-    Attributes:
-        start: First sample.
-        vocal: float32 ``[C, n]``.
-        instrumental: float32 ``[C, n]``.
-    """
-
-    start: int
-    vocal: Samples
-    instrumental: Samples
+    start: int  # first sample
+    vocal: Samples  # float32 `[C, n]`
+    instrumental: Samples  # float32 `[C, n]`
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a song with some of its surroundings, for resampling without edges.
+    """A stretch of a song with some context on each side, for resampling without edges."""
 
-    Attributes:
-        start_s: Where the window starts in the song.
-        before: Samples of surroundings before the window.
-        length: Samples of the window itself.
-        rate_hz: Sample rate.
-        vocal: float32 ``[C, before + length + after]``.
-        instrumental: The same shape.
-    """
-
-    start_s: float
-    before: int
-    length: int
-    rate_hz: int
-    vocal: Samples
-    instrumental: Samples
+    start_s: float  # start of the window in the song
+    before: int  # samples of context before the window
+    length: int  # samples of the window itself
+    rate_hz: int  # sample rate
+    vocal: Samples  # float32 `[C, before + length + after]`
+    instrumental: Samples  # the same shape
 
     def inner(self, samples: Samples) -> Samples:
-        """The window itself, without surroundings."""
+        """The window itself, without its context."""
         return samples[:, self.before : self.before + self.length]
 
 
 def song_files(song: Song) -> list[Path]:
-    """The files that hold what is tokenized."""
+    """The files that are tokenized."""
     names = [song.mixture] if song.needs_separation else [song.vocals, *song.accompaniment]
     return [Path(name) for name in names]
 
 
 @contextmanager
 def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
-    """The song with files that libsndfile reads; what only ffmpeg reads is decoded for the time of the block.
+    """The song with files that libsndfile reads: files that only ffmpeg reads are decoded until the block ends.
 
     Args:
         song: Its files may be of any kind.
-        with_mixture: Decode the mixture too where there are stems.
+        with_mixture: Decode the mixture too if there are stems.
 
     Raises:
         RequestError: ffmpeg cannot decode a file. Errors inside the block name the song's own files.
         OSError: The temporary folder is full.
     """
     decoded: dict[str, str] = {}
+    paths = song_files(song) + ([Path(song.mixture)] if with_mixture and song.mixture else [])
     with ExitStack() as files:
-        for path in dict.fromkeys(
-            [*song_files(song), *([Path(song.mixture)] if with_mixture and song.mixture else [])]
-        ):
+        for path in dict.fromkeys(paths):
             if left_to_ffmpeg(path):
                 decoded[str(path)] = str(files.enter_context(ffmpeg_decoded(path)))
         try:
@@ -127,40 +97,29 @@ def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
             raise RequestError(text) from error
 
 
-def probe_song(song: Song) -> SongInfo:
-    """Rate and length of a song's files.
-
-    Raises:
-        RequestError: A file cannot be read, or the stems do not belong together (rate, length).
-    """
-    infos = [probe_audio(path) for path in song_files(song)]
-    first = infos[0]
-    for path, info in zip(song_files(song), infos, strict=True):
+def probe_song(song: Song) -> AudioInfo:
+    """Rate and length of a song's files; RequestError if one is unreadable, or their rates or lengths differ."""
+    infos = {path: probe_audio(path) for path in song_files(song)}
+    first = next(iter(infos.values()))
+    for path, info in infos.items():
         if info.rate_hz != first.rate_hz:
-            raise RequestError(
-                f"{path}: {info.rate_hz} Hz beside a vocal stem of {first.rate_hz} Hz; export the stems at one rate"
-            )
+            rates = f"{info.rate_hz} Hz beside a vocal stem of {first.rate_hz} Hz"
+            raise RequestError(f"{path}: {rates}; export the stems at one rate")
         if abs(info.frames - first.frames) > LENGTH_TOLERANCE_S * first.rate_hz:
-            raise RequestError(
-                f"{path}: {info.duration_s:.2f} s beside a vocal stem of {first.duration_s:.2f} s; "
-                "export the stems at one length"
-            )
-    return SongInfo(first.rate_hz, max(info.frames for info in infos))
+            lengths = f"{info.duration_s:.2f} s beside a vocal stem of {first.duration_s:.2f} s"
+            raise RequestError(f"{path}: {lengths}; export the stems at one length")
+    return replace(first, frames=max(info.frames for info in infos.values()))
 
 
 def read_blocks(song: Song, separator: Separator | None) -> Iterator[Block]:
-    """The song's vocal and instrumental, block after block, at the rate of :func:`stem_rate_hz`.
-
-    Raises:
-        RequestError: A file is damaged, or the song needs a separator and there is none.
-    """
+    """The song's vocal and instrumental in blocks at the rate of :func:`stem_rate_hz`; errors as :func:`read_block`."""
     info = probe_song(song)
     for start_s, stop_s in block_grid(info.duration_s):
         yield read_block(song, info, separator, start_s, stop_s)
 
 
-def read_block(song: Song, info: SongInfo, separator: Separator | None, start_s: float, stop_s: float) -> Block:
-    """One stretch of a song, from ``start_s`` to ``stop_s``; separated where there are no stems."""
+def read_block(song: Song, info: AudioInfo, separator: Separator | None, start_s: float, stop_s: float) -> Block:
+    """One stretch of a song, separated if there are no stems; RequestError for a damaged file or without separator."""
     if not song.needs_separation:
         return _read_stems(song, info, start_s, stop_s)
     if separator is None:
@@ -171,7 +130,7 @@ def read_block(song: Song, info: SongInfo, separator: Separator | None, start_s:
     return _separate(Path(song.mixture), info, separator, start_s, stop_s)
 
 
-def _read_stems(song: Song, info: SongInfo, start_s: float, stop_s: float) -> Block:
+def _read_stems(song: Song, info: AudioInfo, start_s: float, stop_s: float) -> Block:
     start, stop = round(start_s * info.rate_hz), min(round(stop_s * info.rate_hz), info.frames)
     vocal = read_stretch(Path(song.vocals), info.rate_hz, start, stop)
     parts = [read_stretch(Path(path), info.rate_hz, start, stop) for path in song.accompaniment]
@@ -184,8 +143,8 @@ def _read_stems(song: Song, info: SongInfo, start_s: float, stop_s: float) -> Bl
     return Block(start, vocal, instrumental)
 
 
-def _separate(path: Path, info: SongInfo, separator: Separator, start_s: float, stop_s: float) -> Block:
-    """Separate with the surroundings that the model wants, and cut them off again."""
+def _separate(path: Path, info: AudioInfo, separator: Separator, start_s: float, stop_s: float) -> Block:
+    """Separate with the context that the model needs, and cut the context off again."""
     rate = separator.rate_hz
     from_s, to_s = max(0.0, start_s - separator.margin_s), min(info.duration_s, stop_s + separator.margin_s)
     start, stop = round(from_s * info.rate_hz), min(round(to_s * info.rate_hz), info.frames)
@@ -196,18 +155,16 @@ def _separate(path: Path, info: SongInfo, separator: Separator, start_s: float, 
     return Block(round(start_s * rate), vocal, instrumental)
 
 
-def stem_rate_hz(song: Song, info: SongInfo, separator: Separator | None) -> int:
+def stem_rate_hz(song: Song, info: AudioInfo, separator: Separator | None) -> int:
     """Sample rate of the blocks: the files' own, or the separator's."""
     return separator.rate_hz if song.needs_separation and separator is not None else info.rate_hz
 
 
 def read_window(song: Song, separator: Separator | None, start_s: float, duration_s: float, margin_s: float) -> Window:
-    """One window with its surroundings, without reading the rest of the song.
+    """One window with its context, without reading the rest of the song.
 
-    A separated window differs a little from the same one cut from blocks, since the model sees other surroundings.
-
-    Raises:
-        RequestError: A file is damaged or ends before the window does.
+    A separated window differs a little from the same one cut from blocks, since the model sees another context.
+    RequestError if a file is damaged or ends before the window does.
     """
     info = probe_song(song)
     rate_hz = stem_rate_hz(song, info, separator)
@@ -266,25 +223,20 @@ def to_stereo(samples: Samples) -> Samples:
 def cut_windows(
     blocks: Iterator[Block], rate_hz: int, starts: Iterator[float], duration_s: float, margin_s: float
 ) -> Iterator[Window]:
-    """Windows of ``duration_s`` at the ascending ``starts`` (seconds), cut while the blocks come in.
+    """Windows of ``duration_s`` at the ascending ``starts`` (seconds), cut while the blocks arrive.
 
-    Surroundings of up to ``margin_s`` on each side come along, less at the song's ends.
-
-    Raises:
-        ValueError: A window reaches past the last block.
+    Each has up to ``margin_s`` of context on each side, less at the song's ends. ValueError if a window reaches past
+    the last block.
     """
     vocal = instrumental = np.zeros((1, 0), np.float32)
-    begin = 0  # sample at which the buffer starts
-    ended = False
-    length = round(duration_s * rate_hz)
-    margin = round(margin_s * rate_hz)
+    begin = 0  # first sample of the buffer
+    length, margin = round(duration_s * rate_hz), round(margin_s * rate_hz)
     for start_s in starts:
         start = round(start_s * rate_hz)
         low = max(0, start - margin)
-        while not ended and begin + vocal.shape[1] < start + length + margin:
+        while begin + vocal.shape[1] < start + length + margin:
             block = next(blocks, None)
             if block is None:
-                ended = True
                 break
             if vocal.shape[1] == 0:
                 begin, vocal, instrumental = block.start, block.vocal, block.instrumental
@@ -293,11 +245,10 @@ def cut_windows(
                 vocal = np.concatenate((vocal[:, keep:], block.vocal), axis=1)
                 instrumental = np.concatenate((instrumental[:, keep:], block.instrumental), axis=1)
                 begin += keep
-        # At rates off the grid of 0.04 s, rounding may want one sample more than there is.
+        # At rates off the grid of 0.04 s, rounding may need one sample more than there is.
         if begin + vocal.shape[1] < start + length - 1 or low < begin:
             raise ValueError(f"window at {start_s} s lies outside the buffered sound")
         cut = slice(low - begin, start + length + margin - begin)
         size = max(vocal[:, cut].shape[1], start - low + length)
-        yield Window(
-            start_s, start - low, length, rate_hz, _fixed(vocal[:, cut], size), _fixed(instrumental[:, cut], size)
-        )
+        parts = (_fixed(part[:, cut], size) for part in (vocal, instrumental))
+        yield Window(start_s, start - low, length, rate_hz, *parts)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import folder_draft, is_occupied
+from hafm_lightning.files import atomic_folder, is_occupied
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def write_folder(
 
     if is_complete():
         return
-    with folder_draft(target, is_complete) as draft:
+    with atomic_folder(target, is_complete) as draft:
         if arrays:
             content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()})
             (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own

@@ -1,11 +1,10 @@
-"""The toy band's players: bass, chords and drums, each following the voice.
+"""The toy band's instruments: bass, chords and drums, all following the voice.
 
-Bass, kick and chords strike with the syllables: the bass plays the chord's root for as long as the syllable lasts, the
-chords are struck hard where they change and lightly elsewhere. Snare and hat keep the beat while the voice sings. In
-the rest after a phrase everybody stops but the drums, which fill it with sixteenths.
+Bass, kick and chords play with the syllables: the bass plays the chord's root as long as the syllable, the chords are
+loud where they change and soft elsewhere. Snare and hat keep the beat while the voice sings. In the rest after a phrase
+only the drums play, a fill of sixteenths.
 
-Tones are sums of decaying partials, drums are swept sines and filtered noise; each is rendered once for a song and
-placed wherever it is played.
+Tones are sums of decaying partials, drums are swept sines and filtered noise; each sound is rendered once per song.
 """
 
 from __future__ import annotations
@@ -27,21 +26,13 @@ LOWEST_CHORD_MIDI = 60
 
 @dataclass(frozen=True)
 class Timbre:
-    """A tone as a sum of partials.
+    """A tone as a sum of partials."""
 
-    Attributes:
-        partials: Amplitude of each harmonic, from the fundamental on.
-        decay_s: Time in which the fundamental falls to 1/e; infinite for a sustained tone.
-        damping: Harmonic ``k`` decays ``k ** damping`` times as fast.
-        attack_s: Time to full level.
-        level: Amplitude of the fundamental.
-    """
-
-    partials: tuple[float, ...]
-    decay_s: float
-    damping: float
-    attack_s: float
-    level: float
+    partials: tuple[float, ...]  # amplitude of each harmonic, from the fundamental on
+    decay_s: float  # time in which the fundamental falls to 1/e; infinite for a sustained tone
+    damping: float  # harmonic `k` decays `k ** damping` times as fast
+    attack_s: float  # time to full level
+    level: float  # amplitude of the fundamental
 
 
 CHORD_SETTINGS = {
@@ -56,20 +47,11 @@ BASS_SETTINGS = {
 _KICK_LEVEL, _SNARE_LEVEL, _HAT_LEVEL, _TOM_LEVEL = 0.28, 0.17, 0.04, 0.24
 _LIGHT_STRIKE = 0.6
 _RELEASE_S = 0.03
-_PANORAMA = (-0.35, 0.0, 0.35)
-"""Places of a chord's three tones, -1 for left to 1 for right."""
+_PANORAMA = (-0.35, 0.0, 0.35)  # panning of a chord's three tones, -1 for left to 1 for right
 
 
 def play(truth: ToyTruth, rate_hz: int) -> dict[str, Stereo]:
-    """The accompaniment of a song.
-
-    Args:
-        truth: The song's score.
-        rate_hz: Sample rate.
-
-    Returns:
-        ``"bass"``, ``"other"`` (the chords) and ``"drums"``, each float32 ``[2, L]``.
-    """
+    """The accompaniment of a song: ``"bass"``, ``"other"`` (the chords) and ``"drums"``, each float32 ``[2, L]``."""
     length = round(truth.duration_s * rate_hz)
     stems = {name: np.zeros((2, length), dtype=np.float32) for name in ("bass", "other", "drums")}
     strikes = [(note, chord) for note in truth.notes if (chord := truth.chord_at(note.start_s)) is not None]
@@ -93,25 +75,23 @@ def _play_bass(stem: Stereo, truth: ToyTruth, strikes: list[tuple[Note, Chord]],
         if midi not in tones:
             tones[midi] = _tone(midi, longest_s, timbre, rate_hz)
         sound = _released(tones[midi], note.end_s - note.start_s, rate_hz)
-        _place(stem, note.velocity * sound, note.start_s, 0.0, rate_hz)
+        _add(stem, note.velocity * sound, note.start_s, 0.0, rate_hz)
 
 
 def _play_chords(stem: Stereo, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
     timbre = CHORD_SETTINGS[truth.chord_timbre]
     ends_s = [note.start_s for note, _ in strikes[1:]] + [truth.duration_s]
-    # In a rest the last chord rings on for half a beat.
-    lengths_s = [
-        min(end_s, note.end_s + truth.beat_s / 2) - note.start_s
-        for (note, _), end_s in zip(strikes, ends_s, strict=True)
-    ]
+    # In a rest the last chord sounds for half a beat more.
+    rest_s = truth.beat_s / 2
+    lengths_s = [min(end_s, n.end_s + rest_s) - n.start_s for (n, _), end_s in zip(strikes, ends_s, strict=True)]
     longest_s = max(lengths_s, default=0.0)
     tones: dict[int, Signal] = {}
     for (note, chord), length_s in zip(strikes, lengths_s, strict=True):
         level = note.velocity * (1.0 if note.start_s == chord.start_s else _LIGHT_STRIKE)
-        for midi, place in zip(voicing(chord), _PANORAMA, strict=True):
+        for midi, panning in zip(voicing(chord), _PANORAMA, strict=True):
             if midi not in tones:
                 tones[midi] = _tone(midi, longest_s, timbre, rate_hz)
-            _place(stem, level * _released(tones[midi], length_s, rate_hz), note.start_s, place, rate_hz)
+            _add(stem, level * _released(tones[midi], length_s, rate_hz), note.start_s, panning, rate_hz)
 
 
 def _play_drums(stem: Stereo, truth: ToyTruth, rate_hz: int) -> None:
@@ -121,20 +101,20 @@ def _play_drums(stem: Stereo, truth: ToyTruth, rate_hz: int) -> None:
     hat = _noise(draw, 0.08, rate_hz, 7000.0, 14000.0, 0.018)
     toms = [_drum(0.25, rate_hz, pitch_hz, 50.0, 0.09) for pitch_hz in (170.0, 120.0, 85.0)]
     for note in truth.notes:
-        _place(stem, _KICK_LEVEL * note.velocity * kick, note.start_s, 0.0, rate_hz)
+        _add(stem, _KICK_LEVEL * note.velocity * kick, note.start_s, 0.0, rate_hz)
     for number, beat_s in enumerate(truth.beats_s):
         if any(fill.start_s - 1e-3 < beat_s < fill.end_s - 1e-3 for fill in truth.fills):
             continue
-        _place(stem, _HAT_LEVEL * hat, beat_s, 0.3, rate_hz)
+        _add(stem, _HAT_LEVEL * hat, beat_s, 0.3, rate_hz)
         if number % BEATS_PER_BAR in (1, 3):
-            _place(stem, _SNARE_LEVEL * snare, beat_s, 0.0, rate_hz)
+            _add(stem, _SNARE_LEVEL * snare, beat_s, 0.0, rate_hz)
     for fill in truth.fills:
         hits = max(round((fill.end_s - fill.start_s) / (truth.beat_s / 4)), 1)
         for hit in range(hits):
             progress = hit / hits
             sound = _SNARE_LEVEL * snare if hit % 2 == 0 else _TOM_LEVEL * toms[int(3 * progress)]
             time_s = fill.start_s + hit * truth.beat_s / 4
-            _place(stem, (0.6 + 0.4 * progress) * sound, time_s, 0.4 * (progress - 0.5), rate_hz)
+            _add(stem, (0.6 + 0.4 * progress) * sound, time_s, 0.4 * (progress - 0.5), rate_hz)
 
 
 def _tone(midi: int, length_s: float, timbre: Timbre, rate_hz: int) -> Signal:
@@ -183,10 +163,10 @@ def _noise(
     return np.asarray(sound / np.abs(sound).max())
 
 
-def _place(stem: Stereo, sound: Signal, start_s: float, place: float, rate_hz: int) -> None:
-    """Add a sound to ``stem [2, L]`` at constant power; what reaches beyond the end is cut."""
+def _add(stem: Stereo, sound: Signal, start_s: float, panning: float, rate_hz: int) -> None:
+    """Add a sound to ``stem [2, L]`` at constant power; it is cut at the stem's end."""
     begin = round(start_s * rate_hz)
     cut = sound[: max(stem.shape[1] - begin, 0)]
-    angle = (place + 1) * np.pi / 4
+    angle = (panning + 1) * np.pi / 4
     stem[0, begin : begin + len(cut)] += np.sqrt(2) * np.cos(angle) * cut
     stem[1, begin : begin + len(cut)] += np.sqrt(2) * np.sin(angle) * cut

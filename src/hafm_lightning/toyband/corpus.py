@@ -1,25 +1,18 @@
-"""The toy band: songs with a known truth, made from nothing, in the folder layout of MUSDB18-HQ.
+"""The toy band: synthetic songs with a known truth, in the folder layout of MUSDB18-HQ.
 
-A song is a pure function of its seed and duration: a score (:mod:`~hafm_lightning.toyband.score`), sung
-(:mod:`~hafm_lightning.toyband.voice`) and accompanied (:mod:`~hafm_lightning.toyband.band`).
-Its five wav files walk the same path as a song of MUSDB18, and ``truth.json`` beside them knows tempo, key, beats,
-chords and sung notes, so that what a model plays can be scored against what was right.
+A song is a pure function of its seed and duration: a score (``score``), sung (``voice``) and accompanied (``band``).
+Its five wav files are prepared like a song of MUSDB18, and ``truth.json`` beside them has tempo, key, beats, chords and
+sung notes, so that the output of a model can be scored against the truth.
 
-A corpus grows: song ``i`` of a split is the same whatever the number of songs and workers, finished songs are kept,
+A corpus can grow: song ``i`` of a split is the same for every number of songs and workers, finished songs are kept,
 and a song's folder appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,36 +20,30 @@ import numpy.typing as npt
 
 from hafm_lightning.audio import Audio, probe_audio, write_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import atomic_folder, remove_unfinished
+from hafm_lightning.local_pool import local_pool, usable_cores
 from hafm_lightning.progress import progress
 from hafm_lightning.toyband.band import play
 from hafm_lightning.toyband.score import ToyTruth, compose
 from hafm_lightning.toyband.voice import sing
 
 RATE_HZ = 44100
-STEMS = ("vocals", "drums", "bass", "other")
-"""Their sum is the mixture, sample by sample."""
+STEMS = ("vocals", "drums", "bass", "other")  # their sum is the mixture, sample by sample
 TRUTH_FILE = "truth.json"
 
 _HEADROOM = 0.97
 _PCM_SCALE = 32768
-_SONGS_A_WORKER = 8
-"""A process costs seconds to start: none is started for fewer songs than this."""
+_SONGS_PER_WORKER = 8  # a process costs seconds to start: none is started for fewer songs than this
 _SPLITS = ("train", "test")
-_UNFINISHED = ".unfinished-"
 _ABANDONED_S = 3600.0
-"""What is unfinished for so long was left by a process that is gone."""
+"""Unfinished songs of this age were left by a dead process; younger ones may be in progress."""
 
 
 @dataclass(frozen=True)
 class ToySong:
-    """A song in memory.
+    """A song in memory."""
 
-    Attributes:
-        stems: ``vocals``, ``drums``, ``bass`` and ``other``: stereo at :data:`RATE_HZ`, on the grid of 16-bit files.
-        truth: What was sung and played when.
-    """
-
-    stems: dict[str, Audio]
+    stems: dict[str, Audio]  # of each name in `STEMS`: stereo at `RATE_HZ`, on the grid of 16-bit files
     truth: ToyTruth
 
     @property
@@ -75,15 +62,7 @@ class ToySong:
 
 
 def synthesise_song(seed: int, duration_s: float = 20.0) -> ToySong:
-    """Compose and perform the song that belongs to a seed.
-
-    Args:
-        seed: Any number from 0 on.
-        duration_s: Length in seconds, at least 4.
-
-    Returns:
-        The song; the same samples for the same arguments.
-    """
+    """The song of a seed (0 or more), at least 4 s long; the same samples for the same arguments."""
     truth = compose(seed, duration_s)
     vocals = sing(truth, RATE_HZ)
     tracks = {"vocals": np.stack([vocals, vocals]), **play(truth, RATE_HZ)}
@@ -104,16 +83,16 @@ def synthesise_corpus(
 ) -> None:
     """Write ``root/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` and ``truth.json``.
 
-    Songs that are complete are kept, so an interrupted run continues and a corpus can grow. A song is made again if one
-    of its files is missing or damaged.
+    Complete songs are kept, so that an interrupted run continues and a corpus can grow. A song is made again if one of
+    its files is missing or damaged.
 
     Args:
-        root: Folder of the corpus; made if missing.
+        root: Folder of the corpus.
         train_songs: Songs in ``train``.
         test_songs: Songs in ``test``.
         duration_s: Length of each song in seconds.
-        seed: Seed of the corpus; each song has a seed of its own, drawn from this, its split and its number.
-        workers: Processes; as many as there are processors if None. Changes nothing but the time it takes.
+        seed: Seed of the corpus; each song has its own seed, drawn from this seed, its split and its number.
+        workers: Number of processes; None for one per core. It does not change the result.
 
     Raises:
         RequestError: The folder holds other songs (another seed or duration, or more songs), or cannot be written.
@@ -130,20 +109,19 @@ def synthesise_corpus(
         for number in range(count)
     }
     _refuse_other_songs(root, songs)
-    missing = [(folder, own_seed) for folder, own_seed in songs.items() if not _complete(folder, own_seed, duration_s)]
+    missing = [(path, own, duration_s) for path, own in songs.items() if not _complete(path, own, duration_s)]
     if not missing:
         return
     try:
         for split in _SPLITS:
             (root / split).mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(f"{_UNFINISHED}*"):
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_unfinished(root, _ABANDONED_S)
     except OSError as error:
         raise RequestError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
-    with progress("Synthesising the toy band", len(missing), "songs") as bar:
-        for name in _made(missing, duration_s, workers or os.cpu_count() or 1):
-            bar.advance(1, name)
+    workers = min(workers or usable_cores(), max(1, len(missing) // _SONGS_PER_WORKER))
+    with progress("Synthesising the toy band", len(missing), "songs") as bar, local_pool(workers) as pool:
+        for index, _ in pool.map(_write_song, missing):
+            bar.advance(1, missing[index][0].name)
 
 
 def song_name(split: str, number: int) -> str:
@@ -158,50 +136,21 @@ def song_seed(corpus_seed: int, split: str, number: int) -> int:
 
 
 def write_song(folder: Path, seed: int, duration_s: float) -> None:
-    """Synthesise a song into ``folder``, which appears when all its files are complete.
-
-    Until then they lie in a hidden folder beside the split, where no reader of the corpus looks.
-    """
+    """Synthesise a song into ``folder``, which appears when it is complete; RequestError if it cannot be written."""
     song = synthesise_song(seed, duration_s)
-    unfinished = folder.parent.parent / f"{_UNFINISHED}{uuid.uuid4().hex}"
     try:
-        for name in STEMS:
-            write_audio(unfinished / f"{name}.wav", song.stems[name])
-        write_audio(unfinished / "mixture.wav", song.mixture)
-        truth = json.dumps(song.truth.as_dict(), indent=1) + "\n"
-        (unfinished / TRUTH_FILE).write_text(truth, encoding="utf-8")
-        if folder.is_dir():
-            if _complete(folder, seed, duration_s):  # another process was faster, and may be reading it by now
-                return
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+        with atomic_folder(folder, lambda: _complete(folder, seed, duration_s)) as draft:
+            for name in STEMS:
+                write_audio(draft / f"{name}.wav", song.stems[name])
+            write_audio(draft / "mixture.wav", song.mixture)
+            truth = json.dumps(song.truth.as_dict(), indent=1) + "\n"
+            (draft / TRUTH_FILE).write_text(truth, encoding="utf-8")
     except OSError as error:
-        if _complete(folder, seed, duration_s):  # another process was faster: its song is the same
-            return
         raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _made(missing: Sequence[tuple[Path, int]], duration_s: float, workers: int) -> Iterator[str]:
-    """Make the songs, and give the name of each when it is there."""
-    workers = min(workers, len(missing) // _SONGS_A_WORKER)
-    if workers < 2:
-        for folder, own_seed in missing:
-            write_song(folder, own_seed, duration_s)
-            yield folder.name
-        return
-    # Processes are spawned: a fork of a process whose libraries run threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs: dict[Future[None], str] = {
-            pool.submit(write_song, folder, own_seed, duration_s): folder.name for folder, own_seed in missing
-        }
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                yield jobs[job]
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _write_song(song: tuple[Path, int, float]) -> None:
+    write_song(*song)
 
 
 def _on_grid(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -209,11 +158,7 @@ def _on_grid(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _complete(folder: Path, seed: int, duration_s: float) -> bool:
-    """Whether all files of a song are there and whole.
-
-    Raises:
-        RequestError: The folder holds another song.
-    """
+    """True if all files of a song are there and undamaged; RequestError if the folder holds another song."""
     if not (folder / TRUTH_FILE).is_file():
         return False
     try:
@@ -225,18 +170,15 @@ def _complete(folder: Path, seed: int, duration_s: float) -> bool:
             f"{folder}: holds a toy band song of another seed or duration ({truth.duration_s} s); "
             "choose another folder, or remove this one"
         )
-    frames = round(duration_s * RATE_HZ)
-    for name in (*STEMS, "mixture"):
-        try:
-            if probe_audio(folder / f"{name}.wav").frames != frames:
-                return False
-        except RequestError:
-            return False  # missing or damaged: the song is made again
-    return True
+    try:
+        lengths = {probe_audio(folder / f"{name}.wav").frames for name in (*STEMS, "mixture")}
+    except RequestError:
+        return False  # missing or damaged: the song is made again
+    return lengths == {round(duration_s * RATE_HZ)}
 
 
 def _refuse_other_songs(root: Path, songs: dict[Path, int]) -> None:
-    """Never mix the toy band with another corpus, and never leave songs that the caller did not ask for."""
+    """Never mix the toy band with another corpus, and never leave songs that were not asked for."""
     for split in _SPLITS:
         folder = root / split
         if not folder.is_dir():

@@ -1,16 +1,16 @@
-"""The toy band's sheet music: what is sung and played when, drawn from a seed, before any sound is made.
+"""The toy band's score: the notes, chords and fills of a song, drawn from a seed.
 
-The music is written so that an accompaniment can only be right by listening to the voice:
+The right accompaniment depends on the voice, and on nothing else:
 
-* **Harmony.** Every two beats the voice moves to a pitch drawn afresh, independently of what came before, and the
-  chord is the key's triad on that pitch. Whoever hears the voice knows the chord; whoever hears only the chords so far
-  knows no more than the key (2.5 bits of the next chord are left open, out of 2.6 for six equally likely ones).
-* **Rhythm.** In every two beats the syllables fall on a pattern drawn afresh; bass, kick and comping strike with them.
-* **Form.** Phrases last 2 to 5 of these windows and end in a rest of the voice, which a drum fill answers.
+* **Harmony.** Every two beats the voice moves to a newly drawn pitch, independent of the past, and the chord is the
+  key's triad on that pitch. So the voice determines the chord, while the chords so far determine only the key (the
+  next chord has 2.5 bits of entropy, against 2.6 for six equally likely ones).
+* **Rhythm.** In every two beats the syllables follow a newly drawn pattern; bass, kick and chords play with them.
+* **Form.** Phrases last 2 to 5 of these windows and end in a rest of the voice, with a drum fill.
 
-Keys are chosen a tritone apart (C and F sharp, and their relative minors). Their six usable triads have no root in
-common, so that one absolute pitch means one chord in every song: a model need not find the key first. The relation
-holds at the moment itself: a window's syllables stay on its pitch, except for some short notes on other chord tones.
+Keys are a tritone apart (C and F sharp, and their relative minors). Their six usable triads have no root in common, so
+that one absolute pitch means one chord in every song, and a model need not find the key first. A window's syllables
+stay on its pitch, except for some short notes on other chord tones.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ CONSONANTS = ("t", "k", "s", "sh", "m")
 _TRIADS: dict[int, Quality] = {0: "major", 2: "minor", 4: "minor", 5: "major", 7: "major", 9: "minor"}
 """Semitones above the major tonic -> quality of the key's triad there (the diminished one is left out)."""
 _KEYS: tuple[tuple[int, Quality], ...] = ((0, "major"), (9, "minor"), (6, "major"), (3, "minor"))
-_SLOTS = 4
-"""Eighth notes in a window of two beats."""
+_SLOTS = 4  # eighth notes in a window of two beats
 _PATTERNS = ((0,), (0, 2), (0, 3), (0, 1, 2), (0, 2, 3), (0, 1, 3))
 """Eighths on which syllables fall in a window."""
 _LAST_PATTERNS = ((0,), (0, 1))
@@ -89,33 +88,20 @@ class Span:
 
 @dataclass(frozen=True)
 class ToyTruth:
-    """Everything that is known about a song of the toy band; ``truth.json`` beside its sound.
+    """The truth about a song of the toy band; ``truth.json`` beside its sound."""
 
-    Attributes:
-        seed: Draws the song, together with ``duration_s``.
-        duration_s: Length of the song.
-        tempo_bpm: Beats a minute.
-        key: Tonic and mode, such as ``"F# major"``.
-        singer: One of :data:`SINGERS`.
-        chord_timbre: One of :data:`CHORD_TIMBRES`.
-        bass_timbre: One of :data:`BASS_TIMBRES`.
-        beats_s: Times of the beats; every :data:`BEATS_PER_BAR`-th starts a bar, from the first on.
-        chords: Without gaps from the first beat on.
-        notes: The sung notes.
-        fills: Rests at phrase ends, which the drums answer.
-    """
-
-    seed: int
-    duration_s: float
-    tempo_bpm: float
-    key: str
-    singer: str
-    chord_timbre: str
-    bass_timbre: str
+    seed: int  # draws the song, together with `duration_s`
+    duration_s: float  # length of the song
+    tempo_bpm: float  # beats a minute
+    key: str  # tonic and mode, such as `"F# major"`
+    singer: str  # one of `SINGERS`
+    chord_timbre: str  # one of `CHORD_TIMBRES`
+    bass_timbre: str  # one of `BASS_TIMBRES`
+    # Times of the beats; every `BEATS_PER_BAR`-th starts a bar, from the first on.
     beats_s: tuple[float, ...]
-    chords: tuple[Chord, ...]
-    notes: tuple[Note, ...]
-    fills: tuple[Span, ...]
+    chords: tuple[Chord, ...]  # without gaps from the first beat on
+    notes: tuple[Note, ...]  # the sung notes
+    fills: tuple[Span, ...]  # rests at phrase ends, which the drums answer
 
     @property
     def beat_s(self) -> float:
@@ -132,11 +118,7 @@ class ToyTruth:
 
     @classmethod
     def load(cls, path: Path) -> ToyTruth:
-        """Read ``truth.json``.
-
-        Raises:
-            RequestError: The file is missing or is not a truth file of this toy band.
-        """
+        """Read ``truth.json``; RequestError if it is missing or is not a truth file of the toy band."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             parts = {"chords": Chord, "notes": Note, "fills": Span}
@@ -145,21 +127,12 @@ class ToyTruth:
         except FileNotFoundError as error:
             raise RequestError(f"{path}: no such file; the toy band writes it beside each song") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RequestError(
-                f"{path}: not a truth file of the toy band ({error}); synthesise the song again"
-            ) from error
+            message = f"{path}: not a truth file of the toy band ({error}); synthesise the song again"
+            raise RequestError(message) from error
 
 
 def compose(seed: int, duration_s: float) -> ToyTruth:
-    """Write the song that belongs to a seed.
-
-    Args:
-        seed: Any number from 0 on.
-        duration_s: Length in seconds; at least 4.
-
-    Raises:
-        ValueError: The song would be too short to hold a phrase.
-    """
+    """The score of a seed (0 or more); ValueError under 4 s, which is too short for a phrase."""
     if not duration_s >= 4:
         raise ValueError(f"a song needs at least 4 s, got {duration_s} s")
     draw = np.random.default_rng(np.random.SeedSequence([seed, 0]))
@@ -168,7 +141,7 @@ def compose(seed: int, duration_s: float) -> ToyTruth:
     first_beat_s = float(np.round(draw.uniform(0.3, 0.3 + beat_s), 3))
     tonic, mode = _KEYS[draw.integers(len(_KEYS))]
     singer, chord_timbre, bass_timbre = (
-        names[draw.integers(len(names))] for names in (SINGERS, CHORD_TIMBRES, BASS_TIMBRES)
+        kind[draw.integers(len(kind))] for kind in (SINGERS, CHORD_TIMBRES, BASS_TIMBRES)
     )
     chords, notes, fills = _melody(draw, tonic, mode, first_beat_s, beat_s, duration_s)
     beats = math.ceil((duration_s - first_beat_s) / beat_s)
@@ -213,9 +186,10 @@ def _melody(
             patterns = _LAST_PATTERNS if last else _PATTERNS
             pattern = patterns[draw.integers(len(patterns))]
             sung_slots = _SLOTS // 2 if last else _SLOTS
-            for place, slot in enumerate(pattern):
-                ends = pattern[place + 1] if place + 1 < len(pattern) else sung_slots
-                pitch = midi if slot == 0 or draw.random() < 0.75 else _other_chord_tone(draw, chord, midi)
+            for slot, ends in zip(pattern, (*pattern[1:], sung_slots), strict=True):
+                pitch = midi
+                if slot != 0 and draw.random() >= 0.75:  # the third or the fifth
+                    pitch = _nearest(chord.pitch_classes[draw.integers(1, 3)], midi)
                 note = Note(
                     start_s=_rounded(start_s + slot * slot_s),
                     end_s=_rounded(min(start_s + ends * slot_s, duration_s)),
@@ -242,11 +216,6 @@ def _nearest(pitch_class: int, midi: int) -> int:
     return min((note for note in inside if note % 12 == pitch_class), key=lambda note: (abs(note - midi), note))
 
 
-def _other_chord_tone(draw: np.random.Generator, chord: Chord, midi: int) -> int:
-    """The third or the fifth, near ``midi``."""
-    return _nearest(chord.pitch_classes[draw.integers(1, 3)], midi)
-
-
 def _rounded(time_s: float) -> float:
-    """Times are whole microseconds, so that they read well in JSON and compare exactly after it."""
+    """Whole microseconds are short in JSON and compare exactly after it."""
     return round(time_s, 6)

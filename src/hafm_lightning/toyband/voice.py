@@ -1,10 +1,9 @@
 """The toy band's singer: glottal pulses through formants.
 
-Each syllable is a stretch of a band-limited glottal pulse train (the derivative of a Rosenberg flow pulse, read from
-a table of harmonics along the phase of the pitch curve) with aspiration noise, sent through five resonances in
-cascade. Vowels change from syllable to syllable, the resonances glide in from a neutral tube, and consonants are
-bursts of shaped noise (or a hum) just before the vowel. The pitch curve scoops into notes, slides between them and
-carries a vibrato that fades in. Breaths are drawn in rests.
+A syllable is a band-limited glottal pulse train (the derivative of a Rosenberg flow pulse, read from a table of
+harmonics along the phase of the pitch curve) with aspiration noise, filtered by eight resonances in cascade. The
+resonances glide from a neutral tube to the vowel, and consonants are bursts of shaped noise (or a hum) just before the
+vowel. The pitch curve scoops into notes, slides between them and has a vibrato that fades in. Breaths are in rests.
 
 Source of the pulse: A. E. Rosenberg, "Effect of glottal pulse shape on the quality of natural vowels", 1971.
 """
@@ -24,21 +23,13 @@ Signal = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Singer:
-    """What makes one voice differ from another.
+    """What makes one voice differ from another."""
 
-    Attributes:
-        formant_scale: Factor on the frequencies of all resonances (short throats resonate higher).
-        open_quotient: Share of a period for which the glottis is open; more is softer.
-        breath: Aspiration noise, relative to the voiced source.
-        vibrato_hz: Vibrato rate.
-        vibrato_cents: Vibrato depth, to one side.
-    """
-
-    formant_scale: float
-    open_quotient: float
-    breath: float
-    vibrato_hz: float
-    vibrato_cents: float
+    formant_scale: float  # factor on the frequencies of all resonances (short throats resonate higher)
+    open_quotient: float  # share of a period for which the glottis is open; more is softer
+    breath: float  # aspiration noise, relative to the voiced source
+    vibrato_hz: float  # vibrato rate
+    vibrato_cents: float  # vibrato depth, to one side
 
 
 SINGER_SETTINGS = {
@@ -55,24 +46,19 @@ FORMANTS_HZ = {
     "o": (440.0, 800.0, 2550.0, 2900.0, 3350.0),
     "u": (330.0, 700.0, 2450.0, 2850.0, 3300.0),
 }
-"""Resonances of the five vowels, before the singer's scale; the upper three stand close, as trained voices sing."""
-_NEUTRAL_HZ = (500.0, 1500.0, 2500.0, 3000.0, 3450.0)
-"""The tube without a shape, which the tongue passes between consonant and vowel."""
-_HUM_HZ = (260.0, 1050.0, 2200.0, 3000.0, 3500.0)
-"""The closed mouth of an "m"."""
-_UPPER_HZ = (4600.0, 5600.0, 6600.0)
-"""Resonances that no vowel moves; without them the cascade would fall too fast."""
+"""Resonances of the five vowels, before the singer's scale; the upper three are close, as in trained voices."""
+_NEUTRAL_HZ = (500.0, 1500.0, 2500.0, 3000.0, 3450.0)  # the neutral tube, between consonant and vowel
+_HUM_HZ = (260.0, 1050.0, 2200.0, 3000.0, 3500.0)  # the closed mouth of an "m"
+_UPPER_HZ = (4600.0, 5600.0, 6600.0)  # resonances of all vowels; without them the cascade would fall too fast
 _BANDWIDTHS_HZ = (100.0, 120.0, 160.0, 200.0, 250.0, 400.0, 500.0, 600.0)
 
 _ATTACK_S, _RELEASE_S = 0.015, 0.045
-_CLOSURE_S = 0.035
-"""The voice stops this long before the consonant of the next syllable."""
+_CLOSURE_S = 0.035  # the voice stops this long before the consonant of the next syllable
 _GLIDE_S = 0.045
 _TAIL_S = 0.03
 _TABLE_SIZE = 2048
 _HIGHEST_HARMONIC_HZ = 9000.0
-_LEVEL = 0.1
-"""Root mean square of a syllable of velocity 1."""
+_LEVEL = 0.1  # root mean square of a syllable of velocity 1
 
 
 @dataclass(frozen=True)
@@ -97,15 +83,7 @@ _BREATH = _Consonant(700.0, 7000.0, 0.30, -0.03, 0.006)
 
 
 def sing(truth: ToyTruth, rate_hz: int) -> npt.NDArray[np.float32]:
-    """The vocal of a song.
-
-    Args:
-        truth: The song's score.
-        rate_hz: Sample rate.
-
-    Returns:
-        float32 ``[L]``, at a level that leaves room for the band.
-    """
+    """The vocal of a song, float32 ``[L]``, at a level that leaves headroom for the band."""
     draw = np.random.default_rng(np.random.SeedSequence([truth.seed, 1]))
     length = round(truth.duration_s * rate_hz)
     singer = SINGER_SETTINGS[truth.singer]
@@ -116,7 +94,7 @@ def sing(truth: ToyTruth, rate_hz: int) -> npt.NDArray[np.float32]:
     for note, following in zip(truth.notes, (*truth.notes[1:], None), strict=True):
         gap_s = np.inf if following is None else following.start_s - note.end_s
         hummed_next = following is not None and following.consonant == "m" and gap_s < 1e-3
-        # Before a hum the voice does not stop; before other consonants it does.
+        # The voice stops before a consonant, but not before a hum.
         end_s = note.end_s - (_HUM_S if hummed_next else _CLOSURE_S if gap_s < 0.1 else 0.0)
         _add_syllable(voice, note, end_s, singer, frequency_hz, phase, noise, rate_hz)
         if note.consonant in _BURSTS:
@@ -152,13 +130,13 @@ def pitch_curve_hz(truth: ToyTruth, draw: np.random.Generator, rate_hz: int) -> 
 
 @lru_cache(maxsize=256)
 def _glottal_table(open_quotient: float, harmonics: int, fundamental_hz: float) -> Signal:
-    """One period of the pulse's derivative, of unit power, with so many harmonics; the first sample is repeated."""
-    place = np.arange(4 * _TABLE_SIZE) / (4 * _TABLE_SIZE)
+    """One period of the pulse's derivative, of unit power; the first sample is repeated."""
+    time = np.arange(4 * _TABLE_SIZE) / (4 * _TABLE_SIZE)
     rise, fall = open_quotient * 0.67, open_quotient * 0.33
     flow = np.where(
-        place < rise,
-        0.5 * (1 - np.cos(np.pi * place / rise)),
-        np.where(place < rise + fall, np.cos(np.pi * (place - rise) / (2 * fall)), 0.0),
+        time < rise,
+        0.5 * (1 - np.cos(np.pi * time / rise)),
+        np.where(time < rise + fall, np.cos(np.pi * (time - rise) / (2 * fall)), 0.0),
     )
     number = np.arange(1, harmonics + 1)
     spectrum = np.zeros(_TABLE_SIZE // 2 + 1, dtype=np.complex128)
@@ -181,7 +159,7 @@ def _resonator_sections(frequencies_hz: tuple[float, ...], rate_hz: int) -> Sign
 
 
 def vowel_formants_hz(vowel: str, singer: Singer, fundamental_hz: float) -> tuple[float, ...]:
-    """A singer's resonances for a vowel at a pitch: the first is never tuned below the fundamental."""
+    """A singer's resonances for a vowel at a pitch: the first is never below the fundamental."""
     first, *others = (frequency * singer.formant_scale for frequency in FORMANTS_HZ[vowel])
     return (max(first, 1.1 * fundamental_hz), *others)
 
@@ -196,7 +174,7 @@ def _add_syllable(
     noise: Signal,
     rate_hz: int,
 ) -> None:
-    """Add the voiced part of one syllable, from its hum if it has one to the ringing after its end."""
+    """Add the voiced part of one syllable, from its hum if it has one to the decay after its end."""
     from scipy.signal import sosfilt
 
     hum_s = _HUM_S if note.consonant == "m" else 0.0
@@ -208,9 +186,9 @@ def _add_syllable(
     pitch_hz = 440.0 * 2.0 ** ((note.midi - 69) / 12)
     table = _glottal_table(singer.open_quotient, harmonics, pitch_hz)
     cycle = phase[begin:end] % 1.0
-    place = cycle * _TABLE_SIZE
-    index = place.astype(np.int64)
-    source = table[index] + (place - index) * (table[index + 1] - table[index])
+    position = cycle * _TABLE_SIZE
+    index = position.astype(np.int64)
+    source = table[index] + (position - index) * (table[index + 1] - table[index])
     # Air is turbulent while the glottis is open.
     source += singer.breath * noise[begin:end] * np.where(cycle < singer.open_quotient, 12.0, 4.0) / 8.0
 
@@ -247,7 +225,7 @@ def _add_noise(voice: Signal, noise: Signal, onset_s: float, burst: _Consonant, 
     end = min(round((onset_s + burst.overlap_s) * rate_hz), len(voice))
     shaped = sosfilt(_band_sections(burst.low_hz, burst.high_hz, rate_hz), noise[begin:end])
     shaped *= burst.level * gain / (np.sqrt(np.mean(shaped**2)) + 1e-12)
-    place = np.linspace(0.0, 1.0, end - begin)
-    # A plosive starts at once and dies away; a fricative and a breath swell.
-    envelope = np.exp(-3 * place) if burst.duration_s < 0.03 else np.sin(np.pi * place**0.8)
+    time = np.linspace(0.0, 1.0, end - begin)
+    # A plosive starts at once and decays; a fricative and a breath swell.
+    envelope = np.exp(-3 * time) if burst.duration_s < 0.03 else np.sin(np.pi * time**0.8)
     voice[begin:end] += shaped * envelope

@@ -37,9 +37,9 @@ from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.evaluation.systems.retrieval import Retrieval
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
 from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.shards import open_shards
 from hafm_lightning.songs.clips import MARGIN_S, clip_sound
-from hafm_lightning.songs.separation.base import SeparationSettings
+from hafm_lightning.songs.separation import SeparationSettings
 from hafm_lightning.songs.stems import cut_windows, read_blocks
 
 # --- segments ---------------------------------------------------------------------------------------------------

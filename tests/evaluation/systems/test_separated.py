@@ -14,7 +14,7 @@ from hafm_lightning.evaluation.segments import (
     MusicClip,
 )
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
-from hafm_lightning.songs.separation.base import SeparationSettings
+from hafm_lightning.songs.separation import SeparationSettings
 
 
 class Everything:

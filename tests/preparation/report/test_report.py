@@ -1,9 +1,6 @@
-"""What a preparation reports and what its verification finds."""
+"""What a preparation reports."""
 
 import csv
-import json
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,33 +8,12 @@ from tiny_preparation import tiny_config
 
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.report.report import PreparationReport
-from hafm_lightning.preparation.verification import verify_root
-from hafm_lightning.shards.reader import ShardReader
+from hafm_lightning.shards import ShardReader
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
     monkeypatch.setenv("HAFM_QUIET", "1")
-
-
-def test_verify_finds_splits_that_share_songs_and_foreign_tokenizers(prepared, tmp_path):
-    root = tmp_path / "root"
-    subprocess.run(["cp", "-r", prepared, root], check=True)
-    subprocess.run(["cp", "-r", root / "test", root / "spare"], check=True)
-    for path in (root / "validation").iterdir():
-        path.unlink()
-    for path in (root / "spare").iterdir():
-        path.rename(root / "validation" / path.name)
-    description = json.loads((root / "tokenizers" / "semantic" / "tokenizer.json").read_text())
-    description["identity"]["sha256"] = "0" * 64
-    (root / "tokenizers" / "semantic" / "tokenizer.json").write_text(json.dumps(description))
-    text = "\n".join(verify_root(root).problems)
-    assert "its manifest is that of split 'test'" in text
-    assert "1 songs are in validation and in test" in text
-    assert "another semantic tokenizer" in text
-
-
-# The report
 
 
 def test_the_report_counts_what_the_log_says(prepared):
@@ -79,45 +55,3 @@ def test_examples_can_be_listened_to(musdb, tmp_path):
             assert file in page
         samples, _ = soundfile.read(tmp_path / "root" / example.decoded)
         assert np.abs(samples).max() > 0.001
-
-
-def test_the_papers_chain_on_tiny_models(tmp_path):
-    """Mixtures, separation, HuBERT with centroids trained on the corpus, EnCodec: as experiments/prepare.yaml asks."""
-    from tiny_corpora import vocal_and_band
-    from tiny_separation import low_pass_model
-    from tiny_tokenizers import save_encodec, save_hubert
-
-    from hafm_lightning.audio import Audio, write_audio
-
-    for folder in ("songs", "model"):
-        (tmp_path / folder).mkdir()
-    save_hubert(tmp_path / "hubert")
-    save_encodec(tmp_path / "encodec")
-    for number in range(4):
-        vocal, band = vocal_and_band(6.0, number, 22_050)
-        write_audio(tmp_path / "songs" / f"{number}.flac", Audio((vocal + band)[None], 22_050))
-    config = tiny_config(
-        tmp_path / "root",
-        [{"kind": "SongFolder", "path": str(tmp_path / "songs")}],
-        separation={"model": str(low_pass_model(tmp_path / "model")), "device": "cpu"},
-        filters=dict.fromkeys(("vocal_activity_min", "instrumental_activity_min", "leakage_max")),
-        tokenizers={
-            "semantic": {"kind": "Hubert", "source": str(tmp_path / "hubert"), "layer": 2},
-            "acoustic": {"kind": "Encodec", "source": str(tmp_path / "encodec")},
-            "training_clips": 6,
-        },
-        report={"examples": 1},
-    )
-    report = prepare(config)
-    assert report.clips == {"train": 9, "validation": 3}
-    assert (report.tokenizers["semantic"]["kind"], report.tokenizers["acoustic"]["kind"]) == ("hubert", "encodec")
-    use = {(entry.stream, entry.codebook): entry.used for entry in report.codebooks}
-    assert use["vocal_semantic", 0] > 50
-    assert use["instrumental_codes", 0] > 1
-    whole = verify_root(tmp_path / "root")
-    assert (whole.problems, whole.notes) == ([], [])
-    shutil.rmtree(tmp_path / "hubert")  # shards can be checked on a machine that has no weights
-    unloaded = verify_root(tmp_path / "root")
-    assert unloaded.problems == []
-    assert "hubert" in unloaded.notes[0]
-    assert "not loaded" in unloaded.summary()

@@ -42,7 +42,7 @@ from hafm_lightning.files import write_json
 from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
-from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.shards import open_shards
 from hafm_lightning.stages import load_stage
 from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, TokenBatch, split_codes
 

@@ -17,7 +17,7 @@ import torch
 from hafm_lightning.evaluation.segments import MusicClip, tokenize_clips
 from hafm_lightning.evaluation.systems.base import Outcome, System, fitted, silence_for
 from hafm_lightning.files import sha256_of_json
-from hafm_lightning.shards.reader import ShardReader
+from hafm_lightning.shards import ShardReader
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import FRAME_GRID_S, INSTRUMENTAL_CODES, VOCAL_SEMANTIC
 

@@ -15,7 +15,7 @@ from hafm_lightning.audio import Audio, read_audio, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.segments import Segment
 from hafm_lightning.files import sha256_of_json
-from hafm_lightning.songs.separation.base import SeparationSettings, Separator, load_separator
+from hafm_lightning.songs.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.songs.stems import probe_song, read_stretch, to_stereo
 
 

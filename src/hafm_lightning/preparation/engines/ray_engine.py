@@ -1,9 +1,9 @@
 """The same work on a Ray cluster, through Ray Data: a pool of actors, each with its share of a GPU.
 
-Units go out and results come back through Ray's object store, and only the process that holds the output's lock
-writes. So the workers need the songs and the models under the same paths (a shared file system), but not the output.
-An actor that dies is replaced and its unit done again; since a unit's result depends on the unit alone, the shards are
-the same bytes as those of the local engine on the same kind of device.
+Units and results travel through Ray's object store, and only the process that holds the output's lock writes. So the
+workers need the songs and the models under the same paths (a shared file system), but not the output. An actor that
+dies is replaced and its unit repeated; since a result depends on its unit alone, the shards are the same bytes as those
+of local processes on the same kind of device.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines.base import EngineSettings, usable_cores
+from hafm_lightning.local_pool import usable_cores
+from hafm_lightning.preparation.engines.base import EngineSettings
 
 U = TypeVar("U")
 R = TypeVar("R")
 
 
 class UnitActor:
-    """Lives on a worker machine; keeps the models that the work loads from one unit to the next."""
+    """An actor on a worker machine; keeps the models that the work loads from one unit to the next."""
 
     def __init__(self, work: bytes) -> None:
         """``work``: the pickled function."""
@@ -32,7 +33,7 @@ class UnitActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Do the units of a batch: columns ``index`` and ``unit`` in, ``index``, ``result`` and ``error`` out.
 
-        An error travels as text: Ray's own wrapping hides what went wrong under its own frames.
+        An error travels as text, since Ray's own wrapping hides it under frames of Ray.
         """
         results, errors = [], []
         for unit in batch["unit"]:
@@ -51,8 +52,7 @@ class RayEngine:
     def __init__(self, settings: EngineSettings) -> None:
         """Join the cluster at ``settings.address`` (or ``$RAY_ADDRESS``), or start one on this machine.
 
-        Raises:
-            RequestError: Ray is not installed, or the cluster cannot be reached.
+        RequestError if Ray is not installed or the cluster cannot be reached.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
@@ -84,11 +84,7 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
-        """In order of completion.
-
-        Raises:
-            RuntimeError: The work failed in an actor; its message is kept.
-        """
+        """In order of completion; RuntimeError with the message of the actor if the work fails."""
         if not units:
             return
         ray = self._ray

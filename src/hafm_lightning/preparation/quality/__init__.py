@@ -1,1 +1,1 @@
-"""Which clips are good enough: filters, loudness, duplicates."""
+"""Quality of clips and songs: the filter with its measurements, and duplicates by fingerprint."""

@@ -1,11 +1,15 @@
-"""The quality filter: what is measured on a clip, and which clips are dropped for it.
+"""The quality filter: measurements of a clip, and the rules by which clips are dropped.
 
-Every rule is one number with one threshold from the configuration; a threshold of ``null`` switches the rule off. All
-numbers of every clip go to the log, dropped or not, so that thresholds can be chosen by looking.
+Every rule compares one number with one threshold of the configuration; ``null`` switches a rule off. The log has all
+numbers of all clips, also of dropped ones, so that thresholds can be chosen from it.
+
+Loudness follows ITU-R BS.1770-4, its range EBU Tech 3342, both from one pass of K-weighting and the same energies of
+100 ms (:func:`hafm_lightning.audio.loudness_lufs` measures whole files).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,16 +17,17 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.preparation.quality.loudness import loudness_and_range
 from hafm_lightning.songs.clips import ClipSound
 from hafm_lightning.songs.stems import Window, to_stereo
 
 Samples = npt.NDArray[np.float32]
+Energies = npt.NDArray[np.float64]
 
-FRAME_S = 0.05
-"""Length of the frames on which activity and silence are measured, in seconds."""
-FULL_SCALE = 0.999
-"""Samples from here on count as clipped."""
+FRAME_S = 0.05  # length of the frames on which activity and silence are measured, in seconds
+FULL_SCALE = 0.999  # samples of at least this magnitude count as clipped
+_STEP_S = 0.1
+_OFFSET_DB = -0.691
+_ABSOLUTE_GATE_LUFS = -70.0
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,14 @@ class FilterSettings:
     Attributes:
         gate_dbfs: A stem is active in a frame of 50 ms whose RMS (without DC) is above this, in dB re full scale.
         silence_dbfs: The mixture is silent in a frame whose RMS is below this.
-        vocal_activity_min: Least share of frames with singing.
-        instrumental_activity_min: Least share of frames with accompaniment.
+        vocal_activity_min: Smallest share of frames with singing.
+        instrumental_activity_min: Smallest share of frames with accompaniment.
         clipping_max: Largest share of samples at full scale, of the mixture or a stem.
         silence_max: Largest share of silent frames.
         dc_offset_max: Largest mean of a stem, full scale is 1.
-        leakage_max: Largest correlation (absolute, without lag) between vocal and instrumental waveform: separation
-            that leaves one stem in the other makes them alike.
-        loudness_min_lufs: Least integrated loudness of the mixture.
+        leakage_max: Largest correlation (absolute, without lag) between vocal and instrumental waveform; it is high if
+            separation left one stem in the other.
+        loudness_min_lufs: Smallest integrated loudness of the mixture.
         loudness_max_lufs: Largest integrated loudness of the mixture.
         loudness_range_max_lu: Largest loudness range of the mixture.
     """
@@ -59,35 +64,23 @@ class FilterSettings:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What the rules look at, for one clip.
+    """The numbers of one clip that the rules test."""
 
-    Attributes:
-        vocal_activity: Share of frames with singing.
-        instrumental_activity: Share of frames with accompaniment.
-        clipping: Share of samples at full scale, the largest of mixture, vocal and instrumental.
-        silence: Share of silent frames of the mixture.
-        dc_offset: Largest absolute mean of vocal and instrumental.
-        leakage: Absolute correlation of vocal and instrumental.
-        loudness_lufs: Integrated loudness of the mixture; -200 stands for silence.
-        loudness_range_lu: Loudness range of the mixture.
-    """
-
-    vocal_activity: float
-    instrumental_activity: float
-    clipping: float
-    silence: float
-    dc_offset: float
-    leakage: float
-    loudness_lufs: float
-    loudness_range_lu: float
+    vocal_activity: float  # share of frames with singing
+    instrumental_activity: float  # share of frames with accompaniment
+    clipping: float  # share of samples at full scale, the largest of mixture, vocal and instrumental
+    silence: float  # share of silent frames of the mixture
+    dc_offset: float  # largest absolute mean of vocal and instrumental
+    leakage: float  # absolute correlation of vocal and instrumental
+    loudness_lufs: float  # integrated loudness of the mixture; -200 stands for silence
+    loudness_range_lu: float  # loudness range of the mixture
 
     def as_dict(self) -> dict[str, float]:
         """Name -> value, rounded to six digits."""
         return {field.name: round(float(getattr(self, field.name)), 6) for field in fields(self)}
 
 
-SILENCE_LUFS = -200.0
-"""Stands for ``-inf`` in logs, which JSON cannot hold."""
+SILENCE_LUFS = -200.0  # stands for `-inf` in logs, which JSON cannot hold
 
 RULES: Mapping[str, Callable[[Measurements, FilterSettings], bool]] = {
     "vocal_activity": lambda m, s: _below(m.vocal_activity, s.vocal_activity_min),
@@ -145,6 +138,56 @@ def correlation(first: Samples, second: Samples) -> float:
     b = second.astype(np.float64) - second.mean(dtype=np.float64)
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return abs(float(a @ b)) / scale if scale > 1e-12 else 0.0
+
+
+def loudness_and_range(samples: Samples, rate_hz: int) -> tuple[float, float]:
+    """Integrated loudness in LUFS (``-inf`` for silence) and loudness range in LU of ``[C, L]``, ``C`` 1 or 2."""
+    from scipy.signal import sosfilt
+
+    step = round(_STEP_S * rate_hz)
+    steps = samples.shape[1] // step
+    if steps < 1:
+        return -math.inf, 0.0
+    weighted = sosfilt(_k_weighting(rate_hz), samples[:, : steps * step], axis=1)
+    energies = np.square(weighted.reshape(len(samples), steps, step)).mean(axis=2).sum(axis=0)
+    integrated = _gated_mean(_moving_mean(energies, 4), relative_db=-10.0)
+    short_term = _moving_mean(energies, 30)
+    loud = short_term[short_term > _energy(_ABSOLUTE_GATE_LUFS)]
+    if not len(loud):
+        return integrated, 0.0
+    loud = loud[loud > loud.mean() * 10 ** (-20 / 10)]
+    low, high = np.percentile(10 * np.log10(loud), (10, 95))
+    return integrated, float(high - low)
+
+
+def _gated_mean(blocks: Energies, relative_db: float) -> float:
+    loud = blocks[blocks > _energy(_ABSOLUTE_GATE_LUFS)]
+    if not len(loud):
+        return -math.inf
+    loud = loud[loud > loud.mean() * 10 ** (relative_db / 10)]
+    return float(_OFFSET_DB + 10 * math.log10(loud.mean()))
+
+
+def _moving_mean(energies: Energies, width: int) -> Energies:
+    width = min(width, len(energies))
+    return np.convolve(energies, np.full(width, 1 / width), mode="valid")
+
+
+def _energy(lufs: float) -> float:
+    return float(10 ** ((lufs - _OFFSET_DB) / 10))
+
+
+@functools.lru_cache(maxsize=16)
+def _k_weighting(rate_hz: int) -> npt.NDArray[np.float64]:
+    """The two biquads of BS.1770 (head shelf, low cut) at any sample rate, as second-order sections ``[2, 6]``.
+
+    The standard gives coefficients at 48 kHz only; these are De Man's analogue prototypes, transformed bilinearly.
+    """
+    from pyloudnorm.iirfilter import IIRfilter
+
+    shelf = IIRfilter(3.99984385397, 0.7071752369554193, 1681.9744509555319, rate_hz, "high_shelf_DeMan")
+    cut = IIRfilter(0.0, 0.5003270373253953, 38.13547087613982, rate_hz, "high_pass_DeMan")
+    return np.array([[*stage.b, *stage.a] for stage in (shelf, cut)])
 
 
 def _below(value: float, threshold: float | None) -> bool:

@@ -1,12 +1,12 @@
 """Fingerprints: find the same recording under two names, across formats, levels and offsets.
 
 Peaks of the spectrogram are joined in pairs; a pair (two frequencies, one distance in time) is a number that survives
-lossy coding, gain and a shift in time. Of a song's numbers the smallest few after a hash are kept (a bottom-k sketch),
-so that two sketches share as many numbers as their songs do in proportion. Songs are called the same only if the shared
-numbers also lie at one constant offset, which songs that merely use the same drum samples do not.
+lossy coding, gain and a shift in time. After a hash the smallest numbers of a song are kept (a bottom-k sketch), so
+that the share of common numbers in two sketches estimates the share in their songs. Songs are the same only if the
+common numbers also lie at one constant offset, which is not so for songs that merely use the same drum samples.
 
-In a large corpus hundreds of other songs hold each number of a sketch; so an inverted list of all of them is searched
-by whole arrays, a song at a time, and no number is too common to count.
+In a large corpus each number of a sketch occurs in hundreds of other songs. So the search uses an inverted list of all
+of them and whole arrays, one song at a time, and no number is too common to count.
 
 Source: the landmarks follow Wang, "An industrial-strength audio search algorithm", ISMIR 2003; the sketch follows
 Broder, "On the resemblance and containment of documents", 1997.
@@ -15,7 +15,6 @@ Broder, "On the resemblance and containment of documents", 1997.
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,10 +27,8 @@ from hafm_lightning.progress import progress
 RATE_HZ = 8000
 WINDOW = 1024
 HOP = 256
-SKETCH_SIZE = 256
-"""Numbers kept of each song."""
-FAN_OUT = 5
-"""Pairs that each peak starts."""
+SKETCH_SIZE = 256  # numbers of each song's sketch
+FAN_OUT = 5  # pairs that begin at each peak
 PAIR_FRAMES = 63
 PAIR_BINS = 31
 _PEAK_SIZE = (15, 11)  # bins, frames
@@ -42,11 +39,11 @@ Sketch = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class DuplicateSettings:
-    """Whether songs that occur twice are left out.
+    """Songs that occur twice.
 
     Attributes:
-        enabled: Compare the songs before anything else; every file is decoded once for it.
-        share_min: Songs are the same when this share of their fingerprints agrees at one offset in time.
+        enabled: Leave out repeated songs; for this, every file is decoded once before the plan is made.
+        share_min: Songs are the same if this share of their fingerprints agrees at one offset in time.
     """
 
     enabled: bool = True
@@ -57,34 +54,24 @@ class DuplicateSettings:
             raise ValueError(f"share_min is {self.share_min}, must lie in (0, 1]")
 
 
-class Fingerprinter:
-    """Takes a song's sound in stretches and keeps its sketch: memory does not grow with the song."""
+def fingerprint(stretches: Iterable[npt.NDArray[np.float32]], rate_hz: int) -> Sketch:
+    """The sketch of a song given as mono stretches ``[L]``, in memory that does not grow with the song.
 
-    def __init__(self) -> None:
-        self._numbers = np.zeros(0, np.uint32)
-        self._frames = np.zeros(0, np.uint32)
-        self._samples = 0
-
-    def add(self, mono: npt.NDArray[np.float32], rate_hz: int) -> None:
-        """The next stretch ``[L]`` of the song."""
-        signal = resample(mono, rate_hz, RATE_HZ)
-        numbers, frames = landmarks(signal)
-        self._numbers = np.concatenate((self._numbers, numbers))
-        self._frames = np.concatenate((self._frames, frames + np.uint32(round(self._samples / HOP))))
-        self._samples += len(signal)
-        self._prune()
-
-    def sketch(self) -> Sketch:
-        """Kept numbers and the frames at which they first occur: uint32 ``[2, n]``, ``n`` at most 256."""
-        return np.stack((self._numbers, self._frames))
-
-    def _prune(self) -> None:
-        """Keep the first occurrence of each number, and of those the smallest after the hash."""
-        order = np.lexsort((self._frames, self._numbers))
-        numbers, frames = self._numbers[order], self._frames[order]
-        first = np.ones(len(numbers), bool)
-        first[1:] = numbers[1:] != numbers[:-1]
-        self._numbers, self._frames = numbers[first][:SKETCH_SIZE], frames[first][:SKETCH_SIZE]
+    Returns:
+        Numbers and the frames at which they first occur: uint32 ``[2, n]``, ``n`` at most :data:`SKETCH_SIZE`.
+    """
+    numbers = frames = np.zeros(0, np.uint32)
+    samples = 0
+    for stretch in stretches:
+        signal = resample(stretch, rate_hz, RATE_HZ)
+        new_numbers, new_frames = landmarks(signal)
+        numbers = np.concatenate((numbers, new_numbers))
+        frames = np.concatenate((frames, new_frames + np.uint32(round(samples / HOP))))
+        samples += len(signal)
+        order = np.lexsort((frames, numbers))
+        numbers, first = np.unique(numbers[order], return_index=True)
+        numbers, frames = numbers[:SKETCH_SIZE], frames[order][first][:SKETCH_SIZE]
+    return np.stack((numbers, frames))
 
 
 def landmarks(signal: npt.NDArray[np.float32]) -> tuple[Sketch, Sketch]:
@@ -100,7 +87,7 @@ def landmarks(signal: npt.NDArray[np.float32]) -> tuple[Sketch, Sketch]:
     power = np.square(np.abs(np.fft.rfft(strided * window, axis=1))).T.astype(np.float32)  # [bins, frames]
     level = 10 * np.log10(power + 1e-9)
     local = maximum_filter(level, size=_PEAK_SIZE, mode="constant", cval=-200.0)
-    # A peak stands out of its surroundings, and silence has none.
+    # Silence has no peaks.
     peaks = (level == local) & (level > level.max() - 60) & (level > -40)
     where = np.argwhere(peaks.T)  # sorted by frame, then bin: [n, 2]
     if len(where) < 2:
@@ -126,7 +113,7 @@ def _scramble(numbers: npt.NDArray[np.int64]) -> Sketch:
 
 
 def sketch_to_text(sketch: Sketch) -> str:
-    """A sketch as JSON can hold it. Inverse: :func:`sketch_from_text`."""
+    """A sketch as text, for JSON. Inverse: :func:`sketch_from_text`."""
     return base64.b64encode(np.ascontiguousarray(sketch, dtype="<u4").tobytes()).decode()
 
 
@@ -138,9 +125,7 @@ def sketch_from_text(text: str) -> Sketch:
 def find_duplicates(sketches: Mapping[str, Sketch], settings: DuplicateSettings) -> dict[str, str]:
     """Songs that are the same as an earlier one: song -> the earlier song.
 
-    Args:
-        sketches: Song -> sketch, in the order of preference: of two equal songs the first is kept.
-        settings: When songs count as equal.
+    ``sketches`` maps songs to sketches, in the order of preference: of two equal songs the first is kept.
     """
     songs = [song for song, sketch in sketches.items() if sketch.shape[1] >= _SHORTEST_SKETCH]
     if not songs:
@@ -148,7 +133,7 @@ def find_duplicates(sketches: Mapping[str, Sketch], settings: DuplicateSettings)
     lists = _InvertedLists([sketches[song] for song in songs])
     kept = np.ones(len(songs), bool)
     duplicates: dict[str, str] = {}
-    with progress("Looking for duplicates", len(songs), "songs") as bar:
+    with progress("Searching duplicates", len(songs), "songs") as bar:
         for number, song in enumerate(songs):
             match = lists.first_match(number, kept, settings.share_min)
             if match is not None:
@@ -159,7 +144,7 @@ def find_duplicates(sketches: Mapping[str, Sketch], settings: DuplicateSettings)
 
 
 class _InvertedLists:
-    """Number -> the songs that hold it, ascending, and the frames at which they do."""
+    """Number -> the songs in which it occurs, ascending, and the frames."""
 
     def __init__(self, sketches: Sequence[Sketch]) -> None:
         self._sizes = np.array([sketch.shape[1] for sketch in sketches], np.int64)
@@ -171,11 +156,14 @@ class _InvertedLists:
         self._frames = np.concatenate([sketch[1] for sketch in sketches]).astype(np.int32)[order]
         begins = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1]))).astype(np.int32)
         self._list_begins = np.repeat(begins, np.diff(begins, append=len(order)))
-        self._places = np.empty_like(order)
-        self._places[order] = np.arange(len(order), dtype=np.int32)
+        self._rows_of = np.empty_like(order)
+        self._rows_of[order] = np.arange(len(order), dtype=np.int32)
 
     def first_match(self, song: int, kept: npt.NDArray[np.bool_], share_min: float) -> int | None:
-        """The first earlier song, of those ``kept [n]``, with which :func:`agreement` is at least ``share_min``."""
+        """The first earlier song, of those ``kept [n]``, that shares enough numbers at one offset.
+
+        Enough is ``share_min`` of the smaller sketch; an offset is two frames wide. None if there is no such song.
+        """
         others, offsets = self._earlier(song)
         shared = np.bincount(others, minlength=song)
         needed = share_min * np.minimum(self._sizes[:song], self._sizes[song])
@@ -195,28 +183,9 @@ class _InvertedLists:
 
     def _earlier(self, song: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Earlier songs with numbers of this one, once for each number, and the offsets in frames: ``[n]`` each."""
-        places = self._places[self._ends[song] - self._sizes[song] : self._ends[song]].astype(np.int64)
-        begins = self._list_begins[places]
-        lengths = places - begins
+        own = self._rows_of[self._ends[song] - self._sizes[song] : self._ends[song]].astype(np.int64)
+        begins = self._list_begins[own]
+        lengths = own - begins
         rows = np.arange(int(lengths.sum())) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
-        offsets = self._frames[rows].astype(np.int64) - np.repeat(self._frames[places], lengths)
+        offsets = self._frames[rows].astype(np.int64) - np.repeat(self._frames[own], lengths)
         return self._songs[rows], offsets
-
-
-def agreement(first: Sketch, second: Sketch) -> float:
-    """Share of the smaller sketch whose numbers are in the other one too, at one offset in time (two frames wide)."""
-    _, a, b = np.intersect1d(first[0], second[0], return_indices=True)
-    if not len(a):
-        return 0.0
-    offsets = first[1][a].astype(np.int64) - second[1][b].astype(np.int64)
-    counts = Counter(offsets.tolist())
-    best = max(counts[offset] + counts.get(offset + 1, 0) for offset in counts)
-    return float(best / min(first.shape[1], second.shape[1]))
-
-
-def fingerprint(stretches: Iterable[npt.NDArray[np.float32]], rate_hz: int) -> Sketch:
-    """The sketch of a song given as mono stretches ``[L]``."""
-    printer = Fingerprinter()
-    for stretch in stretches:
-        printer.add(stretch, rate_hz)
-    return printer.sketch()

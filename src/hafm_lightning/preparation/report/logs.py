@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.files import TEMPORARY_PREFIX, sync_folder
+from hafm_lightning.files import atomic_file
 
 CLIP_LOG = "clips.csv"
 QUARANTINE_LOG = "quarantine.csv"
@@ -24,20 +22,13 @@ Entry = dict[str, Any]
 
 @dataclass
 class LogCounts:
-    """What was counted while the clips were written down.
+    """Counts over all clips of the log."""
 
-    Attributes:
-        candidates: All clips.
-        dropped: Clips that break a rule.
-        first: Rule -> clips whose first broken rule it is.
-        every: Rule -> clips that break it.
-        loudness: Histogram of the clips' loudness.
-    """
-
-    candidates: int = 0
-    dropped: int = 0
-    first: Counter[str] = field(default_factory=Counter)
-    every: Counter[str] = field(default_factory=Counter)
+    candidates: int = 0  # all clips
+    dropped: int = 0  # clips that break a rule
+    first: Counter[str] = field(default_factory=Counter)  # rule -> clips whose first broken rule it is
+    every: Counter[str] = field(default_factory=Counter)  # rule -> clips that break it
+    # Histogram of the clips' loudness.
     loudness: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -48,17 +39,12 @@ def write_logs(
     left_out: Sequence[dict[str, str]],
     loudness_edges: npt.NDArray[np.float64],
 ) -> LogCounts:
-    """Write the logs into ``root``, each whole or not at all, and count.
+    """Write the logs into ``root``, each completely or not at all, and count.
 
-    Args:
-        root: Output folder.
-        logs: The entries of one shard after the other.
-        quarantined: Entries with ``name`` and ``reason``.
-        left_out: The same.
-        loudness_edges: Bins of the loudness histogram.
+    ``logs``: entries of the clips, shard by shard; ``quarantined`` and ``left_out``: entries with ``name``, ``reason``.
     """
     counts = LogCounts(loudness=np.zeros(len(loudness_edges) - 1, np.int64))
-    with _whole_file(root / CLIP_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(root / CLIP_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = None
         for entries in logs:
             rows = [_row(entry) for entry in entries]
@@ -68,11 +54,11 @@ def write_logs(
             if writer is not None:
                 writer.writerows(rows)
             _count(counts, entries, loudness_edges)
-    with _whole_file(root / QUARANTINE_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
-        aside = csv.DictWriter(file, ("what", "name", "reason"), lineterminator="\n")
-        aside.writeheader()
-        aside.writerows({"what": "quarantined", **entry} for entry in quarantined)
-        aside.writerows({"what": "left out", **entry} for entry in left_out)
+    with atomic_file(root / QUARANTINE_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("what", "name", "reason"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"what": "quarantined", **entry} for entry in quarantined)
+        writer.writerows({"what": "left out", **entry} for entry in left_out)
     _as_parquet(root / CLIP_LOG)
     return counts
 
@@ -93,7 +79,7 @@ def _count(counts: LogCounts, entries: list[Entry], loudness_edges: npt.NDArray[
 
 
 def _as_parquet(log: Path) -> None:
-    """The same table for tools that like columns; left out where pyarrow is not installed."""
+    """The same table in columns; left out if pyarrow is not installed."""
     try:
         import pyarrow.csv
         import pyarrow.parquet
@@ -103,20 +89,6 @@ def _as_parquet(log: Path) -> None:
         return
     names = {name: pyarrow.string() for name in ("clip", "split", "song", "dropped_by", "genre", "licence")}
     options = pyarrow.csv.ConvertOptions(column_types={**names, "kept": pyarrow.bool_()}, strings_can_be_null=False)
-    with _whole_file(log.with_suffix(".parquet")) as path:
+    with atomic_file(log.with_suffix(".parquet")) as path:
         lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
         pyarrow.parquet.write_table(pyarrow.csv.read_csv(log, parse_options=lines, convert_options=options), path)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the name ``path`` when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)

@@ -1,8 +1,8 @@
-"""What a preparation did: counts and histograms (JSON), a page to look at and listen to (HTML), and every clip (CSV).
+"""The report of a preparation: counts and histograms (JSON), a page with sound examples (HTML), every clip (CSV).
 
-The report is made from what lies on the disk (records, shards, tokenizers), so a run that was stopped and continued
-reports the whole. Logs are read a shard at a time: a large corpus has millions of clips. If nothing changed since the
-last report, that one is kept.
+The report is made from files on the disk (records, shards, tokenizers), so a run that was stopped and continued reports
+everything. Logs are read one shard at a time: a large corpus has millions of clips. If nothing changed since the last
+report, that one is kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hafm_lightning.preparation.report.page import report_page
 from hafm_lightning.preparation.run_state import RootState
 from hafm_lightning.preparation.shard_work import SoundSettings, cached_separator
 from hafm_lightning.progress import progress
-from hafm_lightning.shards.reader import STORED_STREAMS, Manifest, ShardReader, song_of
+from hafm_lightning.shards import STORED_STREAMS, Manifest, ShardReader, song_of
 from hafm_lightning.songs.clips import MARGIN_S, clip_sound
 from hafm_lightning.songs.song import Listing, Song
 from hafm_lightning.songs.stems import read_window, readable
@@ -46,7 +46,7 @@ _DURATION_EDGES = np.linspace(0.0, 600.0, 31)
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between edges: ``edges [n + 1]``, ``counts [n]``. What lies outside counts in the outermost bins."""
+    """Counts between edges: ``edges [n + 1]``, ``counts [n]``. Values outside count in the outermost bins."""
 
     edges: list[float]
     counts: list[int]
@@ -60,85 +60,50 @@ class Histogram:
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """How the ids of one codebook are used.
+    """Use of the ids of one codebook."""
 
-    Attributes:
-        stream: Stored stream.
-        codebook: Its number.
-        vocabulary: Ids there are.
-        used: Ids that occur.
-        perplexity: Exponential of the entropy; ``vocabulary`` when all ids are used alike.
-        counts: How often each id occurs, ``[vocabulary]``.
-    """
-
-    stream: str
-    codebook: int
-    vocabulary: int
-    used: int
-    perplexity: float
-    counts: list[int]
+    stream: str  # stored stream
+    codebook: int  # its number
+    vocabulary: int  # number of ids
+    used: int  # number of ids that occur
+    perplexity: float  # exponential of the entropy; `vocabulary` when all ids are used alike
+    counts: list[int]  # how often each id occurs, `[vocabulary]`
 
 
 @dataclass(frozen=True)
 class Example:
-    """A clip to listen to.
+    """A clip to listen to."""
 
-    Attributes:
-        clip: Its id.
-        split: Its split.
-        vocal: Wav file below the root.
-        instrumental: Wav file of the original.
-        decoded: Wav file of the instrumental's tokens, decoded.
-        tokens: The first tokens of the first codebook.
-    """
-
-    clip: str
-    split: str
-    vocal: str
-    instrumental: str
-    decoded: str
-    tokens: list[int]
+    clip: str  # its id
+    split: str  # its split
+    vocal: str  # wav file below the root
+    instrumental: str  # wav file of the original
+    decoded: str  # wav file of the instrumental's tokens, decoded
+    tokens: list[int]  # the first tokens of the first codebook
 
 
 @dataclass(frozen=True)
 class PreparationReport:
-    """What came in, what went out, and what was put aside.
+    """Counts of songs and clips, what was not used and why, and examples."""
 
-    Attributes:
-        root: Output folder.
-        songs: Split -> songs with at least one kept clip.
-        clips: Split -> kept clips.
-        hours: Split -> hours of kept clips.
-        candidates: Clips before the filter.
-        dropped: Clips that the filter dropped.
-        rules: Rule -> ``any`` (clips that break it) and ``first`` (clips that break it and none before it).
-        quarantined: Songs that could not be read: ``name`` and ``reason``.
-        left_out: Songs that were not used though they can be read: ``name`` and ``reason``.
-        song_durations_s: Lengths of the songs that shards were planned from.
-        loudness_lufs: Loudness of all candidates.
-        codebooks: Use of every codebook in the training split (or the first split there is).
-        tokenizers: Their identities.
-        training: How each came about: frames seen, and of every k-means its inertia, dead centroids and perplexity.
-        examples: Clips to listen to.
-        made_from: Digest of everything the report was made from.
-    """
-
-    root: str
-    songs: dict[str, int]
-    clips: dict[str, int]
-    hours: dict[str, float]
-    candidates: int
-    dropped: int
+    root: str  # output folder
+    songs: dict[str, int]  # split -> songs with at least one kept clip
+    clips: dict[str, int]  # split -> kept clips
+    hours: dict[str, float]  # split -> hours of kept clips
+    candidates: int  # clips before the filter
+    dropped: int  # clips that the filter dropped
+    # Rule -> `any` (clips that break it) and `first` (clips that break it and none before it).
     rules: dict[str, dict[str, int]]
-    quarantined: list[dict[str, str]]
-    left_out: list[dict[str, str]]
-    song_durations_s: Histogram
-    loudness_lufs: Histogram
-    codebooks: list[CodebookUse]
-    tokenizers: dict[str, dict[str, Any]]
+    quarantined: list[dict[str, str]]  # songs that could not be read: `name` and `reason`
+    left_out: list[dict[str, str]]  # readable songs that were not used: `name` and `reason`
+    song_durations_s: Histogram  # lengths of the planned songs
+    loudness_lufs: Histogram  # loudness of all candidates
+    codebooks: list[CodebookUse]  # of the training split (or the first split)
+    tokenizers: dict[str, dict[str, Any]]  # their identities
+    # Of each tokenizer: frames, and for every k-means inertia, dead centroids and perplexity.
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
-    made_from: str = ""
+    examples: list[Example] = field(default_factory=list)  # clips to listen to
+    made_from: str = ""  # digest of the report's sources
 
     def summary(self) -> str:
         """A few lines for the terminal."""
@@ -155,7 +120,7 @@ class PreparationReport:
 
     @classmethod
     def load(cls, root: Path) -> PreparationReport:
-        """The report that lies in ``root``."""
+        """The report in ``root``."""
         content = json.loads((root / REPORT_FILE).read_bytes())
         for name in ("song_durations_s", "loudness_lufs"):
             content[name] = Histogram(**content[name])
@@ -166,21 +131,21 @@ class PreparationReport:
 
 def write_report(
     state: RootState,
-    *,
     plan: Plan,
     listing: Listing,
     records: Sequence[Mapping[str, Any]],
     manifests: Mapping[str, Manifest],
     tokenizers: Tokenizers,
+    *,
     sound: SoundSettings,
     examples: int,
 ) -> PreparationReport:
-    """Write logs, examples, ``report.json`` and ``report.html``; or return the report that is there already."""
+    """Write logs, examples, ``report.json`` and ``report.html``; or return the earlier report if nothing changed."""
     root = state.root
     digest = _digest(state, plan, listing, tokenizers, examples)
-    before = _existing(root)
-    if before is not None and before.made_from == digest and before.root == str(root):
-        return before
+    earlier = _existing(root)
+    if earlier is not None and earlier.made_from == digest and earlier.root == str(root):
+        return earlier
     quarantined = [asdict(entry) for entry in listing.quarantined + plan.quarantined]
     quarantined += [entry for record in records for entry in record["quarantined"]]
     left_out = [asdict(entry) for entry in listing.left_out + plan.left_out]
@@ -210,17 +175,17 @@ def write_report(
 
 
 def _digest(state: RootState, plan: Plan, listing: Listing, tokenizers: Tokenizers, examples: int) -> str:
-    """Hash of everything a report is made from."""
+    """Hash of everything that a report is made from."""
     digest = hashlib.sha256()
-    aside = [[asdict(entry) for entry in entries] for entries in (listing.quarantined, listing.left_out)]
-    digest.update(sha256_of_json([plan.as_dict(), aside, tokenizers.identities(), examples]).encode())
+    unused = [[asdict(entry) for entry in entries] for entries in (listing.quarantined, listing.left_out)]
+    digest.update(sha256_of_json([plan.as_dict(), unused, tokenizers.identities(), examples]).encode())
     for unit in plan.units:
         digest.update(hashlib.sha256(state.record_path(unit).read_bytes()).digest())
     return digest.hexdigest()
 
 
 def _existing(root: Path) -> PreparationReport | None:
-    """The report of an earlier run, if all of it is there and of this version."""
+    """The report of an earlier run, if it is complete and of this version."""
     if not (root / PAGE_FILE).is_file():
         return None
     try:
@@ -250,34 +215,29 @@ def _codebook_use(root: Path, manifests: Mapping[str, Manifest]) -> list[Codeboo
 
 
 def _examples(
-    root: Path,
-    plan: Plan,
-    manifests: Mapping[str, Manifest],
-    tokenizers: Tokenizers,
-    sound: SoundSettings,
-    wanted: int,
+    root: Path, plan: Plan, manifests: Mapping[str, Manifest], tokenizers: Tokenizers, sound: SoundSettings, count: int
 ) -> Iterator[Example]:
     """Seeded choice of kept clips, written as wav files: vocal, instrumental, and the instrumental's tokens decoded."""
     songs: dict[str, Song] = {song.id: song for unit in plan.units for song in unit.songs}
     total = sum(manifest.clips for manifest in manifests.values())
-    chosen = sorted(random.Random(sound.seed).sample(range(total), min(wanted, total)))
+    chosen = sorted(random.Random(sound.seed).sample(range(total), min(count, total)))
     if not chosen:
         return
     readers = {split: ShardReader(root / split) for split in manifests}
     identity = tokenizers.acoustic.identity
     with progress("Writing examples", len(chosen), "clips") as bar:
-        for number, place in enumerate(chosen):
-            split, index = _place(manifests, place)
+        for number, position in enumerate(chosen):
+            split, index = _split_and_index(manifests, position)
             clip = readers[split].clip_ids[index]
             song = songs[song_of(clip)]
             separator = cached_separator(sound.separation) if song.needs_separation else None
             start_s = float(clip.rpartition("@")[2])
             with readable(song) as own:
                 window = read_window(own, separator, start_s, sound.clips.duration_s, MARGIN_S)
-            heard = clip_sound(window, identity.sample_rate_hz, identity.sample_rate_hz, vocal_acoustic=False)
+            sounds = clip_sound(window, identity.sample_rate_hz, identity.sample_rate_hz, vocal_acoustic=False)
             codes = readers[split][index][INSTRUMENTAL_CODES].astype(np.int64)
             decoded = tokenizers.acoustic.decode(torch.from_numpy(codes)[None])[0].detach().cpu().numpy()
-            waves = {"vocal": heard.vocal, "instrumental": heard.instrumental_acoustic, "decoded": decoded}
+            waves = {"vocal": sounds.vocal, "instrumental": sounds.instrumental_acoustic, "decoded": decoded}
             files = {name: f"{EXAMPLES_FOLDER}/{number:02d}-{name}.wav" for name in waves}
             for name, wave in waves.items():
                 samples = np.clip(wave[None], -1.0, 1.0).astype(np.float32)
@@ -286,10 +246,10 @@ def _examples(
             bar.advance(1)
 
 
-def _place(manifests: Mapping[str, Manifest], place: int) -> tuple[str, int]:
-    """Split and index of a clip that is counted through all splits."""
+def _split_and_index(manifests: Mapping[str, Manifest], position: int) -> tuple[str, int]:
+    """Split and index of a clip whose position counts through all splits."""
     for split, manifest in manifests.items():
-        if place < manifest.clips:
-            return split, place
-        place -= manifest.clips
-    raise IndexError(place)
+        if position < manifest.clips:
+            return split, position
+        position -= manifest.clips
+    raise IndexError(position)

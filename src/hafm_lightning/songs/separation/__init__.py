@@ -1,1 +1,36 @@
 """Separating a mixture into vocals and instrumental."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.files import sha256_of
+from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, Separator, Stems
+from hafm_lightning.songs.separation.htdemucs import HtdemucsSeparator
+from hafm_lightning.songs.separation.mdx import MdxSeparator
+
+__all__ = ["MdxParameters", "SeparationSettings", "Separator", "Stems", "load_separator"]
+
+
+def load_separator(settings: SeparationSettings) -> Separator:
+    """The separator of the settings; RequestError if its file is missing or another one, or a package is missing."""
+    path = Path(settings.model).expanduser()
+    if not settings.model or not path.is_file():
+        raise RequestError(
+            f"separation model {settings.model or '(none)'} does not exist\n"
+            "give separation.model: an MDX-Net file (.onnx) or an HTDemucs file (.safetensors)"
+        )
+    sha256 = sha256_of(path)
+    if settings.sha256 and settings.sha256.lower() != sha256:
+        raise RequestError(
+            f"{path} has sha256 {sha256}, separation.sha256 is {settings.sha256}\n"
+            "fetch the right file, or correct the key"
+        )
+    if path.suffix.lower() == ".onnx":
+        return MdxSeparator(path, sha256, settings)
+    if path.suffix.lower() == ".safetensors":
+        return HtdemucsSeparator(path, sha256, settings)
+    raise RequestError(
+        f"{path} is neither .onnx (MDX-Net) nor .safetensors (HTDemucs); other formats can run code when loaded"
+    )

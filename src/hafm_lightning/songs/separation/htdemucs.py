@@ -16,21 +16,16 @@ import torch
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Samples, SeparationSettings, Stems
 
-_MARGIN_S = 8.0
-"""A little more than the stretch that the model hears at once (7.8 s)."""
+_MARGIN_S = 8.0  # a little more than the length of the model's input (7.8 s)
 
 
 class HtdemucsSeparator:
-    """Runs an HTDemucs; the vocals are its vocal stem, the instrumental is what they leave."""
+    """Runs an HTDemucs; the vocals are its vocal stem, the instrumental is the mixture minus the vocals."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
-        """Args:
-        path: The ``.safetensors`` file.
-        sha256: Of that file.
-        settings: How to run it.
+        """``path``: the ``.safetensors`` file; ``sha256``: of that file.
 
-        Raises:
-            RequestError: demucs-infer is not installed, or the file is not an HTDemucs with vocals.
+        RequestError if demucs-infer is not installed, or the file is not an HTDemucs with vocals.
         """
         try:
             from demucs_infer.apply import apply_model
@@ -60,14 +55,8 @@ class HtdemucsSeparator:
         """Separate ``[2, L]`` at the model's rate; ``first`` has no effect, since the model has no grid of its own."""
         sound = torch.from_numpy(np.ascontiguousarray(mixture))
         centre, spread = sound.mean(), sound.mean(dim=0).std() + 1e-8  # the model was trained on normalised mixtures
+        settings = {"shifts": 0, "split": True, "overlap": self._overlap, "device": self._device}  # shifts are random
         with torch.inference_mode():
-            stems = self._apply(
-                self._model,
-                ((sound - centre) / spread)[None],
-                shifts=0,  # shifts are drawn at random, and average over runs
-                split=True,
-                overlap=self._overlap,
-                device=self._device,
-            )[0]
+            stems = self._apply(self._model, ((sound - centre) / spread)[None], **settings)[0]
         vocals = (stems[list(self._model.sources).index("vocals")].cpu() * spread + centre).numpy()
         return Stems(vocals, mixture - vocals)

@@ -1,13 +1,13 @@
 """MDX-Net: separation by a network that maps the complex spectrogram of a mixture to that of one stem.
 
     song      |---------------------------------------------------------------|
-    chunk k          [ edge |            kept, cross-faded          | edge ]
-    chunk k+1                                        [ edge |            kept ...
+    chunk k          [ edge |          middle, cross-faded          | edge ]
+    chunk k+1                                        [ edge |          middle ...
 
-A chunk is ``hop * (dim_t - 1)`` samples, which is what the model sees at once. Its edges, ``n_fft`` samples on each
-side, are computed and thrown away, since their frames reach beyond the chunk; the kept middles overlap and are
-cross-faded with weights that sum to 1. Chunks lie on a grid that starts at the song's beginning, in whole hops, so
-that a sample's value depends on the song alone, and not on the stretch in which it is separated.
+A chunk, the model's input, has ``hop * (dim_t - 1)`` samples. Its edges, ``n_fft`` samples on each side, are computed
+and thrown away, since their frames reach beyond the chunk; the middles overlap and are cross-faded with weights that
+sum to 1. Chunks lie on a grid that starts at the song's beginning, in whole hops, so that a sample's value depends on
+the song alone, and not on the stretch in which it is separated.
 
 Source: Kim et al., "KUIELab-MDX-Net: A two-stream neural network for music demixing", 2021.
 """
@@ -34,7 +34,7 @@ _RATE_HZ = 44_100
 
 @dataclass(frozen=True)
 class MdxShape:
-    """:class:`~hafm_lightning.songs.separation.base.MdxParameters` with every value known."""
+    """:class:`~hafm_lightning.songs.separation.base.MdxParameters` with every value set."""
 
     n_fft: int
     hop: int
@@ -45,7 +45,7 @@ class MdxShape:
 
     @property
     def chunk(self) -> int:
-        """Samples that the model sees at once."""
+        """Samples of the model's input."""
         return self.hop * (self.dim_t - 1)
 
     @property
@@ -54,8 +54,8 @@ class MdxShape:
         return math.ceil(self.n_fft / self.hop) * self.hop
 
     @property
-    def kept(self) -> int:
-        """Samples of a chunk's middle."""
+    def middle(self) -> int:
+        """Samples of a chunk without its edges."""
         return self.chunk - 2 * self.edge
 
 
@@ -63,13 +63,9 @@ class MdxSeparator:
     """Runs an MDX-Net model by onnxruntime."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
-        """Args:
-        path: The ``.onnx`` file.
-        sha256: Of that file.
-        settings: How to run it.
+        """``path``: the ``.onnx`` file; ``sha256``: of that file.
 
-        Raises:
-            RequestError: onnxruntime is not installed, the file is not an MDX-Net, or its shape is not known.
+        RequestError if onnxruntime is not installed, the file is not an MDX-Net, or its shape is unknown.
         """
         self.rate_hz = _RATE_HZ
         self._session = _session(path, settings)
@@ -77,25 +73,22 @@ class MdxSeparator:
         self.shape = read_shape(path, settings.parameters, list(source.shape))
         self._input = source.name
         self._batch_size = settings.batch_size if not isinstance(source.shape[0], int) else source.shape[0]
-        hops = max(1, round(self.shape.kept * (1 - settings.overlap) / self.shape.hop))
-        self._step = min(hops * self.shape.hop, self.shape.kept)
-        self._fade = self.shape.kept - self._step
+        hops = max(1, round(self.shape.middle * (1 - settings.overlap) / self.shape.hop))
+        self._step = min(hops * self.shape.hop, self.shape.middle)
+        self._fade = self.shape.middle - self._step
         self._window = torch.hann_window(self.shape.n_fft, periodic=True, dtype=torch.float32)
         self.margin_s = float(math.ceil(self.shape.chunk / self.rate_hz))
-        self.identity: dict[str, Any] = {
-            "kind": "mdx-net",
-            "sha256": sha256,
-            "overlap": settings.overlap,
-            **asdict(self.shape),
-        }
+        origin = {"kind": "mdx-net", "sha256": sha256, "overlap": settings.overlap}
+        self.identity: dict[str, Any] = origin | asdict(self.shape)
 
     def separate(self, mixture: Samples, first: int = 0) -> Stems:
         """Separate ``[2, L]`` at 44.1 kHz, a stretch that begins at sample ``first`` of its song."""
         if mixture.ndim != 2 or mixture.shape[0] != 2:
             raise ValueError(f"expected a stereo mixture [2, L], got {mixture.shape}")
         length = mixture.shape[1]
-        # Chunk k keeps samples k * step - fade to k * step + kept - fade of the song; all that touch the stretch run.
-        first_chunk = (first + self._fade - self.shape.kept) // self._step + 1
+        # The middle of chunk k is samples k * step - fade to k * step + middle - fade of the song. Chunks whose middle
+        # touches the stretch run.
+        first_chunk = (first + self._fade - self.shape.middle) // self._step + 1
         last_chunk = (first + length - 1 + self._fade) // self._step
         begin = first_chunk * self._step - self._fade - self.shape.edge - first
         end = last_chunk * self._step - self._fade - self.shape.edge + self.shape.chunk - first
@@ -106,51 +99,48 @@ class MdxSeparator:
         for batch_start in range(0, len(numbers), self._batch_size):
             batch = numbers[batch_start : batch_start + self._batch_size]
             chunks = np.stack([padded[:, n * self._step : n * self._step + self.shape.chunk] for n in batch])
-            for n, kept in zip(batch, self._run(chunks), strict=True):
-                place = n * self._step + self.shape.edge
-                target[:, place : place + self.shape.kept] += kept * weights
+            for n, middle in zip(batch, self._run(chunks), strict=True):
+                start = n * self._step + self.shape.edge
+                target[:, start : start + self.shape.middle] += middle * weights
         target = target[:, -begin : -begin + length] * np.float32(self.shape.compensation)
         rest = mixture - target
         vocals, instrumental = (target, rest) if self.shape.target == "vocals" else (rest, target)
         return Stems(vocals, instrumental)
 
     def _weights(self) -> Samples:
-        """Cross-fade of a chunk's middle, ``[kept]``: chunks ``step`` apart sum to 1, however many overlap."""
-        ramp = np.minimum(np.arange(1, self.shape.kept + 1), self._fade + 1) / (self._fade + 1)
+        """Cross-fade of a chunk's middle, ``[middle]``: chunks ``step`` apart sum to 1, however many overlap."""
+        ramp = np.minimum(np.arange(1, self.shape.middle + 1), self._fade + 1) / (self._fade + 1)
         shape = np.minimum(ramp, ramp[::-1])
         total = np.zeros(self._step)
-        for start in range(0, self.shape.kept, self._step):
+        for start in range(0, self.shape.middle, self._step):
             part = shape[start : start + self._step]
             total[: len(part)] += part
-        repeats = math.ceil(self.shape.kept / self._step)
-        return (shape / np.tile(total, repeats)[: self.shape.kept]).astype(np.float32)
+        repeats = math.ceil(self.shape.middle / self._step)
+        return (shape / np.tile(total, repeats)[: self.shape.middle]).astype(np.float32)
 
     def _run(self, chunks: Samples) -> Samples:
-        """Chunks ``[n, 2, chunk]`` -> the model's stem in their middles, ``[n, 2, kept]``."""
+        """Chunks ``[n, 2, chunk]`` -> the model's stem in their middles, ``[n, 2, middle]``."""
         count = len(chunks)
         if count < self._batch_size and isinstance(self._session.get_inputs()[0].shape[0], int):
             chunks = np.concatenate((chunks, np.zeros((self._batch_size - count, *chunks.shape[1:]), np.float32)))
         shape = self.shape
-        spectrum = torch.stft(
-            torch.from_numpy(chunks).reshape(-1, shape.chunk),
-            shape.n_fft,
-            shape.hop,
-            window=self._window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )  # [n * 2, bins, dim_t]
+        sound = torch.from_numpy(chunks).reshape(-1, shape.chunk)
+        settings: dict[str, Any] = {
+            "n_fft": shape.n_fft,
+            "hop_length": shape.hop,
+            "window": self._window,
+            "center": True,
+        }
+        spectrum = torch.stft(sound, **settings, pad_mode="constant", return_complex=True)  # [n * 2, bins, dim_t]
         bins = spectrum.shape[1]
         planes = torch.view_as_real(spectrum).permute(0, 3, 1, 2).reshape(-1, _CHANNELS, bins, shape.dim_t)
         result = self._session.run(None, {self._input: planes[:, :, : shape.dim_f].contiguous().numpy()})[0]
         full = torch.zeros_like(planes)
         full[:, :, : shape.dim_f] = torch.from_numpy(np.asarray(result))
         paired = full.reshape(-1, 2, bins, shape.dim_t).permute(0, 2, 3, 1).contiguous()
-        sound = torch.istft(
-            torch.view_as_complex(paired), shape.n_fft, shape.hop, window=self._window, center=True, length=shape.chunk
-        )
-        kept: Samples = sound.reshape(-1, 2, shape.chunk)[:count, :, shape.edge : shape.edge + shape.kept].numpy()
-        return kept
+        sound = torch.istft(torch.view_as_complex(paired), **settings, length=shape.chunk)
+        middles: Samples = sound.reshape(-1, 2, shape.chunk)[:count, :, shape.edge : shape.edge + shape.middle].numpy()
+        return middles
 
 
 def _session(path: Path, settings: SeparationSettings) -> Any:
@@ -158,8 +148,7 @@ def _session(path: Path, settings: SeparationSettings) -> Any:
         import onnxruntime
     except ImportError:
         raise RequestError(
-            "MDX-Net separation needs onnxruntime: pip install 'hafm-lightning[separation]'\n"
-            "or use a corpus that comes as stems"
+            "MDX-Net separation needs onnxruntime: pip install 'hafm-lightning[separation]'\nor use a corpus of stems"
         ) from None
     available = onnxruntime.get_available_providers()
     if settings.device == "cuda" and "CUDAExecutionProvider" not in available:
@@ -173,7 +162,7 @@ def _session(path: Path, settings: SeparationSettings) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # A worker holds the tokenizers too. Planned memory takes 0.4 GiB more for a full-size MDX-Net and is no faster; an
-    # arena would keep what a chunk took while others work, for an eighth of the time.
+    # arena would keep a chunk's memory while others work, and save an eighth of the time.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
     try:
@@ -187,12 +176,9 @@ def _session(path: Path, settings: SeparationSettings) -> Any:
 def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
     """The model's shape: from the configuration, else from the JSON beside the model, else from the model's input.
 
-    The JSON has either the names of :class:`MdxParameters`, or those of the model lists that circulate with MDX-Net
-    files (``mdx_n_fft_scale_set``, ``mdx_dim_f_set``, ``mdx_dim_t_set`` as a power of two, ``compensate``,
-    ``primary_stem``).
-
-    Raises:
-        RequestError: A value is missing, or contradicts the model's input.
+    The JSON has either the names of :class:`MdxParameters`, or those of the public lists of MDX-Net models
+    (``mdx_n_fft_scale_set``, ``mdx_dim_f_set``, ``mdx_dim_t_set`` as a power of two, ``compensate``,
+    ``primary_stem``). RequestError if a value is missing, or contradicts the model's input.
     """
     values: dict[str, Any] = {"hop": _DEFAULT_HOP, "compensation": 1.0, "target": "vocals"}
     if len(inputs) != 4 or (isinstance(inputs[1], int) and inputs[1] != _CHANNELS):
@@ -205,18 +191,12 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
     missing = [name for name in _PLAIN_NAMES if name not in values]
     if missing:
         raise RequestError(
-            f"{path}: {', '.join(missing)} of the model not known\n"
+            f"{path}: {', '.join(missing)} of the model unknown\n"
             f"put them into {beside.name} beside the model, or under separation.parameters"
         )
     try:
-        shape = MdxShape(
-            n_fft=int(values["n_fft"]),
-            hop=int(values["hop"]),
-            dim_f=int(values["dim_f"]),
-            dim_t=int(values["dim_t"]),
-            compensation=float(values["compensation"]),
-            target=str(values["target"]),
-        )
+        sizes = {name: int(values[name]) for name in ("n_fft", "hop", "dim_f", "dim_t")}
+        shape = MdxShape(**sizes, compensation=float(values["compensation"]), target=str(values["target"]))
     except (TypeError, ValueError) as error:
         raise RequestError(f"{beside}: {error}; correct the file") from error
     for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True):
@@ -224,7 +204,7 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
             raise RequestError(f"{path}: the model's {name} is {size}, the settings say {getattr(shape, name)}")
     if shape.target not in ("vocals", "instrumental"):
         raise RequestError(f"{path}: target is {shape.target!r}, choose vocals or instrumental")
-    if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2 or shape.kept < 1:
+    if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2 or shape.middle < 1:
         raise RequestError(f"{path}: {shape} does not fit together; correct n_fft, hop, dim_f or dim_t")
     return shape
 
@@ -235,8 +215,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         values = {name: content[name] for name in _PLAIN_NAMES if name in content}
-        foreign = {"n_fft": "mdx_n_fft_scale_set", "dim_f": "mdx_dim_f_set", "compensation": "compensate"}
-        values |= {name: content[theirs] for name, theirs in foreign.items() if theirs in content}
+        listed = {"n_fft": "mdx_n_fft_scale_set", "dim_f": "mdx_dim_f_set", "compensation": "compensate"}
+        values |= {name: content[theirs] for name, theirs in listed.items() if theirs in content}
         if "mdx_dim_t_set" in content:
             values["dim_t"] = 2 ** int(content["mdx_dim_t_set"])
         if "primary_stem" in content:

@@ -1,0 +1,156 @@
+"""Work spread over processes of this machine: the same results for any number of workers.
+
+A pool applies a picklable function to units and yields ``(index, result)`` in the order in which they finish;
+:func:`in_order` sorts the results into the order of the units.
+
+Choices:
+
+* Workers are spawned, since a fork of a process that has used threads may hang, and they serve all maps of a pool.
+* A worker ends when the process that started it is gone, even if that was killed.
+* One worker means no process at all: the work runs here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol, TypeVar
+
+U = TypeVar("U")
+R = TypeVar("R")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Environment variables that numerical libraries read when they are loaded."""
+
+
+class Pool(Protocol):
+    """Applies work to units. Leaving its ``with`` block ends its workers."""
+
+    def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
+        """Yield ``(index, work(units[index]))`` as they finish."""
+
+    def __enter__(self) -> Pool:
+        """The pool itself."""
+
+    def __exit__(self, *exception: object) -> None:
+        """End the workers; after an error without waiting for what they are doing."""
+
+
+def local_pool(workers: int = 0, threads: int | None = None) -> Pool:
+    """A pool of this machine: processes, or this process itself for one worker.
+
+    Args:
+        workers: Number of processes; 0 is one for each core that this process may use.
+        threads: Threads of the libraries in each worker; None leaves the number to them. This process keeps its own.
+    """
+    workers = workers or usable_cores()
+    return SerialPool() if workers == 1 else ProcessPool(workers, threads)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
+    """Results of a map in the order of its units; those that finish early are kept until it is their turn."""
+    early: dict[int, R] = {}
+    following = 0
+    for index, result in results:
+        early[index] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+class SerialPool:
+    """Runs everything in this process."""
+
+    def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
+        """In order, one after the other."""
+        for index, unit in enumerate(units):
+            yield index, work(unit)
+
+    def __enter__(self) -> SerialPool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class ProcessPool:
+    """Runs units in processes of this machine, which start when there is work for them."""
+
+    def __init__(self, workers: int, threads: int | None = None) -> None:
+        """``workers`` and ``threads`` as in :func:`local_pool`; the environment sets the threads inside the block."""
+        self._workers = workers
+        self._environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
+        self._saved: dict[str, str | None] = {}
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,))
+
+    def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
+        """In order of completion; few units are in flight, so that results do not pile up.
+
+        Raises:
+            RuntimeError: A worker process died (out of memory, a crash); names the units that were running.
+        """
+        running: dict[Future[R], int] = {}
+        try:
+            for index, unit in enumerate(units):
+                running[self._pool.submit(work, unit)] = index
+                if len(running) >= 2 * self._workers:
+                    yield from _finished(running, units)
+            while running:
+                yield from _finished(running, units)
+        finally:
+            for future in running:
+                future.cancel()
+
+    def __enter__(self) -> ProcessPool:
+        self._saved = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for name, value in self._saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._pool.shutdown(wait=exception[0] is None, cancel_futures=True)
+
+
+def _finished(running: dict[Future[R], int], units: Sequence[U]) -> Iterator[tuple[int, R]]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=running.__getitem__):
+        index = running.pop(future)
+        try:
+            result = future.result()
+        except BrokenProcessPool as error:
+            names = ", ".join(str(i) for i in sorted({index, *running.values()}))
+            raise RuntimeError(
+                f"a worker process died (out of memory, or a decoder crashed) while units {names} of {len(units)} were "
+                "running; start again with fewer workers to continue"
+            ) from error
+        yield index, result
+
+
+def _begin_worker(threads: int | None) -> None:
+    """Limit the threads, and end when the process that started the worker is gone."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a pool starts workers"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

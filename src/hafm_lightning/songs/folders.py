@@ -1,0 +1,139 @@
+"""Corpora of audio files in folders: mixes (FMA with its metadata), or folders of stems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hafm_lightning.files import printable
+from hafm_lightning.songs.fma import read_tracks
+from hafm_lightning.songs.song import Listing, Quarantined, Song, audio_by_folder, existing_folder, walk_audio
+
+SPLIT_CHOICES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SongFolder:
+    """A folder of mixes, in any arrangement of subfolders. They need separation.
+
+    Attributes:
+        path: The folder; for FMA the one that holds ``000/000002.mp3``.
+        split: Which shards the songs feed: ``train`` (divided into train and validation), ``validation`` or ``test``.
+        metadata: FMA's ``fma_metadata`` folder (``tracks.csv``, ``genres.csv``): artist, genre, licence and duration
+            of each track. Empty: no metadata.
+        use_fma_split: Take training, validation and test from the metadata instead of drawing them.
+        genres: Keep only songs of these genres (top-level titles of the metadata); empty keeps all.
+        licences: Keep only songs whose licence contains one of these texts; empty keeps all.
+        without_licences: Leave out songs whose licence contains one of these texts ("NoDerivatives").
+        min_duration_s: Leave out songs that are shorter, by the metadata.
+        max_duration_s: Leave out songs that are longer, by the metadata; 0 keeps all.
+    """
+
+    path: str
+    split: str = "train"
+    metadata: str = ""
+    use_fma_split: bool = False
+    genres: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+    without_licences: tuple[str, ...] = ()
+    min_duration_s: float = 0.0
+    max_duration_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_split(self.split)
+
+    def listing(self) -> Listing:
+        """Every audio file below the folder is a song."""
+        root = existing_folder(self.path)
+        quarantined: list[Quarantined] = []
+        tracks = read_tracks(Path(self.metadata).expanduser()) if self.metadata else {}
+        songs, left_out = [], []
+        for path, size in walk_audio(root, quarantined):
+            relative = path.relative_to(root)
+            if not tracks:
+                songs.append(Song(printable(str(relative)), self.split, mixture=str(path), bytes=size))
+                continue
+            track = tracks.get(int(path.stem)) if path.stem.isdecimal() else None
+            if track is None:
+                left_out.append(Quarantined(printable(str(relative)), "not in the metadata"))
+                continue
+            given = self.use_fma_split and bool(track.split)
+            song = Song(path.stem, track.split if given else self.split, mixture=str(path), bytes=size)
+            song = replace(song, artist=track.artist, genre=track.genre, licence=track.licence, split_given=given)
+            reason = self._exclusion(song, track.duration_s)
+            if reason:
+                left_out.append(Quarantined(song.id, reason))
+            else:
+                songs.append(song)
+        return Listing(songs, quarantined, left_out)
+
+    def _exclusion(self, song: Song, duration_s: float) -> str:
+        if self.genres and song.genre not in self.genres:
+            return f"genre {song.genre or 'unknown'!r} is not wanted"
+        licence = song.licence.lower()
+        if self.licences and not any(text.lower() in licence for text in self.licences):
+            return f"licence {song.licence or 'unknown'!r} is not wanted"
+        if any(text.lower() in licence for text in self.without_licences):
+            return f"licence {song.licence!r} is excluded"
+        if 0 < duration_s < self.min_duration_s:  # 0: not known
+            return f"shorter than {self.min_duration_s:g} s"
+        if self.max_duration_s and duration_s > self.max_duration_s:
+            return f"longer than {self.max_duration_s:g} s"
+        return ""
+
+
+@dataclass(frozen=True)
+class StemFolder:
+    """Folders of stems: ``<song>/vocals.*`` and ``accompaniment.*``, or other stems that are summed.
+
+    Attributes:
+        path: The folder that holds the songs' folders, at any depth.
+        split: Which shards the songs feed.
+        vocals: Name of the vocal stem, without its ending.
+        mixture: Name of a mixture file beside the stems, which is not part of the sum.
+    """
+
+    path: str
+    split: str = "train"
+    vocals: str = "vocals"
+    mixture: str = "mixture"
+
+    def __post_init__(self) -> None:
+        _check_split(self.split)
+
+    def listing(self) -> Listing:
+        """Every folder with audio files is a song."""
+        root = existing_folder(self.path)
+        quarantined: list[Quarantined] = []
+        songs = []
+        for folder, files in audio_by_folder(root, quarantined).items():
+            name = printable(str(folder.relative_to(root))) if folder != root else printable(root.name)
+            entry = self._song(name, files)
+            if isinstance(entry, Quarantined):
+                quarantined.append(entry)
+            else:
+                songs.append(entry)
+        return Listing(songs, quarantined, [])
+
+    def _song(self, name: str, files: list[tuple[Path, int]]) -> Song | Quarantined:
+        stems = {path.stem: (str(path), size) for path, size in files}
+        if len(stems) < len(files):
+            repeated = next(stem for stem, count in Counter(path.stem for path, _ in files).items() if count > 1)
+            return Quarantined(name, f"there are two files of the stem {repeated!r}; keep one")
+        if self.vocals not in stems:
+            return Quarantined(name, f"no {self.vocals}.* beside {', '.join(sorted(stems))}")
+        rest = sorted(set(stems) - {self.vocals, self.mixture})
+        if not rest:
+            return Quarantined(name, "no accompaniment.* and no other stems beside the vocals")
+        if "accompaniment" in rest:
+            rest = ["accompaniment"]
+        size = sum(stems[stem][1] for stem in {self.vocals, *rest})
+        mixture = stems[self.mixture][0] if self.mixture in stems else ""
+        parts = tuple(stems[stem][0] for stem in rest)
+        return Song(name, self.split, mixture, stems[self.vocals][0], accompaniment=parts, bytes=size)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLIT_CHOICES:
+        raise ValueError(f"split is {split!r}, choose one of {', '.join(SPLIT_CHOICES)}")

@@ -1,0 +1,117 @@
+"""The shipped configurations, documentation of every setting, devices, and requests that are refused."""
+
+import pytest
+import yaml
+from tiny_preparation import tiny_config, tiny_values, yaml_file
+
+from hafm_lightning.cli import main
+from hafm_lightning.errors import RequestError
+from hafm_lightning.preparation.configuration import PreparationConfig, read_config
+from hafm_lightning.preparation.settings import describe
+from hafm_lightning.preparation.tokenizer_training import Encodec, Hubert, Offline
+from hafm_lightning.songs import SongFolder, ToyBand
+
+
+def test_the_papers_configuration_says_what_the_paper_says(repository):
+    config = read_config(repository / "experiments" / "prepare.yaml")
+    assert config.clips.duration_s == 10.0
+    assert config.noise_sigma == 0.01
+    assert isinstance(config.corpora[0], SongFolder)
+    assert config.tokenizers.semantic == Hubert(layer=9)
+    assert config.tokenizers.acoustic == Encodec()
+    assert config.separation.model.endswith(".onnx")
+
+
+def test_the_quickstart_needs_no_download(repository):
+    config = read_config(repository / "experiments" / "quickstart" / "prepare.yaml", ["clips.hop_s=2", "root=/x"])
+    assert isinstance(config.corpora[0], ToyBand)
+    assert config.tokenizers.semantic == Offline()
+    assert (config.clips.hop_s, config.root) == (2.0, "/x")
+
+
+def test_the_papers_file_is_complete(repository):
+    """Every setting stands in the file, so that nothing has to be looked up elsewhere."""
+    text = (repository / "experiments" / "prepare.yaml").read_text()
+    values = yaml.safe_load(text)
+    in_comments = {"corpora.N.path", "corpora.N.split", "corpora.N.kind"}
+    for key, _, _ in describe(PreparationConfig):
+        if key.startswith("corpora.N"):
+            names = {"allow_partial", "decoded", "vocals", "mixture"}
+            names |= {"train_songs", "test_songs", "duration_s", "seed"}  # of kinds that the file only names
+            if key in in_comments or key.rpartition(".")[2] in names:
+                continue
+            assert key.rpartition(".")[2] in values["corpora"][0], key
+            continue
+        place = values
+        for part in key.split("."):
+            assert part in place, f"experiments/prepare.yaml lacks {key}"
+            place = place[part]
+
+
+def test_every_setting_has_a_meaning():
+    described = list(describe(PreparationConfig))
+    assert len(described) > 60
+    for key, _, meaning in described:
+        assert meaning.strip(), f"{key} is not explained in its dataclass's docstring"
+    by_key = {key: default for key, default, _ in described}
+    assert by_key["clips.hop_s"] == "10.0"
+    assert by_key["filters.leakage_max"] == "0.3"
+    assert by_key["separation.parameters.n_fft"] == "null"
+    assert by_key["root"] == "(required)"
+    assert by_key["corpora.N.max_duration_s"] == "0.0"
+    assert by_key["styles"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "gpu_here", "expected"),
+    [
+        ("auto", 1.0, False, ("cpu", "cuda")),  # the machine that starts the run needs no GPU
+        ("auto", 0.5, True, ("cuda", "cuda")),
+        ("auto", 0.0, True, ("cuda", "cpu")),  # Ray hides the GPU from actors that ask for none
+        ("cuda", 1.0, False, ("cpu", "cuda")),
+        ("cpu", 1.0, True, ("cpu", "cpu")),
+    ],
+)
+def test_ray_workers_run_where_they_asked_to(tmp_path, monkeypatch, device, gpus, gpu_here, expected):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
+    engine = {"kind": "ray", "gpus_per_worker": gpus}
+    config = tiny_config(tmp_path, [{"kind": "StemFolder", "path": "x"}], device=device, engine=engine)
+    assert (config.resolved_device(), config.worker_device()) == expected
+
+
+def test_a_gpu_that_ray_workers_do_not_ask_for_is_refused(tmp_path):
+    config = tiny_config(tmp_path, [{"kind": "StemFolder", "path": "x"}], device="cuda", engine={"kind": "ray"})
+    with pytest.raises(RequestError, match="gpus_per_worker is 0"):
+        config.worker_device()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clip": {}}, "clip: unknown key; did you mean 'clips'?"),
+        ({"clips": {"hop": 2}}, "clips.hop: unknown key; did you mean 'hop_s'?"),
+        ({"clips": {"hop_s": "two"}}, "clips.hop_s: expected float, got 'two'"),
+        ({"clips": {"hop_s": 0.01}}, "clips: hop_s is 0.01, must be a positive multiple of 0.04 s"),
+        ({"corpora": []}, "corpora is empty"),
+        ({"corpora": [{"kind": "MusdbHq", "path": "x"}]}, "corpora.0.kind: got 'MusdbHq'; did you mean 'MusdbHQ'?"),
+        ({"corpora": [{"kind": "MusdbHQ"}]}, "corpora.0: missing key path"),
+        ({"corpora": [{"kind": "MusdbHQ", "path": "/nowhere"}]}, "corpus folder /nowhere does not exist"),
+        ({"engine": {"kind": "spark"}}, "engine: kind is 'spark', choose local or ray"),
+        ({"device": "cuda"}, "device is cuda, but torch sees no GPU"),
+        ({"styles": 1}, "styles: expected bool, got 1"),
+        ({"tokenizers": {"folder": "/nowhere"}}, "no tokenizer in /nowhere/semantic"),
+    ],
+)
+def test_wrong_requests_end_with_2_and_at_most_5_lines(musdb, tmp_path, capsys, change, message):
+    import torch
+
+    if "device" in change and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    config = yaml_file(tmp_path / "c.yaml", tiny_values(tmp_path / "root", musdb) | change)
+    assert main(["prepare", "--config", str(config)]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.splitlines()) <= 5
+    assert not list((tmp_path / "root").rglob("shard-*"))
