@@ -156,7 +156,7 @@ class OfflineSemanticTokenizer(_OfflineTokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineSemanticTokenizer:
-        """The tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another kind."""
+        """The tokenizer saved in ``folder``; RequestError when it is missing, damaged or of another kind."""
         identity, report = read_description(folder, SEMANTIC_KIND)
         settings = settings_from_dict(SemanticSettings, identity.settings)
         tokenizer = cls(**read_arrays(folder, {"offset", "scale", "centroids"}), settings=settings, report=report)
@@ -275,7 +275,7 @@ class OfflineAcousticTokenizer(_OfflineTokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineAcousticTokenizer:
-        """The tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another kind."""
+        """The tokenizer saved in ``folder``; RequestError when it is missing, damaged or of another kind."""
         identity, report = read_description(folder, ACOUSTIC_KIND)
         settings = settings_from_dict(AcousticSettings, identity.settings)
         tokenizer = cls(**read_arrays(folder, {"mean", "basis", "codebooks"}), settings=settings, report=report)
