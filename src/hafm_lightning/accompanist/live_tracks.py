@@ -91,7 +91,7 @@ class Track(ABC):
         """New ids ``[K, n]``, as many as ``streams`` (name -> ``[K, T]`` since the beginning) allow."""
 
     def cut(self, streams: Mapping[str, Tensor], start: int, units: int) -> dict[str, Tensor]:
-        """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0, which has no effect, after their ends."""
+        """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0, without effect, after their ends."""
         conditions = {}
         for stream in self.network.model.layout.conditions:
             ids = streams[stream.name]

@@ -53,7 +53,7 @@ def check_weights(source: str | Path, sha256: str, folder: str | Path, identity:
 
 
 def load_config(name: str, revision: str | None, model_type: str) -> Any:
-    """Configuration of the model ``name`` (folder or Hub id, see :func:`~hafm_lightning.tokenizers.hub.resolve_source`).
+    """Configuration of the model ``name``, a folder or Hub id.
 
     Raises:
         RequestError: Not reachable, or of another type of model.
