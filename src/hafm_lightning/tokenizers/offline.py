@@ -188,7 +188,8 @@ class OfflineAcousticTokenizer(_OfflineTokenizer):
         self.context_s, self.report = self._front_end.context_s, dict(report or {})
         values = settings_as_dict(settings)
         sha256 = content_sha256(self._arrays, values)
-        self.identity = TokenizerIdentity.acoustic(ACOUSTIC_KIND, sha256, *codebooks.shape[:2], values)
+        count, vocabulary, _ = codebooks.shape
+        self.identity = TokenizerIdentity.acoustic(ACOUSTIC_KIND, sha256, count, vocabulary, values)
 
     @classmethod
     def train(
