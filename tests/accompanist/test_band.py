@@ -233,61 +233,6 @@ def test_options_out_of_range_are_refused_by_name(band: Accompanist, options: di
         band.accompany(sing(0.3, 24000), **options)
 
 
-def test_swapped_and_missing_stages_are_refused_by_name(live_band: TinyBand) -> None:
-    with pytest.raises(RequestError, match=r"CoarseStage.*semantic stage must be a SemanticStage"):
-        Accompanist.from_checkpoints(**live_band.files(semantic=live_band.coarse, coarse=live_band.semantic))
-    with pytest.raises(RequestError, match=r"no such checkpoint"):
-        Accompanist.from_checkpoints(**live_band.files(coarse="/nowhere/coarse.ckpt"))
-    with pytest.raises(RequestError, match=r"--stages 2"):
-        Accompanist.from_checkpoints(**live_band.files(fine=None))
-
-
-def test_stages_of_other_tokenizers_are_refused_by_name(
-    live_band: TinyBand, tiny_pair: tuple[Path, Tokenizers], tmp_path: Path
-) -> None:
-    checkpoint = torch.load(live_band.fine, weights_only=True)
-    checkpoint["hafm_lightning"]["tokenizers"]["acoustic"]["sha256"] = "f" * 64
-    torch.save(checkpoint, tmp_path / "fine.ckpt")
-    with pytest.raises(
-        RequestError, match=r"the fine stage .* different tokenizer than the semantic stage.*acoustic\.sha256"
-    ):
-        Accompanist.from_checkpoints(**live_band.files(fine=tmp_path / "fine.ckpt"))
-
-    folder, pair = tiny_pair
-    foreign = make_band(tmp_path / "foreign", folder, _with_other_hash(pair), "live")
-    with pytest.raises(
-        RequestError, match=r"semantic stage .* different tokenizer than the given tokenizers.*acoustic\.sha256"
-    ):
-        Accompanist.from_checkpoints(**foreign.files(), tokenizers=pair)
-
-
-def _with_other_hash(pair: Tokenizers) -> Any:
-    class Renamed:
-        def identities(self) -> dict[str, Any]:
-            identities = pair.identities()
-            return {**identities, "acoustic": {**identities["acoustic"], "sha256": "0" * 64}}
-
-    return Renamed()
-
-
-def test_tokenizers_that_have_moved_are_asked_for(
-    live_band: TinyBand, tiny_pair: tuple[Path, Tokenizers], tmp_path: Path
-) -> None:
-    _, pair = tiny_pair
-    moved = make_band(tmp_path / "moved", tmp_path / "gone", pair, "live")
-    with pytest.raises(RequestError, match="--tokenizers"):
-        Accompanist.from_checkpoints(**moved.files())
-    band = Accompanist.from_checkpoints(**moved.files(), tokenizers=live_band.tokenizers)
-    assert band.tokenizers.identities() == pair.identities()
-
-
-def test_a_device_that_is_not_there_is_refused(live_band: TinyBand) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(RequestError, match="cuda"):
-        Accompanist.from_checkpoints(**live_band.files(), device="cuda")
-
-
 # --- variants ---------------------------------------------------------------------------------------------------
 
 

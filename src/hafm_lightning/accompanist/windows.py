@@ -96,7 +96,7 @@ def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) 
 
 
 def overlap_units(window: int, right_context: int, overlap_s: float | None) -> int:
-    """Overlap of windows in grid units; None asks for half of what is kept of each.
+    """Overlap of windows in grid units; None gives half of a window less its right context.
 
     Raises:
         RequestError: The overlap is not positive, or it or the right context leaves nothing of a window to write.

@@ -62,11 +62,14 @@ def load_tokenizer(
         RequestError: Missing, damaged or of an unknown kind, or the weights are not reachable.
     """
     kind = read_description(folder)[0].kind
-    if kind in ("offline-semantic", "offline-acoustic"):
-        from hafm_lightning.tokenizers import offline
+    if kind == "offline-semantic":
+        from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
 
-        semantic = kind == "offline-semantic"
-        return (offline.OfflineSemanticTokenizer if semantic else offline.OfflineAcousticTokenizer).load(folder)
+        return OfflineSemanticTokenizer.load(folder)
+    if kind == "offline-acoustic":
+        from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer
+
+        return OfflineAcousticTokenizer.load(folder)
     if kind == "hubert":
         from hafm_lightning.tokenizers.hubert import HubertTokenizer
 

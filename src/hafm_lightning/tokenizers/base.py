@@ -1,4 +1,4 @@
-"""What every tokenizer shares: its identity, its interface, and the folder it is kept in.
+"""What every tokenizer shares: its identity, its interface, and the folder that holds it.
 
 A tokenizer turns sound into tokens; acoustic ones also turn tokens back into sound. Two families exist, the paper's
 (`hubert`, `encodec`) and one that needs no download (`offline`), behind the same two protocols.
@@ -223,7 +223,7 @@ def write_folder(
         identity: Goes to `tokenizer.json`.
         arrays: Go to `arrays.safetensors`.
         report: How the tokenizer came about (JSON values); for people, not part of the identity.
-        model: A transformers model whose weights are kept too, in a folder `model`.
+        model: A transformers model whose weights are saved too, in a folder `model`.
 
     Raises:
         RequestError: Something other than a tokenizer is at ``folder``.
@@ -286,7 +286,7 @@ def read_description(folder: str | Path, kind: str | None = None) -> tuple[Token
 
 
 def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
-    """The arrays called ``names`` kept in ``folder``; RequestError when they are missing or damaged."""
+    """The arrays called ``names`` in ``folder``; RequestError when they are missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

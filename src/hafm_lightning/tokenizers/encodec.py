@@ -36,9 +36,9 @@ from hafm_lightning.tokenizers.hub import resolve_source
 from hafm_lightning.tokenizers.weights import (
     check_weights,
     full_precision,
-    kept_source,
     load_config,
     load_pretrained,
+    saved_source,
     weights_sha256,
 )
 from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY
@@ -156,8 +156,8 @@ class EncodecTokenizer:
         from transformers import EncodecModel
 
         name, pinned = resolve_source(source, revision)
-        load_config(source, revision, "encodec")
-        model = load_pretrained(EncodecModel, source, revision)
+        load_config(name, pinned, "encodec")
+        model = load_pretrained(EncodecModel, name, pinned)
         return cls(model, origin={"source": name, "revision": pinned}, backend=backend).to(device)
 
     def to(self, device: str | torch.device) -> EncodecTokenizer:
@@ -219,7 +219,7 @@ class EncodecTokenizer:
         backend: Backend = "transformers",
         device: str | torch.device = "cpu",
     ) -> EncodecTokenizer:
-        """The tokenizer kept in ``folder``.
+        """The tokenizer saved in ``folder``.
 
         Args:
             folder: What :meth:`save` wrote.
@@ -232,7 +232,7 @@ class EncodecTokenizer:
         """
         identity, report = read_description(folder, ENCODEC_KIND)
         origin = report["origin"]
-        source, revision = kept_source(folder, origin, weights)
+        source, revision = saved_source(folder, origin, weights)
         tokenizer = cls.from_pretrained(source, revision=revision, backend=backend, device=device)
         tokenizer.origin = dict(origin)
         check_weights(source, tokenizer.identity.settings["weights_sha256"], folder, identity)
@@ -248,25 +248,17 @@ def _changes_tokens(name: str) -> bool:
 def _check_model(model: Any) -> None:
     """Raise RequestError unless the model is a mono 24 kHz EnCodec with trained codebooks."""
     config = model.config
-    actual = {
-        "sampling_rate": config.sampling_rate,
-        "hop_length": config.hop_length,
-        "audio_channels": config.audio_channels,
-        "codebook_size": config.codebook_size,
-        "codebooks at 6 kb/s": model.quantizer.get_num_quantizers_for_bandwidth(BANDWIDTH_KBPS),
-        "normalize": config.normalize,
-        "chunk_length": config.chunk_length,
+    codebooks = model.quantizer.get_num_quantizers_for_bandwidth(BANDWIDTH_KBPS)
+    facts = {
+        "sampling_rate": (config.sampling_rate, ACOUSTIC_SAMPLE_RATE_HZ),
+        "hop_length": (config.hop_length, ACOUSTIC_HOP),
+        "audio_channels": (config.audio_channels, 1),
+        "codebook_size": (config.codebook_size, ACOUSTIC_VOCABULARY),
+        "codebooks at 6 kb/s": (codebooks, ACOUSTIC_CODEBOOKS),
+        "normalize": (config.normalize, False),
+        "chunk_length": (config.chunk_length, None),
     }
-    wanted = {
-        "sampling_rate": ACOUSTIC_SAMPLE_RATE_HZ,
-        "hop_length": ACOUSTIC_HOP,
-        "audio_channels": 1,
-        "codebook_size": ACOUSTIC_VOCABULARY,
-        "codebooks at 6 kb/s": ACOUSTIC_CODEBOOKS,
-        "normalize": False,
-        "chunk_length": None,
-    }
-    wrong = [f"{name} is {actual[name]}, not {wanted[name]}" for name in wanted if actual[name] != wanted[name]]
+    wrong = [f"{name} is {actual}, not {wanted}" for name, (actual, wanted) in facts.items() if actual != wanted]
     if BANDWIDTH_KBPS not in config.target_bandwidths:
         wrong.append(f"{BANDWIDTH_KBPS} kb/s is not among its bandwidths {config.target_bandwidths}")
     if wrong:

@@ -50,7 +50,7 @@ class SemanticSettings:
         mel_low_hz: Lower edge of the lowest band.
         mel_high_hz: Upper edge of the highest band.
         mel_floor: Magnitude added before the logarithm.
-        cepstra: MFCCs kept beside the zeroth, which is the loudness.
+        cepstra: MFCCs besides the zeroth, which is the loudness.
         onset_bands: Parts of the spectrum whose rise is measured apart.
         chroma_window: Samples at 16 kHz seen by chroma.
         chroma_low_hz: Lowest frequency that counts for chroma.

@@ -43,10 +43,10 @@ from hafm_lightning.tokenizers.kmeans import assign, import_centroids, sample_fr
 from hafm_lightning.tokenizers.weights import (
     check_weights,
     full_precision,
-    kept_source,
     load_config,
     load_pretrained,
     preprocessor_settings,
+    saved_source,
     stride_and_field,
     weights_sha256,
 )
@@ -123,19 +123,19 @@ class HubertFeatures:
         from transformers import HubertModel
 
         name, pinned = resolve_source(source, revision)
-        layers = load_config(source, revision, "hubert").num_hidden_layers
+        layers = load_config(name, pinned, "hubert").num_hidden_layers
         if not 1 <= layer <= layers:
             raise RequestError(f"{name} has {layers} layers, counted from 1; layer {layer} is not among them")
         model = load_pretrained(
             HubertModel,
-            source,
-            revision,
+            name,
+            pinned,
             unused=("masked_spec_embed",),  # HuBERT masks frames in pretraining only
             num_hidden_layers=layer,
             attn_implementation="sdpa",
         )
         if do_normalize is None:
-            do_normalize = bool(preprocessor_settings(source, revision).get("do_normalize", True))
+            do_normalize = bool(preprocessor_settings(name, pinned).get("do_normalize", True))
         features = cls(model, do_normalize=do_normalize, origin={"source": name, "revision": pinned})
         return features.to(device)
 
@@ -259,7 +259,7 @@ class HubertTokenizer:
     def load(
         cls, folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> HubertTokenizer:
-        """The tokenizer kept in ``folder``.
+        """The tokenizer saved in ``folder``.
 
         Args:
             folder: What :meth:`save` wrote.
@@ -271,7 +271,7 @@ class HubertTokenizer:
         """
         identity, report = read_description(folder, HUBERT_KIND)
         origin = report["origin"]
-        source, revision = kept_source(folder, origin, weights)
+        source, revision = saved_source(folder, origin, weights)
         features = HubertFeatures.from_pretrained(
             source,
             layer=identity.settings["layer"],

@@ -195,7 +195,7 @@ def import_centroids(path: str | Path, *, trust_pickle: bool = False) -> NDArray
     """Centroids ``[k, d]`` trained elsewhere.
 
     Reads `.safetensors` (one 2-D array, or one called ``centroids``) and `.npy` as they are. Anything else is taken for
-    a scikit-learn or fairseq k-means kept by joblib or pickle, which **runs code from the file** and is therefore
+    a scikit-learn or fairseq k-means saved by joblib or pickle, which **runs code from the file** and is therefore
     refused unless ``trust_pickle`` is set.
 
     Raises:

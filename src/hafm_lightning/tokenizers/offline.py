@@ -156,7 +156,7 @@ class OfflineSemanticTokenizer(_OfflineTokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineSemanticTokenizer:
-        """The tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another kind."""
+        """The tokenizer saved in ``folder``; RequestError when it is missing, damaged or of another kind."""
         identity, report = read_description(folder, SEMANTIC_KIND)
         settings = settings_from_dict(SemanticSettings, identity.settings)
         tokenizer = cls(**read_arrays(folder, {"offset", "scale", "centroids"}), settings=settings, report=report)
@@ -188,7 +188,8 @@ class OfflineAcousticTokenizer(_OfflineTokenizer):
         self.context_s, self.report = self._front_end.context_s, dict(report or {})
         values = settings_as_dict(settings)
         sha256 = content_sha256(self._arrays, values)
-        self.identity = TokenizerIdentity.acoustic(ACOUSTIC_KIND, sha256, *codebooks.shape[:2], values)
+        count, vocabulary, _ = codebooks.shape
+        self.identity = TokenizerIdentity.acoustic(ACOUSTIC_KIND, sha256, count, vocabulary, values)
 
     @classmethod
     def train(
@@ -275,7 +276,7 @@ class OfflineAcousticTokenizer(_OfflineTokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> OfflineAcousticTokenizer:
-        """The tokenizer kept in ``folder``; RequestError when it is missing, damaged or of another kind."""
+        """The tokenizer saved in ``folder``; RequestError when it is missing, damaged or of another kind."""
         identity, report = read_description(folder, ACOUSTIC_KIND)
         settings = settings_from_dict(AcousticSettings, identity.settings)
         tokenizer = cls(**read_arrays(folder, {"mean", "basis", "codebooks"}), settings=settings, report=report)

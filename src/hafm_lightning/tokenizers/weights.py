@@ -3,7 +3,7 @@ finds them).
 
 Choices:
 
-* The digest of weights is taken over the arrays alone, not over their names or the file that held them: the same
+* The digest of weights is taken over the arrays alone, not over their names or their file: the same
   weights have the same digest from safetensors or a converted checkpoint, through transformers or another library.
 * Tokens are made in full float32. A GPU's TF32 and autocast would flip ids, so both are off while a tokenizer runs.
 """
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import MODEL_FOLDER, TokenizerIdentity
-from hafm_lightning.tokenizers.hub import UnreachableWeightsError, resolve_source
+from hafm_lightning.tokenizers.hub import UnreachableWeightsError
 
 
-def kept_source(
+def saved_source(
     folder: str | Path, origin: Mapping[str, Any], weights: str | Path | None
 ) -> tuple[str | Path, str | None]:
-    """Where the weights of the tokenizer kept in ``folder`` are, and their revision.
+    """Source of the weights of the tokenizer saved in ``folder``, and their revision.
 
     Args:
         folder: The tokenizer's folder.
@@ -52,46 +52,44 @@ def check_weights(source: str | Path, sha256: str, folder: str | Path, identity:
         )
 
 
-def load_config(source: str | Path, revision: str | None, model_type: str) -> Any:
-    """Configuration of the model at ``source``.
+def load_config(name: str, revision: str | None, model_type: str) -> Any:
+    """Configuration of the model ``name``, a folder or Hub id.
 
     Raises:
         RequestError: Not reachable, or of another type of model.
     """
     from transformers import AutoConfig
 
-    name, pinned = resolve_source(source, revision)
-    with _readable_errors(name, pinned, model_type):
-        config = AutoConfig.from_pretrained(name, revision=pinned or "main")
+    with _readable_errors(name, revision, model_type):
+        config = AutoConfig.from_pretrained(name, revision=revision or "main")
     if config.model_type != model_type:
         raise RequestError(f"{name} holds a model of type {config.model_type!r}, expected {model_type!r}")
     return config
 
 
 def load_pretrained(
-    model_class: Any, source: str | Path, revision: str | None, unused: Iterable[str] = (), **config: Any
+    model_class: Any, name: str, revision: str | None, unused: Iterable[str] = (), **config: Any
 ) -> Any:
-    """A transformers model in eval mode and float32, with every weight taken from ``source``.
+    """A transformers model in eval mode and float32, with every weight taken from its source.
 
     Args:
         model_class: Class with ``from_pretrained``.
-        source: Local folder or Hub id.
-        revision: See :func:`resolve_source`.
+        name: Local folder or Hub id.
+        revision: Of the Hub id.
         unused: Names of weights that may be missing because they are not used.
         config: Values of the model's configuration to override.
 
     Raises:
         RequestError: Weights not reachable, damaged, or not those of this class.
     """
-    name, pinned = resolve_source(source, revision)
-    with _readable_errors(name, pinned, model_class.__name__), _quiet_transformers():
+    with _readable_errors(name, revision, model_class.__name__), _quiet_transformers():
         model, info = model_class.from_pretrained(
-            name, revision=pinned or "main", output_loading_info=True, dtype=torch.float32, **config
+            name, revision=revision or "main", output_loading_info=True, dtype=torch.float32, **config
         )
     missing = sorted(set(info["missing_keys"]) - set(unused))
     if missing:
         raise RequestError(
-            f"{name} lacks {len(missing)} weights of {model_class.__name__}, such as {missing[0]!r}; "
+            f"{len(missing)} weights of {model_class.__name__} are missing in {name}, such as {missing[0]!r}; "
             "it holds another model: name the right one"
         )
     return model.eval().requires_grad_(False)
@@ -132,15 +130,14 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def preprocessor_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+def preprocessor_settings(name: str, revision: str | None) -> dict[str, Any]:
     """Content of `preprocessor_config.json` beside the weights; empty when there is none."""
     from transformers.utils.hub import cached_file
 
-    name, pinned = resolve_source(source, revision)
     path = cached_file(
         name,
         "preprocessor_config.json",
-        revision=pinned or "main",
+        revision=revision or "main",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
