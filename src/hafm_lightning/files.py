@@ -29,8 +29,7 @@ TEMPORARY_PREFIX = ".writing-"
 def atomic_file(path: Path) -> Iterator[Path]:
     """An empty file beside ``path`` to write to; it takes the final name when the block ends without an error.
 
-    Raises:
-        OSError: The disk is full or the folder is not writable; the old file stays, and no part of the new one.
+    OSError if the disk is full or the folder is not writable; the old file stays, and no part of the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft_of(path)
@@ -106,7 +105,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_unfinished(root: Path, older_than_s: float = 0.0) -> None:
-    """Delete what killed processes left unfinished below ``root``, as far as it is older than ``older_than_s``."""
+    """Delete unfinished files and folders of killed processes below ``root`` that are older than ``older_than_s``."""
     for path in list(root.rglob(f"{TEMPORARY_PREFIX}*")):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime < older_than_s:

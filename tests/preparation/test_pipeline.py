@@ -124,7 +124,7 @@ def test_two_runs_on_one_root_do_not_meet(prepared, musdb, tmp_path):
     root = tmp_path / "root"
     config = yaml_file(tmp_path / "c.yaml", tiny_values(root, musdb))
     processes = [command("--config", config) for _ in range(2)]
-    results = [(process.communicate(timeout=120), process.returncode) for process in processes]
+    results = [(process.communicate(timeout=600), process.returncode) for process in processes]
     codes = sorted(code for _, code in results)
     assert codes in ([0, 2], [0, 0])  # the second was refused, or came when the first was done
     for (_, errors), code in results:

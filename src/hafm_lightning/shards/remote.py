@@ -82,12 +82,7 @@ class RemoteSource:
 
 
 def read_bytes(address: str) -> bytes:
-    """The whole file at ``address``.
-
-    Raises:
-        RequestError: No such file, no such kind of address, or no permission.
-        OSError: The connection failed :data:`ATTEMPTS` times.
-    """
+    """The file at ``address``; RequestError if it cannot be opened, OSError after several broken connections."""
     from fsspec.core import url_to_fs
 
     protocol = address.partition("://")[0]

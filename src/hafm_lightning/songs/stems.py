@@ -67,9 +67,7 @@ def song_files(song: Song) -> list[Path]:
 def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
     """The song with files that libsndfile reads: files that only ffmpeg reads are decoded until the block ends.
 
-    Args:
-        song: Its files may be of any kind.
-        with_mixture: Decode the mixture too if there are stems.
+    ``with_mixture`` decodes the mixture too if there are stems.
 
     Raises:
         RequestError: ffmpeg cannot decode a file. Errors inside the block name the song's own files.

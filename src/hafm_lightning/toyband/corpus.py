@@ -86,13 +86,8 @@ def synthesise_corpus(
     Complete songs are kept, so that an interrupted run continues and a corpus can grow. A song is made again if one of
     its files is missing or damaged.
 
-    Args:
-        root: Folder of the corpus.
-        train_songs: Songs in ``train``.
-        test_songs: Songs in ``test``.
-        duration_s: Length of each song in seconds.
-        seed: Seed of the corpus; each song has its own seed, drawn from this seed, its split and its number.
-        workers: Number of processes; None for one per core. It does not change the result.
+    Every song lasts ``duration_s`` and has its own seed, drawn from ``seed``, its split and its number. ``workers`` is
+    the number of processes (None: one per core), which does not change the result.
 
     Raises:
         RequestError: The folder holds other songs (another seed or duration, or more songs), or cannot be written.

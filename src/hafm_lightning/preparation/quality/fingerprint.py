@@ -55,10 +55,9 @@ class DuplicateSettings:
 
 
 def fingerprint(stretches: Iterable[npt.NDArray[np.float32]], rate_hz: int) -> Sketch:
-    """The sketch of a song given as mono stretches ``[L]``, in memory that does not grow with the song.
+    """The sketch of a song given as mono stretches ``[L]``: numbers and the frames at which they first occur.
 
-    Returns:
-        Numbers and the frames at which they first occur: uint32 ``[2, n]``, ``n`` at most :data:`SKETCH_SIZE`.
+    uint32 ``[2, n]``, ``n`` at most :data:`SKETCH_SIZE`; the memory does not grow with the song.
     """
     numbers = frames = np.zeros(0, np.uint32)
     samples = 0

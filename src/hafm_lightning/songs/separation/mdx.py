@@ -125,20 +125,16 @@ class MdxSeparator:
             chunks = np.concatenate((chunks, np.zeros((self._batch_size - count, *chunks.shape[1:]), np.float32)))
         shape = self.shape
         sound = torch.from_numpy(chunks).reshape(-1, shape.chunk)
-        settings: dict[str, Any] = {
-            "n_fft": shape.n_fft,
-            "hop_length": shape.hop,
-            "window": self._window,
-            "center": True,
-        }
-        spectrum = torch.stft(sound, **settings, pad_mode="constant", return_complex=True)  # [n * 2, bins, dim_t]
+        frames: dict[str, Any] = {"window": self._window, "center": True}
+        # [n * 2, bins, dim_t]
+        spectrum = torch.stft(sound, shape.n_fft, shape.hop, **frames, pad_mode="constant", return_complex=True)
         bins = spectrum.shape[1]
         planes = torch.view_as_real(spectrum).permute(0, 3, 1, 2).reshape(-1, _CHANNELS, bins, shape.dim_t)
         result = self._session.run(None, {self._input: planes[:, :, : shape.dim_f].contiguous().numpy()})[0]
         full = torch.zeros_like(planes)
         full[:, :, : shape.dim_f] = torch.from_numpy(np.asarray(result))
         paired = full.reshape(-1, 2, bins, shape.dim_t).permute(0, 2, 3, 1).contiguous()
-        sound = torch.istft(torch.view_as_complex(paired), **settings, length=shape.chunk)
+        sound = torch.istft(torch.view_as_complex(paired), shape.n_fft, shape.hop, **frames, length=shape.chunk)
         middles: Samples = sound.reshape(-1, 2, shape.chunk)[:count, :, shape.edge : shape.edge + shape.middle].numpy()
         return middles
 
