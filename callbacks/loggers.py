@@ -3,7 +3,7 @@
 Choices:
 
 * ``metrics.csv`` has a row each time something is logged, a column a metric, and survives a continued run: rows that
-  the continued run will log again are dropped, the others stay. Lightning's own CSV logger deletes the file.
+  the continued run will log again are dropped, the others stay.
 * W&B goes online when there is a key, else offline with one line that says so. A run keeps its id in the run folder, so
   that a continued run goes on in the same curves.
 """
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from hafm_lightning.files import write_atomic
+from hafm_lightning.lightning_internals import set_wandb_identity, set_wandb_run, wandb_run, wandb_settings
 from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
 
@@ -35,8 +36,61 @@ FIRST_COLUMNS = ["step", "epoch", "seconds"]
 """Optimizer step, epoch, and seconds of training, those of earlier parts of a continued run included."""
 
 
-class CsvLog(Logger):
-    """``metrics.csv`` in the run folder. The command line interface adds it to every fit."""
+class MetricsFile:
+    """The CSV file, a row at a time; each row is on the disk when :meth:`log_metrics` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        self._seconds_before = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds from now on."""
+        self._start = time.monotonic()
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Append a row."""
+        if not self.columns:
+            self._open(step, set(metrics))
+        row: dict[str, Any] = {"step": step, **metrics}
+        row["seconds"] = round(self._seconds_before + time.monotonic() - self._start, 3)
+        unseen = [name for name in row if name not in self.columns]
+        if unseen:
+            self.columns += sorted(unseen)
+            self._rewrite(read_rows(self.path))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def save(self) -> None:
+        """Nothing is left to write."""
+
+    def _open(self, step: int, names: set[str]) -> None:
+        """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
+        rows = []
+        for row in read_rows(self.path):
+            at = int(float(row["step"]))
+            if at > step or (at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))):
+                break
+            rows.append(row)
+        self.columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in rows for name in row)]))
+        self._seconds_before = max((float(row["seconds"] or 0) for row in rows), default=0.0)
+        self._rewrite(rows)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
+
+
+class CsvLog(CSVLogger):
+    """``metrics.csv`` in the run folder. The command line interface adds it to every fit.
+
+    Lightning's logger with another file behind it: its own deletes an earlier file, keeps rows in memory, sorts the
+    columns, and loses the file when it is killed while a column is added.
+    """
 
     def __init__(self, folder: str) -> None:
         """Set the folder; it is made when the first metric comes.
@@ -44,76 +98,25 @@ class CsvLog(Logger):
         Args:
             folder: The run folder.
         """
-        super().__init__()
-        self.folder = Path(folder)
-        self._columns: list[str] = []
-        self._seconds_before = 0.0
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Count seconds from now on (called where training begins)."""
-        self._start = time.monotonic()
+        super().__init__(folder, name="", version="")
+        self._file = MetricsFile(Path(folder) / METRICS_FILE)
 
     @property
-    def name(self) -> str:
-        """Name of the run folder's parent, by which Lightning calls the logger."""
-        return self.folder.parent.name
-
-    @property
-    def version(self) -> None:
-        """None: the run folder's number is part of :attr:`save_dir`."""
-
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return str(self.folder)
+    def experiment(self) -> MetricsFile:  # type: ignore[override]
+        """The file."""
+        return self._file
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self.folder / METRICS_FILE
+        """Where the file is."""
+        return self._file.path
 
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def start_clock(self) -> None:
+        """Count seconds from now on (called where training begins)."""
+        self._file.start_clock()
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
         """Settings are in ``config.yaml``."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row.
-
-        Args:
-            metrics: Name -> value.
-            step: Optimizer step, counted from 0.
-        """
-        if not self._columns:
-            self._open(int(step or 0), set(metrics))
-        row: dict[str, Any] = {"step": step, **metrics}
-        row["seconds"] = round(self._seconds_before + time.monotonic() - self._start, 3)
-        unseen = [name for name in row if name not in self._columns]
-        if unseen:
-            self._columns += sorted(unseen)
-            self._rewrite(read_rows(self.path))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-    def _open(self, step: int, names: set[str]) -> None:
-        """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
-        kept = []
-        for row in read_rows(self.path):
-            at = int(float(row["step"]))
-            if at > step or (at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))):
-                break
-            kept.append(row)
-        self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in kept for name in row)]))
-        self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
-        self._rewrite(kept)
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(self.path, text.getvalue().encode())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -150,7 +153,8 @@ class WandbDashboard(WandbLogger):
             save_dir: Where W&B writes; by default the run folder.
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
-        self._given_dir = save_dir
+        self._given_dir, self._given_name = save_dir, name
+        self._id_file: Path | None = None
         super().__init__(
             name=name,
             save_dir=save_dir or ".",
@@ -163,52 +167,52 @@ class WandbDashboard(WandbLogger):
 
     def use_run_folder(self, folder: Path) -> None:
         """Keep files and the run's id in the run folder (called by the command line interface)."""
-        if self._given_dir is None:
-            self._save_dir = self._wandb_init["dir"] = str(folder)
         self._id_file = folder / WANDB_ID_FILE
-        self._wandb_init["name"] = self._name = self._name or "/".join(folder.parts[-2:])
-        if self._id_file.is_file():
-            self._id = self._wandb_init["id"] = self._id_file.read_text(encoding="utf-8").strip()
-
-    _id_file: Path | None = None
+        set_wandb_identity(
+            self,
+            folder=folder if self._given_dir is None else None,
+            name=self.name if self._given_name is not None else "/".join(folder.parts[-2:]),
+            run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
+        )
 
     @property
     def experiment(self) -> Any:
         """The W&B run, started when first asked for."""
-        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if wandb_run(self) is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._start()
         return super().experiment
 
     def _start(self) -> None:
         import wandb
 
-        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
-        if self._wandb_init.get("id") is None:
-            self._id = self._wandb_init["id"] = secrets.token_hex(4)
-        self._wandb_init.pop("anonymous", None)  # Lightning's; W&B warns of it
+        settings = wandb_settings(self)
+        Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
+        if settings.get("id") is None:
+            set_wandb_identity(self, run_id=secrets.token_hex(4))
+        settings.pop("anonymous", None)  # Lightning's; W&B warns of it
         try:
             run = self._init()
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             self._reason = f"cannot be reached ({str(error).splitlines()[0]})"
-            self._wandb_init["mode"] = self.chosen_mode = "offline"
+            settings["mode"] = self.chosen_mode = "offline"
             run = self._init()
-        self._experiment = run
+        set_wandb_run(self, run)
         if self.chosen_mode == "offline":
             folder = Path(run.settings.sync_dir)
             rank_zero_info(f"W&B: {self._reason}, logging offline; `wandb sync {folder}` sends it later")
         define_metrics(run)
-        if self._id_file is not None and self._id is not None:
-            write_atomic(self._id_file, (self._id + "\n").encode())
+        if self._id_file is not None:
+            write_atomic(self._id_file, f"{settings['id']}\n".encode())
 
     def _init(self) -> Any:
         """The W&B run; offline, one line of our own says all."""
         import wandb
 
-        return wandb.init(**self._wandb_init, settings=wandb.Settings(silent=self.chosen_mode == "offline"))
+        return wandb.init(**wandb_settings(self), settings=wandb.Settings(silent=self.chosen_mode == "offline"))
 
 
 def define_metrics(run: Any) -> None:
-    """Say which metric is the step, and which value of each sums up a run."""
+    """Tell W&B which metric is the step, and which value of each metric stands for a run."""
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     scores = [*score_names(COARSE_CODEBOOKS), "conditioning_gain", "other_clip_gap"]
@@ -219,11 +223,11 @@ def define_metrics(run: Any) -> None:
 
 
 def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], str]:
-    """``auto`` settled, and why: WANDB_MODE, else online with a key, else offline."""
-    asked = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
-    if asked in ("online", "offline", "disabled"):
-        return asked, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {asked}"  # type: ignore[return-value]
-    if asked == "dryrun":
+    """The mode that ``mode`` means here, and the reason; ``auto`` is WANDB_MODE, else online with a key, else offline."""
+    requested = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if requested in ("online", "offline", "disabled"):
+        return requested, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {requested}"  # type: ignore[return-value]
+    if requested == "dryrun":
         return "offline", "WANDB_MODE is dryrun"
     return ("online", "there is a key") if has_key() else ("offline", "no key (`wandb login` stores one)")
 

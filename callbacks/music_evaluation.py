@@ -54,7 +54,6 @@ from hafm_lightning.evaluation.stage.material import (
 )
 from hafm_lightning.evaluation.stage.music import (
     LaterStages,
-    TokenAccuracy,
     Waveforms,
     centroid_rows,
     check_later_stages,
@@ -64,8 +63,11 @@ from hafm_lightning.evaluation.stage.music import (
     write_target,
 )
 from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.token_scores import score, score_names, summarise
 from hafm_lightning.progress import progress
+from hafm_lightning.protocols import TokenSource
 from hafm_lightning.stages import Stage, load_stage
+from hafm_lightning.token_means import TokenMeans
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, TokenBatch
 
@@ -225,7 +227,8 @@ class MusicEvaluation(Callback):
         return material
 
     def _folder(self, trainer: pl.Trainer, stage: Stage) -> str:
-        beside_shards = getattr(getattr(trainer, "datamodule", None), "tokenizers_folder", None)
+        data = getattr(trainer, "datamodule", None)  # Lightning has none outside its own loops
+        beside_shards = data.tokenizers_folder if isinstance(data, TokenSource) else None
         folder = self.tokenizers_folder or beside_shards or stage.tokenizers_folder
         if folder is None:
             raise RequestError("MusicEvaluation: no tokenizers beside the data; name their folder in `tokenizers`")
@@ -239,7 +242,7 @@ class MusicEvaluation(Callback):
         stage.eval()
         target = stage.model.layout.target
         device = stage.device if stage.device.type == "cuda" else torch.device("cpu")
-        accuracy, failures = TokenAccuracy(target.codebooks).to(device), SumMetric().to(device)
+        means, failures = TokenMeans(score_names(target.codebooks)).to(device), SumMetric().to(device)
         waveforms: Waveforms = []
         failed = 0
         sounds = target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None
@@ -257,7 +260,7 @@ class MusicEvaluation(Callback):
             batch = material.batch
             with progress("Music evaluation", total=len(batch), unit="clips") as bar:
                 written = write_target(stage.model, batch, self.sampling, material.seeds, self.batch_clips, bar.advance)
-            self._teacher_force(stage, batch, accuracy)
+            self._teacher_force(stage, batch, means)
             codes = codes_for(
                 target.name, written, batch, material.later, self.sampling, material.seeds, self.batch_clips
             )
@@ -271,7 +274,7 @@ class MusicEvaluation(Callback):
                 self._compare(material, waveforms, codes.shape[1], distances)
         failures.update(float(failed))
         values = {name: float(metric.compute()) for name, metric in distances.items()}
-        values |= {name: float(value) for name, value in accuracy.compute().items()}
+        values |= {name: float(value) for name, value in means.compute().items()}
         values |= {"clips": float(material.total), "failed": float(failures.compute())}
         self._keep_sound(trainer, material, waveforms)
         stage.train(was_training)
@@ -279,10 +282,10 @@ class MusicEvaluation(Callback):
         seconds = trainer.strategy.reduce(torch.tensor(time.perf_counter() - started, device=device), reduce_op="max")
         return values | {"seconds": float(seconds)}
 
-    def _teacher_force(self, stage: Stage, batch: TokenBatch, accuracy: TokenAccuracy) -> None:
+    def _teacher_force(self, stage: Stage, batch: TokenBatch, means: TokenMeans) -> None:
         for start in range(0, len(batch), self.batch_clips):
             part = batch.rows(range(start, min(start + self.batch_clips, len(batch)))).to(stage.device)
-            accuracy.update(stage.model(part.streams), part[stage.model.layout.target.name])
+            means.update(summarise(score(stage.model, part), 0, stage.model.layout.target.codebooks), len(part))
 
     def _compare(
         self, material: StageMaterial, waveforms: Waveforms, codebooks: int, distances: dict[str, FrechetAudioDistance]

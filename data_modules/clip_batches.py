@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.token_scores import PairedBatch
 from hafm_lightning.shards.reader import STORED_STREAMS, Manifest, ShardReader
 from hafm_lightning.tokens import (
     COARSE_CODEBOOKS,
@@ -33,7 +34,8 @@ from hafm_lightning.tokens import (
     stream_named,
 )
 
-Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
+Ids = dict[str, np.ndarray[Any, np.dtype[np.integer[Any]]]]
+"""Stream -> ids ``[B, K, T]``."""
 
 
 @dataclass(frozen=True)
@@ -88,40 +90,47 @@ class ClipBatches(Dataset[TokenBatch]):
 
     def __getitem__(self, request: BatchRequest) -> TokenBatch:
         """Gather the clips of one batch: each stream int64 ``[B, K, T]``."""
-        return as_tensors(*self.gather(request, np.int64))
+        return as_batch(*self.gather(request, np.int64))
 
-    def gather(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> tuple[dict[str, Ids], list[str]]:
-        """Streams ``[B, K, T]`` of the requested clips, cast and cropped in one pass, and the clips' ids."""
-        size = len(request)
+    def gather(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> tuple[Ids, Ids | None, list[str]]:
+        """Streams of the requested clips, those of the clips of other songs, and the clips' ids."""
+        other = None if request.other is None else self._streams(request.other, dtype)
+        return self._streams(request, dtype), other, [self.reader.clip_ids[clip] for clip in request.clips]
+
+    def _streams(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> Ids:
+        """Streams ``[B, K, T]``, cast and cropped in one pass."""
         shards = np.searchsorted(self._ends, request.clips, side="right")
         counts = [shard.clips for shard in self.reader.manifest.shards]
-        places = [
-            (self.reader.arrays(int(shard)), int(clip - self._ends[shard]) + counts[shard])
-            for shard, clip in zip(shards, request.clips, strict=True)
+        rows = [
+            (self.reader.arrays(int(shard)), int(clip - self._ends[shard]) + counts[shard], int(start))
+            for shard, clip, start in zip(shards, request.clips, request.starts, strict=True)
         ]
-        starts = request.starts.tolist()
-        batch: dict[str, Ids] = {}
+        batch: Ids = {}
         for stream in self.streams:
             stored = stored_as(stream)
             if not stream.rate_hz:
-                tags = np.array([arrays[stored.array][row] for arrays, row in places], dtype=dtype)
-                batch[stream.name] = tags.reshape(size, 1, 1)
+                tags = np.array([arrays[stored.array][row] for arrays, row, _ in rows], dtype=dtype)
+                batch[stream.name] = tags.reshape(len(rows), 1, 1)
                 continue
             frames, per_step = stream.frames(self.duration_s), stream.rate_hz // self._grid_hz
-            ids = np.empty((size, stream.codebooks, frames), dtype=dtype)
-            for place, ((arrays, row), start) in enumerate(zip(places, starts, strict=True)):
+            ids = np.empty((len(rows), stream.codebooks, frames), dtype=dtype)
+            for number, (arrays, row, start) in enumerate(rows):
                 clip = arrays[stored.array][row]
-                kept = slice(start * per_step, start * per_step + frames)
-                ids[place] = clip[stored.first : stored.last, kept] if clip.ndim == 2 else clip[kept]
+                crop = slice(start * per_step, start * per_step + frames)
+                ids[number] = clip[stored.first : stored.last, crop] if clip.ndim == 2 else clip[crop]
             batch[stream.name] = ids
-        clip_ids = self.reader.clip_ids
-        return batch, [clip_ids[clip] for clip in request.clips]
+        return batch
 
 
-def as_tensors(streams: dict[str, Ids], clip_ids: list[str]) -> TokenBatch:
+def as_batch(streams: Ids, other: Ids | None, clip_ids: list[str]) -> TokenBatch:
     """A batch of int64 tensors from integer arrays ``[B, K, T]``."""
-    tensors = {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in streams.items()}
-    return TokenBatch(tensors, clip_ids)
+
+    def tensors(arrays: Ids) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in arrays.items()}
+
+    if other is None:
+        return TokenBatch(tensors(streams), clip_ids)
+    return PairedBatch(tensors(streams), clip_ids, tensors(other))
 
 
 class WorkerClipBatches(ClipBatches):
@@ -135,11 +144,12 @@ class WorkerClipBatches(ClipBatches):
 class Parcel:
     """A batch that pickles as 16-bit ids and unpickles as a :class:`TokenBatch`."""
 
-    streams: dict[str, Ids]
+    streams: Ids
+    other: Ids | None
     clip_ids: list[str]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return as_tensors, (self.streams, self.clip_ids)
+        return as_batch, (self.streams, self.other, self.clip_ids)
 
 
 def check_split(reader: ShardReader) -> None:

@@ -10,16 +10,15 @@ Choices:
   an upgrade of either cannot change the order of a run in progress.
 * Training deals out the global batch: global batch ``i`` is the same set of clips on any number of processes, as long
   as ``batch_size * world`` is the same, and every process makes the same number of steps.
-* Evaluation deals out whole batches, nothing padded, nothing repeated. A batch holds the same clips whatever the number
-  of processes, so that a metric that compares clips within a batch does not depend on it, and its clips lie far apart
-  in the split, so that they come from different songs.
+* Evaluation deals out whole batches, nothing padded, nothing repeated. Clips of another song, with whose conditions a
+  stage is compared, are paired over the whole split, so that neither batch size nor processes change a metric.
 * The samplers yield batches, not clips: a batch is gathered from the memory map at once. ``DataLoader(...,
   batch_size=None, sampler=order)`` takes them as they are, and Lightning calls ``set_epoch`` on ``loader.sampler``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -44,10 +43,12 @@ class BatchRequest:
         clips: Indices into the split, int64 ``[B]``.
         starts: First kept instant of each clip, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
             frames of every stream), int64 ``[B]``.
+        other: For each clip one of another song.
     """
 
     clips: Indices
     starts: Indices
+    other: BatchRequest | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -98,7 +99,7 @@ def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
 
 
 class TrainingOrder(Sampler[BatchRequest]):
-    """The batches of one process in training: shuffled anew each epoch, equally many on every process.
+    """The batches of one process in training: a new order each epoch, equally many on every process.
 
     Args:
         clips: Number of clips in the split.
@@ -151,19 +152,12 @@ class TrainingOrder(Sampler[BatchRequest]):
         self.epoch = epoch
         self._resume = (epoch, batches) if batches else None
 
-    def batch(self, epoch: int, index: int) -> BatchRequest:
-        """Batch ``index`` of an epoch on this process; IndexError beyond the epoch's end."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        return next(self._walk(epoch, index))
-
     def __iter__(self) -> Iterator[BatchRequest]:
         first = self._resume[1] if self._resume is not None and self._resume[0] == self.epoch else 0
-        return self._walk(self.epoch, first)
-
-    def _walk(self, epoch: int, first: int) -> Iterator[BatchRequest]:
-        order = shuffled(self.clips, self.seed, epoch) if self.shuffle else np.arange(self.clips, dtype=np.int64)
-        starts = crop_starts(self.clips, self.choices, self.seed, epoch)
+        order = np.arange(self.clips, dtype=np.int64)
+        if self.shuffle:
+            order = shuffled(self.clips, self.seed, self.epoch)
+        starts = crop_starts(self.clips, self.choices, self.seed, self.epoch)
         size = self.batch_size * self.world
         for index in range(first, len(self)):
             whole = order[index * size : (index + 1) * size]
@@ -184,10 +178,19 @@ class EvaluationOrder(Sampler[BatchRequest]):
         rank: This process.
         world: Number of processes. Where there are fewer batches than processes, batches shrink so that all have work.
         choices: Number of crop starts.
+        others: For each clip the index of one of another song.
     """
 
     def __init__(
-        self, clips: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1, choices: int = 1
+        self,
+        clips: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        choices: int = 1,
+        others: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1 or choices < 1 or not 0 <= rank < world:
             raise ValueError(
@@ -201,6 +204,7 @@ class EvaluationOrder(Sampler[BatchRequest]):
             )
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
         self.rank, self.world, self.choices = rank, world, choices
+        self.others = None if others is None else np.asarray(others, dtype=np.int64)
         self.batches = max(-(-clips // batch_size), world)
 
     def __len__(self) -> int:
@@ -211,4 +215,5 @@ class EvaluationOrder(Sampler[BatchRequest]):
         starts = crop_starts(self.clips, self.choices, self.seed, epoch=0)
         for index in range(self.rank, self.batches, self.world):
             chosen = np.arange(index, self.clips, self.batches, dtype=np.int64)
-            yield BatchRequest(chosen, starts[chosen])
+            other = None if self.others is None else self.others[chosen]
+            yield BatchRequest(chosen, starts[chosen], None if other is None else BatchRequest(other, starts[other]))

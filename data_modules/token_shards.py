@@ -31,6 +31,9 @@ from hafm_lightning.data_modules.clip_batches import (
 )
 from hafm_lightning.data_modules.sampling import BatchRequest, EvaluationOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.modeling.token_scores import other_song_clips, song_of
+from hafm_lightning.protocols import TrainsModel
 from hafm_lightning.shards.reader import Manifest, open_shards
 from hafm_lightning.tokens import TokenBatch
 
@@ -148,9 +151,9 @@ class TokenShards(LightningDataModule):
 
     def _check_streams(self, stage: LightningModule | None) -> None:
         """RequestError unless the shards hold every stream that the stage reads or writes."""
-        layout = getattr(getattr(stage, "model", None), "layout", None)
-        if layout is None:
+        if not isinstance(stage, TrainsModel) or not isinstance(stage.model, TokenModel):
             return
+        layout = stage.model.layout
         for split, clips in self._splits.items():
             held = [stream.name for stream in clips.streams]
             missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in held]
@@ -213,25 +216,32 @@ class TokenShards(LightningDataModule):
             self._position = None
         return self._loader("train", order)
 
-    def _evaluation_loader(self, split: str) -> DataLoader[TokenBatch]:
+    def _evaluation_loader(self, split: str, paired: bool) -> DataLoader[TokenBatch]:
         rank, world = self._ranks()
-        clips = self._open(split)
+        names = self._open(split).reader.clip_ids
+        several = len({song_of(name) for name in names}) > 1
         order = EvaluationOrder(
-            len(clips), self.eval_batch_size, seed=self.seed, rank=rank, world=world, choices=self._choices(split)
+            len(names),
+            self.eval_batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            choices=self._choices(split),
+            others=other_song_clips(names) if paired and several else None,
         )
         return self._loader(split, order)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
-        """Each clip of ``validation`` once over all processes."""
-        return self._evaluation_loader("validation")
+        """Each clip of ``validation`` once over all processes, with one of another song."""
+        return self._evaluation_loader("validation", paired=True)
 
     def test_dataloader(self) -> DataLoader[TokenBatch]:
-        """Each clip of ``test`` once over all processes."""
-        return self._evaluation_loader("test")
+        """Each clip of ``test`` once over all processes, with one of another song."""
+        return self._evaluation_loader("test", paired=True)
 
     def predict_dataloader(self) -> DataLoader[TokenBatch]:
-        """The clips of ``test``."""
-        return self._evaluation_loader("test")
+        """Each clip of ``test`` once over all processes."""
+        return self._evaluation_loader("test", paired=False)
 
     def _loader(self, split: str, order: Sampler[BatchRequest]) -> DataLoader[TokenBatch]:
         clips = self._open(split)
@@ -270,7 +280,7 @@ class TokenShards(LightningDataModule):
         """
         if state.get("tokenizers") not in (None, self._tokenizer_hashes()):
             raise RequestError(
-                f"the checkpoint was trained on tokens of other tokenizers than the shards in {self.root}\n"
+                f"this checkpoint was trained with a different tokenizer than this data in {self.root}\n"
                 "use the shards that it was trained on, or prepare these songs with its tokenizers"
             )
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
