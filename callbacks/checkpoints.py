@@ -187,7 +187,7 @@ class Checkpoints(Checkpoint):
             self._common_validation_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Stop in the middle of a validation rather than let it outlast the grace period."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -200,7 +200,7 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.monitor is None:
             return
         if trainer.global_step == 0:
-            return  # between the first accumulated batches: nothing is learned yet, and there is no step to continue from
+            return  # between the first accumulated batches: there is no step to continue from yet
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             return

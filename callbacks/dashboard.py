@@ -128,7 +128,9 @@ class Dashboard(Callback):
             self._seconds += now - self._last
         self._ready = now
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count the step, and log at the trainer's interval."""
         stepped = finishes_step(trainer)
         self._tokens += target_tokens(pl_module, batch)

@@ -13,8 +13,8 @@ Choices:
   of an epoch the epoch counts as done; Lightning would otherwise lose count of it.
 * With accumulated gradients a validation, and with it a save, can fall between two batches of a step. The gradients of
   half a step are in no checkpoint: the continued run takes the batches of that step again, with the same numbers.
-* A validation that was due but not finished at that point is marked, and the continued run begins with it; Lightning alone would
-  skip it.
+* A validation that was due but not finished at that point is marked, and the continued run begins with it. Lightning
+  alone would skip it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ExactResume(Callback):
         validation["is_last_batch"] = True  # else Lightning counts an epoch that ended here once more
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of averaged weights where nothing would bring back those in training; note its position."""
+        """Refuse averaged weights where no EMA would bring back those in training; note the position."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         averages = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]

@@ -223,7 +223,7 @@ def define_metrics(run: Any) -> None:
 
 
 def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], str]:
-    """The mode that ``mode`` means here, and the reason; ``auto`` is WANDB_MODE, else online with a key, else offline."""
+    """W&B's mode and the reason for it; ``auto`` is WANDB_MODE, else online with a key, else offline."""
     requested = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
     if requested in ("online", "offline", "disabled"):
         return requested, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {requested}"  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""The description of a stage in its checkpoint, and how a file is read: data only, refused by name if it does not fit."""
+"""The description of a stage in its checkpoint, and how a file is read: as data, refused by name if it does not fit."""
 
 from __future__ import annotations
 

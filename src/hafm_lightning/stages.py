@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hafm_lightning.checkpoint_format import (
     CHECKPOINT_FORMAT,
@@ -136,7 +136,7 @@ class Stage(pl.LightningModule):
         self.duration_s: float | None = None
         names = score_names(self.model.layout.target.codebooks)
         names += ["loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
-        self.means = nn.ModuleDict({split: TokenMeans(names) for split in ("train", "val", "test")})
+        self.train_means, self.evaluation_means = TokenMeans(names), TokenMeans(names)
         self._step_weights = StepWeights()
         self._measures = False
         self._scores: dict[str, Tensor] = {}
@@ -146,7 +146,8 @@ class Stage(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take over tokenizers and styles from the data, and forget half a step of an earlier fit."""
         self._step_weights = StepWeights()
-        self._means("train").reset()
+        self.train_means.reset()
+        self.evaluation_means.reset()
         self.adopt(getattr(self.trainer, "datamodule", None))
 
     def adopt(self, data: Any) -> None:
@@ -195,7 +196,7 @@ class Stage(pl.LightningModule):
             self.duration_s = batch.duration_s
         self._measures = bool(self.trainer.fast_dev_run) or writes_row(self.trainer)  # type: ignore[attr-defined]
         loss = self.training_loss(batch)
-        means, scores = self._means("train"), self._scores
+        means, scores = self.train_means, self._scores
         means.update({**scores, "loss": loss}, len(batch))
         if finishes_step(self.trainer):
             values = means.compute() if self._measures else {"loss": means.on_this_process("loss")}
@@ -213,29 +214,21 @@ class Stage(pl.LightningModule):
         self._step_weights.finish(self.parameters())
 
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
-        """Loss and accuracy with true, null and another clip's conditions."""
+        """Loss and accuracy with true conditions, loss with null ones and those of another song."""
         del batch_index
-        self._evaluate("val", batch)
+        self._evaluate(batch)
 
     def test_step(self, batch: TokenBatch, batch_index: int) -> None:
         """As validation, under ``test/``."""
         del batch_index
-        self._evaluate("test", batch)
+        self._evaluate(batch)
 
     def predict_step(self, batch: TokenBatch, batch_index: int) -> dict[str, Any]:
-        """Per clip: id, cross-entropy with true and null conditions, and accuracy (``predict`` writes them)."""
+        """Per clip: id, cross-entropy with true and with null conditions (``predict`` writes them)."""
         del batch_index
         true = score(self.model, batch).clip_losses
         null = score(self.model, batch, without_conditions(batch, self.model.layout.conditions)).clip_losses
         return {"clip_ids": batch.clip_ids, "loss": true.cpu(), "loss_null": null.cpu()}
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin new means."""
-        self._means("val").reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Begin new means."""
-        self._means("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation clips of all processes."""
@@ -245,12 +238,7 @@ class Stage(pl.LightningModule):
         """Log the means over the test clips of all processes."""
         self._log_means("test")
 
-    def _means(self, split: str) -> TokenMeans:
-        means = self.means[split]
-        assert isinstance(means, TokenMeans)
-        return means
-
-    def _evaluate(self, split: str, batch: TokenBatch) -> None:
+    def _evaluate(self, batch: TokenBatch) -> None:
         conditions = self.model.layout.conditions
         values = summarise(score(self.model, batch), first_codebook=0, total=self.model.layout.target.codebooks)
         if conditions:
@@ -259,11 +247,12 @@ class Stage(pl.LightningModule):
             if has_other_song(batch):
                 other = score(self.model, batch, other_song(batch, conditions)).cross_entropy.mean()
                 values |= {"loss_other": other, "other_clip_gap": other - values["loss"]}
-        self._means(split).update(values, len(batch))
+        self.evaluation_means.update(values, len(batch))
 
     def _log_means(self, split: str) -> None:
-        for name, value in self._means(split).compute().items():  # equal on all processes
+        for name, value in self.evaluation_means.compute().items():  # equal on all processes
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
+        self.evaluation_means.reset()
 
     def flops_per_step(self, batch: TokenBatch) -> float:
         """FLOPs that training on ``batch`` needs on one process, for model FLOPs utilisation (``modeling/cost.py``)."""
