@@ -171,7 +171,7 @@ class WandbDashboard(WandbLogger):
         set_wandb_identity(
             self,
             folder=folder if self._given_dir is None else None,
-            name=self.name if self._given_name is not None else "/".join(folder.parts[-2:]),
+            name=self._given_name or "/".join(folder.parts[-2:]),
             run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
         )
 
