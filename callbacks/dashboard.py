@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,14 +37,8 @@ from hafm_lightning.tokens import TokenBatch
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class PaperValues:
-    """What the paper reports for a stage on its validation clips.
-
-    Attributes:
-        loss: Best cross-entropy, in nats.
-        accuracy: Top-1 accuracy at that point.
-    """
+class PaperValues(NamedTuple):
+    """A stage's best cross-entropy in the paper, in nats on its validation clips, and top-1 accuracy at that point."""
 
     loss: float
     accuracy: float

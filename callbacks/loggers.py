@@ -36,60 +36,11 @@ FIRST_COLUMNS = ["step", "epoch", "seconds"]
 """Optimizer step, epoch, and seconds of training, those of earlier parts of a continued run included."""
 
 
-class MetricsFile:
-    """The CSV file, a row at a time; each row is on the disk when :meth:`log_metrics` returns."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.columns: list[str] = []
-        self._seconds_before = 0.0
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Count seconds from now on."""
-        self._start = time.monotonic()
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Append a row."""
-        if not self.columns:
-            self._open(step, set(metrics))
-        row: dict[str, Any] = {"step": step, **metrics}
-        row["seconds"] = round(self._seconds_before + time.monotonic() - self._start, 3)
-        unseen = [name for name in row if name not in self.columns]
-        if unseen:
-            self.columns += sorted(unseen)
-            self._rewrite(read_rows(self.path))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
-
-    def save(self) -> None:
-        """Nothing is left to write."""
-
-    def _open(self, step: int, names: set[str]) -> None:
-        """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
-        rows = []
-        for row in read_rows(self.path):
-            at = int(float(row["step"]))
-            if at > step or (at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))):
-                break
-            rows.append(row)
-        self.columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in rows for name in row)]))
-        self._seconds_before = max((float(row["seconds"] or 0) for row in rows), default=0.0)
-        self._rewrite(rows)
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(self.path, text.getvalue().encode())
-
-
 class CsvLog(CSVLogger):
     """``metrics.csv`` in the run folder. The command line interface adds it to every fit.
 
-    Lightning's logger with another file behind it: its own deletes an earlier file, keeps rows in memory, sorts the
-    columns, and loses the file when it is killed while a column is added.
+    Lightning's logger, but its file is deleted when a run continues, and lost when a kill comes while a column is
+    added. Here a row is on the disk when :meth:`log_metrics` returns, and the file is never without its rows.
     """
 
     def __init__(self, folder: str) -> None:
@@ -99,24 +50,63 @@ class CsvLog(CSVLogger):
             folder: The run folder.
         """
         super().__init__(folder, name="", version="")
-        self._file = MetricsFile(Path(folder) / METRICS_FILE)
-
-    @property
-    def experiment(self) -> MetricsFile:  # type: ignore[override]
-        """The file."""
-        return self._file
-
-    @property
-    def path(self) -> Path:
-        """Where the file is."""
-        return self._file.path
+        self.path = Path(folder) / METRICS_FILE
+        self._columns: list[str] = []
+        self._seconds_before = 0.0
+        self.start_clock()
 
     def start_clock(self) -> None:
         """Count seconds from now on (called where training begins)."""
-        self._file.start_clock()
+        self._start = time.monotonic()
+
+    @property
+    def experiment(self) -> CsvLog:  # type: ignore[override]
+        """This logger, which writes by itself; Lightning's writer would delete the file."""
+        return self
+
+    def save(self) -> None:
+        """Nothing is left to write."""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
         """Settings are in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        """Append a row.
+
+        Args:
+            metrics: Name -> value.
+            step: Optimizer step, counted from 0.
+        """
+        if not self._columns:
+            self._open(int(step or 0), set(metrics))
+        row: dict[str, Any] = {"step": step, **metrics}
+        row["seconds"] = round(self._seconds_before + time.monotonic() - self._start, 3)
+        unseen = [name for name in row if name not in self._columns]
+        if unseen:
+            self._columns += sorted(unseen)
+            self._rewrite(read_rows(self.path))
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _open(self, step: int, names: set[str]) -> None:
+        """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
+        rows = []
+        for row in read_rows(self.path):
+            at = int(float(row["step"]))
+            if at > step or (at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))):
+                break
+            rows.append(row)
+        self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in rows for name in row)]))
+        self._seconds_before = max((float(row["seconds"] or 0) for row in rows), default=0.0)
+        self._rewrite(rows)
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, text.getvalue().encode())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

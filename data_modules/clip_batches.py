@@ -38,22 +38,16 @@ Ids = dict[str, np.ndarray[Any, np.dtype[np.integer[Any]]]]
 """Stream -> ids ``[B, K, T]``."""
 
 
-@dataclass(frozen=True)
-class StoredAs:
-    """Where a stream lies in a shard: the array's name and the range of its codebooks."""
+def stored_as(stream: TokenStream) -> tuple[str, slice]:
+    """Name of the array that holds a stream in a shard, and the stream's codebooks there.
 
-    array: str
-    first: int
-    last: int
-
-
-def stored_as(stream: TokenStream) -> StoredAs:
-    """Shards keep the coarse and the fine codebooks of the accompaniment in one array; other streams lie alone."""
+    Coarse and fine codebooks of the accompaniment stand in one array, every other stream in one of its own.
+    """
     if stream == INSTRUMENTAL_COARSE:
-        return StoredAs(INSTRUMENTAL_CODES, 0, COARSE_CODEBOOKS)
+        return INSTRUMENTAL_CODES, slice(0, COARSE_CODEBOOKS)
     if stream == INSTRUMENTAL_FINE:
-        return StoredAs(INSTRUMENTAL_CODES, COARSE_CODEBOOKS, COARSE_CODEBOOKS + INSTRUMENTAL_FINE.codebooks)
-    return StoredAs(stream.name, 0, stream.codebooks)
+        return INSTRUMENTAL_CODES, slice(COARSE_CODEBOOKS, COARSE_CODEBOOKS + INSTRUMENTAL_FINE.codebooks)
+    return stream.name, slice(0, stream.codebooks)
 
 
 class ClipBatches(Dataset[TokenBatch]):
@@ -71,7 +65,7 @@ class ClipBatches(Dataset[TokenBatch]):
     def __init__(self, reader: ShardReader, crop_s: float | None = None, streams: Sequence[str] | None = None) -> None:
         self.reader = reader
         manifest = reader.manifest
-        held = [stream for stream in STREAMS.values() if stored_as(stream).array in manifest.streams]
+        held = [stream for stream in STREAMS.values() if stored_as(stream)[0] in manifest.streams]
         names = [stream.name for stream in held] if streams is None else list(streams)
         missing = [name for name in names if name not in {stream.name for stream in held}]
         if missing or not names:
@@ -107,17 +101,17 @@ class ClipBatches(Dataset[TokenBatch]):
         ]
         batch: Ids = {}
         for stream in self.streams:
-            stored = stored_as(stream)
+            array, codebooks = stored_as(stream)
             if not stream.rate_hz:
-                tags = np.array([arrays[stored.array][row] for arrays, row, _ in rows], dtype=dtype)
+                tags = np.array([arrays[array][row] for arrays, row, _ in rows], dtype=dtype)
                 batch[stream.name] = tags.reshape(len(rows), 1, 1)
                 continue
             frames, per_step = stream.frames(self.duration_s), stream.rate_hz // self._grid_hz
             ids = np.empty((len(rows), stream.codebooks, frames), dtype=dtype)
             for number, (arrays, row, start) in enumerate(rows):
-                clip = arrays[stored.array][row]
+                clip = arrays[array][row]
                 crop = slice(start * per_step, start * per_step + frames)
-                ids[number] = clip[stored.first : stored.last, crop] if clip.ndim == 2 else clip[crop]
+                ids[number] = clip[codebooks, crop] if clip.ndim == 2 else clip[crop]
             batch[stream.name] = ids
         return batch
 

@@ -212,7 +212,7 @@ def test_wrong_paths_end_the_run_before_training(music: TinyMusic, tmp_path: Pat
         callback(music, clips=0)
     stage = tiny_stage("coarse")
     stage.tokenizers = {"semantic": {"sha256": "other"}, "acoustic": {}}
-    with pytest.raises(RequestError, match="other tokenizers"):
+    with pytest.raises(RequestError, match="different tokenizer"):
         train(music, stage, tmp_path, [callback(music)])
 
 

@@ -136,7 +136,7 @@ def test_each_clip_of_an_evaluation_has_the_same_clip_of_another_song_whatever_t
             if all(whole[name][row].tolist() == streams[name] for name in ("vocal_semantic", "instrumental_coarse"))
         )
         assert whole.clip_ids[row].rsplit("@", 1)[0] != clip.rsplit("@", 1)[0], (
-            "the clip, cropped as where it is scored"
+            "and cropped as where the other song is scored"
         )
     assert type(next(iter(TokenShards(str(root), 2).train_dataloader()))) is TokenBatch
     write_tiny_split(root, "validation", (1,))
