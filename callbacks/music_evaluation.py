@@ -1,17 +1,17 @@
-"""Music at each validation epoch: the stage in training plays for held-out singers, and is measured and heard.
+"""Music at each validation epoch: the stage in training accompanies held-out vocals, and the result is measured.
 
 On vocal-active segments of MUSDB18's test songs (the paper's 33 x 3 s by default; the toy band where that is the data)
 the stage writes its target from true conditions, the target is decoded, and logged are
 
 ``music/fad_<embedding>``
-    Frechet audio distance of the decoded clips to the true accompaniments. A stage that no sound can be made of (a
-    semantic one without later checkpoints) logs ``music/semantic_centroid_frechet`` instead, which is no FAD.
+    Frechet audio distance of the decoded clips to the true accompaniments. A stage without sound (a semantic one
+    without later checkpoints) logs ``music/semantic_centroid_frechet`` instead, which is no FAD.
 ``music/fad_<embedding>_codec``
-    The same distance of the true accompaniments through the codec with as many codebooks: the best that is possible.
+    The same distance of the true accompaniments through the codec with as many codebooks: the lower bound.
 ``music/accuracy``, ``music/accuracy_top10``, ``music/loss``, each also per codebook
     Teacher-forced token metrics on the same clips.
 ``music/clips``, ``music/failed``, ``music/seconds``
-    Clips over all processes; those whose sound was not finite (they count as silence); seconds that this took.
+    Clips over all processes; those whose sound was not finite (counted as silence); seconds that this took.
 
 Choices:
 
@@ -78,7 +78,7 @@ class MusicEvaluation(Callback):
     """Generate, decode and measure at each validation epoch.
 
     Args:
-        root: Folder with ``test`` in the layout of MUSDB18-HQ; None measures nothing, and says so once.
+        root: Folder with ``test`` in the layout of MUSDB18-HQ; None measures nothing.
         split: ``test`` or ``train``.
         clips: Segments over all processes.
         duration_s: Length of a segment in seconds.
@@ -140,7 +140,7 @@ class MusicEvaluation(Callback):
     # --- hooks ------------------------------------------------------------------------------------------------
 
     def check_request(self, command: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse folders and files that are not there; the command line interface asks before anything is written."""
+        """Refuse folders and files that do not exist, before anything of the run is written."""
         if self.root is not None and not Path(self.root).expanduser().is_dir():
             raise RequestError(
                 f"MusicEvaluation: `root` {self.root} does not exist\n"
@@ -175,7 +175,7 @@ class MusicEvaluation(Callback):
             pl_module.log(f"music/{name}", value, sync_dist=False, prog_bar=name.startswith("fad"))
 
     def state_dict(self) -> dict[str, Any]:
-        """How many validations went by, so that a resumed run keeps its rhythm."""
+        """Number of validations, so that a resumed run measures at the same ones."""
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ class MusicEvaluation(Callback):
         tokenizers = load_tokenizers(folder, device=stage.device)
         if stage.tokenizers and tokenizers.identities() != stage.tokenizers:
             raise RequestError(
-                f"MusicEvaluation: the tokenizers in {folder} are not those of the training data; "
+                f"MusicEvaluation: the training data was made with a different tokenizer than those in {folder}; "
                 "name the folder beside the shards in `tokenizers`"
             )
         later = {name: load_stage(path, device=stage.device) for name, path in self.later_paths.items()}

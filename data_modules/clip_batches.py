@@ -65,13 +65,13 @@ class ClipBatches(Dataset[TokenBatch]):
     def __init__(self, reader: ShardReader, crop_s: float | None = None, streams: Sequence[str] | None = None) -> None:
         self.reader = reader
         manifest = reader.manifest
-        held = [stream for stream in STREAMS.values() if stored_as(stream)[0] in manifest.streams]
-        names = [stream.name for stream in held] if streams is None else list(streams)
-        missing = [name for name in names if name not in {stream.name for stream in held}]
+        stored = [stream for stream in STREAMS.values() if stored_as(stream)[0] in manifest.streams]
+        names = [stream.name for stream in stored] if streams is None else list(streams)
+        missing = [name for name in names if name not in {stream.name for stream in stored}]
         if missing or not names:
             raise RequestError(
                 f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(none asked for)'}\n"
-                f"it holds {', '.join(stream.name for stream in held)}; prepare shards with the stream, "
+                f"it holds {', '.join(stream.name for stream in stored)}; prepare shards with the stream, "
                 "or leave it out of the stage's conditions and of data.streams"
             )
         self.streams = [stream_named(name) for name in names]
@@ -157,7 +157,7 @@ def check_split(reader: ShardReader) -> None:
             raise RequestError(
                 f"{info.file} of split {reader.manifest.split!r}: clip {info.clip_ids[row]!r} has the id "
                 f"{int(rows[row].max())} in {name!r}, allowed are 0..{vocabulary - 1}\n"
-                "the shard is damaged or comes from other tokenizers: prepare it again"
+                "the shard is damaged or was made by another tokenizer: prepare it again"
             )
 
 

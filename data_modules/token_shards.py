@@ -1,4 +1,4 @@
-"""Batches of tokens from shards on disk, in an order that survives anything.
+"""Batches of tokens from shards on disk, in an order that does not depend on stops and restarts.
 
 :class:`TokenShards` is the data module of every stage: it opens the splits that ``prepare`` wrote, refuses what does
 not fit before the first step, and deals clips out to processes and loader workers.
@@ -43,7 +43,7 @@ SPLITS_OF = {
     TrainerFn.TESTING: ("test",),
     TrainerFn.PREDICTING: ("test",),
 }
-"""What each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
+"""Splits that each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
 
 STATE_VERSION = 1
 """Version of what :meth:`TokenShards.state_dict` stores."""
@@ -80,8 +80,8 @@ class TokenShards(LightningDataModule):
             drop_last: Whether training leaves out the clips that do not fill a last batch.
             streams: Streams to deliver; by default all that the shards hold.
             cache_dir: Where shards of a remote root are kept.
-            allow_changes: Whether a checkpoint of other data, batch size or number of processes may be continued, not
-                exactly as the uninterrupted run would have gone on.
+            allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
+                the uninterrupted run would have gone on differently.
         """
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
@@ -103,7 +103,7 @@ class TokenShards(LightningDataModule):
         self._splits: dict[str, ClipBatches] = {}
         self._position: tuple[int, int] | None = None
 
-    # What the shards are
+    # --- shards ---
 
     @property
     def manifests(self) -> dict[str, Manifest]:
@@ -135,18 +135,16 @@ class TokenShards(LightningDataModule):
         self._check(stage, module, self.trainer is None or self.trainer.limit_val_batches != 0)
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
-        """As :meth:`setup`, before the run begins: the command line interface asks before anything is written."""
-        self._check(command, module, trainer.limit_val_batches != 0)
+        """As :meth:`setup`, before anything of the run is written; called by the command line interface."""
+        self._check(command, module, validates=trainer.limit_val_batches != 0)
 
     def _check(self, stage: str, module: LightningModule | None, validates: bool) -> None:
-        wanted = list(SPLITS_OF[TrainerFn(stage)])
-        if stage == TrainerFn.FITTING and validates:
-            wanted.append("validation")
-        for split in wanted:
+        splits = [*SPLITS_OF[TrainerFn(stage)], *(["validation"] if stage == TrainerFn.FITTING and validates else [])]
+        for split in splits:
             self._open(split)
         check_manifests(self.manifests, self.root)
         self._check_streams(module)
-        if "train" in wanted:
+        if "train" in splits:
             self._order()
 
     def _check_streams(self, stage: LightningModule | None) -> None:
@@ -155,13 +153,13 @@ class TokenShards(LightningDataModule):
             return
         layout = stage.model.layout
         for split, clips in self._splits.items():
-            held = [stream.name for stream in clips.streams]
-            missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in held]
+            given = [stream.name for stream in clips.streams]
+            missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in given]
             if missing:
                 raise RequestError(
                     f"{type(stage).__name__} needs the stream {', '.join(map(repr, missing))}, which split {split!r} "
                     f"of {self.root} does not give\n"
-                    f"it gives {', '.join(held)}: prepare shards with it, or change model.conditions or data.streams"
+                    f"it gives {', '.join(given)}: prepare shards with it, or change model.conditions or data.streams"
                 )
 
     def _open(self, split: str) -> ClipBatches:

@@ -1,7 +1,6 @@
-"""What the parts of a run may offer each other, beside Lightning's hooks.
+"""What data modules, callbacks, loggers and stages may offer each other, beside Lightning's hooks.
 
-A data module, callback, logger or stage offers one of these by having its methods; it need not name the protocol. Who
-asks tests for it with ``isinstance``.
+A class offers one of these by having its members; it need not name the protocol. Callers test with ``isinstance``.
 """
 
 from __future__ import annotations
