@@ -32,7 +32,7 @@ from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import TEMPORARY_PREFIX, sync_folder
-from hafm_lightning.lightning_internals import end_with_143, finishes_step, write_row
+from hafm_lightning.lightning_internals import finishes_step, note_sigterm, write_row
 
 FOLDER = "checkpoints"
 BEST_NAME = "best.ckpt"
@@ -257,5 +257,5 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and self._signals.asks_to_requeue:
             requeue_slurm_job()
         trainer.strategy.barrier("saved before stopping")
-        end_with_143(trainer)
+        note_sigterm(trainer)
         raise SIGTERMException

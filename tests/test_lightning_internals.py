@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -112,11 +113,14 @@ def test_a_row_can_be_written_before_its_time(tmp_path):
 def test_a_run_ends_as_after_sigterm(tmp_path):
     class Ending(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
-            internals.end_with_143(trainer)
+            internals.note_sigterm(trainer)
+            trainers.append(trainer)
 
-    with pytest.raises(SystemExit) as left:
+    trainers = []
+    with pytest.raises(SIGTERMException):
         run(tmp_path, Ending())
-    assert left.value.code == 143
+    assert len(trainers) == 1, "after the first batch"
+    assert trainers[0].received_sigterm
 
 
 def test_a_module_knows_whether_it_belongs_to_a_trainer(tmp_path):

@@ -74,8 +74,8 @@ def write_row(trainer: Trainer) -> None:
     trainer._logger_connector.update_train_step_metrics()
 
 
-def end_with_143(trainer: Trainer) -> None:
-    """Let the run end as after SIGTERM, also where another signal or process asked for it."""
+def note_sigterm(trainer: Trainer) -> None:
+    """Let the run end as after SIGTERM; also where another signal, or another process, was told to stop."""
     trainer._signal_connector.received_sigterm = True
 
 

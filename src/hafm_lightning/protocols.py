@@ -55,8 +55,8 @@ class TokenSource(HasTokenizers, Protocol):
 
 
 @runtime_checkable
-class ShardSource(TokenSource, Protocol):
-    """A data module that reads shards."""
+class ShardSource(Protocol):
+    """A data module that reads shards; it may not have made them yet, and then knows no tokenizers either."""
 
     @property
     def manifests(self) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ def test_weights_and_average_are_not_mixed_up_whenever_they_are_saved(data, tmp_
     for path, step in ((middle, 4), (end, 8)):
         saved = torch.load(path, weights_only=True)
         assert float(saved[TRAINING_WEIGHTS]["weight"]) == pytest.approx(0.8**step, rel=1e-5)
-        assert float(saved["state_dict"]["weight"]) > 1.2 * 0.8**step, "the average lags behind"
+        assert float(saved["state_dict"]["weight"]) > 1.05 * 0.8**step, "the average lags behind"
     again = Line()
     trainer_of(tmp_path / "on", EMA(decay=0.6), max_steps=8).fit(again, datamodule=data, ckpt_path=middle)
     assert again.walked == stage.walked[4:]
