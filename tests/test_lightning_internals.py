@@ -1,5 +1,9 @@
 """Each private name of Lightning and torch does what it is used for; an upgrade that removes one fails here by name."""
 
+import ast
+import re
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -53,6 +57,35 @@ class Watch(pl.Callback):
 
     def on_train_batch_end(self, trainer, *_):
         self.said.append([function(trainer) for function in self.functions])
+
+
+ROOT = Path(__file__).parents[1]
+TRAINING = [*ROOT.glob("callbacks/*.py"), *ROOT.glob("data_modules/*.py")]
+TRAINING += [
+    ROOT / "src" / "hafm_lightning" / f"{name}.py"
+    for name in ("stages", "token_means", "optimizer", "optimizer_step", "checkpoint_format")
+]
+
+
+def private_names(code):
+    """Private attributes that code reads or sets on anything but itself."""
+    return {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute)
+        and re.match("_[a-z]", node.attr)
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    }
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_private_names_stand_in_one_file(path):
+    assert private_names(path.read_text()) == set()
+
+
+def test_the_check_for_private_names_can_tell():
+    assert private_names("trainer.fit_loop._should_accumulate()") == {"trainer.fit_loop._should_accumulate"}
+    assert private_names("torch._foreach_mul_([], 2)\nself._mine = self._other(1)") == {"torch._foreach_mul_"}
 
 
 def data():
