@@ -32,7 +32,7 @@ from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import TEMPORARY_PREFIX, sync_folder
-from hafm_lightning.lightning_internals import finishes_step, note_sigterm, write_row
+from hafm_lightning.training.internals import finishes_step, note_sigterm, write_row
 
 FOLDER = "checkpoints"
 BEST_NAME = "best.ckpt"

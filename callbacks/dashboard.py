@@ -30,9 +30,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from hafm_lightning.lightning_internals import finishes_step, writes_row
-from hafm_lightning.protocols import CountsFlops, HasClock, HasTokenizers, WritesStream
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.internals import finishes_step, writes_row
+from hafm_lightning.training.protocols import CountsFlops, HasClock, HasTokenizers, WritesStream
 
 GIB = 2**30
 

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.lightning_internals import move_all
+from hafm_lightning.training.internals import move_all
 
 TRAINING_WEIGHTS = "training_weights"
 """Checkpoint entry with the weights in training, where ``state_dict`` holds the average."""

@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hafm_lightning.lightning_internals import has_loss_scaler
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.internals import has_loss_scaler
 
 CLIPS_NAMED = 8
 """Most clips of a process that the message names."""

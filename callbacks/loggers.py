@@ -26,9 +26,9 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from hafm_lightning.files import write_atomic
-from hafm_lightning.lightning_internals import set_wandb_identity, set_wandb_run, wandb_run, wandb_settings
 from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
+from hafm_lightning.training.internals import set_wandb_identity, set_wandb_run, wandb_run, wandb_settings
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-run-id.txt"

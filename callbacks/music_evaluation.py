@@ -65,11 +65,11 @@ from hafm_lightning.evaluation.stage.music import (
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_scores import score, score_names, summarise
 from hafm_lightning.progress import progress
-from hafm_lightning.protocols import TokenSource
 from hafm_lightning.stages import Stage, load_stage
-from hafm_lightning.token_means import TokenMeans
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, TokenBatch
+from hafm_lightning.training.protocols import TokenSource
+from hafm_lightning.training.token_means import TokenMeans
 
 PAPER_SAMPLING = SamplingOptions()
 

@@ -33,9 +33,9 @@ from hafm_lightning.data_modules.sampling import BatchRequest, EvaluationOrder, 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song_clips, song_of
-from hafm_lightning.protocols import TrainsModel
 from hafm_lightning.shards.reader import Manifest, open_shards
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.protocols import TrainsModel
 
 SPLITS_OF = {
     TrainerFn.FITTING: ("train",),

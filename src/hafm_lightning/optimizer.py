@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.lightning_internals import unscale_before_step
+from hafm_lightning.training.internals import unscale_before_step
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Types of devices for which torch has a fused AdamW."""

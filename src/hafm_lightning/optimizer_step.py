@@ -25,7 +25,7 @@ from lightning.pytorch.plugins import FSDPPrecision
 from torch import Tensor, nn
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.lightning_internals import ends_epoch, finishes_step, scale_all
+from hafm_lightning.training.internals import ends_epoch, finishes_step, scale_all
 
 REFUSED_PRECISIONS = {
     "16-true": "AdamW cannot train float16 weights: its second moment underflows, and the steps grow without bound",

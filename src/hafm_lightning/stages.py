@@ -16,7 +16,7 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     Loss with the conditions of another song, and loss_other - loss: above 0 where the stage follows its conditions.
     The pairs of songs are fixed (``modeling/token_scores.py``); no other song, no such metric.
 
-The scores are in ``modeling/token_scores.py`` and ``token_means.py``, the optimizer in ``optimizer.py`` and
+The scores are in ``modeling/token_scores.py`` and ``training/token_means.py``, the optimizer in ``optimizer.py`` and
 ``optimizer_step.py``, the file format in ``checkpoint_format.py``.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
@@ -44,7 +44,6 @@ from hafm_lightning.checkpoint_format import (
     read_checkpoint,
 )
 from hafm_lightning.errors import RequestError
-from hafm_lightning.lightning_internals import finishes_step, is_attached, writes_row
 from hafm_lightning.modeling.attention import AttentionBackend
 from hafm_lightning.modeling.conditioning import drop_at_random
 from hafm_lightning.modeling.cost import training_flops
@@ -64,9 +63,10 @@ from hafm_lightning.modeling.token_scores import (
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
 from hafm_lightning.optimizer_step import StepWeights, check_training
-from hafm_lightning.protocols import ShardSource, TokenSource
-from hafm_lightning.token_means import TokenMeans
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.internals import finishes_step, is_attached, writes_row
+from hafm_lightning.training.protocols import ShardSource, TokenSource
+from hafm_lightning.training.token_means import TokenMeans
 
 
 class Stage(pl.LightningModule):

@@ -42,8 +42,8 @@ from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.optimizer_step import check_precision, check_training
-from hafm_lightning.protocols import ChecksRequest, ShardSource, UsesRunFolder
 from hafm_lightning.stages import Stage
+from hafm_lightning.training.protocols import ChecksRequest, ShardSource, UsesRunFolder
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
 DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"
@@ -293,7 +293,7 @@ class StageCLI(LightningCLI):
     def check(self) -> None:
         """Ask data, callbacks and checkpoint whether they fit, before a logger or a folder begins.
 
-        Those that are :class:`~hafm_lightning.protocols.ChecksRequest` check themselves.
+        Those that are :class:`~hafm_lightning.training.protocols.ChecksRequest` check themselves.
 
         Raises:
             RequestError: One of them does not.

@@ -7,7 +7,7 @@ from tiny_trainer import Line
 
 from hafm_lightning.callbacks import CsvLog, Dashboard, MusicEvaluation, WandbDashboard
 from hafm_lightning.data_modules import Musdb18, TokenShards
-from hafm_lightning.protocols import (
+from hafm_lightning.training.protocols import (
     ChecksRequest,
     CountsFlops,
     HasClock,

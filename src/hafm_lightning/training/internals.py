@@ -1,6 +1,6 @@
 """Every name that this project uses of Lightning and torch without their promise to keep it.
 
-Each stands behind one function, with a test in ``tests/test_lightning_internals.py`` that fails by name when an upgrade
+Each stands behind one function, with a test in ``tests/training/test_internals.py`` that fails by name when an upgrade
 removes it. Nothing else in the package reads a private name of a Trainer, a loop, an optimizer or a logger.
 """
 

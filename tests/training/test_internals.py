@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hafm_lightning import lightning_internals as internals
+from hafm_lightning.training import internals
 
 BATCHES = 5
 
@@ -59,11 +59,18 @@ class Watch(pl.Callback):
         self.said.append([function(trainer) for function in self.functions])
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAINING = [*ROOT.glob("callbacks/*.py"), *ROOT.glob("data_modules/*.py")]
 TRAINING += [
     ROOT / "src" / "hafm_lightning" / f"{name}.py"
-    for name in ("stages", "token_means", "optimizer", "optimizer_step", "checkpoint_format")
+    for name in (
+        "stages",
+        "training/protocols",
+        "training/token_means",
+        "optimizer",
+        "optimizer_step",
+        "checkpoint_format",
+    )
 ]
 
 

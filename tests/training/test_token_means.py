@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hafm_lightning.token_means import TokenMeans
+from hafm_lightning.training.token_means import TokenMeans
 
 
 def add(means, clips, **values):
