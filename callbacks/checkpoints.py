@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when the run is told to stop.
+"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when a signal stops the run.
 
 A run's ``checkpoints/`` holds the newest few ``step-00001000.ckpt`` and ``best.ckpt``; each continues the run exactly
 (:mod:`.exact_resume`) and describes its stage (``load_stage``).
@@ -99,7 +99,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves the run, and stops it when asked to."""
+    """Saves the run, and stops it after a signal."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ Logged beside the stage's own metrics, at the trainer's ``log_every_n_steps``:
 ``speed/mfu``
     Model FLOPs utilisation: FLOPs that the model needs (``stage.flops_per_step(batch)``, attention included, nothing
     counted for recomputation) over the device's peak at the run's precision without sparsity. Missing where either is
-    unknown; a line says so once.
+    unknown; one line in the log gives the reason.
 ``system/memory_gib``, ``system/gpu_memory_gib``
     Peak memory of the process, and of PyTorch on the GPU.
 ``train/learning_rate``
@@ -74,7 +74,7 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s of a device at a trainer's ``precision``; None where it is not known."""
+    """Peak FLOP/s of a device at a trainer's ``precision``; None where it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device).lower()
@@ -192,7 +192,7 @@ def target_tokens(pl_module: LightningModule, batch: Any) -> int:
 
 
 def peak_memory_gib() -> float:
-    """Most memory that this process has held."""
+    """Peak memory of this process."""
     if sys.platform == "win32":
         return 0.0
     import resource

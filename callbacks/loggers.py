@@ -167,7 +167,7 @@ class WandbDashboard(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The W&B run, started when first asked for."""
+        """The W&B run; the first access starts it."""
         if wandb_run(self) is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._start()
         return super().experiment

@@ -87,8 +87,8 @@ class MusicEvaluation(Callback):
         sampling: Guidance and sampling; the defaults are the paper's.
         seed: Draws the segments and, with each clip's number, its tokens.
         tokenizers: Folder of the tokenizers; by default the one beside the shards.
-        coarse: Checkpoint through which a semantic stage is heard.
-        fine: Checkpoint after it; without one, 4 codebooks are decoded.
+        coarse: Checkpoint that writes coarse tokens for a semantic stage, so that it has sound.
+        fine: Checkpoint for the fine tokens after these; without one, 4 codebooks are decoded.
         vocal_noise_sigma: Noise on the vocals before they are tokenized (preparation's sigma); 0 for clean vocals.
         batch_clips: Clips generated at once.
         audio_clips: Clips whose sound and spectrograms are kept at each measurement; 0 for none.

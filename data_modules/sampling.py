@@ -41,7 +41,7 @@ class BatchRequest:
 
     Attributes:
         clips: Indices into the split, int64 ``[B]``.
-        starts: First kept instant of each clip, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
+        starts: Start of each clip's crop, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
             frames of every stream), int64 ``[B]``.
         other: For each clip one of another song.
     """

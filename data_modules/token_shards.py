@@ -79,7 +79,7 @@ class TokenShards(LightningDataModule):
             shuffle: Whether training walks through the clips in a new order each epoch.
             drop_last: Whether training leaves out the clips that do not fill a last batch.
             streams: Streams to deliver; by default all that the shards hold.
-            cache_dir: Where shards of a remote root are kept.
+            cache_dir: Folder for copies of the shards of a remote root.
             allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
                 the uninterrupted run would have gone on differently.
         """

@@ -80,7 +80,7 @@ def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
         config: Rates and schedule.
 
     Raises:
-        RequestError: A fused step was asked for by name, on a device that has none.
+        RequestError: ``fused`` is true on a device that has no fused step.
     """
     parameters = list(parameters)
     odd = {parameter.device.type for parameter in parameters}.difference(FUSED_DEVICES)

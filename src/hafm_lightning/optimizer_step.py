@@ -57,7 +57,7 @@ def check_precision(precision: str | int | None) -> None:
 
 
 def check_training(trainer: pl.Trainer) -> None:
-    """Refuse precisions and gradient clippings that would fail at the first step, or do something else than asked.
+    """Refuse precisions and gradient clippings that would fail at the first step or have another effect than intended.
 
     Raises:
         RequestError: The Trainer has such a setting.

@@ -82,7 +82,7 @@ class Stage(pl.LightningModule):
         backbone: Size of the Transformer.
         conditions: Names of the condition streams, in order; default: the paper's for this stage.
         prefix_mask: ``causal`` (the paper) or ``bidirectional`` among the conditions of a prefix.
-        look_ahead_s: For ``aligned``: seconds of the conditions heard ahead.
+        look_ahead_s: For ``aligned``: seconds of the conditions ahead of a frame that it depends on.
         look_behind_s: For ``aligned``: seconds that the conditions' convolution reaches back.
         guidance_dropout: Probability with which all conditions of a training clip become null tokens; a style does so
             by itself too.

@@ -6,7 +6,7 @@ evaluation's probes and the demo use these.
 
 Choices:
 
-* The clip of another song is the one at the same place in the next song, songs in alphabetical order. The pairing is
+* The clip of another song is the one with the same number in the next song, songs in alphabetical order. The pairing is
   made over all clips of a set (:func:`other_song_clips`) before they are cut into batches, so that no score depends on
   the size of a batch or on the number of processes. :class:`PairedBatch` carries the other clips along.
 """

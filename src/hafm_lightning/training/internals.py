@@ -75,7 +75,7 @@ def write_row(trainer: Trainer) -> None:
 
 
 def note_sigterm(trainer: Trainer) -> None:
-    """Let the run end as after SIGTERM; also where another signal, or another process, was told to stop."""
+    """Let the run end as after SIGTERM; also where another signal stops the run, or a signal to another process."""
     trainer._signal_connector.received_sigterm = True
 
 
