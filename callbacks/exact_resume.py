@@ -34,12 +34,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from hafm_lightning.callbacks.ema import EMA, TRAINING_WEIGHTS
 from hafm_lightning.errors import RequestError
-from hafm_lightning.training.internals import (
-    ends_training,
-    finishes_step,
-    loop_state_after_batch,
-    validation_follows,
-)
+from hafm_lightning.training.internals import ends_training, finishes_step, loop_state_after_batch, validation_follows
 
 
 def seed_step(seed: int, batch: int, rank: int) -> None:

@@ -70,7 +70,7 @@ class ClipBatches(Dataset[TokenBatch]):
         missing = [name for name in names if name not in {stream.name for stream in stored}]
         if missing or not names:
             raise RequestError(
-                f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(no stream was requested)'}\n"
+                f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(none was requested)'}\n"
                 f"it holds {', '.join(stream.name for stream in stored)}; prepare shards with the stream, "
                 "or leave it out of the stage's conditions and of data.streams"
             )
