@@ -60,7 +60,7 @@ class CsvLog(CSVLogger):
         self._start = time.monotonic()
 
     @property
-    def experiment(self) -> CsvLog:  # type: ignore[override]
+    def experiment(self) -> CsvLog:
         """This logger, which writes by itself; Lightning's writer would delete the file."""
         return self
 
@@ -71,7 +71,7 @@ class CsvLog(CSVLogger):
         """Settings are in ``config.yaml``."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Append a row.
 
         Args:

@@ -124,8 +124,17 @@ class StepProgress(ProgressBar):
             self._read(trainer, "val/loss", "validation")
             self._advance(0, self._note())
 
-    on_predict_batch_end = on_test_batch_end
-    on_test_end = on_predict_end = on_train_end
+    def on_predict_batch_end(self, *_: Any) -> None:
+        """Count a batch."""
+        self._advance(1, "")
+
+    def on_test_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_predict_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self._close()
 
 
 def planned_steps(trainer: Trainer) -> float:

@@ -25,6 +25,7 @@ Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -317,6 +318,9 @@ class FineStage(Stage):
     default_conditions = ("instrumental_coarse",)
 
 
+METRICS = re.compile(r"(means|train_means|evaluation_means)\.")
+"""Names of the metrics' states in a checkpoint."""
+
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
 
 
@@ -351,6 +355,8 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
-    check_weights(checkpoint["state_dict"], stage.state_dict(), str(path))
-    stage.load_state_dict(checkpoint["state_dict"])
+    # sums of metrics, which a version of torchmetrics may save, are no weights
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if not METRICS.match(name)}
+    check_weights(weights, {n: value for n, value in stage.state_dict().items() if not METRICS.match(n)}, str(path))
+    stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()
