@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when the run is told to stop.
+"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when a signal stops the run.
 
 A run's ``checkpoints/`` holds the newest few ``step-00001000.ckpt`` and ``best.ckpt``; each continues the run exactly
 (:mod:`.exact_resume`) and describes its stage (``load_stage``).
@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -32,6 +32,7 @@ from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import TEMPORARY_PREFIX, sync_folder
+from hafm_lightning.training.internals import finishes_step, note_sigterm, write_row
 
 FOLDER = "checkpoints"
 BEST_NAME = "best.ckpt"
@@ -46,7 +47,7 @@ class FailureNote:
     """A file to write to, which remembers why a write failed."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+        self.flush, self.file = file.flush, file
         self.failure: OSError | None = None
 
     def write(self, content: Any) -> int:
@@ -57,13 +58,9 @@ class FailureNote:
             self.failure = error
             raise
 
-    def flush(self) -> None:
-        """Flush the file."""
-        self.file.flush()
-
 
 def save_into(file: BinaryIO, content: dict[str, Any]) -> None:
-    """``torch.save``, but a full disk is an OSError; left to itself it is reported as an unexpected position."""
+    """``torch.save``, which reports a full disk as an unexpected position: here it is an OSError."""
     noting = FailureNote(file)
     try:
         torch.save(content, noting)  # type: ignore[arg-type]
@@ -75,7 +72,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """Writes a checkpoint whole or not at all, reads data only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; OSError, say for a full disk, leaves the file as it was."""
+        """Write ``checkpoint`` to ``path``; after an OSError (a full disk) the file is as it was."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
@@ -102,7 +99,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves the run, and stops it when asked to."""
+    """Saves the run, and stops it after a signal."""
 
     def __init__(
         self,
@@ -115,8 +112,8 @@ class Checkpoints(Checkpoint):
         """Settings of ``checkpoints`` in the configuration.
 
         Args:
-            every_steps: Save after so many optimizer steps.
-            every_minutes: Save after so many minutes too.
+            every_steps: Optimizer steps between two saves.
+            every_minutes: Minutes between two saves, in addition.
             keep: Number of newest checkpoints to keep, beside the best one.
             monitor: Metric whose best value ``best.ckpt`` keeps; none keeps no best.
             mode: Whether the best value is the lowest or the highest.
@@ -151,8 +148,8 @@ class Checkpoints(Checkpoint):
 
     # --- when to save -----------------------------------------------------------------------------------------
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Settle the folder, and clear what an interrupted save left in it."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the folder, and remove what an interrupted save left in it."""
         if stage != TrainerFn.FITTING:
             return
         self.folder = Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir) / FOLDER)))
@@ -160,52 +157,50 @@ class Checkpoints(Checkpoint):
             for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
                 unfinished.unlink()
 
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for signals, before Lightning's handlers do more than note one."""
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catch signals before Lightning's handlers act on one."""
         self._signals.install()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for signals; the step from which the run continues is saved already."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catch signals; the step from which the run continues is saved already."""
         self._signals.install()
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """After an optimizer step: save where it is time, stop where it was asked."""
-        if trainer.fit_loop._should_accumulate():
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """After an optimizer step: save when it is time, stop when a signal came."""
+        if not finishes_step(trainer):
             return  # gradients of half a step are in no checkpoint
         step = trainer.global_step
         minutes = (time.monotonic() - self._saved_time) / 60
         overdue = self.every_minutes is not None and minutes >= self.every_minutes
-        stop, overdue = self._agree(trainer, self._asked_to_stop(trainer), overdue)
+        stop, overdue = self._agree(trainer, self._must_stop(trainer), overdue)
         if stop:
-            trainer._logger_connector.update_train_step_metrics()  # this step's row, which Lightning writes later
+            write_row(trainer)  # Lightning would write the row of this step after the callbacks
             self._save_and_stop(trainer)
         if overdue or (self.every_steps is not None and step % self.every_steps == 0):
             self._save_step(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out how many validation batches all processes have in common."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             batches = torch.tensor(float(sum(trainer.num_val_batches)), device=pl_module.device)
             self._common_validation_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
 
     def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Stop in the middle of a validation rather than let it outlast the grace period."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if batch_idx < self._common_validation_batches and self._agree(trainer, self._asked_to_stop(trainer))[0]:
+        if batch_idx < self._common_validation_batches and self._agree(trainer, self._must_stop(trainer))[0]:
             self._save_and_stop(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.monitor is None:
             return
         if trainer.global_step == 0:
-            return  # between the first accumulated batches: nothing is learned, and there is no step to continue after
+            return  # between the first accumulated batches: there is no step to continue from yet
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             return
@@ -218,33 +213,33 @@ class Checkpoints(Checkpoint):
             self.best_score = score
             self._save(trainer, BEST_NAME)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the end of the run."""
         self._signals.restore()
         self._save_step(trainer)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back; save nothing."""
         self._signals.restore()
 
     # --- saving -----------------------------------------------------------------------------------------------
 
-    def _asked_to_stop(self, trainer: pl.Trainer) -> bool:
+    def _must_stop(self, trainer: Trainer) -> bool:
         return self._signals.received is not None or trainer.received_sigterm
 
-    def _agree(self, trainer: pl.Trainer, *flags: bool) -> list[bool]:
-        """What at least one process wants, so that all do the same at the same step."""
+    def _agree(self, trainer: Trainer, *flags: bool) -> list[bool]:
+        """Each flag, set if it is set on any process, so that all do the same at the same step."""
         if trainer.world_size == 1:
             return list(flags)
-        wanted = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(wanted, torch.distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in wanted.tolist()]
+        flagged = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flagged, torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in flagged.tolist()]
 
-    def _save(self, trainer: pl.Trainer, name: str) -> None:
+    def _save(self, trainer: Trainer, name: str) -> None:
         if self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.folder / name, weights_only=False)
 
-    def _save_step(self, trainer: pl.Trainer) -> None:
+    def _save_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if step == self._saved_step:
             return
@@ -254,7 +249,7 @@ class Checkpoints(Checkpoint):
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()
 
-    def _save_and_stop(self, trainer: pl.Trainer) -> None:
+    def _save_and_stop(self, trainer: Trainer) -> None:
         self._save_step(trainer)
         rank_zero_info(
             f"stopped by a signal after step {trainer.global_step}; the run is saved, continue it with --ckpt_path auto"
@@ -262,5 +257,5 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and self._signals.asks_to_requeue:
             requeue_slurm_job()
         trainer.strategy.barrier("saved before stopping")
-        trainer._signal_connector.received_sigterm = True
+        note_sigterm(trainer)
         raise SIGTERMException

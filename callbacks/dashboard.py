@@ -1,4 +1,4 @@
-"""What the training itself does: speed, utilisation, memory, learning rate, and the paper's values to compare with.
+"""Measures the training itself: speed, utilisation, memory, learning rate, and the paper's values to compare with.
 
 Logged beside the stage's own metrics, at the trainer's ``log_every_n_steps``:
 
@@ -9,8 +9,8 @@ Logged beside the stage's own metrics, at the trainer's ``log_every_n_steps``:
     Share of that time in which the training waited for its batch.
 ``speed/mfu``
     Model FLOPs utilisation: FLOPs that the model needs (``stage.flops_per_step(batch)``, attention included, nothing
-    counted for recomputation) over what the device could do at the run's precision without sparsity. Missing where
-    either is unknown; a line says so once.
+    counted for recomputation) over the device's peak at the run's precision without sparsity. Missing where either is
+    unknown; one line in the log gives the reason.
 ``system/memory_gib``, ``system/gpu_memory_gib``
     Peak memory of the process, and of PyTorch on the GPU.
 ``train/learning_rate``
@@ -23,25 +23,22 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+
+from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.internals import finishes_step, writes_row
+from hafm_lightning.training.protocols import CountsFlops, HasClock, HasTokenizers, WritesStream
 
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class PaperValues:
-    """What the paper reports for a stage on its validation clips.
-
-    Attributes:
-        loss: Best cross-entropy, in nats.
-        accuracy: Top-1 accuracy at that point.
-    """
+class PaperValues(NamedTuple):
+    """A stage's best cross-entropy in the paper, in nats on its validation clips, and top-1 accuracy at that point."""
 
     loss: float
     accuracy: float
@@ -77,7 +74,7 @@ PEAK_TFLOPS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that a device reaches at best at a trainer's ``precision``; None where it is not known."""
+    """Peak FLOP/s of a device at a trainer's ``precision``; None where it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device).lower()
@@ -89,7 +86,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return None
 
 
-class Dashboard(pl.Callback):
+class Dashboard(Callback):
     """Logs speed, utilisation, memory and the paper's values."""
 
     def __init__(self, paper: bool | None = None) -> None:
@@ -99,26 +96,24 @@ class Dashboard(pl.Callback):
             paper: Whether to log the paper's values; by default where the shards hold the paper's tokens.
         """
         self.paper = paper
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._restart_clock()
 
     def _restart_clock(self) -> None:
         self._seconds = self._waited = 0.0
-        self._tokens = self._steps = self._batches = 0
+        self._tokens = self._steps = 0
         self._flops: float | None = 0.0
         self._ready: float | None = None
         self._last: float | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks."""
         self._restart_clock()
         for logger in trainer.loggers:
-            if hasattr(logger, "start_clock"):
+            if isinstance(logger, HasClock):
                 logger.start_clock()
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is there."""
         now = time.perf_counter()
         if self._last is not None:
@@ -127,17 +122,17 @@ class Dashboard(pl.Callback):
         self._ready = now
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the step, and log at the trainer's interval."""
-        stepped = not trainer.fit_loop._should_accumulate()
+        stepped = finishes_step(trainer)
         self._tokens += target_tokens(pl_module, batch)
-        self._batches += 1
         self._steps += int(stepped)
-        flops = getattr(pl_module, "flops_per_step", None)
-        if self._flops is not None:
-            self._flops = self._flops + float(flops(batch)) if callable(flops) else None
-        logging = stepped and trainer._logger_connector.should_update_logs and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not isinstance(pl_module, CountsFlops):
+            self._flops = None
+        elif self._flops is not None:
+            self._flops += float(pl_module.flops_per_step(batch))
+        logging = stepped and writes_row(trainer) and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if logging and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()
@@ -149,20 +144,21 @@ class Dashboard(pl.Callback):
             self._restart_clock()
             self._last = time.perf_counter()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is not training time."""
         self._last = None
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the paper's values as level lines."""
         values = PAPER_VALUES.get(type(pl_module).__name__)
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or values is None:
             return
-        kinds = {name: identity.get("kind") for name, identity in getattr(pl_module, "tokenizers", {}).items()}
+        identities = pl_module.tokenizers if isinstance(pl_module, HasTokenizers) else {}
+        kinds = {name: identity.get("kind") for name, identity in identities.items()}
         if self.paper or (self.paper is None and kinds == PAPER_TOKENIZERS):
             pl_module.log_dict({"val/loss_paper": values.loss, "val/accuracy_paper": values.accuracy}, batch_size=1)
 
-    def _values(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+    def _values(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         seconds = max(self._seconds, 1e-9)
         values = {
             "speed/tokens_per_s": self._tokens * trainer.world_size / seconds,
@@ -175,28 +171,28 @@ class Dashboard(pl.Callback):
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / GIB
         peak = peak_flops(pl_module.device, str(trainer.precision))
         if peak is None:
-            self._tell_once(f"no speed/mfu: the peak FLOP/s of this {pl_module.device.type} device are not known")
+            self._say_once(f"no speed/mfu: the peak FLOP/s of this {pl_module.device.type} device are not known")
         elif self._flops is None:
-            self._tell_once(f"no speed/mfu: {type(pl_module).__name__} has no flops_per_step(batch)")
+            self._say_once(f"no speed/mfu: {type(pl_module).__name__} has no flops_per_step(batch)")
         else:
             values["speed/mfu"] = self._flops / seconds / peak
         return values
 
-    def _tell_once(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
             rank_zero_info(line)
 
 
-def target_tokens(pl_module: pl.LightningModule, batch: Any) -> int:
-    """Tokens of a batch that the stage learns to write; all its tokens where the stage does not say which."""
-    streams = getattr(batch, "streams", {})
-    name = getattr(pl_module, "target", None)
-    return sum(ids.numel() for stream, ids in streams.items() if name is None or stream == name)
+def target_tokens(pl_module: LightningModule, batch: Any) -> int:
+    """Tokens of a batch that the stage learns to write; all its tokens where the stage names no target."""
+    streams = batch.streams if isinstance(batch, TokenBatch) else {}
+    target = pl_module.target if isinstance(pl_module, WritesStream) else None
+    return sum(ids.numel() for name, ids in streams.items() if target in (None, name))
 
 
 def peak_memory_gib() -> float:
-    """Most memory that this process has held."""
+    """Peak memory of this process."""
     if sys.platform == "win32":
         return 0.0
     import resource

@@ -4,27 +4,31 @@ While training, a second copy of the parameters follows the first: ``average += 
 the decay rising from 0.1 as ``(1 + n) / (10 + n)`` so that the random start is soon forgotten. Validation runs on the
 average, and ``state_dict`` of a checkpoint is the average, so that whoever loads it gets the better weights; those in
 training lie beside it, and a continued run takes up both exactly.
+
+Lightning's ``WeightAveraging`` cannot do this (2.6.6). A checkpoint that it saves in the middle of a validation holds
+the two copies exchanged, and one saved at the end of training holds the average twice: neither continues exactly. It
+ends the exchange before other callbacks have measured at the end of a validation, and builds the average on the CPU.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from hafm_lightning.callbacks.exact_resume import TRAINING_WEIGHTS
 from hafm_lightning.errors import RequestError
+from hafm_lightning.training.internals import move_all
+
+TRAINING_WEIGHTS = "training_weights"
+"""Checkpoint entry with the weights in training, where ``state_dict`` holds the average."""
 
 
-class EMA(pl.Callback):
+class EMA(Callback):
     """Keeps an exponential moving average of the weights."""
-
-    restores_training_weights = True
-    """Read by :class:`~.exact_resume.ExactResume`."""
 
     def __init__(self, decay: float = 0.999, every_steps: int = 1) -> None:
         """Set how slowly the average follows.
@@ -37,8 +41,7 @@ class EMA(pl.Callback):
             raise RequestError(f"EMA needs 0 < decay < 1 and every_steps >= 1, got {decay} and {every_steps}")
         self.decay, self.every_steps = decay, every_steps
         self._average: dict[str, Tensor] = {}
-        self._updates = 0
-        self._updated_step = 0
+        self._updates = self._updated_step = 0
         self._swapped = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class EMA(pl.Callback):
         """Go on counting."""
         self._updates, self._updated_step = state_dict["updates"], state_dict["updated_step"]
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that cut the weights into pieces."""
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise RequestError(
@@ -57,9 +60,7 @@ class EMA(pl.Callback):
                 "use strategy ddp, or leave EMA out of trainer.callbacks"
             )
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up the average, and put the weights in training back into the model."""
         if trainer.state.fn != TrainerFn.FITTING or TRAINING_WEIGHTS not in checkpoint:
             return
@@ -69,55 +70,51 @@ class EMA(pl.Callback):
             for name, parameter in pl_module.named_parameters():
                 parameter.copy_(training[name])
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as ``state_dict``, and the weights in training beside it."""
         if not self._average:
             return
-        held = {name: parameter.detach() for name, parameter in pl_module.named_parameters()}
-        training, average = (self._average, held) if self._swapped else (held, self._average)
+        in_model = {name: parameter.detach() for name, parameter in pl_module.named_parameters()}
+        training, average = (self._average, in_model) if self._swapped else (in_model, self._average)
         checkpoint[TRAINING_WEIGHTS] = dict(training)
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **average}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the weights, or move a loaded average to the device."""
         for name, parameter in pl_module.named_parameters():
             start = self._average.get(name, parameter.detach())
             self._average[name] = start.to(parameter.device, parameter.dtype, copy=True)
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Follow the weights."""
         step = trainer.global_step
         if step == self._updated_step or step % self.every_steps:
             return
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        weights = [parameter.detach() for _, parameter in pl_module.named_parameters()]
-        torch._foreach_lerp_(list(self._average.values()), weights, 1 - decay)
+        weights = [parameter.detach() for parameter in pl_module.parameters()]
+        move_all(list(self._average.values()), weights, 1 - decay)
         self._updates, self._updated_step = self._updates + 1, step
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
         if trainer.state.fn == TrainerFn.FITTING and self._average and not self._swapped:
             self._swap(pl_module)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train on with the weights."""
         if self._swapped:
             self._swap(pl_module)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model with the weights in training."""
         if self._swapped:
             self._swap(pl_module)
 
     @torch.no_grad()
-    def _swap(self, pl_module: pl.LightningModule) -> None:
+    def _swap(self, pl_module: LightningModule) -> None:
         for name, parameter in pl_module.named_parameters():
-            held = parameter.detach().clone()
+            before = parameter.detach().clone()
             parameter.copy_(self._average[name])
-            self._average[name].copy_(held)
+            self._average[name].copy_(before)
         self._swapped = not self._swapped

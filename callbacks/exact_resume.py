@@ -1,6 +1,6 @@
 """Continue a run as if it had never stopped: the same batches, the same random numbers, the same validations.
 
-Together with a data module that remembers its place (``TokenShards``), a run that is killed anywhere and continued from
+Together with a data module that stores its position (``TokenShards``), a run that is killed anywhere and continued from
 its last checkpoint ends with the weights of the uninterrupted run, bit for bit.
 
 Choices:
@@ -8,12 +8,12 @@ Choices:
 * Before every training batch all generators are seeded with a hash of (seed, number of the batch, process). The random
   numbers of a step are then a pure function, like the order of the data: there is no generator state to save or to
   gather, and nothing that runs between two steps (validation, sampling of audio) can shift them.
-* Every checkpoint holds the counters of Lightning's loops, and the place in the data, as they were when the last
+* Every checkpoint holds the counters of Lightning's loops, and the position in the data, as they were when the last
   optimizer step ended, whichever hook saves it, so that there is one way to continue and not four. After the last batch
   of an epoch the epoch counts as done; Lightning would otherwise lose count of it.
 * With accumulated gradients a validation, and with it a save, can fall between two batches of a step. The gradients of
   half a step are in no checkpoint: the continued run takes the batches of that step again, with the same numbers.
-* A validation that was due but not finished at that point is marked, and the continued run makes it up first; Lightning
+* A validation that was due but not finished at that point is marked, and the continued run begins with it. Lightning
   alone would skip it.
 """
 
@@ -26,16 +26,15 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from hafm_lightning.callbacks.ema import EMA, TRAINING_WEIGHTS
 from hafm_lightning.errors import RequestError
-
-TRAINING_WEIGHTS = "training_weights"
-"""Checkpoint entry with the weights in training, where ``state_dict`` holds averaged ones (:mod:`.ema`)."""
+from hafm_lightning.training.internals import ends_training, finishes_step, loop_state_after_batch, validation_follows
 
 
 def seed_step(seed: int, batch: int, rank: int) -> None:
@@ -47,7 +46,7 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a run stands after an optimizer step.
 
     Attributes:
@@ -63,7 +62,7 @@ class Place:
     data: dict[str, Any]
 
 
-class ExactResume(pl.Callback):
+class ExactResume(Callback):
     """Makes a continued run equal to the uninterrupted one. The command line interface adds it to every fit."""
 
     def __init__(self) -> None:
@@ -72,24 +71,24 @@ class ExactResume(pl.Callback):
         self._epoch = 0
         self._validation_due = False
         self._validation_missed = False
-        self._place: Place | None = None
+        self._position: Position | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the seed that ``seed_everything`` announced."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the seed of ``seed_everything``."""
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and data.state_dict():  # it remembers its place; Lightning asks the loader alone
+        if data is not None and data.state_dict():  # it stores its position; Lightning knows only of loaders that do
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
     # --- what is saved ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, number of batches done, and whether a validation is due."""
-        place = self._place
+        position = self._position
         return {
             "seed": self.seed,
-            "batches": place.batches if place is not None else self._batches,
-            "epoch": place.epoch if place is not None else self._epoch,
+            "batches": position.batches if position is not None else self._batches,
+            "epoch": position.epoch if position is not None else self._epoch,
             "validation_due": self._validation_due or self._validation_missed,
         }
 
@@ -102,80 +101,69 @@ class ExactResume(pl.Callback):
         self._epoch = state_dict["epoch"]
         self._validation_missed = state_dict["validation_due"]
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Put the counters of the end of the last optimizer step in the place of the present ones."""
-        if self._place is not None:
-            checkpoint["loops"]["fit_loop"] = copy.deepcopy(self._place.loops)
-            checkpoint |= self._place.data
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the counters of the end of the last optimizer step instead of the present ones."""
+        if self._position is not None:
+            checkpoint["loops"]["fit_loop"] = copy.deepcopy(self._position.loops)
+            checkpoint |= self._position.data
         validation = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
         for counter in (validation["total"], validation["current"]):
-            counter.update(dict.fromkeys(counter, 0))  # how often batches were validated is no part of the run
+            counter.update(dict.fromkeys(counter, 0))  # a count of validations is not part of the run
         validation["is_last_batch"] = True  # else Lightning counts an epoch that ended here once more
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Refuse a checkpoint of averaged weights where nothing would bring back those in training; note its place."""
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse averaged weights where no EMA would bring back those in training; note the position."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        averaged = any(getattr(callback, "restores_training_weights", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        if TRAINING_WEIGHTS in checkpoint and not averaged:
+        averages = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if TRAINING_WEIGHTS in checkpoint and not averages:
             raise RequestError(
                 "the checkpoint comes from a run with averaged weights (EMA), which this configuration does not have\n"
                 "add hafm_lightning.callbacks.EMA to trainer.callbacks to continue it"
             )
-        mine = checkpoint.get("callbacks", {}).get(self.state_key)
-        if mine is not None:
+        saved = checkpoint.get("callbacks", {}).get(self.state_key)
+        if saved is not None:
             key = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
             data = {key: checkpoint[key]} if key in checkpoint else {}
             loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
-            self._place = Place(mine["batches"], mine["epoch"], loops, data)
+            self._position = Position(saved["batches"], saved["epoch"], loops, data)
 
     # --- the run ----------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make up a validation that the checkpoint's run still owed."""
-        self._make_up_validation(trainer)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run a validation that the stopped run did not finish."""
+        self._run_missed_validation(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The same for a run whose training was complete, and which therefore did not start."""
         if not trainer.interrupted:
-            self._make_up_validation(trainer)
+            self._run_missed_validation(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the step."""
         if trainer.accumulate_grad_batches == 1:
-            self._place = None
+            self._position = None
         seed_step(self.seed, self._batches, trainer.global_rank)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note where the run stands, before anything that follows the step moves the counters."""
-        loop = trainer.fit_loop.epoch_loop
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
         self._batches += 1
         self._epoch = trainer.current_epoch
-        if trainer.fit_loop._should_accumulate():
+        if not finishes_step(trainer):
             return
-        self._validation_due = loop._should_check_val_fx(fetcher)
-        ends = self._validation_due or loop._is_training_done or trainer.should_stop
+        self._validation_due = validation_follows(trainer)
+        ends = self._validation_due or ends_training(trainer) or trainer.should_stop
         if ends or trainer.accumulate_grad_batches > 1:
             data = trainer.datamodule  # type: ignore[attr-defined]
             entry = {type(data).__qualname__: data.state_dict()} if data is not None else {}
-            self._place = Place(self._batches, self._epoch, after_batch(trainer), entry)
+            self._position = Position(self._batches, self._epoch, loop_state_after_batch(trainer), entry)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The validation is done; checkpoints saved from here on do not owe it."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The validation is done; checkpoints saved from here on do not repeat it."""
         if not trainer.sanity_checking:
             self._validation_due = self._validation_missed = False
 
-    def _make_up_validation(self, trainer: pl.Trainer) -> None:
+    def _run_missed_validation(self, trainer: Trainer) -> None:
         if not self._validation_missed:
             return
         validation = trainer.fit_loop.epoch_loop.val_loop
@@ -188,12 +176,3 @@ class ExactResume(pl.Callback):
         trainer.training = True
         epoch.processed, epoch.completed = now
         self._validation_missed = False
-
-
-def after_batch(trainer: pl.Trainer) -> dict[str, Any]:
-    """State of the fit loop from which a run continues with the next batch, taken in ``on_train_batch_end``."""
-    state: dict[str, Any] = copy.deepcopy(trainer.fit_loop.state_dict())
-    if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
-        for counter in state["epoch_progress"].values():
-            counter["processed"] = counter["completed"] = counter["ready"]
-    return state

@@ -1,6 +1,6 @@
-"""A guard against training on numbers that are none.
+"""Stops training at a NaN or infinite loss or gradient.
 
-Lightning trains on silently after a NaN. Here the loss and the gradient are looked at before every optimizer step; if
+Lightning trains on silently after a NaN. Here the loss and the gradient are checked before every optimizer step; if
 either is not finite, the run stops there with the names of the clips, and nothing is saved.
 
 With ``precision: 16-mixed`` the loss scaler provokes infinite gradients now and then, skips those steps and lowers its
@@ -11,47 +11,46 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.internals import has_loss_scaler
+
 CLIPS_NAMED = 8
-"""At most so many clips of a process are named."""
+"""Most clips of a process that the message names."""
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient is NaN or infinite."""
 
 
-class NonFiniteGuard(pl.Callback):
+class NonFiniteGuard(Callback):
     """Stops before a step that would ruin the weights; logs ``train/gradient_norm``. Added to every fit."""
 
     def __init__(self, skipped_steps: int = 50) -> None:
-        """Set the patience.
+        """Set how many skipped steps are allowed.
 
         Args:
-            skipped_steps: With ``16-mixed``, stop after so many steps in a row that the loss scaler had to skip.
+            skipped_steps: With ``16-mixed``, stop when the loss scaler has skipped this many steps in a row.
         """
         self.skipped_steps = skipped_steps
         self._skipped = 0
         self._clips: list[str] = []
         self._finite_loss: Tensor | None = None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember the clips of the step."""
-        self._clips += [str(clip) for clip in getattr(batch, "clip_ids", [f"batch {batch_idx}"])]
+        self._clips += batch.clip_ids if isinstance(batch, TokenBatch) else [f"batch {batch_idx}"]
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """Look at the loss; judged together with the gradient, so that all processes stop together."""
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Check the loss; judged together with the gradient, so that all processes stop together."""
         finite = torch.isfinite(loss.detach()).all()
         self._finite_loss = finite if self._finite_loss is None else self._finite_loss & finite
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge loss and gradient.
 
         Raises:
@@ -67,7 +66,7 @@ class NonFiniteGuard(pl.Callback):
         loss_fault, gradient_fault = (bool(fault) for fault in faults.tolist())
         mine, self._clips = self._clips, []
         self._finite_loss = None
-        if gradient_fault and not loss_fault and getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if gradient_fault and not loss_fault and has_loss_scaler(trainer):
             self._skipped += 1
             if self._skipped < self.skipped_steps:
                 return
@@ -76,23 +75,16 @@ class NonFiniteGuard(pl.Callback):
             return
         raise NonFiniteError(self._message(trainer, pl_module, loss_fault, not bool(loss_is_finite), mine))
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to save weights that are not finite (an optimizer can overflow on finite gradients)."""
         for name, value in checkpoint["state_dict"].items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(f"step {trainer.global_step}: {name} is not finite; this checkpoint is not saved")
 
     def _message(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        loss_fault: bool,
-        my_loss_fault: bool,
-        mine: list[str],
+        self, trainer: Trainer, pl_module: LightningModule, loss_fault: bool, my_loss_fault: bool, mine: list[str]
     ) -> str:
-        """What is wrong; every process calls this, and gets the clips of all."""
+        """The message; every process calls this, and gets the clips of all."""
         named = mine if my_loss_fault or not loss_fault else []
         everyone: list[list[str]] = [named]
         if trainer.world_size > 1:

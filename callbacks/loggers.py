@@ -3,7 +3,7 @@
 Choices:
 
 * ``metrics.csv`` has a row each time something is logged, a column a metric, and survives a continued run: rows that
-  the continued run will log again are dropped, the others stay. Lightning's own CSV logger deletes the file.
+  the continued run will log again are dropped, the others stay.
 * W&B goes online when there is a key, else offline with one line that says so. A run keeps its id in the run folder, so
   that a continued run goes on in the same curves.
 """
@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from hafm_lightning.files import write_atomic
 from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
+from hafm_lightning.training.internals import set_wandb_identity, set_wandb_run, wandb_run, wandb_settings
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-run-id.txt"
@@ -35,8 +36,12 @@ FIRST_COLUMNS = ["step", "epoch", "seconds"]
 """Optimizer step, epoch, and seconds of training, those of earlier parts of a continued run included."""
 
 
-class CsvLog(Logger):
-    """``metrics.csv`` in the run folder. The command line interface adds it to every fit."""
+class CsvLog(CSVLogger):
+    """``metrics.csv`` in the run folder. The command line interface adds it to every fit.
+
+    Lightning's logger, but its file is deleted when a run continues, and lost when a kill comes while a column is
+    added. Here a row is on the disk when :meth:`log_metrics` returns, and the file is never without its rows.
+    """
 
     def __init__(self, folder: str) -> None:
         """Set the folder; it is made when the first metric comes.
@@ -44,8 +49,8 @@ class CsvLog(Logger):
         Args:
             folder: The run folder.
         """
-        super().__init__()
-        self.folder = Path(folder)
+        super().__init__(folder, name="", version="")
+        self.path = Path(folder) / METRICS_FILE
         self._columns: list[str] = []
         self._seconds_before = 0.0
         self.start_clock()
@@ -55,30 +60,18 @@ class CsvLog(Logger):
         self._start = time.monotonic()
 
     @property
-    def name(self) -> str:
-        """Name of the run folder's parent, by which Lightning calls the logger."""
-        return self.folder.parent.name
+    def experiment(self) -> CsvLog:
+        """This logger, which writes by itself; Lightning's writer would delete the file."""
+        return self
 
-    @property
-    def version(self) -> None:
-        """None: the run folder's number is part of :attr:`save_dir`."""
+    def save(self) -> None:
+        """Nothing is left to write."""
 
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return str(self.folder)
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.folder / METRICS_FILE
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
         """Settings are in ``config.yaml``."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Append a row.
 
         Args:
@@ -98,15 +91,15 @@ class CsvLog(Logger):
 
     def _open(self, step: int, names: set[str]) -> None:
         """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
-        kept = []
+        rows = []
         for row in read_rows(self.path):
             at = int(float(row["step"]))
             if at > step or (at == step and any(row.get(name) for name in names - set(FIRST_COLUMNS))):
                 break
-            kept.append(row)
-        self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in kept for name in row)]))
-        self._seconds_before = max((float(row["seconds"] or 0) for row in kept), default=0.0)
-        self._rewrite(kept)
+            rows.append(row)
+        self._columns = list(dict.fromkeys([*FIRST_COLUMNS, *(name for row in rows for name in row)]))
+        self._seconds_before = max((float(row["seconds"] or 0) for row in rows), default=0.0)
+        self._rewrite(rows)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -150,7 +143,8 @@ class WandbDashboard(WandbLogger):
             save_dir: Where W&B writes; by default the run folder.
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
-        self._given_dir = save_dir
+        self._given_dir, self._given_name = save_dir, name
+        self._id_file: Path | None = None
         super().__init__(
             name=name,
             save_dir=save_dir or ".",
@@ -163,52 +157,52 @@ class WandbDashboard(WandbLogger):
 
     def use_run_folder(self, folder: Path) -> None:
         """Keep files and the run's id in the run folder (called by the command line interface)."""
-        if self._given_dir is None:
-            self._save_dir = self._wandb_init["dir"] = str(folder)
         self._id_file = folder / WANDB_ID_FILE
-        self._wandb_init["name"] = self._name = self._name or "/".join(folder.parts[-2:])
-        if self._id_file.is_file():
-            self._id = self._wandb_init["id"] = self._id_file.read_text(encoding="utf-8").strip()
-
-    _id_file: Path | None = None
+        set_wandb_identity(
+            self,
+            folder=folder if self._given_dir is None else None,
+            name=self._given_name or "/".join(folder.parts[-2:]),
+            run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
+        )
 
     @property
     def experiment(self) -> Any:
-        """The W&B run, started when first asked for."""
-        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        """The W&B run; the first access starts it."""
+        if wandb_run(self) is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._start()
         return super().experiment
 
     def _start(self) -> None:
         import wandb
 
-        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
-        if self._wandb_init.get("id") is None:
-            self._id = self._wandb_init["id"] = secrets.token_hex(4)
-        self._wandb_init.pop("anonymous", None)  # Lightning's; W&B warns of it
+        settings = wandb_settings(self)
+        Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
+        if settings.get("id") is None:
+            set_wandb_identity(self, run_id=secrets.token_hex(4))
+        settings.pop("anonymous", None)  # Lightning's; W&B warns of it
         try:
             run = self._init()
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             self._reason = f"cannot be reached ({str(error).splitlines()[0]})"
-            self._wandb_init["mode"] = self.chosen_mode = "offline"
+            settings["mode"] = self.chosen_mode = "offline"
             run = self._init()
-        self._experiment = run
+        set_wandb_run(self, run)
         if self.chosen_mode == "offline":
             folder = Path(run.settings.sync_dir)
             rank_zero_info(f"W&B: {self._reason}, logging offline; `wandb sync {folder}` sends it later")
         define_metrics(run)
-        if self._id_file is not None and self._id is not None:
-            write_atomic(self._id_file, (self._id + "\n").encode())
+        if self._id_file is not None:
+            write_atomic(self._id_file, f"{settings['id']}\n".encode())
 
     def _init(self) -> Any:
         """The W&B run; offline, one line of our own says all."""
         import wandb
 
-        return wandb.init(**self._wandb_init, settings=wandb.Settings(silent=self.chosen_mode == "offline"))
+        return wandb.init(**wandb_settings(self), settings=wandb.Settings(silent=self.chosen_mode == "offline"))
 
 
 def define_metrics(run: Any) -> None:
-    """Say which metric is the step, and which value of each sums up a run."""
+    """Tell W&B which metric is the step, and which value of each metric stands for a run."""
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     scores = [*score_names(COARSE_CODEBOOKS), "conditioning_gain", "other_clip_gap"]
@@ -219,11 +213,11 @@ def define_metrics(run: Any) -> None:
 
 
 def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], str]:
-    """``auto`` settled, and why: WANDB_MODE, else online with a key, else offline."""
-    asked = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
-    if asked in ("online", "offline", "disabled"):
-        return asked, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {asked}"  # type: ignore[return-value]
-    if asked == "dryrun":
+    """W&B's mode and the reason for it; ``auto`` is WANDB_MODE, else online with a key, else offline."""
+    requested = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if requested in ("online", "offline", "disabled"):
+        return requested, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {requested}"  # type: ignore[return-value]
+    if requested == "dryrun":
         return "offline", "WANDB_MODE is dryrun"
     return ("online", "there is a key") if has_key() else ("offline", "no key (`wandb login` stores one)")
 

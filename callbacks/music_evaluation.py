@@ -1,17 +1,17 @@
-"""Music at each validation epoch: the stage in training plays for held-out singers, and is measured and heard.
+"""Music at each validation epoch: the stage in training accompanies held-out vocals, and the result is measured.
 
 On vocal-active segments of MUSDB18's test songs (the paper's 33 x 3 s by default; the toy band where that is the data)
 the stage writes its target from true conditions, the target is decoded, and logged are
 
 ``music/fad_<embedding>``
-    Frechet audio distance of the decoded clips to the true accompaniments. A stage that no sound can be made of (a
-    semantic one without later checkpoints) logs ``music/semantic_centroid_frechet`` instead, which is no FAD.
+    Frechet audio distance of the decoded clips to the true accompaniments. A stage without sound (a semantic one
+    without later checkpoints) logs ``music/semantic_centroid_frechet`` instead, which is no FAD.
 ``music/fad_<embedding>_codec``
-    The same distance of the true accompaniments through the codec with as many codebooks: the best that is possible.
+    The same distance of the true accompaniments through the codec with as many codebooks: the lower bound.
 ``music/accuracy``, ``music/accuracy_top10``, ``music/loss``, each also per codebook
     Teacher-forced token metrics on the same clips.
 ``music/clips``, ``music/failed``, ``music/seconds``
-    Clips over all processes; those whose sound was not finite (they count as silence); seconds that this took.
+    Clips over all processes; those whose sound was not finite (counted as silence); seconds that this took.
 
 Choices:
 
@@ -54,7 +54,6 @@ from hafm_lightning.evaluation.stage.material import (
 )
 from hafm_lightning.evaluation.stage.music import (
     LaterStages,
-    TokenAccuracy,
     Waveforms,
     centroid_rows,
     check_later_stages,
@@ -64,10 +63,13 @@ from hafm_lightning.evaluation.stage.music import (
     write_target,
 )
 from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.token_scores import score, score_names, summarise
 from hafm_lightning.progress import progress
 from hafm_lightning.stages import Stage, load_stage
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, TokenBatch
+from hafm_lightning.training.protocols import TokenSource
+from hafm_lightning.training.token_means import TokenMeans
 
 PAPER_SAMPLING = SamplingOptions()
 
@@ -76,7 +78,7 @@ class MusicEvaluation(Callback):
     """Generate, decode and measure at each validation epoch.
 
     Args:
-        root: Folder with ``test`` in the layout of MUSDB18-HQ; None measures nothing, and says so once.
+        root: Folder with ``test`` in the layout of MUSDB18-HQ; None measures nothing.
         split: ``test`` or ``train``.
         clips: Segments over all processes.
         duration_s: Length of a segment in seconds.
@@ -85,8 +87,8 @@ class MusicEvaluation(Callback):
         sampling: Guidance and sampling; the defaults are the paper's.
         seed: Draws the segments and, with each clip's number, its tokens.
         tokenizers: Folder of the tokenizers; by default the one beside the shards.
-        coarse: Checkpoint through which a semantic stage is heard.
-        fine: Checkpoint after it; without one, 4 codebooks are decoded.
+        coarse: Checkpoint that writes coarse tokens for a semantic stage, so that it has sound.
+        fine: Checkpoint for the fine tokens after these; without one, 4 codebooks are decoded.
         vocal_noise_sigma: Noise on the vocals before they are tokenized (preparation's sigma); 0 for clean vocals.
         batch_clips: Clips generated at once.
         audio_clips: Clips whose sound and spectrograms are kept at each measurement; 0 for none.
@@ -138,7 +140,7 @@ class MusicEvaluation(Callback):
     # --- hooks ------------------------------------------------------------------------------------------------
 
     def check_request(self, command: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse folders and files that are not there; the command line interface asks before anything is written."""
+        """Refuse folders and files that do not exist, before anything of the run is written."""
         if self.root is not None and not Path(self.root).expanduser().is_dir():
             raise RequestError(
                 f"MusicEvaluation: `root` {self.root} does not exist\n"
@@ -173,7 +175,7 @@ class MusicEvaluation(Callback):
             pl_module.log(f"music/{name}", value, sync_dist=False, prog_bar=name.startswith("fad"))
 
     def state_dict(self) -> dict[str, Any]:
-        """How many validations went by, so that a resumed run keeps its rhythm."""
+        """Number of validations, so that a resumed run measures at the same ones."""
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,7 +195,7 @@ class MusicEvaluation(Callback):
         tokenizers = load_tokenizers(folder, device=stage.device)
         if stage.tokenizers and tokenizers.identities() != stage.tokenizers:
             raise RequestError(
-                f"MusicEvaluation: the tokenizers in {folder} are not those of the training data; "
+                f"MusicEvaluation: the training data was made with a different tokenizer than those in {folder}; "
                 "name the folder beside the shards in `tokenizers`"
             )
         later = {name: load_stage(path, device=stage.device) for name, path in self.later_paths.items()}
@@ -225,7 +227,8 @@ class MusicEvaluation(Callback):
         return material
 
     def _folder(self, trainer: pl.Trainer, stage: Stage) -> str:
-        beside_shards = getattr(getattr(trainer, "datamodule", None), "tokenizers_folder", None)
+        data = getattr(trainer, "datamodule", None)  # Lightning has none outside its own loops
+        beside_shards = data.tokenizers_folder if isinstance(data, TokenSource) else None
         folder = self.tokenizers_folder or beside_shards or stage.tokenizers_folder
         if folder is None:
             raise RequestError("MusicEvaluation: no tokenizers beside the data; name their folder in `tokenizers`")
@@ -239,7 +242,7 @@ class MusicEvaluation(Callback):
         stage.eval()
         target = stage.model.layout.target
         device = stage.device if stage.device.type == "cuda" else torch.device("cpu")
-        accuracy, failures = TokenAccuracy(target.codebooks).to(device), SumMetric().to(device)
+        means, failures = TokenMeans(score_names(target.codebooks)).to(device), SumMetric().to(device)
         waveforms: Waveforms = []
         failed = 0
         sounds = target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None
@@ -257,7 +260,7 @@ class MusicEvaluation(Callback):
             batch = material.batch
             with progress("Music evaluation", total=len(batch), unit="clips") as bar:
                 written = write_target(stage.model, batch, self.sampling, material.seeds, self.batch_clips, bar.advance)
-            self._teacher_force(stage, batch, accuracy)
+            self._teacher_force(stage, batch, means)
             codes = codes_for(
                 target.name, written, batch, material.later, self.sampling, material.seeds, self.batch_clips
             )
@@ -271,7 +274,7 @@ class MusicEvaluation(Callback):
                 self._compare(material, waveforms, codes.shape[1], distances)
         failures.update(float(failed))
         values = {name: float(metric.compute()) for name, metric in distances.items()}
-        values |= {name: float(value) for name, value in accuracy.compute().items()}
+        values |= {name: float(value) for name, value in means.compute().items()}
         values |= {"clips": float(material.total), "failed": float(failures.compute())}
         self._keep_sound(trainer, material, waveforms)
         stage.train(was_training)
@@ -279,10 +282,10 @@ class MusicEvaluation(Callback):
         seconds = trainer.strategy.reduce(torch.tensor(time.perf_counter() - started, device=device), reduce_op="max")
         return values | {"seconds": float(seconds)}
 
-    def _teacher_force(self, stage: Stage, batch: TokenBatch, accuracy: TokenAccuracy) -> None:
+    def _teacher_force(self, stage: Stage, batch: TokenBatch, means: TokenMeans) -> None:
         for start in range(0, len(batch), self.batch_clips):
             part = batch.rows(range(start, min(start + self.batch_clips, len(batch)))).to(stage.device)
-            accuracy.update(stage.model(part.streams), part[stage.model.layout.target.name])
+            means.update(summarise(score(stage.model, part), 0, stage.model.layout.target.codebooks), len(part))
 
     def _compare(
         self, material: StageMaterial, waveforms: Waveforms, codebooks: int, distances: dict[str, FrechetAudioDistance]

@@ -1,8 +1,8 @@
 """One progress bar for a whole run: optimizer steps, time left, and the latest losses.
 
 Lightning's bars count batches of an epoch; on small shards an epoch is over in a second, and how long the run still
-takes is nowhere to be seen. This one counts towards ``max_steps`` (or ``max_epochs``), in the project's style: a bar on
-a terminal, a line now and then in a log, nothing with HAFM_QUIET.
+takes is not shown. This one counts towards ``max_steps`` (or ``max_epochs``), in the project's style: a bar on a
+terminal, a line now and then in a log, nothing with HAFM_QUIET.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import math
 from contextlib import ExitStack
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from hafm_lightning.progress import ProgressBar as Bar
 from hafm_lightning.progress import progress
 
 EVERY_STEPS = 10
-"""The losses are read from the device once in so many steps: reading waits for the device."""
+"""Optimizer steps between two readings of the losses: reading waits for the device."""
 
 
 class StepProgress(ProgressBar):
@@ -34,14 +33,8 @@ class StepProgress(ProgressBar):
         self._step = 0
         self._losses: dict[str, float] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """One process shows the bar."""
-        super().setup(trainer, pl_module, stage)
-        if not trainer.is_global_zero:
-            self.disable()
-
     def disable(self) -> None:
-        """Show nothing."""
+        """Show nothing; called on every process but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -51,8 +44,8 @@ class StepProgress(ProgressBar):
     def _start(self, description: str, total: float, unit: str) -> None:
         self._close()
         if self._enabled:
-            known = total if math.isfinite(total) and total >= 0 else None
-            self._bar = self._open.enter_context(progress(description, known, unit))
+            finite = total if math.isfinite(total) and total >= 0 else None
+            self._bar = self._open.enter_context(progress(description, finite, unit))
 
     def _close(self) -> None:
         self._bar = None
@@ -62,18 +55,20 @@ class StepProgress(ProgressBar):
         if self._bar is not None:
             self._bar.advance(steps, note)
 
+    def on_exception(self, *_: Any) -> None:
+        """Leave the terminal in order."""
+        self._close()
+
     # --- training ---------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar over the steps that are left."""
         self._step = trainer.global_step
         last = planned_steps(trainer)
         begins = f" from step {self._step}" if self._step else ""
         self._start(f"{type(pl_module).__name__}{begins}", last - self._step, "steps")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Count a step."""
         if self._bar is None or trainer.global_step == self._step:
             return
@@ -82,29 +77,34 @@ class StepProgress(ProgressBar):
         self._advance(trainer.global_step - self._step, self._note())
         self._step = trainer.global_step
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Close the bar."""
         self._close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the terminal in order."""
-        self._close()
+    def _read(self, trainer: Trainer, metric: str, name: str) -> None:
+        if metric in trainer.callback_metrics:
+            self._losses[name] = float(trainer.callback_metrics[metric])
 
-    # --- evaluation -------------------------------------------------------------------------------------------
+    def _note(self) -> str:
+        return ", ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A bar of its own outside training; inside, a note on the training's bar."""
+    # --- evaluation: a bar of its own outside training; inside, a note on the training's bar ------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar over the validation batches."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._start("Validating", sum(trainer.num_val_batches), "batches")
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar over the test batches."""
+        self._start("Testing", sum(trainer.num_test_batches), "batches")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar over the batches to predict."""
+        self._start("Predicting", sum(trainer.num_predict_batches), "batches")
+
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: STEP_OUTPUT,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Count a validation batch."""
         if trainer.state.fn == TrainerFn.FITTING:
@@ -112,7 +112,11 @@ class StepProgress(ProgressBar):
         else:
             self._advance(1, "")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_batch_end(self, *_: Any) -> None:
+        """Count a batch."""
+        self._advance(1, "")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the new validation loss."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._close()
@@ -120,41 +124,20 @@ class StepProgress(ProgressBar):
             self._read(trainer, "val/loss", "validation")
             self._advance(0, self._note())
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar over the test batches."""
-        self._start("Testing", sum(trainer.num_test_batches), "batches")
-
-    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
-        """Count a test batch."""
-        self._advance(1, "")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
-        self._close()
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar over the batches to predict."""
-        self._start("Predicting", sum(trainer.num_predict_batches), "batches")
-
-    def on_predict_batch_end(self, *_: Any, **__: Any) -> None:
+    def on_predict_batch_end(self, *_: Any) -> None:
         """Count a batch."""
         self._advance(1, "")
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, *_: Any) -> None:
         """Close the bar."""
         self._close()
 
-    # --- notes ------------------------------------------------------------------------------------------------
-
-    def _read(self, trainer: pl.Trainer, metric: str, name: str) -> None:
-        if metric in trainer.callback_metrics:
-            self._losses[name] = float(trainer.callback_metrics[metric])
-
-    def _note(self) -> str:
-        return ", ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
+    def on_predict_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self._close()
 
 
-def planned_steps(trainer: pl.Trainer) -> float:
+def planned_steps(trainer: Trainer) -> float:
     """Optimizer steps at which the run ends: by ``max_steps`` or ``max_epochs``, whichever comes first."""
     limits = [float(trainer.max_steps)] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:

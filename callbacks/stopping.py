@@ -1,4 +1,4 @@
-"""Stopping when the machine is taken away: SIGTERM becomes a flag that the training loop asks at a safe moment.
+"""Stopping when the machine is taken away: SIGTERM sets a flag that the training loop reads at a safe moment.
 
 Lightning ends a terminated run with exit code 0 and without a checkpoint, and its SLURM handler saves in the middle of
 whatever the signal interrupted. Here a signal only sets a flag; :class:`~.checkpoints.Checkpoints` looks at it between

@@ -1,7 +1,7 @@
 """LightningDataModules: what training, validation and test batches are made of.
 
 Named in YAML by ``class_path``; nothing in the core imports this package. Start at `token_shards`; `sampling`
-decides which clips make which batch, `clip_batches` reads them, `musdb18` prepares MUSDB18 when it is first asked for.
+decides which clips make which batch, `clip_batches` reads them, `musdb18` prepares MUSDB18 at its first use.
 """
 
 if __name__ != "hafm_lightning.data_modules":

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.token_scores import PairedBatch
 from hafm_lightning.shards import STORED_STREAMS, Manifest, ShardReader
 from hafm_lightning.tokens import (
     COARSE_CODEBOOKS,
@@ -34,25 +35,20 @@ from hafm_lightning.tokens import (
     stream_named,
 )
 
-Ids = np.ndarray[Any, np.dtype[np.integer[Any]]]
+Ids = dict[str, np.ndarray[Any, np.dtype[np.integer[Any]]]]
+"""Stream -> ids ``[B, K, T]``."""
 
 
-@dataclass(frozen=True)
-class StoredAs:
-    """Where a stream lies in a shard: the array's name and the range of its codebooks."""
+def stored_as(stream: TokenStream) -> tuple[str, slice]:
+    """Name of the array that holds a stream in a shard, and the stream's codebooks there.
 
-    array: str
-    first: int
-    last: int
-
-
-def stored_as(stream: TokenStream) -> StoredAs:
-    """Shards keep the coarse and the fine codebooks of the accompaniment in one array; other streams lie alone."""
+    Coarse and fine codebooks of the accompaniment stand in one array, every other stream in one of its own.
+    """
     if stream == INSTRUMENTAL_COARSE:
-        return StoredAs(INSTRUMENTAL_CODES, 0, COARSE_CODEBOOKS)
+        return INSTRUMENTAL_CODES, slice(0, COARSE_CODEBOOKS)
     if stream == INSTRUMENTAL_FINE:
-        return StoredAs(INSTRUMENTAL_CODES, COARSE_CODEBOOKS, COARSE_CODEBOOKS + INSTRUMENTAL_FINE.codebooks)
-    return StoredAs(stream.name, 0, stream.codebooks)
+        return INSTRUMENTAL_CODES, slice(COARSE_CODEBOOKS, COARSE_CODEBOOKS + INSTRUMENTAL_FINE.codebooks)
+    return stream.name, slice(0, stream.codebooks)
 
 
 class ClipBatches(Dataset[TokenBatch]):
@@ -70,13 +66,13 @@ class ClipBatches(Dataset[TokenBatch]):
     def __init__(self, reader: ShardReader, crop_s: float | None = None, streams: Sequence[str] | None = None) -> None:
         self.reader = reader
         manifest = reader.manifest
-        held = [stream for stream in STREAMS.values() if stored_as(stream).array in manifest.streams]
-        names = [stream.name for stream in held] if streams is None else list(streams)
-        missing = [name for name in names if name not in {stream.name for stream in held}]
+        stored = [stream for stream in STREAMS.values() if stored_as(stream)[0] in manifest.streams]
+        names = [stream.name for stream in stored] if streams is None else list(streams)
+        missing = [name for name in names if name not in {stream.name for stream in stored}]
         if missing or not names:
             raise RequestError(
-                f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(none asked for)'}\n"
-                f"it holds {', '.join(stream.name for stream in held)}; prepare shards with the stream, "
+                f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(none was requested)'}\n"
+                f"it holds {', '.join(stream.name for stream in stored)}; prepare shards with the stream, "
                 "or leave it out of the stage's conditions and of data.streams"
             )
         self.streams = [stream_named(name) for name in names]
@@ -89,40 +85,47 @@ class ClipBatches(Dataset[TokenBatch]):
 
     def __getitem__(self, request: BatchRequest) -> TokenBatch:
         """Gather the clips of one batch: each stream int64 ``[B, K, T]``."""
-        return as_tensors(*self.gather(request, np.int64))
+        return as_batch(*self.gather(request, np.int64))
 
-    def gather(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> tuple[dict[str, Ids], list[str]]:
-        """Streams ``[B, K, T]`` of the requested clips, cast and cropped in one pass, and the clips' ids."""
-        size = len(request)
+    def gather(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> tuple[Ids, Ids | None, list[str]]:
+        """Streams of the requested clips, those of the clips of other songs, and the clips' ids."""
+        other = None if request.other is None else self._streams(request.other, dtype)
+        return self._streams(request, dtype), other, [self.reader.clip_ids[clip] for clip in request.clips]
+
+    def _streams(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> Ids:
+        """Streams ``[B, K, T]``, cast and cropped in one pass."""
         shards = np.searchsorted(self._ends, request.clips, side="right")
         counts = [shard.clips for shard in self.reader.manifest.shards]
-        places = [
-            (self.reader.arrays(int(shard)), int(clip - self._ends[shard]) + counts[shard])
-            for shard, clip in zip(shards, request.clips, strict=True)
+        rows = [
+            (self.reader.arrays(int(shard)), int(clip - self._ends[shard]) + counts[shard], int(start))
+            for shard, clip, start in zip(shards, request.clips, request.starts, strict=True)
         ]
-        starts = request.starts.tolist()
-        batch: dict[str, Ids] = {}
+        batch: Ids = {}
         for stream in self.streams:
-            stored = stored_as(stream)
+            array, codebooks = stored_as(stream)
             if not stream.rate_hz:
-                tags = np.array([arrays[stored.array][row] for arrays, row in places], dtype=dtype)
-                batch[stream.name] = tags.reshape(size, 1, 1)
+                tags = np.array([arrays[array][row] for arrays, row, _ in rows], dtype=dtype)
+                batch[stream.name] = tags.reshape(len(rows), 1, 1)
                 continue
             frames, per_step = stream.frames(self.duration_s), stream.rate_hz // self._grid_hz
-            ids = np.empty((size, stream.codebooks, frames), dtype=dtype)
-            for place, ((arrays, row), start) in enumerate(zip(places, starts, strict=True)):
-                clip = arrays[stored.array][row]
-                kept = slice(start * per_step, start * per_step + frames)
-                ids[place] = clip[stored.first : stored.last, kept] if clip.ndim == 2 else clip[kept]
+            ids = np.empty((len(rows), stream.codebooks, frames), dtype=dtype)
+            for number, (arrays, row, start) in enumerate(rows):
+                clip = arrays[array][row]
+                crop = slice(start * per_step, start * per_step + frames)
+                ids[number] = clip[codebooks, crop] if clip.ndim == 2 else clip[crop]
             batch[stream.name] = ids
-        clip_ids = self.reader.clip_ids
-        return batch, [clip_ids[clip] for clip in request.clips]
+        return batch
 
 
-def as_tensors(streams: dict[str, Ids], clip_ids: list[str]) -> TokenBatch:
+def as_batch(streams: Ids, other: Ids | None, clip_ids: list[str]) -> TokenBatch:
     """A batch of int64 tensors from integer arrays ``[B, K, T]``."""
-    tensors = {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in streams.items()}
-    return TokenBatch(tensors, clip_ids)
+
+    def tensors(arrays: Ids) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(ids.astype(np.int64, copy=False)) for name, ids in arrays.items()}
+
+    if other is None:
+        return TokenBatch(tensors(streams), clip_ids)
+    return PairedBatch(tensors(streams), clip_ids, tensors(other))
 
 
 class WorkerClipBatches(ClipBatches):
@@ -136,11 +139,12 @@ class WorkerClipBatches(ClipBatches):
 class Parcel:
     """A batch that pickles as 16-bit ids and unpickles as a :class:`TokenBatch`."""
 
-    streams: dict[str, Ids]
+    streams: Ids
+    other: Ids | None
     clip_ids: list[str]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return as_tensors, (self.streams, self.clip_ids)
+        return as_batch, (self.streams, self.other, self.clip_ids)
 
 
 def check_split(reader: ShardReader) -> None:
@@ -154,7 +158,7 @@ def check_split(reader: ShardReader) -> None:
             raise RequestError(
                 f"{info.file} of split {reader.manifest.split!r}: clip {info.clip_ids[row]!r} has the id "
                 f"{int(rows[row].max())} in {name!r}, allowed are 0..{vocabulary - 1}\n"
-                "the shard is damaged or comes from other tokenizers: prepare it again"
+                "the shard is damaged or was made by another tokenizer: prepare it again"
             )
 
 

@@ -1,6 +1,6 @@
-"""MUSDB18 as a data module: tokens of its songs, prepared the first time they are asked for.
+"""MUSDB18 as a data module: tokens of its songs, prepared at their first use.
 
-The test songs have true stems, which FMA lacks: stages are tested on them (``python -m hafm_lightning test``), and
+The test songs have true stems, those of FMA do not: stages are tested on them (``python -m hafm_lightning test``), and
 small ones can be trained on the training songs. Give the tokenizers of the stage; others are refused.
 """
 

@@ -10,17 +10,16 @@ Choices:
   an upgrade of either cannot change the order of a run in progress.
 * Training deals out the global batch: global batch ``i`` is the same set of clips on any number of processes, as long
   as ``batch_size * world`` is the same, and every process makes the same number of steps.
-* Evaluation deals out whole batches, nothing padded, nothing repeated. A batch holds the same clips whatever the number
-  of processes, so that a metric that compares clips within a batch does not depend on it, and its clips lie far apart
-  in the split, so that they come from different songs.
+* Evaluation deals out whole batches, nothing padded, nothing repeated. Clips of another song, with whose conditions a
+  stage is compared, are paired over the whole split, so that neither batch size nor processes change a metric.
 * The samplers yield batches, not clips: a batch is gathered from the memory map at once. ``DataLoader(...,
   batch_size=None, sampler=order)`` takes them as they are, and Lightning calls ``set_epoch`` on ``loader.sampler``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -42,12 +41,14 @@ class BatchRequest:
 
     Attributes:
         clips: Indices into the split, int64 ``[B]``.
-        starts: First kept instant of each clip, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
+        starts: Start of each clip's crop, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
             frames of every stream), int64 ``[B]``.
+        other: For each clip one of another song.
     """
 
     clips: Indices
     starts: Indices
+    other: BatchRequest | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -97,10 +98,11 @@ def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
     return int(whole - steps) + 1
 
 
+@dataclass(eq=False)
 class TrainingOrder(Sampler[BatchRequest]):
-    """The batches of one process in training: shuffled anew each epoch, equally many on every process.
+    """The batches of one process in training: a new order each epoch, equally many on every process.
 
-    Args:
+    Attributes:
         clips: Number of clips in the split.
         batch_size: Clips a batch on one process.
         seed: Of the order and the crops.
@@ -108,32 +110,27 @@ class TrainingOrder(Sampler[BatchRequest]):
         world: Number of processes.
         choices: Number of crop starts (:func:`crop_choices`).
         shuffle: Whether to draw a new permutation each epoch; False keeps the order of the split.
-        drop_last: Whether to leave out the clips that do not fill a last global batch. If kept, they are dealt out as
-            evenly as they go; fewer than one clip a process are left out, since every process must take the step.
+        drop_last: Whether to leave out the clips that do not fill a last global batch. Otherwise they are dealt out
+            evenly; fewer than one clip a process are left out, since every process must take the step.
+        epoch: The epoch that the next iteration walks through.
     """
 
-    def __init__(
-        self,
-        clips: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        choices: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = True,
-    ) -> None:
-        if clips < 1 or batch_size < 1 or choices < 1 or not 0 <= rank < world:
-            raise ValueError(
-                f"need clips, batch_size and choices of at least 1 and 0 <= rank < world, got clips={clips}, "
-                f"batch_size={batch_size}, choices={choices}, rank={rank}, world={world}"
-            )
-        self.clips, self.batch_size, self.seed = clips, batch_size, seed
-        self.rank, self.world, self.choices = rank, world, choices
-        self.shuffle, self.drop_last = shuffle, drop_last
-        self.epoch = 0
-        self._resume: tuple[int, int] | None = None
+    clips: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    choices: int = 1
+    shuffle: bool = True
+    drop_last: bool = True
+    epoch: int = 0
+    _resume: tuple[int, int] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.clips < 1:
+            raise ValueError(f"need at least 1 clip, got {self.clips}")
+        check_order(self)
 
     def __len__(self) -> int:
         """Batches in a whole epoch, also in the epoch that a resumed run enters in the middle."""
@@ -151,19 +148,12 @@ class TrainingOrder(Sampler[BatchRequest]):
         self.epoch = epoch
         self._resume = (epoch, batches) if batches else None
 
-    def batch(self, epoch: int, index: int) -> BatchRequest:
-        """Batch ``index`` of an epoch on this process; IndexError beyond the epoch's end."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        return next(self._walk(epoch, index))
-
     def __iter__(self) -> Iterator[BatchRequest]:
         first = self._resume[1] if self._resume is not None and self._resume[0] == self.epoch else 0
-        return self._walk(self.epoch, first)
-
-    def _walk(self, epoch: int, first: int) -> Iterator[BatchRequest]:
-        order = shuffled(self.clips, self.seed, epoch) if self.shuffle else np.arange(self.clips, dtype=np.int64)
-        starts = crop_starts(self.clips, self.choices, self.seed, epoch)
+        order = np.arange(self.clips, dtype=np.int64)
+        if self.shuffle:
+            order = shuffled(self.clips, self.seed, self.epoch)
+        starts = crop_starts(self.clips, self.choices, self.seed, self.epoch)
         size = self.batch_size * self.world
         for index in range(first, len(self)):
             whole = order[index * size : (index + 1) * size]
@@ -171,37 +161,44 @@ class TrainingOrder(Sampler[BatchRequest]):
             yield BatchRequest(chosen, starts[chosen])
 
 
+@dataclass(eq=False)
 class EvaluationOrder(Sampler[BatchRequest]):
     """The batches of one process in validation or test: each clip of the split exactly once over all processes.
 
     The split is cut in ``N`` batches of nearly equal size, batch ``j`` being the clips ``j, j + N, j + 2 N, ...``;
     process ``r`` gets the batches ``r, r + world, ...``. Processes may differ by one batch. Crops never change.
 
-    Args:
+    Attributes:
         clips: Number of clips in the split; at least one for each process.
         batch_size: At most this many clips a batch.
         seed: Of the crops.
         rank: This process.
         world: Number of processes. Where there are fewer batches than processes, batches shrink so that all have work.
         choices: Number of crop starts.
+        others: For each clip the index of one of another song.
     """
 
-    def __init__(
-        self, clips: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1, choices: int = 1
-    ) -> None:
-        if batch_size < 1 or choices < 1 or not 0 <= rank < world:
-            raise ValueError(
-                f"need batch_size and choices of at least 1 and 0 <= rank < world, got batch_size={batch_size}, "
-                f"choices={choices}, rank={rank}, world={world}"
-            )
-        if clips < world:
+    clips: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    choices: int = 1
+    others: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        check_order(self)
+        if self.clips < self.world:
             raise RequestError(
-                f"{clips} clips cannot be shared among {world} processes, each of which needs one\n"
-                f"evaluate with --trainer.devices {max(clips, 1)} or fewer, or prepare more clips for this split"
+                f"{self.clips} clips cannot be shared among {self.world} processes, each of which needs one\n"
+                f"evaluate with --trainer.devices {max(self.clips, 1)} or fewer, or prepare more clips for this split"
             )
-        self.clips, self.batch_size, self.seed = clips, batch_size, seed
-        self.rank, self.world, self.choices = rank, world, choices
-        self.batches = max(-(-clips // batch_size), world)
+
+    @property
+    def batches(self) -> int:
+        """Batches over all processes."""
+        return max(-(-self.clips // self.batch_size), self.world)
 
     def __len__(self) -> int:
         """Batches on this process."""
@@ -211,4 +208,17 @@ class EvaluationOrder(Sampler[BatchRequest]):
         starts = crop_starts(self.clips, self.choices, self.seed, epoch=0)
         for index in range(self.rank, self.batches, self.world):
             chosen = np.arange(index, self.clips, self.batches, dtype=np.int64)
-            yield BatchRequest(chosen, starts[chosen])
+            other = None
+            if self.others is not None:
+                paired = np.asarray(self.others, dtype=np.int64)[chosen]
+                other = BatchRequest(paired, starts[paired])
+            yield BatchRequest(chosen, starts[chosen], other)
+
+
+def check_order(order: TrainingOrder | EvaluationOrder) -> None:
+    """ValueError unless the numbers of an order can be used."""
+    if order.batch_size < 1 or order.choices < 1 or not 0 <= order.rank < order.world:
+        raise ValueError(
+            f"need batch_size and choices of at least 1 and 0 <= rank < world, got batch_size={order.batch_size}, "
+            f"choices={order.choices}, rank={order.rank}, world={order.world}"
+        )

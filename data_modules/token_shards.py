@@ -1,4 +1,4 @@
-"""Batches of tokens from shards on disk, in an order that survives anything.
+"""Batches of tokens from shards on disk, in an order that does not depend on stops and restarts.
 
 :class:`TokenShards` is the data module of every stage: it opens the splits that ``prepare`` wrote, refuses what does
 not fit before the first step, and deals clips out to processes and loader workers.
@@ -32,8 +32,11 @@ from hafm_lightning.data_modules.clip_batches import (
 )
 from hafm_lightning.data_modules.sampling import BatchRequest, EvaluationOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.modeling.token_scores import other_song_clips, song_of
 from hafm_lightning.shards import Manifest, open_shards
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.protocols import TrainsModel
 
 SPLITS_OF = {
     TrainerFn.FITTING: ("train",),
@@ -41,7 +44,7 @@ SPLITS_OF = {
     TrainerFn.TESTING: ("test",),
     TrainerFn.PREDICTING: ("test",),
 }
-"""What each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
+"""Splits that each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
 
 STATE_VERSION = 1
 """Version of what :meth:`TokenShards.state_dict` stores."""
@@ -77,9 +80,9 @@ class TokenShards(LightningDataModule):
             shuffle: Whether training walks through the clips in a new order each epoch.
             drop_last: Whether training leaves out the clips that do not fill a last batch.
             streams: Streams to deliver; by default all that the shards hold.
-            cache_dir: Where shards of a remote root are kept.
-            allow_changes: Whether a checkpoint of other data, batch size or number of processes may be continued, not
-                exactly as the uninterrupted run would have gone on.
+            cache_dir: Folder for copies of the shards of a remote root.
+            allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
+                the uninterrupted run would have gone on differently.
         """
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
@@ -101,7 +104,7 @@ class TokenShards(LightningDataModule):
         self._splits: dict[str, ClipBatches] = {}
         self._position: tuple[int, int] | None = None
 
-    # What the shards are
+    # --- shards ---
 
     @property
     def manifests(self) -> dict[str, Manifest]:
@@ -133,33 +136,31 @@ class TokenShards(LightningDataModule):
         self._check(stage, module, self.trainer is None or self.trainer.limit_val_batches != 0)
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
-        """As :meth:`setup`, before the run begins: the command line interface asks before anything is written."""
-        self._check(command, module, trainer.limit_val_batches != 0)
+        """As :meth:`setup`, before anything of the run is written; called by the command line interface."""
+        self._check(command, module, validates=trainer.limit_val_batches != 0)
 
     def _check(self, stage: str, module: LightningModule | None, validates: bool) -> None:
-        wanted = list(SPLITS_OF[TrainerFn(stage)])
-        if stage == TrainerFn.FITTING and validates:
-            wanted.append("validation")
-        for split in wanted:
+        splits = [*SPLITS_OF[TrainerFn(stage)], *(["validation"] if stage == TrainerFn.FITTING and validates else [])]
+        for split in splits:
             self._open(split)
         check_manifests(self.manifests, self.root)
         self._check_streams(module)
-        if "train" in wanted:
+        if "train" in splits:
             self._order()
 
     def _check_streams(self, stage: LightningModule | None) -> None:
         """RequestError unless the shards hold every stream that the stage reads or writes."""
-        layout = getattr(getattr(stage, "model", None), "layout", None)
-        if layout is None:
+        if not isinstance(stage, TrainsModel) or not isinstance(stage.model, TokenModel):
             return
+        layout = stage.model.layout
         for split, clips in self._splits.items():
-            held = [stream.name for stream in clips.streams]
-            missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in held]
+            given = [stream.name for stream in clips.streams]
+            missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in given]
             if missing:
                 raise RequestError(
                     f"{type(stage).__name__} needs the stream {', '.join(map(repr, missing))}, which split {split!r} "
                     f"of {self.root} does not give\n"
-                    f"it gives {', '.join(held)}: prepare shards with it, or change model.conditions or data.streams"
+                    f"it gives {', '.join(given)}: prepare shards with it, or change model.conditions or data.streams"
                 )
 
     def _open(self, split: str) -> ClipBatches:
@@ -214,25 +215,32 @@ class TokenShards(LightningDataModule):
             self._position = None
         return self._loader("train", order)
 
-    def _evaluation_loader(self, split: str) -> DataLoader[TokenBatch]:
+    def _evaluation_loader(self, split: str, paired: bool) -> DataLoader[TokenBatch]:
         rank, world = self._ranks()
-        clips = self._open(split)
+        names = self._open(split).reader.clip_ids
+        several = len({song_of(name) for name in names}) > 1
         order = EvaluationOrder(
-            len(clips), self.eval_batch_size, seed=self.seed, rank=rank, world=world, choices=self._choices(split)
+            len(names),
+            self.eval_batch_size,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            choices=self._choices(split),
+            others=other_song_clips(names) if paired and several else None,
         )
         return self._loader(split, order)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
-        """Each clip of ``validation`` once over all processes."""
-        return self._evaluation_loader("validation")
+        """Each clip of ``validation`` once over all processes, with one of another song."""
+        return self._evaluation_loader("validation", paired=True)
 
     def test_dataloader(self) -> DataLoader[TokenBatch]:
-        """Each clip of ``test`` once over all processes."""
-        return self._evaluation_loader("test")
+        """Each clip of ``test`` once over all processes, with one of another song."""
+        return self._evaluation_loader("test", paired=True)
 
     def predict_dataloader(self) -> DataLoader[TokenBatch]:
-        """The clips of ``test``."""
-        return self._evaluation_loader("test")
+        """Each clip of ``test`` once over all processes."""
+        return self._evaluation_loader("test", paired=False)
 
     def _loader(self, split: str, order: Sampler[BatchRequest]) -> DataLoader[TokenBatch]:
         clips = self._open(split)

@@ -3,9 +3,11 @@
 import copy
 import pickle
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tiny_models import TINY, louden
+from tiny_stages import clips, loader, tiny_stage, trainer
 
 from hafm_lightning.checkpoint_format import (
     CHECKPOINT_FORMAT,
@@ -15,7 +17,7 @@ from hafm_lightning.checkpoint_format import (
     read_checkpoint,
 )
 from hafm_lightning.errors import RequestError
-from hafm_lightning.stages import FineStage, SemanticStage, load_stage
+from hafm_lightning.stages import STAGES, FineStage, OptimizerConfig, SemanticStage, load_stage
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +218,86 @@ def test_differences_are_named_with_dots_and_cut_short():
     )
     assert describe_difference({"a": 1}, {"a": 1}) == ""
     assert describe_difference({}, {"a": 1}) == "a: None in the checkpoint, 1 here"
+
+
+# --- stages in training ----------------------------------------------------------------------------------------
+
+
+class Data(pl.LightningDataModule):
+    """A data module that knows its tokenizers."""
+
+    def __init__(self, stage, sha256="a1", folder=None):
+        super().__init__()
+        self.batch = clips(stage)
+        self.tokenizers = {"semantic": {"kind": "hubert", "sha256": sha256}, "acoustic": {"kind": "encodec"}}
+        self.tokenizers_folder = folder
+
+    def train_dataloader(self):
+        return loader(self.batch)
+
+
+@pytest.mark.parametrize("kind", STAGES.values())
+def test_a_checkpoint_restores_the_stage_with_what_it_says_of_itself(kind, tmp_path):
+    stage = tiny_stage(
+        kind, pattern="delay", conditioning="aligned", look_ahead_s=0.1, guidance_dropout=0.2,
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
+    )  # fmt: skip
+    run = trainer(tmp_path)
+    run.fit(stage, datamodule=Data(stage, folder=tmp_path / "tokenizers"))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = load_stage(tmp_path / "a.ckpt")
+    assert type(loaded) is kind
+    assert not loaded.training
+    assert loaded.metadata() == stage.metadata()
+    assert loaded.tokenizers["semantic"] == {"kind": "hubert", "sha256": "a1"}
+    assert loaded.tokenizers_folder == str(tmp_path / "tokenizers")
+    assert loaded.duration_s == pytest.approx(0.08)
+    assert loaded.optimizer_config.warmup_steps == 5
+    streams = clips(stage, seed=5).streams
+    with torch.no_grad():
+        assert torch.equal(loaded.model(streams), stage.eval().model(streams))
+
+
+def test_metadata_is_plain_data_that_a_safe_loader_reads(tmp_path):
+    stage = tiny_stage()
+    torch.save({"state_dict": {}, "hafm_lightning": stage.metadata()}, tmp_path / "plain.ckpt")
+    assert torch.load(tmp_path / "plain.ckpt", weights_only=True)["hafm_lightning"] == stage.metadata()
+    assert stage.metadata()["streams"]["instrumental_coarse"] == {"rate_hz": 75, "codebooks": 4, "vocabulary": 1024}
+
+
+def test_training_goes_on_from_a_checkpoint_of_the_same_stage(tmp_path):
+    stage = tiny_stage()
+    run = trainer(tmp_path)
+    run.fit(stage, datamodule=Data(stage))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = tiny_stage()
+    further = trainer(tmp_path, max_steps=2, max_epochs=2)
+    further.fit(again, datamodule=Data(again), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert further.global_step == 2
+
+
+def resume(stage, path, folder, **data):
+    trainer(folder, max_steps=2, max_epochs=2).fit(
+        stage, datamodule=Data(stage, **data), ckpt_path=path, weights_only=True
+    )
+
+
+def test_a_run_refuses_the_checkpoint_of_another_stage_layout_or_tokenizer(tmp_path):
+    stage = tiny_stage()
+    run = trainer(tmp_path)
+    run.fit(stage, datamodule=Data(stage))
+    path = tmp_path / "coarse.ckpt"
+    run.save_checkpoint(path)
+    with pytest.raises(RequestError, match="holds a CoarseStage, this run trains a FineStage"):
+        resume(tiny_stage(FineStage), path, tmp_path)
+    with pytest.raises(RequestError, match=r"pattern: 'flattened' in the checkpoint, 'delay' here"):
+        resume(tiny_stage(pattern="delay"), path, tmp_path)
+    with pytest.raises(RequestError, match=r"semantic\.sha256: 'a1' in the checkpoint, 'zz' here"):
+        resume(tiny_stage(), path, tmp_path, sha256="zz")
+
+
+def test_data_of_other_tokenizers_is_refused_before_the_first_step(tmp_path):
+    stage = tiny_stage()
+    stage.tokenizers = {"semantic": {"kind": "hubert", "sha256": "other"}, "acoustic": {"kind": "encodec"}}
+    with pytest.raises(RequestError, match=r"semantic\.sha256: 'other'"):
+        trainer(tmp_path).fit(stage, datamodule=Data(stage))

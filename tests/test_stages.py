@@ -1,4 +1,4 @@
-"""The training coat: loss, metrics, guidance dropout, and what a checkpoint says and refuses."""
+"""A stage in training: loss, metrics and guidance dropout."""
 
 import math
 
@@ -10,15 +10,13 @@ from tiny_stages import FRAMES, clips, loader, tiny_stage, trainer
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.conditioning import null_conditions
-from hafm_lightning.modeling.token_scores import other_clips, score_names
+from hafm_lightning.modeling.token_scores import PairedBatch, score_names
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.stages import (
-    STAGES,
     CoarseStage,
     FineStage,
     OptimizerConfig,
     SemanticStage,
-    load_stage,
 )
 from hafm_lightning.tokens import NULL
 
@@ -143,11 +141,13 @@ class Remembering(CoarseStage):
     def __init__(self, **settings):
         super().__init__(backbone=TINY, conditioning="aligned", **settings)
         self.seen = []
+        self.forward_of_network, self.model.forward = self.model.forward, self.remember
 
-    def training_forward(self, batch):
-        logits, targets, first = super().training_forward(batch)
-        self.seen.append((logits.detach(), targets, first))
-        return logits, targets, first
+    def remember(self, streams, codebook=None):
+        logits = self.forward_of_network(streams, codebook)
+        targets = streams[self.target] if codebook is None else streams[self.target][:, codebook : codebook + 1]
+        self.seen.append((logits.detach(), targets, codebook or 0))
+        return logits
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -182,6 +182,35 @@ def test_rows_hold_the_scores_of_their_own_step(every, accumulate, pattern, tmp_
         assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("every", [1, 50])
+@pytest.mark.parametrize("calls_super", [True, False])
+def test_a_training_step_descends_the_loss_that_a_subclass_defines(calls_super, every, tmp_path):
+    class Shrinking(CoarseStage):
+        def training_loss(self, batch):
+            size = sum(parameter.square().sum() for parameter in self.parameters())
+            return 3 * super().training_loss(batch) if calls_super else size
+
+    stage = Shrinking(backbone=TINY, guidance_dropout=0.0)
+    batch = tiny_batch(stage.model.layout, FRAMES[CoarseStage], 3)
+    expected = stage.training_loss(batch)
+    gradients = torch.autograd.grad(expected, list(stage.parameters()))
+    watch = Gradients()
+    run = trainer(tmp_path, callbacks=[watch], log_every_n_steps=every)
+    run.fit(stage, loader(batch))
+    assert float(run.callback_metrics["train/loss"]) == pytest.approx(float(expected.detach()), rel=1e-6)
+    for found, true in zip(watch.seen, gradients, strict=True):
+        torch.testing.assert_close(found, true)
+    scored = "train/accuracy" in run.callback_metrics
+    assert scored == (calls_super and every == 1), "scores are of what the loss was computed from, or absent"
+
+
+class Gradients(pl.Callback):
+    """The gradients before the first step."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen = [parameter.grad.clone() for parameter in pl_module.parameters()]
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +225,19 @@ def slow_losses(stage, batch, streams):
     return [value.double().mean(-1) for value in (loss, rank == 0, rank < 10)]
 
 
+def next_song(clip_ids):
+    """For each clip the clip of the next song with the same number there, found by going through all clips."""
+    found = []
+    for index, clip in enumerate(clip_ids):
+        song = clip.split("@")[0]
+        number = [other.split("@")[0] for other in clip_ids[:index]].count(song)
+        later = sorted({c.split("@")[0] for c in clip_ids if c.split("@")[0] > song})
+        following = later[0] if later else min(c.split("@")[0] for c in clip_ids)
+        clips_there = [i for i, c in enumerate(clip_ids) if c.split("@")[0] == following]
+        found.append(clips_there[number % len(clips_there)])
+    return found
+
+
 @pytest.mark.parametrize("kind", [SemanticStage, CoarseStage])
 def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path):
     stage = tiny_stage(kind).eval()
@@ -207,8 +249,8 @@ def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path
     for batch in batches:
         true.append(slow_losses(stage, batch, batch.streams))
         null.append(slow_losses(stage, batch, null_conditions(batch.streams, stage.model.layout.conditions))[0])
-        swapped = other_clips(batch, names)
-        if swapped is not None:  # a batch of one song has no other clip
+        if len({clip.split("@")[0] for clip in batch.clip_ids}) > 1:  # a batch of one song has no other song
+            swapped = {**batch.streams, **{name: batch[name][next_song(batch.clip_ids)] for name in names}}
             other.append(slow_losses(stage, batch, swapped)[0])
             paired.append(true[-1][0])
     loss, accuracy, top = (torch.cat([clip[number] for clip in true]) for number in range(3))
@@ -230,6 +272,17 @@ def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), abs=2e-5), name
+
+
+def test_a_batch_that_brings_its_other_songs_is_scored_with_those(tmp_path):
+    stage = tiny_stage().eval()
+    batch, other = clips(stage, 3, seed=1, songs=1), clips(stage, 3, seed=2, songs=1)
+    pairs = PairedBatch(batch.streams, batch.clip_ids, other.streams)
+    (found,) = trainer(tmp_path, limit_val_batches=1).validate(stage, loader(pairs), verbose=False)
+    names = [stream.name for stream in stage.model.layout.conditions]
+    swapped = {**batch.streams, **{name: other[name] for name in names}}
+    expected = slow_losses(stage, batch, swapped)[0].mean()
+    assert found["val/loss_other"] == pytest.approx(float(expected), abs=2e-5)
 
 
 def test_a_nan_in_one_batch_is_not_averaged_away(tmp_path):
@@ -300,86 +353,3 @@ def test_an_impossible_guidance_dropout_is_refused():
     for wrong in (-0.1, 1.0):
         with pytest.raises(RequestError, match="guidance_dropout"):
             CoarseStage(backbone=TINY, guidance_dropout=wrong)
-
-
-# --- data and checkpoints ---------------------------------------------------------------------------------------
-
-
-class Data(pl.LightningDataModule):
-    """What a stage reads of a data module."""
-
-    def __init__(self, stage, sha256="a1", folder=None):
-        super().__init__()
-        self.batch = clips(stage)
-        self.tokenizers = {"semantic": {"kind": "hubert", "sha256": sha256}, "acoustic": {"kind": "encodec"}}
-        self.tokenizers_folder = folder
-
-    def train_dataloader(self):
-        return loader(self.batch)
-
-
-@pytest.mark.parametrize("kind", STAGES.values())
-def test_a_checkpoint_restores_the_stage_with_what_it_says_of_itself(kind, tmp_path):
-    stage = tiny_stage(
-        kind, pattern="delay", conditioning="aligned", look_ahead_s=0.1, guidance_dropout=0.2,
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=5),
-    )  # fmt: skip
-    run = trainer(tmp_path)
-    run.fit(stage, datamodule=Data(stage, folder=tmp_path / "tokenizers"))
-    run.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = load_stage(tmp_path / "a.ckpt")
-    assert type(loaded) is kind
-    assert not loaded.training
-    assert loaded.metadata() == stage.metadata()
-    assert loaded.tokenizers["semantic"] == {"kind": "hubert", "sha256": "a1"}
-    assert loaded.tokenizers_folder == str(tmp_path / "tokenizers")
-    assert loaded.duration_s == pytest.approx(0.08)
-    assert loaded.optimizer_config.warmup_steps == 5
-    streams = clips(stage, seed=5).streams
-    with torch.no_grad():
-        assert torch.equal(loaded.model(streams), stage.eval().model(streams))
-
-
-def test_metadata_is_plain_data_that_a_safe_loader_reads(tmp_path):
-    stage = tiny_stage()
-    torch.save({"state_dict": {}, "hafm_lightning": stage.metadata()}, tmp_path / "plain.ckpt")
-    assert torch.load(tmp_path / "plain.ckpt", weights_only=True)["hafm_lightning"] == stage.metadata()
-    assert stage.metadata()["streams"]["instrumental_coarse"] == {"rate_hz": 75, "codebooks": 4, "vocabulary": 1024}
-
-
-def test_training_goes_on_from_a_checkpoint_of_the_same_stage(tmp_path):
-    stage = tiny_stage()
-    run = trainer(tmp_path)
-    run.fit(stage, datamodule=Data(stage))
-    run.save_checkpoint(tmp_path / "a.ckpt")
-    again = tiny_stage()
-    further = trainer(tmp_path, max_steps=2, max_epochs=2)
-    further.fit(again, datamodule=Data(again), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
-    assert further.global_step == 2
-
-
-def resume(stage, path, folder, **data):
-    trainer(folder, max_steps=2, max_epochs=2).fit(
-        stage, datamodule=Data(stage, **data), ckpt_path=path, weights_only=True
-    )
-
-
-def test_a_run_refuses_the_checkpoint_of_another_stage_layout_or_tokenizer(tmp_path):
-    stage = tiny_stage()
-    run = trainer(tmp_path)
-    run.fit(stage, datamodule=Data(stage))
-    path = tmp_path / "coarse.ckpt"
-    run.save_checkpoint(path)
-    with pytest.raises(RequestError, match="holds a CoarseStage, this run trains a FineStage"):
-        resume(tiny_stage(FineStage), path, tmp_path)
-    with pytest.raises(RequestError, match=r"pattern: 'flattened' in the checkpoint, 'delay' here"):
-        resume(tiny_stage(pattern="delay"), path, tmp_path)
-    with pytest.raises(RequestError, match=r"semantic\.sha256: 'a1' in the checkpoint, 'zz' here"):
-        resume(tiny_stage(), path, tmp_path, sha256="zz")
-
-
-def test_data_of_other_tokenizers_is_refused_before_the_first_step(tmp_path):
-    stage = tiny_stage()
-    stage.tokenizers = {"semantic": {"kind": "hubert", "sha256": "other"}, "acoustic": {"kind": "encodec"}}
-    with pytest.raises(RequestError, match=r"semantic\.sha256: 'other'"):
-        trainer(tmp_path).fit(stage, datamodule=Data(stage))

@@ -1,4 +1,4 @@
-"""What a stage's checkpoint says of itself, and how a file is read: data only, refused by name when it does not fit."""
+"""The description of a stage in its checkpoint, and how a file is read: as data, refused by name if it does not fit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import torch
 
-from hafm_lightning.compatibility import describe_difference
+from hafm_lightning.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import STREAMS
 
 CHECKPOINT_FORMAT = 1
-"""Version of what a stage's checkpoint says of itself."""
+"""Version of the description of a stage in its checkpoint."""
 METADATA_KEY = "hafm_lightning"
 """Key of that description in the checkpoint file."""
 DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
 
     Args:
         path: A local file.
-        mapped: Map the weights instead of reading them, to look at what the file says of itself.
+        mapped: Map the weights instead of reading them, to look at the description alone.
 
     Raises:
         RequestError: A URL, a missing or unreadable file, or one that holds code.
@@ -81,3 +81,31 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
         if mine != facts:
             raise RequestError(f"{where}: stream {name!r} differs: {describe_difference(facts, mine)}")
     return cast(dict[str, Any], saved)
+
+
+def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """RequestError unless a run can load the weights of a checkpoint, by the descriptions of both."""
+    if saved["stage"] != current["stage"]:
+        raise RequestError(
+            f"the checkpoint holds a {saved['stage']}, this run trains a {current['stage']}; "
+            "give the checkpoint of the same stage to --ckpt_path"
+        )
+    if saved["model"] != current["model"]:
+        raise RequestError(
+            "the checkpoint's network differs from this run's: " + describe_difference(saved["model"], current["model"])
+        )
+    check_same_tokenizers(saved["tokenizers"], current["tokenizers"])
+
+
+def check_weights(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor], where: str) -> None:
+    """RequestError unless the weights in a checkpoint have the names and shapes that a stage expects."""
+    odd = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": [
+            n for n, value in state.items() if n in expected and getattr(value, "shape", None) != expected[n].shape
+        ],
+    }
+    if any(odd.values()):
+        listed = ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
+        raise RequestError(f"{where}: weights do not fit; {listed}")

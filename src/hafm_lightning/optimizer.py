@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.training.internals import unscale_before_step
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Types of devices for which torch has a fused AdamW."""
@@ -79,7 +80,7 @@ def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
         config: Rates and schedule.
 
     Raises:
-        RequestError: A fused step was asked for by name, on a device that has none.
+        RequestError: ``fused`` is true on a device that has no fused step.
     """
     parameters = list(parameters)
     odd = {parameter.device.type for parameter in parameters}.difference(FUSED_DEVICES)
@@ -95,7 +96,7 @@ def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
         weight_decay=config.weight_decay,
         fused=not odd if config.fused is None else config.fused,
     )
-    optimizer._step_supports_amp_scaling = False  # the loss scaler unscales, before the gradients are clipped
+    unscale_before_step(optimizer)  # so that the gradients are clipped unscaled
     if config.schedule == "constant" and not config.warmup_steps:
         return optimizer
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.factor)

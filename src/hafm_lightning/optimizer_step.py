@@ -6,7 +6,7 @@ Choices:
   ``L_i``, which is also what ``train/loss`` shows. Lightning divides every loss by ``accumulate_grad_batches``; where
   an epoch ends within a group of accumulated batches, that makes the last step too small (half, with 1 batch of 2), and
   a small last batch (``drop_last: false``) weighs as much as a whole one.
-* What counts is the batches that came, not those that were planned, so that ``limit_train_batches``,
+* The batches are counted as they come, not as they were planned, so that ``limit_train_batches``,
   ``overfit_batches`` and loaders without a length need no case of their own. Whole groups of equal batches stay as
   Lightning makes them, bit for bit.
 * The gradient gets its scale after the last backward pass and before anything looks at it: the guard, the logged
@@ -25,6 +25,7 @@ from lightning.pytorch.plugins import FSDPPrecision
 from torch import Tensor, nn
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.training.internals import ends_epoch, finishes_step, scale_all
 
 REFUSED_PRECISIONS = {
     "16-true": "AdamW cannot train float16 weights: its second moment underflows, and the steps grow without bound",
@@ -56,7 +57,7 @@ def check_precision(precision: str | int | None) -> None:
 
 
 def check_training(trainer: pl.Trainer) -> None:
-    """Refuse precisions and gradient clippings that would fail at the first step, or do something else than asked.
+    """Refuse precisions and gradient clippings that would fail at the first step or have another effect than intended.
 
     Raises:
         RequestError: The Trainer has such a setting.
@@ -98,17 +99,16 @@ class StepWeights:
 
         Args:
             loss: Mean over the batch's clips, a scalar.
-            clips: How many they are.
+            clips: Number of these clips.
             trainer: Its loops tell where the batch stands in its epoch and its group.
         """
         if trainer.strategy.handles_gradient_accumulation:  # DeepSpeed: groups reach over the ends of epochs
             return loss
         self._clips.append(clips)
-        ends_epoch = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        ends_step = not trainer.fit_loop._should_accumulate()
+        ends_step = finishes_step(trainer)
         world, first, total = trainer.world_size, self._clips[0], sum(self._clips)
         if world > 1:
-            if not ends_epoch:
+            if not ends_epoch(trainer):
                 if ends_step:
                     self._clips = []
                 return loss
@@ -125,4 +125,4 @@ class StepWeights:
         factor, self._factor = self._factor, 1.0
         gradients = [p.grad for p in parameters if p.grad is not None] if factor != 1 else []
         if gradients:
-            torch._foreach_mul_(gradients, factor)
+            scale_all(gradients, factor)

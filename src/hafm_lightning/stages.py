@@ -1,8 +1,8 @@
 """The three stages as LightningModules: one behaviour, three layouts.
 
 A :class:`Stage` is the training coat of a plain :class:`~hafm_lightning.modeling.token_model.TokenModel`: loss, token
-metrics, guidance dropout, optimizer, and what its checkpoints say of themselves. Lightning owns the loop, precision
-and devices. Everything optional (audio metrics, dashboards, probes) is a callback.
+metrics, guidance dropout, optimizer, and the description in its checkpoints. Lightning owns the loop, precision and
+devices. Everything optional (audio metrics, dashboards, probes) is a callback.
 
 Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are codebooks of the target):
 
@@ -13,10 +13,11 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
 ``val/loss_null``, ``val/conditioning_gain``
     Loss with null conditions, and loss_null - loss: what the conditions are worth, in nats.
 ``val/loss_other``, ``val/other_clip_gap``
-    Loss with the conditions of another clip of the batch, and loss_other - loss: above 0 where the stage listens. It
-    depends on which clips share a batch.
+    Loss with the conditions of another song, and loss_other - loss: above 0 where the stage follows its conditions.
+    The pairs of songs are fixed (``modeling/token_scores.py``); no other song, no such metric.
 
-The optimizer is in ``optimizer.py`` and ``optimizer_step.py``, the file format in ``checkpoint_format.py``.
+The scores are in ``modeling/token_scores.py`` and ``training/token_means.py``, the optimizer in ``optimizer.py`` and
+``optimizer_step.py``, the file format in ``checkpoint_format.py``.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 """
@@ -24,49 +25,56 @@ Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from hafm_lightning.checkpoint_format import (
     CHECKPOINT_FORMAT,
     METADATA_KEY,
+    check_continues,
+    check_weights,
     checked_metadata,
     read_checkpoint,
 )
-from hafm_lightning.compatibility import check_same_tokenizers, describe_difference
+from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.attention import AttentionBackend
-from hafm_lightning.modeling.conditioning import drop_at_random, null_conditions
+from hafm_lightning.modeling.conditioning import drop_at_random
 from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.token_scores import (
-    StepMeans,
     TokenScores,
-    other_clips,
+    has_other_song,
+    other_song,
+    score,
     score_names,
     summarise,
     token_cross_entropy,
+    without_conditions,
 )
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
 from hafm_lightning.optimizer_step import StepWeights, check_training
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.internals import finishes_step, is_attached, writes_row
+from hafm_lightning.training.protocols import ShardSource, TokenSource
+from hafm_lightning.training.token_means import TokenMeans
 
 
 class Stage(pl.LightningModule):
     """One stage in training.
 
-    The class says what is written (``target``) and, unless told otherwise, from what (``default_conditions``).
+    The class names the stream that is written (``target``) and those that it is written from by default
+    (``default_conditions``). Override :meth:`training_loss` to train on another loss.
 
     Args:
         pattern: ``flattened`` (the paper), ``delay``, ``parallel`` or ``nonautoregressive``.
@@ -75,7 +83,7 @@ class Stage(pl.LightningModule):
         backbone: Size of the Transformer.
         conditions: Names of the condition streams, in order; default: the paper's for this stage.
         prefix_mask: ``causal`` (the paper) or ``bidirectional`` among the conditions of a prefix.
-        look_ahead_s: For ``aligned``: seconds of the conditions heard ahead.
+        look_ahead_s: For ``aligned``: seconds of the conditions ahead of a frame that it depends on.
         look_behind_s: For ``aligned``: seconds that the conditions' convolution reaches back.
         guidance_dropout: Probability with which all conditions of a training clip become null tokens; a style does so
             by itself too.
@@ -129,22 +137,18 @@ class Stage(pl.LightningModule):
         self.duration_s: float | None = None
         names = score_names(self.model.layout.target.codebooks)
         names += ["loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
-        # math.nan stands in for NaN: left to itself, the metric drops a NaN loss from the mean
-        self.means = nn.ModuleDict(
-            {
-                split: nn.ModuleDict(
-                    {name: MeanMetric(math.nan, sync_on_compute=True).set_dtype(torch.float64) for name in names}
-                )
-                for split in ("val", "test")
-            }
-        )
+        self.train_means, self.evaluation_means = TokenMeans(names), TokenMeans(names)
+        self._step_weights = StepWeights()
+        self._measures = False
+        self._scores: dict[str, Tensor] = {}
 
     # --- training ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take over what the data says of itself."""
-        self._step_means = StepMeans(self.model.layout.target.codebooks)  # both forget half a step of an earlier fit
+        """Take over tokenizers and styles from the data, and forget half a step of an earlier fit."""
         self._step_weights = StepWeights()
+        self.train_means.reset()
+        self.evaluation_means.reset()
         self.adopt(getattr(self.trainer, "datamodule", None))
 
     def adopt(self, data: Any) -> None:
@@ -153,38 +157,37 @@ class Stage(pl.LightningModule):
         Raises:
             RequestError: The stage was trained on tokens of other tokenizers.
         """
-        identities = getattr(data, "tokenizers", None)
-        if not identities:
+        if not isinstance(data, TokenSource) or not data.tokenizers:
             return
-        check_same_tokenizers(self.tokenizers, identities)
-        self.tokenizers = dict(identities)
-        folder = getattr(data, "tokenizers_folder", None)
-        self.tokenizers_folder = str(folder) if folder is not None else None
-        self.styles = next((list(m.styles) for m in getattr(data, "manifests", {}).values()), [])
-
-    def training_forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor, int]:
-        """What a training step computes before its loss: guidance dropout, then the network.
-
-        Returns:
-            Logits ``[B, K', T, V]``, their true ids ``[B, K', T]``, and the first of the ``K'`` codebooks: all
-            of the target, or with ``nonautoregressive`` one drawn at random.
-        """
-        layout, streams = self.model.layout, batch.streams
-        if self.guidance_dropout and layout.conditions:
-            streams = drop_at_random(streams, layout.conditions, self.guidance_dropout)
-        targets = batch[layout.target.name]
-        if layout.pattern != "nonautoregressive":
-            return self.model(streams), targets, 0
-        codebook = int(torch.randint(layout.target.codebooks, ()))
-        return self.model(streams, codebook), targets[:, codebook : codebook + 1], codebook
+        check_same_tokenizers(self.tokenizers, data.tokenizers)
+        self.tokenizers = dict(data.tokenizers)
+        self.tokenizers_folder = str(data.tokenizers_folder) if data.tokenizers_folder is not None else None
+        manifests = data.manifests if isinstance(data, ShardSource) else {}
+        self.styles = next((list(manifest.styles) for manifest in manifests.values()), [])
 
     def training_loss(self, batch: TokenBatch) -> Tensor:
-        """The loss of a training step; needs no Trainer."""
-        logits, targets, _ = self.training_forward(batch)
-        return token_cross_entropy(logits, targets).mean()
+        """The loss that a training step descends, a mean over the batch's clips; needs no Trainer.
+
+        Here it is the cross-entropy with guidance dropout, mean over codebooks; with ``nonautoregressive`` of one
+        codebook drawn at random.
+        """
+        layout, streams, targets = self.model.layout, batch.streams, batch[self.model.layout.target.name]
+        if self.guidance_dropout and layout.conditions:
+            streams = drop_at_random(streams, layout.conditions, self.guidance_dropout)
+        codebook = 0
+        if layout.pattern == "nonautoregressive":
+            codebook = int(torch.randint(layout.target.codebooks, ()))
+            logits, targets = self.model(streams, codebook), targets[:, codebook : codebook + 1]
+        else:
+            logits = self.model(streams)
+        if not self._measures:  # ranks cost about as much as the loss: only in the steps that are written
+            return token_cross_entropy(logits, targets).mean()
+        scores = TokenScores.of(logits, targets)
+        self._scores = summarise(scores, first_codebook=codebook, total=layout.target.codebooks)
+        return scores.cross_entropy.mean()
 
     def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
-        """Mean cross-entropy over codebooks, with guidance dropout; a step descends the mean over all its clips.
+        """:meth:`training_loss`; an optimizer step descends the mean over all its clips.
 
         Logged are the same means over the clips of an optimizer step: over its accumulated batches and, in the steps
         that are written, over all processes.
@@ -192,80 +195,65 @@ class Stage(pl.LightningModule):
         del batch_index
         if self.duration_s is None:
             self.duration_s = batch.duration_s
-        logits, targets, first_codebook = self.training_forward(batch)
-        logged = self._is_logged_step()
-        if logged:
-            scores = TokenScores.of(logits, targets)
-            loss = scores.cross_entropy.mean()
-            values = summarise(scores, first_codebook=first_codebook, total=self.model.layout.target.codebooks)
-        else:
-            loss = token_cross_entropy(logits, targets).mean()
-            values = {"loss": loss.detach()}
-        self._step_means.add(values, len(batch))
-        if not self.trainer.fit_loop._should_accumulate():
-            means = self._step_means.take(partial(self.trainer.strategy.reduce, reduce_op="sum") if logged else None)
-            self.log("train/loss", means.pop("loss"), prog_bar=True, batch_size=len(batch))
-            self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=len(batch))
+        self._measures = bool(self.trainer.fast_dev_run) or writes_row(self.trainer)  # type: ignore[attr-defined]
+        loss = self.training_loss(batch)
+        means, scores = self.train_means, self._scores
+        means.update({**scores, "loss": loss}, len(batch))
+        if finishes_step(self.trainer):
+            values = means.compute() if self._measures else {"loss": means.on_this_process("loss")}
+            self.log("train/loss", values.pop("loss"), prog_bar=True, batch_size=len(batch))
+            if scores:  # NaN for a codebook that no batch was trained on: an absent score would keep its last value
+                names = score_names(self.model.layout.target.codebooks)[1:]
+                rows = {f"train/{name}": values.get(name, math.nan) for name in names}
+                self.log_dict(rows, batch_size=len(batch))
+            means.reset()
+        self._measures, self._scores = False, {}
         return self._step_weights.weigh(loss, len(batch), self.trainer)
 
     def on_after_backward(self) -> None:
         """Give the gradient of a finished step its scale."""
         self._step_weights.finish(self.parameters())
 
-    def _is_logged_step(self) -> bool:
-        """Whether Lightning writes a row after the optimizer step that this batch belongs to."""
-        every, step = self.trainer.log_every_n_steps, self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1  # type: ignore[attr-defined]
-        return bool(self.trainer.fast_dev_run) or (every > 0 and step % every == 0)  # type: ignore[attr-defined]
-
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
-        """Loss and accuracy with true, null and another clip's conditions."""
+        """Loss and accuracy with true conditions, loss with null ones and those of another song."""
         del batch_index
-        self._evaluate("val", batch)
+        self._evaluate(batch)
 
     def test_step(self, batch: TokenBatch, batch_index: int) -> None:
         """As validation, under ``test/``."""
         del batch_index
-        self._evaluate("test", batch)
+        self._evaluate(batch)
 
     def predict_step(self, batch: TokenBatch, batch_index: int) -> dict[str, Any]:
-        """Per clip: id, cross-entropy with true and null conditions, and accuracy (``predict`` writes them)."""
+        """Per clip: id, cross-entropy with true and with null conditions (``predict`` writes them)."""
         del batch_index
-        true = self.clip_losses(batch)
-        null = self.clip_losses(batch, null_conditions(batch.streams, self.model.layout.conditions))
+        true = score(self.model, batch).clip_losses
+        null = score(self.model, batch, without_conditions(batch, self.model.layout.conditions)).clip_losses
         return {"clip_ids": batch.clip_ids, "loss": true.cpu(), "loss_null": null.cpu()}
 
-    def _evaluate(self, split: str, batch: TokenBatch) -> None:
-        layout = self.model.layout
-        targets = batch[layout.target.name]
-        scores = TokenScores.of(self.model(batch.streams), targets)
-        values = summarise(scores, first_codebook=0, total=layout.target.codebooks)
-        absent: tuple[str, ...] = ()
-        if layout.conditions:
-            null = self._cross_entropy(null_conditions(batch.streams, layout.conditions), targets)
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the validation clips of all processes."""
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the test clips of all processes."""
+        self._log_means("test")
+
+    def _evaluate(self, batch: TokenBatch) -> None:
+        conditions = self.model.layout.conditions
+        values = summarise(score(self.model, batch), first_codebook=0, total=self.model.layout.target.codebooks)
+        if conditions:
+            null = score(self.model, batch, without_conditions(batch, conditions)).cross_entropy.mean()
             values |= {"loss_null": null, "conditioning_gain": null - values["loss"]}
-            other = other_clips(batch, [s.name for s in layout.conditions])
-            if other is not None:
-                wrong = self._cross_entropy(other, targets)
-                values |= {"loss_other": wrong, "other_clip_gap": wrong - values["loss"]}
-            elif self.trainer.world_size > 1:
-                absent = ("loss_other", "other_clip_gap")  # logged all the same: a rank's sums wait for those of all
-        means = cast(nn.ModuleDict, self.means[split])
-        for name in (*values, *absent):
-            metric = cast(MeanMetric, means[name])
-            if name in values:
-                metric.update(values[name].double(), weight=float(len(batch)))
-            else:
-                metric.update(0.0, weight=0.0)
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "loss")
+            if has_other_song(batch):
+                other = score(self.model, batch, other_song(batch, conditions)).cross_entropy.mean()
+                values |= {"loss_other": other, "other_clip_gap": other - values["loss"]}
+        self.evaluation_means.update(values, len(batch))
 
-    def _cross_entropy(self, streams: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-        return token_cross_entropy(self.model(streams), targets).mean()
-
-    def clip_losses(self, batch: TokenBatch, streams: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Mean cross-entropy of each clip in nats, ``[B]``; ``streams`` replaces the batch's own, say by nulls."""
-        targets = batch[self.model.layout.target.name]
-        logits = self.model(batch.streams if streams is None else streams)
-        return token_cross_entropy(logits, targets).mean((1, 2))
+    def _log_means(self, split: str) -> None:
+        for name, value in self.evaluation_means.compute().items():  # equal on all processes
+            self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
+        self.evaluation_means.reset()
 
     def flops_per_step(self, batch: TokenBatch) -> float:
         """FLOPs that training on ``batch`` needs on one process, for model FLOPs utilisation (``modeling/cost.py``)."""
@@ -273,14 +261,14 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""
-        if self._trainer is not None:
+        if is_attached(self):
             check_training(self.trainer)
         return adamw(self.parameters(), self.optimizer_config)
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint says of itself: plain values only."""
+        """The description of this stage in its checkpoints: plain values only."""
         layout = self.model.layout
         return {
             "format": CHECKPOINT_FORMAT,
@@ -305,18 +293,7 @@ class Stage(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another stage or layout before any weight is copied."""
         saved = checked_metadata(checkpoint, "the checkpoint")
-        mine = self.metadata()
-        if saved["stage"] != mine["stage"]:
-            raise RequestError(
-                f"the checkpoint holds a {saved['stage']}, this run trains a {mine['stage']}; "
-                "give the checkpoint of the same stage to --ckpt_path"
-            )
-        if saved["model"] != mine["model"]:
-            raise RequestError(
-                "the checkpoint's network differs from this run's: "
-                + describe_difference(saved["model"], mine["model"])
-            )
-        check_same_tokenizers(saved["tokenizers"], self.tokenizers)
+        check_continues(saved, self.metadata())
         self.duration_s = saved["duration_s"]
 
 
@@ -340,6 +317,9 @@ class FineStage(Stage):
     target = "instrumental_fine"
     default_conditions = ("instrumental_coarse",)
 
+
+METRICS = re.compile(r"(means|train_means|evaluation_means)\.")
+"""Names of the metrics' states in a checkpoint."""
 
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
 
@@ -375,18 +355,8 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
-    state = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("means.")}
-    expected = {name: value for name, value in stage.state_dict().items() if not name.startswith("means.")}
-    odd = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [
-            n for n, value in state.items() if n in expected and getattr(value, "shape", None) != expected[n].shape
-        ],
-    }
-    if any(odd.values()):
-        raise RequestError(
-            f"{path}: weights do not fit; " + ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
-        )
-    stage.load_state_dict(state, strict=False)  # the metrics' sums begin anew
+    # sums of metrics, which a version of torchmetrics may save, are no weights
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if not METRICS.match(name)}
+    check_weights(weights, {n: value for n, value in stage.state_dict().items() if not METRICS.match(n)}, str(path))
+    stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()

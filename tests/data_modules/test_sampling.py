@@ -85,11 +85,19 @@ def test_evaluation_deals_each_clip_exactly_once(clips, batch_size, world):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_evaluation_batches_hold_the_same_clips_on_any_number_of_processes():
-    """A metric against "another clip of the batch" must not depend on the number of GPUs."""
-    alone = {tuple(batch) for batch in clips_of(EvaluationOrder(50, 6))}
-    shared = {tuple(batch) for rank in range(4) for batch in clips_of(EvaluationOrder(50, 6, rank=rank, world=4))}
-    assert shared == alone
+def test_evaluation_batches_hold_the_same_clips_and_pairs_on_any_number_of_processes():
+    others = [(3 * clip + 7) % 50 for clip in range(50)]
+    starts = crop_starts(50, 9, seed=0, epoch=0)
+
+    def dealt(rank, world):
+        order = EvaluationOrder(50, 6, rank=rank, world=world, choices=9, others=others)
+        for request in order:
+            assert request.other.clips.tolist() == [others[clip] for clip in request.clips]
+            assert request.other.starts.tolist() == starts[request.other.clips].tolist()
+            yield tuple(request.clips)
+
+    alone = set(dealt(0, 1))
+    assert {batch for rank in range(4) for batch in dealt(rank, 4)} == alone
     assert all(min(np.diff(batch)) >= 9 for batch in alone), "neighbours in the split are clips of one song"
 
 
@@ -140,17 +148,6 @@ def test_a_resumed_epoch_continues_and_the_next_one_is_whole(batches, epoch):
     for sampler in (order, resumed):
         sampler.set_epoch(epoch)
     assert clips_of(resumed) == clips_of(order), "the skip must not come back"
-
-
-def test_batches_can_be_looked_up_alone():
-    order = TrainingOrder(40, 4, seed=9, choices=176, rank=1, world=2)
-    order.set_epoch(3)
-    for index, request in enumerate(order):
-        alone = order.batch(3, index)
-        np.testing.assert_array_equal(alone.clips, request.clips)
-        np.testing.assert_array_equal(alone.starts, request.starts)
-    with pytest.raises(IndexError):
-        order.batch(3, len(order))
 
 
 def test_crops_depend_on_clip_and_epoch_and_cover_all_places():

@@ -112,6 +112,37 @@ def test_evaluation_sees_each_clip_once_and_always_the_same_crop(root):
     assert all(torch.equal(first[name], second[name]) for name in first.streams)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_clip_of_an_evaluation_has_the_same_clip_of_another_song_whatever_the_batches(root, workers):
+    """Pairs are those of the whole split, cut alike, in batches of any size, on any number of processes."""
+    seen = []
+    for batch_size, world in ((1, 1), (2, 1), (3, 2)):
+        pairs = {}
+        for rank in range(world):
+            data = TokenShards(str(root), batch_size, crop_s=0.2, workers=workers)
+            data._ranks = lambda rank=rank, world=world: (rank, world)
+            for batch in data.val_dataloader():
+                moved = batch.to("cpu")
+                for row, clip in enumerate(moved.clip_ids):
+                    pairs[clip] = {name: moved.other[name][row].tolist() for name in moved.streams}
+        seen.append(pairs)
+    assert seen[0] == seen[1] == seen[2]
+    clips = TokenShards(str(root), 9, crop_s=0.2).val_dataloader()
+    (whole,) = list(clips)
+    for clip, streams in seen[0].items():
+        row = next(
+            row
+            for row in range(len(whole))
+            if all(whole[name][row].tolist() == streams[name] for name in ("vocal_semantic", "instrumental_coarse"))
+        )
+        assert whole.clip_ids[row].rsplit("@", 1)[0] != clip.rsplit("@", 1)[0], (
+            "and cropped as where the other song is scored"
+        )
+    assert type(next(iter(TokenShards(str(root), 2).train_dataloader()))) is TokenBatch
+    write_tiny_split(root, "validation", (1,))
+    assert type(next(iter(TokenShards(str(root), 2).val_dataloader()))) is TokenBatch, "one song has no other"
+
+
 def test_streams_can_be_chosen(root):
     data = TokenShards(str(root), batch_size=2, streams=["instrumental_coarse"])
     assert set(next(iter(data.train_dataloader())).streams) == {"instrumental_coarse"}

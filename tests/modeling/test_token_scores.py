@@ -4,10 +4,22 @@ import math
 
 import pytest
 import torch
-from tiny_models import tiny_batch
+from tiny_models import tiny_batch, tiny_config, tiny_model
 
-from hafm_lightning.modeling.layout import SequenceLayout
-from hafm_lightning.modeling.token_scores import TokenScores, other_clips, summarise, token_cross_entropy
+from hafm_lightning.modeling.token_scores import (
+    TokenScores,
+    has_other_song,
+    other_song,
+    other_song_clips,
+    paired,
+    score,
+    summarise,
+    token_cross_entropy,
+    without_conditions,
+)
+from hafm_lightning.tokens import NULL
+
+SET = ["b@0", "a@0", "a@5", "b@5", "a@10"]
 
 
 def slow_scores(logits, targets):
@@ -79,19 +91,58 @@ def test_cross_entropy_is_float32_whatever_the_logits(scored):
     torch.testing.assert_close(token_cross_entropy(transposed, targets), token_cross_entropy(logits, targets))
 
 
-def test_other_clips_come_from_other_songs():
-    layout = SequenceLayout.of(["vocal_semantic", "instrumental_semantic"], "instrumental_coarse")
-    batch = tiny_batch(layout, 6, batch=5, songs=2)  # songs 0 1 0 1 0
-    names = ["vocal_semantic", "instrumental_semantic"]
-    streams = other_clips(batch, names)
-    songs = [clip.split("@")[0] for clip in batch.clip_ids]
-    for index in range(5):
-        sources = [
-            source
-            for source in range(5)
-            if all(torch.equal(streams[name][index], batch[name][source]) for name in names)
-        ]
-        assert len(sources) == 1  # one and the same clip for all conditions
-        assert songs[sources[0]] != songs[index]
-    assert torch.equal(streams["instrumental_coarse"], batch["instrumental_coarse"])
-    assert other_clips(tiny_batch(layout, 6, batch=3, songs=1), names) is None
+def test_the_other_clip_is_of_the_next_song_at_the_same_place():
+    pairs = [SET[i] for i in other_song_clips(SET)]
+    assert pairs == ["a@0", "b@0", "b@5", "a@5", "b@0"]
+
+
+def test_one_song_alone_has_no_other():
+    with pytest.raises(ValueError, match="at least 2 songs"):
+        other_song_clips(["a@0", "a@5"])
+
+
+@pytest.fixture
+def model():
+    return tiny_model(tiny_config("delay", "aligned"))
+
+
+def test_the_conditions_of_another_song_are_those_of_the_pair(model):
+    names = [stream.name for stream in model.layout.conditions]
+    batch = tiny_batch(model.layout, 6, batch=5, songs=2)
+    swapped = other_song(batch, model.layout.conditions[:2])
+    others = other_song_clips(batch.clip_ids)
+    for name, ids in swapped.items():
+        assert torch.equal(ids, batch[name][others] if name in names[:2] else batch[name])
+    assert has_other_song(batch)
+    one_song = tiny_batch(model.layout, 6, batch=3, songs=1)
+    assert not has_other_song(one_song)
+    with pytest.raises(ValueError, match="at least 2 songs"):
+        other_song(one_song, model.layout.conditions)
+
+
+def test_pairs_stay_together_whatever_is_taken_of_a_set(model):
+    """The scores of a clip do not depend on the clips beside it: a part of a set of pairs gives the whole's scores."""
+    clips = tiny_batch(model.layout, 6, batch=5, songs=2)
+    whole = other_song(clips, model.layout.conditions)
+    part = paired(clips).rows([3, 0]).to("cpu")
+    assert part.clip_ids == [clips.clip_ids[3], clips.clip_ids[0]]
+    assert has_other_song(paired(clips).rows([1])), "one clip alone"
+    for name, ids in other_song(part, model.layout.conditions).items():
+        assert torch.equal(ids, whole[name][[3, 0]])
+
+
+def test_a_network_is_scored_clip_by_clip(model):
+    batch = tiny_batch(model.layout, 6, batch=3)
+    null = without_conditions(batch, model.layout.conditions)
+    assert all((null[stream.name] == NULL).all() for stream in model.layout.conditions)
+    target = model.layout.target.name
+    assert torch.equal(null[target], batch[target])
+    with torch.no_grad():
+        for streams in (None, null):
+            found = score(model, batch, streams)
+            given = batch.streams if streams is None else streams
+            for clip in range(3):
+                logits = model({name: ids[clip : clip + 1] for name, ids in given.items()})
+                rows = slow_scores(logits, batch[target][clip : clip + 1])
+                mean = sum(ce for _, ce, _ in rows) / len(rows)
+                assert float(found.clip_losses[clip]) == pytest.approx(mean, abs=1e-4)

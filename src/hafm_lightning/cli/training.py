@@ -44,6 +44,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.optimizer_step import check_precision, check_training
 from hafm_lightning.stages import Stage
+from hafm_lightning.training.protocols import ChecksRequest, ShardSource, UsesRunFolder
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
 DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"
@@ -264,7 +265,7 @@ class StageCLI(LightningCLI):
         if loggers is not False:
             given = loggers if isinstance(loggers, list) else [] if loggers in (None, True) else [loggers]
             for logger in given:
-                if fitting and hasattr(logger, "use_run_folder"):
+                if fitting and isinstance(logger, UsesRunFolder):
                     logger.use_run_folder(Path(config["default_root_dir"]))
             config["logger"] = [*given, class_at(CSV_LOG)(config["default_root_dir"])] if fitting else False
         plugins = config.get("plugins")
@@ -293,18 +294,17 @@ class StageCLI(LightningCLI):
     def check(self) -> None:
         """Ask data, callbacks and checkpoint whether they fit, before a logger or a folder begins.
 
-        Whatever has a method ``check_request(command, trainer, module)`` is asked.
+        Those that are :class:`~hafm_lightning.training.protocols.ChecksRequest` check themselves.
 
         Raises:
             RequestError: One of them does not.
         """
         for part in (self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
-            ask = getattr(part, "check_request", None)
-            if ask is not None:
-                ask(self.command, self.trainer, self.model)
+            if isinstance(part, ChecksRequest):
+                part.check_request(self.command, self.trainer, self.model)
         path = self.config[self.command].get("ckpt_path")
         if isinstance(self.model, Stage):
-            if getattr(self.datamodule, "manifests", None):
+            if isinstance(self.datamodule, ShardSource) and self.datamodule.manifests:
                 self.model.adopt(self.datamodule)
             if self.command == "fit":
                 check_training(self.trainer)

@@ -1,16 +1,30 @@
-"""Token scores: cross-entropy and rank of the true token, and their means in all and for each codebook."""
+"""Token scores: how well a network predicts the true tokens with true, null or another song's conditions.
+
+:func:`score` compares a network's predictions with the true tokens; :func:`without_conditions` and :func:`other_song`
+make the streams to compare the true ones with. All are pure functions. Training, validation, the music callback, the
+evaluation's probes and the demo use these.
+
+Choices:
+
+* The clip of another song is the one with the same number in the next song, songs in alphabetical order. The pairing is
+  made over all clips of a set (:func:`other_song_clips`) before they are cut into batches, so that no score depends on
+  the size of a batch or on the number of processes. :class:`PairedBatch` carries the other clips along.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hafm_lightning.modeling.conditioning import null_conditions
 from hafm_lightning.modeling.rowwise import cross_entropy, rowwise
-from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.tokens import TokenBatch, TokenStream
 
 TOP = 10
 """The true token counts for ``accuracy_top10`` when fewer than this many tokens rank before it."""
@@ -42,9 +56,105 @@ class TokenScores:
         ahead = (logits > true_logit) | ((logits == true_logit) & earlier)
         return cls(cross_entropy, ahead.sum(-1))
 
+    @property
+    def clip_losses(self) -> Tensor:
+        """Mean cross-entropy of each clip in nats, ``[B]``."""
+        return self.cross_entropy.mean((1, 2))
+
+
+def score(model: TokenModel, batch: TokenBatch, streams: Mapping[str, Tensor] | None = None) -> TokenScores:
+    """Scores of the model's target in ``batch``, predicted with the true earlier tokens (teacher forcing).
+
+    Args:
+        model: The network; its target is in the batch.
+        batch: Clips on the model's device.
+        streams: What the model reads in place of the batch's own streams, with the true target among them.
+    """
+    return TokenScores.of(model(batch.streams if streams is None else streams), batch[model.layout.target.name])
+
+
+def without_conditions(batch: TokenBatch, conditions: Sequence[TokenStream]) -> dict[str, Tensor]:
+    """The batch's streams with null tokens as ``conditions``."""
+    return null_conditions(batch.streams, tuple(conditions))
+
+
+def other_song(batch: TokenBatch, conditions: Sequence[TokenStream]) -> dict[str, Tensor]:
+    """The batch's streams with ``conditions`` of another song: of a :class:`PairedBatch`, else of the batch itself.
+
+    Raises:
+        ValueError: All clips are of one song.
+    """
+    if not isinstance(batch, PairedBatch):
+        batch = paired(batch)
+    return {**batch.streams, **{stream.name: batch.other[stream.name] for stream in conditions}}
+
+
+def has_other_song(batch: TokenBatch) -> bool:
+    """Whether :func:`other_song` has a clip of another song for each clip."""
+    return isinstance(batch, PairedBatch) or len({song_of(clip) for clip in batch.clip_ids}) > 1
+
+
+@dataclass
+class PairedBatch(TokenBatch):
+    """Clips, each with a clip of another song.
+
+    Attributes:
+        other: Streams of the other clips, ``[B, K, T]`` as in ``streams``.
+    """
+
+    other: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairedBatch:
+        """Both clips of each pair on another device."""
+        return self._both(lambda batch: batch.to(device, non_blocking))
+
+    def pin_memory(self) -> PairedBatch:
+        """Both clips of each pair in page-locked memory (called by DataLoader)."""
+        return self._both(TokenBatch.pin_memory)
+
+    def rows(self, index: Sequence[int]) -> PairedBatch:
+        """The pairs at ``index``, in that order."""
+        return self._both(lambda batch: batch.rows(index))
+
+    def _both(self, change: Callable[[TokenBatch], TokenBatch]) -> PairedBatch:
+        mine, other = (change(TokenBatch(streams, self.clip_ids)) for streams in (self.streams, self.other))
+        return PairedBatch(mine.streams, mine.clip_ids, other.streams)
+
+
+def paired(clips: TokenBatch) -> PairedBatch:
+    """A whole set of clips with the clips that :func:`other_song_clips` names; ValueError for a single song."""
+    return PairedBatch(clips.streams, clips.clip_ids, clips.rows(other_song_clips(clips.clip_ids)).streams)
+
+
+def other_song_clips(clip_ids: Sequence[str]) -> list[int]:
+    """For each clip of a set, the index of a clip of the next song; the last song takes from the first.
+
+    Args:
+        clip_ids: Names ``song@start_s`` of all clips of the set.
+
+    Raises:
+        ValueError: All clips are of one song.
+    """
+    clips_of: dict[str, list[int]] = defaultdict(list)
+    number_in_song = []
+    for index, clip in enumerate(clip_ids):
+        number_in_song.append(len(clips_of[song_of(clip)]))
+        clips_of[song_of(clip)].append(index)
+    songs = sorted(clips_of)
+    if len(songs) < 2:
+        raise ValueError(f"another song's conditions need clips of at least 2 songs, got {songs}")
+    following = dict(zip(songs, [*songs[1:], songs[0]], strict=True))
+    others = [clips_of[following[song_of(clip)]] for clip in clip_ids]
+    return [other[number % len(other)] for other, number in zip(others, number_in_song, strict=True)]
+
+
+def song_of(clip_id: str) -> str:
+    """The song in ``song@start_s``."""
+    return clip_id.rsplit("@", 1)[0]
+
 
 def summarise(scores: TokenScores, first_codebook: int, total: int) -> dict[str, Tensor]:
-    """Means over a batch: in all, and for each codebook where the target has several."""
+    """Means over a batch: over all tokens, and for each codebook where the target has several."""
     measures: dict[str, Callable[[slice], Tensor]] = {
         "loss": lambda k: scores.cross_entropy[:, k].mean(),
         "accuracy": lambda k: (scores.rank[:, k] == 0).double().mean(),
@@ -59,61 +169,7 @@ def summarise(scores: TokenScores, first_codebook: int, total: int) -> dict[str,
 
 
 def score_names(codebooks: int) -> list[str]:
-    """The names that :func:`summarise` gives for a target of so many codebooks."""
+    """The names that :func:`summarise` gives for a target of ``codebooks`` codebooks."""
     measures = ("loss", "accuracy", "accuracy_top10")
     by_codebook = range(codebooks) if codebooks > 1 else ()
     return [*measures, *(f"{measure}_q{k}" for measure in measures for k in by_codebook)]
-
-
-class StepMeans:
-    """Means of the scores over the clips of an optimizer step, which may take several batches on several processes.
-
-    Args:
-        codebooks: Codebooks of the target.
-    """
-
-    def __init__(self, codebooks: int) -> None:
-        self.names = score_names(codebooks)
-        self._parts: list[tuple[Mapping[str, Tensor], int]] = []
-
-    def add(self, values: Mapping[str, Tensor], clips: int) -> None:
-        """Note the means over a batch of ``clips`` clips; names may be missing."""
-        self._parts.append((values, clips))
-
-    def take(self, over_processes: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """The means over the clips noted since the last call.
-
-        Args:
-            over_processes: Sums a tensor over all processes, each of which calls this. Then every name gets a value:
-                NaN where no clip has one (``nonautoregressive`` batches score one codebook).
-        """
-        parts, self._parts = self._parts, []
-        if over_processes is None and len(parts) == 1:
-            return dict(parts[0][0])
-        device = next(iter(parts[0][0].values())).device
-        sums = torch.zeros(len(self.names), 2, dtype=torch.float64, device=device)  # of scores, of clips
-        for values, clips in parts:
-            for row, name in enumerate(self.names):
-                if name in values:
-                    sums[row, 0] += values[name].double() * clips
-                    sums[row, 1] += clips
-        if over_processes is not None:
-            sums = over_processes(sums)
-            return {name: total / count for name, (total, count) in zip(self.names, sums, strict=True)}
-        return {name: sums[row, 0] / sums[row, 1] for row, name in enumerate(self.names) if name in parts[0][0]}
-
-
-def other_clips(batch: TokenBatch, conditions: Sequence[str]) -> dict[str, Tensor] | None:
-    """The streams with each clip's conditions taken from another song of the batch; None where there is no other."""
-    songs = [clip.rsplit("@", 1)[0] for clip in batch.clip_ids]
-    if len(set(songs)) < 2:
-        return None
-    count = len(songs)
-    source = []
-    for index, song in enumerate(songs):
-        other = next((index + shift) % count for shift in range(1, count) if songs[(index + shift) % count] != song)
-        source.append(other)
-    streams = dict(batch.streams)
-    for name in conditions:
-        streams[name] = streams[name][source]
-    return streams

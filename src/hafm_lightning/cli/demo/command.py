@@ -37,10 +37,11 @@ from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
 from hafm_lightning.cli.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.training import StageCLI
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.token_scores.conditioning_gain import ClipLosses, clip_losses, join, song_of
+from hafm_lightning.evaluation.token_scores.conditioning_gain import ClipLosses, clip_losses, join
 from hafm_lightning.files import write_json
 from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.token_scores import song_of
 from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
 from hafm_lightning.shards import open_shards
 from hafm_lightning.stages import load_stage

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from hafm_lightning.audio import resample
 from hafm_lightning.compatibility import check_same_tokenizers
@@ -24,7 +23,6 @@ from hafm_lightning.evaluation.embeddings.base import Embedding
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.token_scores import TOP, TokenScores
 from hafm_lightning.stages import Stage
 from hafm_lightning.tokenizers.base import AcousticTokenizer
 from hafm_lightning.tokens import (
@@ -122,38 +120,3 @@ def embedding_rows(embedding: Embedding, waveforms: Waveforms, rate_hz: int) -> 
 def centroid_rows(centroids: Tensor, ids: Tensor) -> npt.NDArray[np.float32]:
     """Centroid vector of every semantic token: ids ``[B, 1, T]`` -> rows ``[B * T, d]``."""
     return centroids.cpu()[ids.reshape(-1)].numpy()
-
-
-class TokenAccuracy(Metric):
-    """Cross-entropy, top-1 and top-10 accuracy as summed counts per codebook: equal on 1 and on N processes.
-
-    Args:
-        codebooks: Codebooks ``K`` of the target.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    sums: Tensor
-    count: Tensor
-
-    def __init__(self, codebooks: int) -> None:
-        super().__init__()
-        self.codebooks = codebooks
-        self.add_state("sums", torch.zeros(3, codebooks, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(codebooks, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add logits ``[B, K, T, V]`` with true ids ``[B, K, T]``."""
-        scores = TokenScores.of(logits, targets)
-        values = (scores.cross_entropy, scores.rank == 0, scores.rank < TOP)
-        self.sums += torch.stack([value.double().sum((0, 2)) for value in values]).to(self.sums.device)
-        self.count += targets.shape[0] * targets.shape[2]
-
-    def compute(self) -> dict[str, Tensor]:
-        """``loss`` (nats), ``accuracy``, ``accuracy_top10``, and each with ``_q<k>`` where there are codebooks."""
-        means = self.sums / self.count
-        names = ("loss", "accuracy", "accuracy_top10")
-        found = {name: means[row].mean() for row, name in enumerate(names)}
-        if self.codebooks > 1:
-            found |= {f"{name}_q{k}": means[row, k] for row, name in enumerate(names) for k in range(self.codebooks)}
-        return found

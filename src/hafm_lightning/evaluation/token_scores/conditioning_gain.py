@@ -8,14 +8,13 @@ Source: ``docs/evaluation.md``, tokens.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hafm_lightning.evaluation.intervals import Interval, bootstrap_interval
-from hafm_lightning.modeling.conditioning import null_conditions
+from hafm_lightning.modeling.token_scores import other_song, paired, score, song_of, without_conditions
 from hafm_lightning.stages import Stage
 from hafm_lightning.tokens import TokenBatch
 
@@ -51,31 +50,6 @@ class ClipLosses:
         return {name: bootstrap_interval(numbers, seed, groups=self.songs) for name, numbers in values.items()}
 
 
-def song_of(clip_id: str) -> str:
-    """The song in ``song@start_s``."""
-    return clip_id.rsplit("@", 1)[0]
-
-
-def other_song_clips(clip_ids: list[str]) -> list[int]:
-    """For each clip, the index of a clip of the next song.
-
-    Raises:
-        ValueError: All clips are of one song.
-    """
-    places: dict[str, list[int]] = defaultdict(list)
-    for index, clip in enumerate(clip_ids):
-        places[song_of(clip)].append(index)
-    songs = sorted(places)
-    if len(songs) < 2:
-        raise ValueError(f"another song's conditions need clips of at least 2 songs, got {songs}")
-    following = dict(zip(songs, [*songs[1:], songs[0]], strict=True))
-    chosen = []
-    for index, clip in enumerate(clip_ids):
-        mine, theirs = places[song_of(clip)], places[following[song_of(clip)]]
-        chosen.append(theirs[mine.index(index) % len(theirs)])
-    return chosen
-
-
 @torch.no_grad()
 def clip_losses(stage: Stage, clips: TokenBatch, wanted: Sequence[int] | None = None) -> ClipLosses:
     """Score clips with true, null and another song's conditions.
@@ -86,19 +60,16 @@ def clip_losses(stage: Stage, clips: TokenBatch, wanted: Sequence[int] | None = 
         wanted: Indices of the clips to score; default: all.
     """
     conditions = stage.model.layout.conditions
-    others = clips.rows(other_song_clips(clips.clip_ids))
-    indices = list(range(len(clips)) if wanted is None else wanted)
+    pairs, indices = paired(clips), list(range(len(clips)) if wanted is None else wanted)
     losses: dict[str, list[float]] = {"true": [], "null": [], "other": []}
     for start in range(0, len(indices), CLIPS_AT_ONCE):
-        rows = indices[start : start + CLIPS_AT_ONCE]
-        batch, other = clips.rows(rows).to(stage.device), others.rows(rows).to(stage.device)
-        swapped = batch.streams | {stream.name: other[stream.name] for stream in conditions}
+        batch = pairs.rows(indices[start : start + CLIPS_AT_ONCE]).to(stage.device)
         for name, streams in (
             ("true", batch.streams),
-            ("null", null_conditions(batch.streams, conditions)),
-            ("other", swapped),
+            ("null", without_conditions(batch, conditions)),
+            ("other", other_song(batch, conditions)),
         ):
-            losses[name] += stage.clip_losses(batch, streams).double().tolist()
+            losses[name] += score(stage.model, batch, streams).clip_losses.double().tolist()
     return ClipLosses([clips.clip_ids[i] for i in indices], losses["true"], losses["null"], losses["other"])
 
 

@@ -22,10 +22,8 @@ from torch import Tensor
 from hafm_lightning.evaluation.card.card import Curve, Plot
 from hafm_lightning.evaluation.intervals import paired_difference_interval
 from hafm_lightning.evaluation.segments import MusicClip
-from hafm_lightning.evaluation.token_scores.conditioning_gain import other_song_clips
-from hafm_lightning.modeling.conditioning import null_conditions
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.token_scores import TOP, TokenScores
+from hafm_lightning.modeling.token_scores import TOP, other_song, score, without_conditions
 from hafm_lightning.songs.clips import with_noise
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenBatch, TokenStream
@@ -65,7 +63,7 @@ def score_clips(model: TokenModel, clips: TokenBatch, streams: Mapping[str, Tens
     parts: list[list[Matrix]] = [[], [], []]
     for start in range(0, len(given), CLIPS_AT_ONCE):
         batch = given.rows(range(start, min(start + CLIPS_AT_ONCE, len(given)))).to(model.device)
-        scores = TokenScores.of(model(batch.streams), batch[model.layout.target.name])
+        scores = score(model, batch)
         for part, values in zip(parts, (scores.cross_entropy, scores.rank == 0, scores.rank < TOP), strict=True):
             part.append(values.double().mean(-1).cpu().numpy())
     return ClipTokenScores(*(np.concatenate(part) for part in parts))
@@ -95,17 +93,6 @@ def shifted(clips: TokenBatch, streams: Sequence[TokenStream], shift_s: float) -
     for stream in streams:
         moved[stream.name] = moved[stream.name].roll(round(shift_s * stream.rate_hz), dims=-1)
     return moved
-
-
-def exchanged(clips: TokenBatch, streams: Sequence[TokenStream]) -> dict[str, Tensor]:
-    """The clips' streams with some taken from the next song."""
-    others = other_song_clips(clips.clip_ids)
-    return {**clips.streams, **{stream.name: clips[stream.name][others] for stream in streams}}
-
-
-def without_conditions(model: TokenModel, clips: TokenBatch) -> dict[str, Tensor]:
-    """The clips' streams with all conditions null."""
-    return null_conditions(clips.streams, model.layout.conditions)
 
 
 def with_vocals(clips: TokenBatch, vocals: Sequence[Samples], tokenizers: Tokenizers) -> TokenBatch:
@@ -156,9 +143,12 @@ class Probes:
         self.true = {name: self._losses(model, batch.streams) for name, model in networks.items()}
         # Levels to read the curves by: another song's vocal, and no conditions at all.
         self.other = {
-            name: self._level(name, exchanged(batch, vocal_streams(model))) for name, model in networks.items()
+            name: self._level(name, other_song(batch, vocal_streams(model))) for name, model in networks.items()
         }
-        self.null = {name: self._level(name, without_conditions(model, batch)) for name, model in networks.items()}
+        self.null = {
+            name: self._level(name, without_conditions(batch, model.layout.conditions))
+            for name, model in networks.items()
+        }
         # Stages for which a changed vocal can be tokenized anew from the sound at hand.
         self.singable = {name: model for name, model in networks.items() if hears_semantic_vocal_alone(model)}
 

@@ -10,14 +10,9 @@ import numpy.typing as npt
 
 from hafm_lightning.evaluation.card.card import Column, Row, Table, Value
 from hafm_lightning.evaluation.intervals import bootstrap_interval, paired_difference_interval
-from hafm_lightning.evaluation.token_scores.probes import (
-    exchanged,
-    hears_vocal,
-    score_clips,
-    vocal_streams,
-    without_conditions,
-)
+from hafm_lightning.evaluation.token_scores.probes import hears_vocal, score_clips, vocal_streams
 from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.modeling.token_scores import other_song, without_conditions
 from hafm_lightning.tokens import COARSE_CODEBOOKS, TokenBatch
 
 _COLUMNS = (
@@ -66,8 +61,8 @@ def token_table(networks: Mapping[str, TokenModel], batch: TokenBatch, songs: li
 
 def _cells(model: TokenModel, batch: TokenBatch, songs: list[str], columns: list[Column]) -> dict[str, Value]:
     scores = score_clips(model, batch)
-    null = score_clips(model, batch, without_conditions(model, batch)).losses
-    other = score_clips(model, batch, exchanged(batch, vocal_streams(model))).losses
+    null = score_clips(model, batch, without_conditions(batch, model.layout.conditions)).losses
+    other = score_clips(model, batch, other_song(batch, vocal_streams(model))).losses
     loss = _mean(scores.losses, songs)
     assert loss.value is not None
     assert loss.low is not None

@@ -1,4 +1,4 @@
-"""One checkpoint file: written whole or not at all, and read as data only."""
+"""Which checkpoints are kept; one file is written whole or not at all, and read as data only."""
 
 import os
 import resource
@@ -6,9 +6,17 @@ import stat
 
 import pytest
 import torch
+from tiny_shards import write_tiny_shards
+from tiny_trainer import Line, trainer_of
 
-from hafm_lightning.callbacks import AtomicCheckpointIO
+from hafm_lightning.callbacks import AtomicCheckpointIO, Checkpoints
+from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.errors import RequestError
+
+
+@pytest.fixture
+def data(tmp_path):
+    return TokenShards(str(write_tiny_shards(tmp_path / "shards", train=(8,))), batch_size=2)
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -63,3 +71,39 @@ def test_only_data_is_read(tmp_path):
     for path in (hostile, tmp_path / "absent.ckpt", "https://example.org/a.ckpt"):
         with pytest.raises(RequestError):
             AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_the_newest_and_the_best_are_kept(data, tmp_path):
+    class Growing(Line):
+        def validation_step(self, batch, index):
+            self.log("val/loss", float(self.global_step), batch_size=len(batch))
+
+    keeper = Checkpoints(every_steps=2, keep=2)
+    trainer = trainer_of(tmp_path, keeper, max_steps=7, val_check_interval=2, check_val_every_n_epoch=None)
+    trainer.fit(Growing(), datamodule=data)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "step-00000006.ckpt", "step-00000007.ckpt"]
+    assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 2, "the lowest loss was the first"
+
+    keeper = Checkpoints(every_steps=None, every_minutes=1e-9, keep=9, monitor="val/loss", mode="max")
+    trainer_of(tmp_path / "time", keeper, max_steps=3, val_check_interval=1).fit(Growing(), datamodule=data)
+    names = sorted(path.name for path in (tmp_path / "time" / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "step-00000001.ckpt", "step-00000002.ckpt", "step-00000003.ckpt"]
+    assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 3
+
+
+def test_a_validation_that_is_no_number_is_no_best_one(data, tmp_path):
+    class Recovering(Line):
+        def validation_step(self, batch, index):
+            self.log("val/loss", float("nan") if self.global_step < 2 else 5.0, batch_size=len(batch))
+
+    keeper = Checkpoints(every_steps=None)
+    trainer = trainer_of(tmp_path, keeper, max_steps=3, val_check_interval=1, check_val_every_n_epoch=None)
+    trainer.fit(Recovering(), datamodule=data)
+    assert keeper.best_score == 5.0
+    assert torch.load(keeper.best_model_path, weights_only=True)["global_step"] == 2
+
+
+def test_a_trial_run_saves_nothing(data, tmp_path):
+    trainer_of(tmp_path, Checkpoints(), fast_dev_run=True).fit(Line(), datamodule=data)
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,128 @@
+"""Every name that this project uses of Lightning and torch without their promise to keep it.
+
+Each stands behind one function, with a test in ``tests/training/test_internals.py`` that fails by name when an upgrade
+removes it. Nothing else in the package reads a private name of a Trainer, a loop, an optimizer or a logger.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+from torch.optim import Optimizer
+
+# --- where a run stands ------------------------------------------------------------------------------------------
+
+
+def finishes_step(trainer: Trainer) -> bool:
+    """Whether the present training batch is the last one of its optimizer step."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def ends_epoch(trainer: Trainer) -> bool:
+    """Whether the present training batch is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def ends_training(trainer: Trainer) -> bool:
+    """Whether the present training batch is the last one of its epoch or of the run."""
+    return trainer.fit_loop.epoch_loop._is_training_done
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after the present training batch."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None, "only while training"
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def writes_row(trainer: Trainer) -> bool:
+    """Whether Lightning hands the metrics of the present optimizer step to the loggers."""
+    return trainer._logger_connector.should_update_logs
+
+
+def is_attached(module: LightningModule) -> bool:
+    """Whether the module belongs to a Trainer; ``module.trainer`` is an error where it does not."""
+    return module._trainer is not None
+
+
+def loop_state_after_batch(trainer: Trainer) -> dict[str, Any]:
+    """State of the fit loop from which a run continues with the next batch, taken in ``on_train_batch_end``."""
+    state: dict[str, Any] = copy.deepcopy(trainer.fit_loop.state_dict())
+    if ends_epoch(trainer):
+        for counter in state["epoch_progress"].values():
+            counter["processed"] = counter["completed"] = counter["ready"]
+    return state
+
+
+def has_loss_scaler(trainer: Trainer) -> bool:
+    """Whether the precision scales the loss, and so skips steps whose scaled gradients overflow (``16-mixed``)."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+# --- what a run is made to do ------------------------------------------------------------------------------------
+
+
+def write_row(trainer: Trainer) -> None:
+    """Hand the metrics of the present optimizer step to the loggers now; Lightning does so after the callbacks."""
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def note_sigterm(trainer: Trainer) -> None:
+    """Let the run end as after SIGTERM; also where another signal stops the run, or a signal to another process."""
+    trainer._signal_connector.received_sigterm = True
+
+
+def unscale_before_step(optimizer: Optimizer) -> None:
+    """Let the loss scaler unscale the gradients of a fused optimizer before its step, as of every other one."""
+    cast(Any, optimizer)._step_supports_amp_scaling = False
+
+
+# --- torch's operations on lists ---------------------------------------------------------------------------------
+
+
+def scale_all(tensors: Sequence[Tensor], factor: float) -> None:
+    """Multiply all tensors by ``factor``, in place, in few kernels."""
+    torch._foreach_mul_(list(tensors), factor)
+
+
+def move_all(tensors: Sequence[Tensor], towards: Sequence[Tensor], share: float) -> None:
+    """Move each tensor by a share of its distance to another one, in place, in few kernels."""
+    torch._foreach_lerp_(list(tensors), list(towards), share)
+
+
+# --- Lightning's logger for Weights & Biases ---------------------------------------------------------------------
+
+
+def wandb_settings(logger: WandbLogger) -> dict[str, Any]:
+    """What the logger passes to ``wandb.init``; a change counts until the W&B run begins."""
+    return logger._wandb_init
+
+
+def set_wandb_identity(
+    logger: WandbLogger, folder: Path | None = None, name: str | None = None, run_id: str | None = None
+) -> None:
+    """Set folder, shown name or id of a W&B run that has not begun; None leaves what there is."""
+    settings = wandb_settings(logger)
+    if folder is not None:
+        logger._save_dir = settings["dir"] = str(folder)
+    if name is not None:
+        logger._name = settings["name"] = name
+    if run_id is not None:
+        logger._id = settings["id"] = run_id
+
+
+def wandb_run(logger: WandbLogger) -> Any:
+    """The logger's W&B run; None before it begins."""
+    return logger._experiment
+
+
+def set_wandb_run(logger: WandbLogger, run: Any) -> None:
+    """Let the logger write to a W&B run that was begun elsewhere."""
+    logger._experiment = run

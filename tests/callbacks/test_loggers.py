@@ -1,0 +1,94 @@
+"""The CSV log and W&B without a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_shards import write_tiny_shards
+
+from hafm_lightning.callbacks import CsvLog, WandbDashboard
+from hafm_lightning.callbacks.loggers import chosen_mode, read_rows
+from hafm_lightning.data_modules import TokenShards
+
+
+@pytest.fixture
+def data(tmp_path):
+    return TokenShards(str(write_tiny_shards(tmp_path / "shards", train=(8,))), batch_size=2)
+
+
+def test_the_csv_grows_columns_and_survives_a_continued_run(tmp_path):
+    first = CsvLog(str(tmp_path))
+    first.log_metrics({"train/loss": 3.0, "epoch": 0}, 0)
+    first.log_metrics({"val/loss": 2.5, "epoch": 0}, 0)
+    first.log_metrics({"train/loss": 2.0, "epoch": 0}, 1)
+    first.log_metrics({"train/loss": 1.5, "epoch": 0}, 2)
+    with first.path.open("a") as file:
+        file.write("3,0,0.1")  # a row that a kill cut short
+
+    again = CsvLog(str(tmp_path))
+    again.log_metrics({"train/loss": 2.0, "epoch": 0}, 1)
+    again.log_metrics({"val/loss": 1.0, "epoch": 0}, 1)
+    rows = [{k: v for k, v in row.items() if v and k != "seconds"} for row in read_rows(again.path)]
+    assert rows == [
+        {"step": "0", "epoch": "0", "train/loss": "3.0"},
+        {"step": "0", "epoch": "0", "val/loss": "2.5"},
+        {"step": "1", "epoch": "0", "train/loss": "2.0"},
+        {"step": "1", "epoch": "0", "val/loss": "1.0"},
+    ]
+    seconds = [float(row["seconds"]) for row in read_rows(again.path)]
+    assert seconds == sorted(seconds), "the clock goes on where the first part stopped"
+
+
+WANDB_RUN = """
+import sys
+from pathlib import Path
+import lightning.pytorch as pl
+sys.path.insert(0, sys.argv[1])
+from tiny_trainer import Line, trainer_of
+from hafm_lightning.callbacks import WandbDashboard
+from hafm_lightning.data_modules import TokenShards
+for part in range(2):
+    logger = WandbDashboard(project="test")
+    logger.use_run_folder(Path(sys.argv[2]))
+    trainer_of(sys.argv[2], logger=logger, max_steps=2).fit(Line(), datamodule=TokenShards(sys.argv[3], batch_size=2))
+    logger.experiment.finish()
+    print("ID", logger.version, logger.chosen_mode)
+"""
+
+
+def test_wandb_without_a_key_logs_offline_and_keeps_its_id(tmp_path, data):
+    """In a process of its own: W&B starts a service that outlives the run."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB_RUN, str(Path(__file__).parents[1] / "support"), str(tmp_path / "run"), data.root],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean,
+        timeout=300,
+    )
+    said = [line for line in (done.stderr + done.stdout).splitlines() if "W&B" in line or "wandb:" in line]
+    assert len(said) == 2, "one line a run says all"
+    assert all("no key" in line and "logging offline; `wandb sync" in line for line in said)
+    told = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ID ")]
+    assert [mode for _, mode in told] == ["offline", "offline"]
+    assert told[0] == told[1], "a continued run must go on in the same curves"
+    logged = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{told[0][0]}"))
+    assert logged
+    assert all(list(path.glob("*.wandb")) for path in logged)
+
+
+def test_the_mode_of_wandb_is_settled_by_key_and_wish(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert chosen_mode("auto")[0] == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
+    assert chosen_mode("auto")[0] == "online"
+    assert chosen_mode("offline") == ("offline", "mode is offline")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert chosen_mode("auto") == ("disabled", "WANDB_MODE is disabled")
+    assert WandbDashboard(mode="disabled").chosen_mode == "disabled"
