@@ -11,7 +11,7 @@ import pytest
 
 from hafm_lightning import cli
 from hafm_lightning.cli.parser import Parser
-from hafm_lightning.cli.training import read_config
+from hafm_lightning.cli.fit.training import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(

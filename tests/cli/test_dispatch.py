@@ -15,7 +15,7 @@ def command(monkeypatch):
     """Replace `describe` by a function, and run the dispatcher."""
 
     def install(function):
-        module = types.ModuleType("hafm_lightning.cli.describe")
+        module = types.ModuleType("hafm_lightning.cli.fit.describe")
         module.__spec__ = types.SimpleNamespace(name=module.__name__)
         module.main = function
         monkeypatch.setitem(sys.modules, module.__name__, module)

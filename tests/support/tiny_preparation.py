@@ -12,7 +12,7 @@ import numpy as np
 from tiny_corpora import vocal_and_band
 
 from hafm_lightning.preparation.pipeline import PreparationConfig
-from hafm_lightning.preparation.settings import build
+from hafm_lightning.configuration.settings import build
 from hafm_lightning.tokenizers import save_tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 

@@ -48,12 +48,12 @@ class Command:
 
 
 COMMANDS = {
-    "fit": Command("training", "train a stage: --config experiments/coarse.yaml", "fit"),
-    "validate": Command("training", "score a checkpoint on the validation clips", "validate"),
-    "test": Command("training", "score a checkpoint on the test clips", "test"),
-    "predict": Command("training", "write the loss of every test clip", "predict"),
-    "describe": Command("describe", "parameters, steps, FLOPs and memory of a configuration, as JSON"),
-    "curves": Command("curves", "draw loss and accuracy of runs, as PNG and SVG"),
+    "fit": Command("fit.training", "train a stage: --config experiments/coarse.yaml", "fit"),
+    "validate": Command("fit.training", "score a checkpoint on the validation clips", "validate"),
+    "test": Command("fit.training", "score a checkpoint on the test clips", "test"),
+    "predict": Command("fit.training", "write the loss of every test clip", "predict"),
+    "describe": Command("fit.describe", "parameters, steps, FLOPs and memory of a configuration, as JSON"),
+    "curves": Command("fit.curves", "draw loss and accuracy of runs, as PNG and SVG"),
     "prepare": Command("prepare", "songs -> shards of tokens, resumable"),
     "generate": Command("generate", "a vocal -> its accompaniment and the mix"),
     "evaluate": Command("evaluate", "the evaluation card of a model"),

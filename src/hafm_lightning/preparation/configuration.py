@@ -12,7 +12,7 @@ from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.plan import SplitSettings
 from hafm_lightning.preparation.quality.filters import FilterSettings
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
-from hafm_lightning.preparation.settings import as_plain, build, placed, read_yaml
+from hafm_lightning.configuration.settings import as_plain, read_settings
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
 from hafm_lightning.songs.clips import ClipSettings
@@ -133,7 +133,9 @@ class PreparationConfig:
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> PreparationConfig:
-    """Settings from a YAML file and ``key=value`` overrides; RequestError names the wrong key and its place."""
-    values = read_yaml(Path(path), overrides)
-    with placed(Path(path), overrides):
-        return build(PreparationConfig, values, "")
+    """Settings from a YAML file and ``key=value`` overrides.
+
+    Raises:
+        RequestError: With the wrong key, its place and what to do.
+    """
+    return read_settings(PreparationConfig, ["--config", str(path), *overrides])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hafm_lightning.cli.parser import PROGRAM, Parser
-from hafm_lightning.cli.training import StageCLI, less_talk
+from hafm_lightning.cli.fit.training import StageCLI, less_talk
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.cost import GIB, training_bytes, training_flops
 from hafm_lightning.stages import Stage

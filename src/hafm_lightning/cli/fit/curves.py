@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hafm_lightning.cli.parser import PROGRAM, Parser
-from hafm_lightning.cli.runs import newest_run
+from hafm_lightning.cli.fit.runs import newest_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 

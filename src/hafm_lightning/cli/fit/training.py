@@ -5,7 +5,7 @@ The configuration names classes (``class_path``) and their settings; every setti
 
 * exact resume, the guard against NaN, atomic checkpoints, graceful stop, and the CSV log;
 * ``use_distributed_sampler: false``, since the data modules deal clips out themselves, without padding;
-* a run folder of its own for every fit (:mod:`hafm_lightning.cli.runs`), and ``--ckpt_path auto``.
+* a run folder of its own for every fit (:mod:`hafm_lightning.cli.fit.runs`), and ``--ckpt_path auto``.
 
 Checkpoints, the metrics of the training itself and W&B have their keys in the configuration (``checkpoints``,
 ``dashboard``, ``trainer.logger``). The classes are found by their paths, as those in the YAML are: the core does not
@@ -20,6 +20,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
@@ -35,10 +36,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
-from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
-from hafm_lightning.cli.config_keys import Group, KeyCheck
-from hafm_lightning.cli.run_claim import claim, claimed_run, joined_run
-from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
+from hafm_lightning.cli.fit.errors import explain
+from hafm_lightning.cli.fit.run_claim import claim, claimed_run, joined_run
+from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, is_first, say
+from hafm_lightning.configuration.keys import KeyCheck
+from hafm_lightning.configuration.origins import Origins, config_files, options_of
+from hafm_lightning.configuration.settings import interpolation_error
+from hafm_lightning.configuration.signatures import Group
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.optimizer_step import check_precision, check_training
@@ -52,6 +56,8 @@ PROGRESS_BAR = "hafm_lightning.callbacks.StepProgress"
 CSV_LOG = "hafm_lightning.callbacks.CsvLog"
 DEFAULT_SEED = 0
 CONFIG_NAME = "config.yaml"
+REFERENCE = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
+"""A ``${...}`` on the command line that names a key."""
 
 
 def class_at(path: str) -> Any:
@@ -134,10 +140,14 @@ class StageCLI(LightningCLI):
         model_only: bool = False,
         holding: contextlib.ExitStack | None = None,
     ) -> None:
-        self.command, self.arguments = command, list(arguments)
+        self.command, self.options = command, options_of(arguments)
+        self.origins = Origins(self.options)
         self.build, self.model_only = build and not model_only, model_only
         self.root, self.holding = Path(), holding
         self.asked: str | None = None
+        # ${...} are resolved after the last option; LightningCLI keeps all keys one section deeper than files do
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        within = [REFERENCE.sub(rf"${{{command}.\1}}", argument) for argument in arguments]
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -146,8 +156,8 @@ class StageCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=DEFAULT_SEED,
             parser_class=StageParser,
-            parser_kwargs={"parser_mode": "omegaconf"},
-            args=[command, *self.arguments],
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            args=[command, *within],
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -165,18 +175,18 @@ class StageCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and tell mistakes with file and line."""
-        for file in config_files(self.arguments):
-            check_file(file)
+        config_files(self.options)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
-        options = [name for action in actions for name in action.option_strings]
-        KeyCheck(self._sections(actions), options).arguments(self.arguments)
-        refuse_lost_overrides(self.arguments)
+        switches = [name for action in actions for name in action.option_strings]
+        KeyCheck(self._sections(actions), switches).options(self.options)
+        if not any(option.is_file or option.path[0] == "model" or option.name in switches[:2] for option in self.options):
+            raise RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
         try:
             self.config = parser.parse_args(args)
         except ParserStop as stop:
-            raise explain(stop.message, self.arguments) from stop
+            raise explain(stop.message, self.origins) from stop
         except OmegaConfBaseException as error:
-            raise self._interpolation_error(error) from error
+            raise interpolation_error(error, self.origins, self.command) from error
 
     def _sections(self, actions: Sequence[Any]) -> dict[str, Any]:
         """The keys at the top of a configuration, with the classes whose parameters stand below them."""
@@ -188,16 +198,6 @@ class StageCLI(LightningCLI):
             "checkpoints": Group(class_at(CHECKPOINTS_CALLBACK)),
             "dashboard": Group(class_at(DASHBOARD_CALLBACK)),
         }
-
-    def _interpolation_error(self, error: OmegaConfBaseException) -> RequestError:
-        key = str(getattr(error, "full_key", "") or "")
-        places = places_of(key, self.arguments) if key else []
-        files = ", ".join(map(str, config_files(self.arguments)))
-        return RequestError(
-            f"{key or 'configuration'}: {str(error).splitlines()[0]}\n"
-            f"where: {places[0].where if places else files}\n"
-            "${...} takes the full path of a key in the same file, or ${oc.env:NAME} for an environment variable"
-        )
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as it was given: a checkpoint of another stage is refused, never adopted."""
@@ -212,7 +212,7 @@ class StageCLI(LightningCLI):
                 "the configuration names no data\nadd `data: {class_path: hafm_lightning.data_modules.TokenShards, "
                 "init_args: {root: FOLDER, batch_size: 8}}`"
             )
-        files = config_files(self.arguments)
+        files = config_files(self.options)
         default = Path("logs") / (files[0].stem if files else "run")
         self.root = Path(config.trainer.default_root_dir or default)
         asked = config.ckpt_path
@@ -246,14 +246,13 @@ class StageCLI(LightningCLI):
             elif self.build:
                 super().instantiate_classes()
         except ParserStop as stop:
-            raise explain(stop.message, self.arguments) from stop
+            raise explain(stop.message, self.origins) from stop
         except (ValueError, MisconfigurationException) as error:
             reason = first_reason(error)
             if isinstance(reason, RequestError):
                 raise reason from error
-            files = ", ".join(map(str, config_files(self.arguments)))
             lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-            raise RequestError("\n".join([*lines[:3], f"where: {files or 'command line'}"])) from error
+            raise RequestError("\n".join([*lines[:3], f"where: {self.origins.of(())}"])) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         fitting = self.command == "fit"
