@@ -34,7 +34,7 @@ class Outer:
 
 def test_values_become_dataclasses_and_back():
     values = {"size": 3, "one": {"kind": "Other", "flag": True}, "maybe": {"names": ["a"]}, "table": {"k": 1}}
-    built = build(Outer, values, "")
+    built = build(Outer, values)
     assert built == Outer(3, Other(True), Inner(names=("a",)), {"k": 1})
     assert as_plain(built, all_kinds=False) == {
         "size": 3,
@@ -49,8 +49,8 @@ def test_values_become_dataclasses_and_back():
         "maybe": {"kind": "Inner", "number": 0.5, "names": ["a"]},
         "table": {"k": 1},
     }
-    assert build(Outer, {"size": 1, "maybe": None}, "").maybe is None
-    assert build(Outer, {"size": 1, "one": {"kind": "Inner", "number": 2}}, "").one == Inner(2.0)
+    assert build(Outer, {"size": 1, "maybe": None}).maybe is None
+    assert build(Outer, {"size": 1, "one": {"kind": "Inner", "number": 2}}).one == Inner(2.0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,9 @@ def test_options_files_and_references(tmp_path, monkeypatch):
     given = ["--config", "good.yaml"]
     assert read_settings(Example, [*given, "a.b=7", "texts.1=z"]) == Example({"b": 7}, 7, ("x", "z"))
     assert read_settings(Example, [*given, "--a.b", "7", "--texts.1=3"]) == Example({"b": 7}, 7, ("x", "3"))
-    assert read_settings(Example, [*given, "--config=more.yaml", "--texts+", "z"]) == Example({"b": 8}, 8, ("x", "y", "z"))
+    assert read_settings(Example, [*given, "--config=more.yaml", "--texts+", "z"]) == Example(
+        {"b": 8}, 8, ("x", "y", "z")
+    )
     assert read_settings(Example, ["--a.b=7", *given]) == Example({"b": 1}, 1, ("x", "y")), "the last one wins"
     for argument in ("novalue", "=3"):
         with pytest.raises(RequestError, match=f"unexpected argument '{argument}'"):

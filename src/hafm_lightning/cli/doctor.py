@@ -1,7 +1,7 @@
-"""``doctor``: what this machine has for the work, and the command that mends each lack.
+"""``doctor``: checks this machine and prints a fix for everything that is missing.
 
-A finding is ``ok``, ``note`` (optional and absent), or ``broken`` (something the work needs, or something installed
-that does harm). Packages are imported in a process of their own: a package built for another PyTorch can fail in ways
+A finding is ``ok``, ``note`` (an optional part is missing), or ``broken`` (a required part is missing, or an installed
+package does harm). Packages are imported in a process of their own: a package built for another PyTorch can fail in ways
 that no ``except`` catches, and importing all of them here would take half a minute.
 
 Exit code: 0 when nothing is broken, else 1.
@@ -47,7 +47,7 @@ EXTRAS = {
 }
 """Distribution (and module) -> extra that installs it, and what it is for."""
 HARMFUL_WHEN_BROKEN = ("torchaudio", "torchvision")
-"""Packages that nothing here needs, and that break transformers where they do not fit PyTorch."""
+"""Packages that are not needed, and that break transformers if they were built for another PyTorch."""
 HUB_WEIGHTS = {
     "facebook/hubert-base-ls960": "semantic tokens of the paper",
     "facebook/encodec_24khz": "acoustic tokens of the paper",
@@ -64,24 +64,24 @@ State = Literal["ok", "note", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """One thing that was checked.
 
     Attributes:
         what: Its name.
-        state: ``ok``, ``note`` (optional and absent) or ``broken``.
+        state: ``ok``, ``note`` (an optional part is missing) or ``broken``.
         detail: What was found.
-        mend: A command or step that mends it; empty where nothing needs mending.
+        fix: A command or step; empty where nothing is missing.
     """
 
     what: str
     state: State
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments; the exit code."""
-    parser = Parser(prog=f"{PROGRAM} doctor", description="What this machine has, and what mends each lack.")
+    parser = Parser(prog=f"{PROGRAM} doctor", description="Check this machine and print a fix for everything missing.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     findings = list(examine())
@@ -113,14 +113,14 @@ def examine() -> Iterator[Finding]:
 
 
 def table(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings as aligned lines, with the mend below each lack."""
+    """The findings as aligned lines, each with its fix below it."""
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         yield f"{finding.state:6}  {finding.what:{width}}  {finding.detail}"
-        if finding.mend:
-            yield f"{'':6}  {'':{width}}  -> {finding.mend}"
+        if finding.fix:
+            yield f"{'':6}  {'':{width}}  -> {finding.fix}"
     broken = sum(finding.state == "broken" for finding in findings)
-    yield "Nothing is broken." if not broken else f"{broken} broken: follow the arrows above."
+    yield "Nothing required is missing." if not broken else f"{broken} broken: run the commands after the arrows."
 
 
 def try_imports(modules: Sequence[str]) -> dict[str, str]:
@@ -157,7 +157,9 @@ def python_finding() -> Finding:
     here = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
     if sys.version_info[:2] > NEWEST_PYTHON:
         newest = ".".join(map(str, NEWEST_PYTHON))
-        return Finding("Python", "note", f"{here}: newer than {newest}, untried", f"make install PYTHON=python{newest}")
+        return Finding(
+            "Python", "note", f"{here}: newer than {newest}, not tested", f"make install PYTHON=python{newest}"
+        )
     return Finding("Python", "ok", here)
 
 
@@ -169,9 +171,9 @@ def required_finding(distribution: str, problem: str) -> Finding:
 
 
 def harmful_finding(package: str, problem: str) -> Finding:
-    """torchaudio and torchvision: fine when absent, fine when they load, harmful when they do not fit PyTorch."""
+    """torchaudio and torchvision: harmful only if they were built for another PyTorch."""
     if problem == "not installed":
-        return Finding(package, "ok", "not installed, and not needed")
+        return Finding(package, "ok", "not installed, not needed")
     if problem:
         return Finding(
             package,
@@ -214,14 +216,16 @@ def device_findings() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "Apple GPU (MPS)")
     elif shutil.which("nvidia-smi"):
         detail = f"nvidia-smi is here, but PyTorch ({build}) sees no GPU"
-        mend = (
+        fix = (
             "update the NVIDIA driver, or install a PyTorch build for it: make install TORCH_INDEX=..."
             if torch.version.cuda
             else "pip install --force-reinstall -c constraints.txt torch  (the CUDA build)"
         )
-        yield Finding("GPU", "broken", detail, mend)
+        yield Finding("GPU", "broken", detail, fix)
     else:
-        yield Finding("GPU", "note", f"none ({build}): the quickstart and generation run, full training needs one")
+        yield Finding(
+            "GPU", "note", f"none ({build}): quickstart and generation work without one; full training needs one"
+        )
     yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
 
 
@@ -242,9 +246,9 @@ def ffmpeg_finding() -> Finding:
     """ffmpeg, for formats that libsndfile does not read (m4a, wma, video)."""
     if shutil.which("ffmpeg"):
         return Finding("ffmpeg", "ok", str(shutil.which("ffmpeg")))
-    mends = {"Darwin": "brew install ffmpeg", "Windows": "winget install ffmpeg"}
-    detail = "not found: wav, flac, ogg and mp3 are read without it, m4a and video are not"
-    return Finding("ffmpeg", "note", detail, mends.get(platform.system(), "apt install ffmpeg"))
+    fixes = {"Darwin": "brew install ffmpeg", "Windows": "winget install ffmpeg"}
+    detail = "not found: needed for m4a and video files (wav, flac, ogg and mp3 work without it)"
+    return Finding("ffmpeg", "note", detail, fixes.get(platform.system(), "apt install ffmpeg"))
 
 
 def weights_finding(repository: str, purpose: str) -> Finding:
@@ -265,7 +269,7 @@ def wandb_finding() -> Finding:
         return Finding("W&B login", "ok", "WANDB_API_KEY is set")
     if _netrc_knows("api.wandb.ai"):
         return Finding("W&B login", "ok", "logged in")
-    detail = "not logged in: runs are logged offline, and beside them as CSV"
+    detail = "not logged in: runs are logged offline and as CSV"
     return Finding("W&B login", "note", detail, "wandb login   (later: wandb sync wandb/offline-run-*)")
 
 

@@ -37,7 +37,6 @@ from hafm_lightning.configuration.values import plain_value, value_as
 from hafm_lightning.configuration.yaml_keys import Source, entries, read_tree, refuse_duplicates, tree_of
 from hafm_lightning.errors import RequestError
 
-
 KIND = "kind"
 """Key that chooses among several dataclasses."""
 MESSAGE_LENGTH = 400
@@ -251,9 +250,7 @@ class KeyCheck:
             if text is None or str not in (hint, *kinds_of(hint).scalars):
                 raise wrong_value(path, str(error), value, source.place(node.start_mark.line + 1)) from error
 
-    def _name(
-        self, text: str, node: yaml.ScalarNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source
-    ) -> None:
+    def _name(self, text: str, node: yaml.ScalarNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
         """A text in the place of a section: a file that holds it, or the name of its class."""
         file = Path(source.name).parent / text if source.is_file else Path(text)
         place = source.place(node.start_mark.line + 1)

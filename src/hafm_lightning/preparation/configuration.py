@@ -1,4 +1,4 @@
-"""Everything that ``prepare.yaml`` says, as one frozen dataclass whose groups live beside the code they steer."""
+"""The settings of ``prepare`` as one frozen dataclass; each group stands beside the code that it controls."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hafm_lightning.configuration.settings import as_plain, read_settings
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.plan import SplitSettings
 from hafm_lightning.preparation.quality.filters import FilterSettings
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
-from hafm_lightning.configuration.settings import as_plain, read_settings
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
 from hafm_lightning.songs.clips import ClipSettings
@@ -20,7 +20,7 @@ from hafm_lightning.songs.corpora import AnyCorpus
 from hafm_lightning.songs.separation.base import SeparationSettings
 
 CHANGES_NOTHING = ("root", "engine", "report", "device")
-"""Settings that do not decide what shards hold."""
+"""Settings that do not change the content of shards."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ReportSettings:
     """The run report.
 
     Attributes:
-        examples: Clips that can be listened to in the report, original beside decoded tokens.
+        examples: Clips to listen to in the report, original beside decoded tokens.
     """
 
     examples: int = 10
@@ -40,28 +40,28 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class PreparationConfig:
-    """Everything that ``prepare.yaml`` says.
+    """All settings of ``prepare``.
 
     Attributes:
         root: Output folder.
-        corpora: Where songs come from; each names its ``kind``.
+        corpora: Sources of songs; the key ``kind`` of each names its class.
         clips: How songs are cut.
         split: How songs are divided between train and validation.
         filters: Which clips are dropped.
-        duplicates: Whether recordings that occur twice are left out.
+        duplicates: Search for recordings that occur twice.
         separation: How mixtures are separated.
-        tokenizers: Which tokenizers.
+        tokenizers: The tokenizers.
         noise_sigma: Standard deviation of the noise on vocals before the semantic tokenizer; full scale is 1.
-        seed: Of that noise.
+        seed: Seed of that noise.
         vocal_acoustic: Also store the acoustic codes of vocals (section 3.2 of the paper); twice the space.
         styles: Also store each clip's genre as a style.
-        clips_per_shard: Clips that a shard holds about, before the filter. A stopped run repeats the shards that it was
-            working on.
-        batch_size: Clips that are given to a tokenizer together.
+        clips_per_shard: Approximate number of clips in a shard, before the filter. A stopped run repeats its
+            unfinished shards.
+        batch_size: Clips that a tokenizer processes together.
         device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``; with Ray, ``auto`` is the GPU where
             ``engine.gpus_per_worker`` asks for one. On another kind of device a few tokens differ.
-        engine: Where the work runs.
-        report: What the report holds.
+        engine: Processes or cluster that do the work.
+        report: Content of the report.
     """
 
     root: str
@@ -92,7 +92,7 @@ class PreparationConfig:
 
     @property
     def sound(self) -> SoundSettings:
-        """What decides the waveforms that the tokenizers hear."""
+        """The settings that change the waveforms before the tokenizers."""
         return SoundSettings(self.clips, self.filters, self.separation, self.noise_sigma, self.seed)
 
     def deciding(self) -> dict[str, Any]:

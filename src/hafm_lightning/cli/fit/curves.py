@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.cli.fit.runs import newest_run
+from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 
@@ -29,7 +29,7 @@ METRICS_FILE = "metrics.csv"
 LOSS_COLOUR, ACCURACY_COLOUR = "#1f4e9c", "#c8641b"
 FORMATS = ("png", "svg")
 SMOOTHING_POINTS = 40
-"""The running mean spans about one in so many of the logged points."""
+"""The running mean spans the number of logged points divided by this."""
 
 
 @dataclass

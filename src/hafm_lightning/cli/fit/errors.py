@@ -8,6 +8,9 @@ reports them in nested sentences below ninety lines of usage; no exception carri
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
 
 from hafm_lightning.configuration.origins import Origins
 from hafm_lightning.errors import RequestError
@@ -16,6 +19,30 @@ KEY = re.compile(r"[Kk]ey ['\"](?P<key>[^'\"]+)['\"]")
 """How the parser names a key; an outer key comes before those inside it."""
 GIVEN = "Given value: "
 """Begins the last line about a value that fits none of several types."""
+
+
+class ParserStop(SystemExit):
+    """The parser's message, in place of its usage and exit."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
+class StageParser(LightningArgumentParser):
+    """A parser that raises its message in place of printing the usage.
+
+    Args:
+        settings: As for the parser of jsonargparse, which makes one of these for every class below ``class_path`` too.
+            None of them expands abbreviations: ``backbone.layer`` is a mistake and not ``backbone.layers``.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise :class:`ParserStop`."""
+        raise ParserStop(message) from ex
 
 
 def explain(message: str, origins: Origins) -> RequestError:

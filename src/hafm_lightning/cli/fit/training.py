@@ -1,15 +1,15 @@
 """``fit``, ``validate``, ``test``, ``predict``: LightningCLI over any stage and any data module.
 
-The configuration names classes (``class_path``) and their settings; every setting can be overridden on the command line
-(``--data.root X``). What is not optional is added here rather than in every file:
+The configuration names classes (``class_path``) and their settings; options override them (``--data.root X``). What every
+run needs is added here rather than in every file:
 
 * exact resume, the guard against NaN, atomic checkpoints, graceful stop, and the CSV log;
-* ``use_distributed_sampler: false``, since the data modules deal clips out themselves, without padding;
+* ``use_distributed_sampler: false``, since the data modules divide the clips between processes, without padding;
 * a run folder of its own for every fit (:mod:`hafm_lightning.cli.fit.runs`), and ``--ckpt_path auto``.
 
 Checkpoints, the metrics of the training itself and W&B have their keys in the configuration (``checkpoints``,
-``dashboard``, ``trainer.logger``). The classes are found by their paths, as those in the YAML are: the core does not
-import callbacks.
+``dashboard``, ``trainer.logger``). Callbacks are imported by their paths, as those in the YAML are: the core does not
+import the linked folders.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
-from hafm_lightning.cli.fit.errors import explain
+from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.run_claim import claim, claimed_run, joined_run
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, is_first, say
 from hafm_lightning.configuration.keys import KeyCheck
@@ -66,38 +66,14 @@ def class_at(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class ParserStop(SystemExit):
-    """What the parser wanted to say before it would have printed its usage and left."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(2)
-        self.message = message
-
-
-class StageParser(LightningArgumentParser):
-    """A parser that hands its complaint on instead of printing the usage.
-
-    Args:
-        settings: As for the parser of jsonargparse, which makes one of these for every class below ``class_path`` too.
-            None of them expands abbreviations: ``backbone.layer`` is a mistake and not ``backbone.layers``.
-    """
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise :class:`ParserStop`."""
-        raise ParserStop(message) from ex
-
-
 class SavedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder and hands it to the loggers that want it.
+    """Writes the resolved configuration into the run folder and gives it to the loggers.
 
-    ``fit --config`` that file makes the same run again, beside this one: the folder of runs stands in it, not the run.
+    ``fit --config`` with that file starts the same run again in a new folder: the file names the folder of all runs.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Too early: data and checkpoint may still be refused, and a run's own file must survive that."""
+        """Nothing yet: data or checkpoint may still be refused, and the file of an earlier run must not change then."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once, on the first process; a run that continues writes it again."""
@@ -105,7 +81,7 @@ class SavedConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file, and tell the loggers."""
+        """Write the file, and give its content to the loggers."""
         run = Path(trainer.default_root_dir)
         config = self.config.clone()
         config.trainer.default_root_dir = str(run.parent)
@@ -125,8 +101,8 @@ class StageCLI(LightningCLI):
         arguments: The command line after the command.
         build: Whether to make the model, the data module and the trainer, or only to read the configuration.
         model_only: Whether to make the model and nothing else.
-        holding: Holds the run folder of a fit until it is closed. Without it nothing can be executed that writes to
-            a run folder: its path is only computed.
+        holding: Keeps the run folder of a fit locked until it is closed. Without it the path of the run folder is only
+            computed, and nothing that writes there can be executed.
 
     Raises:
         RequestError: The configuration or the command line is wrong, or the run is in use.
@@ -165,7 +141,7 @@ class StageCLI(LightningCLI):
     # --- the configuration ------------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the command asked for: building the parsers of the others costs seconds."""
+        """Only this command: building the parsers of the others takes seconds."""
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -174,12 +150,14 @@ class StageCLI(LightningCLI):
         parser.add_lightning_class_args(class_at(DASHBOARD_CALLBACK), "dashboard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and tell mistakes with file and line."""
+        """Parse; mistakes are reported with file and line."""
         config_files(self.options)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
         switches = [name for action in actions for name in action.option_strings]
         KeyCheck(self._sections(actions), switches).options(self.options)
-        if not any(option.is_file or option.path[0] == "model" or option.name in switches[:2] for option in self.options):
+        if not any(
+            option.is_file or option.path[0] == "model" or option.name in switches[:2] for option in self.options
+        ):
             raise RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
         try:
             self.config = parser.parse_args(args)
@@ -200,10 +178,10 @@ class StageCLI(LightningCLI):
         }
 
     def _parse_ckpt_path(self) -> None:
-        """Keep the configuration as it was given: a checkpoint of another stage is refused, never adopted."""
+        """Do not read settings from the checkpoint: one of another stage is refused."""
 
     def before_instantiate_classes(self) -> None:
-        """Check that there is data, and settle the run folder and the checkpoint."""
+        """Check that there is data; choose the run folder and the checkpoint."""
         config = self.config[self.command]
         if not self.build:
             return
@@ -237,7 +215,7 @@ class StageCLI(LightningCLI):
     # --- the objects ------------------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what their constructors refuse is the request's fault."""
+        """Make model, data and trainer; a ValueError of their constructors is a wrong request."""
         try:
             if self.model_only:
                 config = self.config.clone()
@@ -289,17 +267,17 @@ class StageCLI(LightningCLI):
         """Wait for :meth:`execute`."""
 
     def check(self) -> None:
-        """Ask data, callbacks and checkpoint whether they fit, before a logger or a folder begins.
+        """Check that data, callbacks and checkpoint fit, before a logger starts or a folder is created.
 
-        Whatever has a method ``check_request(command, trainer, module)`` is asked.
+        Calls ``check_request(command, trainer, module)`` of the data module and of every callback that has it.
 
         Raises:
-            RequestError: One of them does not.
+            RequestError: One of them does not fit.
         """
         for part in (self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
-            ask = getattr(part, "check_request", None)
-            if ask is not None:
-                ask(self.command, self.trainer, self.model)
+            check_request = getattr(part, "check_request", None)
+            if check_request is not None:
+                check_request(self.command, self.trainer, self.model)
         path = self.config[self.command].get("ckpt_path")
         if isinstance(self.model, Stage):
             if getattr(self.datamodule, "manifests", None):
@@ -318,11 +296,11 @@ class StageCLI(LightningCLI):
         super()._run_subcommand(self.subcommand)
 
     def _join(self) -> None:
-        """Continue from the checkpoint from which the first process does; the run folder is that one's to write."""
+        """Continue from the same checkpoint as the first process, which alone writes to the run folder."""
         several = not is_first() or int(os.environ.get("WORLD_SIZE", "1")) > 1
         if several and self.trainer.num_devices * self.trainer.num_nodes == 1:
             raise RequestError(
-                "several processes were started, but this run is of one: all would train the same in one run folder\n"
+                "several processes were started, but this run has one: all would train the same in one run folder\n"
                 "set trainer.devices and trainer.num_nodes to what the launcher starts, or start one process"
             )
         if is_first():
@@ -339,7 +317,7 @@ class StageCLI(LightningCLI):
         path = self.root / (f"predictions-{rank}.csv" if self.trainer.world_size > 1 else "predictions.csv")
         rows = [row for batch in batches if isinstance(batch, dict) for row in rows_of(batch)]
         if not rows:
-            raise RequestError("this model predicts nothing that could be written (predict_step returns no columns)")
+            raise RequestError("this model's predict_step returns no columns, so there is nothing to write")
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -355,7 +333,7 @@ def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def first_reason(error: BaseException) -> BaseException:
-    """What a constructor said, from under what the parser wrapped around it."""
+    """The error of a constructor, below those that the parser raised from it."""
     reason = error
     while isinstance(reason.__cause__ or reason.__context__, ValueError | MisconfigurationException):
         reason = reason.__cause__ or reason.__context__ or reason
@@ -365,8 +343,8 @@ def first_reason(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def less_talk() -> Iterator[None]:
-    """Keep Lightning's remarks on devices and products to itself while a request is being checked."""
+def quiet_lightning() -> Iterator[None]:
+    """Show no notes of Lightning on devices and products while a request is checked."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -391,7 +369,7 @@ def read_config(command: str, arguments: Sequence[str]) -> Namespace:
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of LightningCLI's commands and return its exit code."""
     with contextlib.ExitStack() as holding:
-        with less_talk():
+        with quiet_lightning():
             cli = StageCLI(command, arguments, holding=holding)
         try:
             cli.execute()
