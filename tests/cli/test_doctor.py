@@ -33,17 +33,21 @@ def test_imports_are_tried_in_another_process(site: Path) -> None:
     }
 
 
+def package(name: str) -> doctor.Package:
+    return next(package for package in doctor.PACKAGES if package.name == name)
+
+
 def test_a_torchaudio_that_does_not_fit_pytorch_is_broken_and_its_absence_is_not() -> None:
-    broken = doctor.harmful_finding("torchaudio", "OSError: libcudart.so.13")
+    broken = package("torchaudio").finding("OSError: libcudart.so.13")
     assert broken.state == "broken"
     assert broken.fix == "pip uninstall -y torchaudio"
     assert "libcudart" in broken.detail
-    assert doctor.harmful_finding("torchaudio", "not installed").state == "ok"
+    assert package("torchaudio").finding("not installed").state == "ok"
 
 
 def test_a_missing_required_package_is_broken_and_an_extra_is_a_note() -> None:
-    assert doctor.required_finding("faiss-cpu", "not installed").state == "broken"
-    extra = doctor.extra_finding("gradio", "app", "the page", "not installed")
+    assert package("faiss-cpu").finding("not installed").state == "broken"
+    extra = package("gradio").finding("not installed")
     assert extra.state == "note"
     assert ".[app]" in extra.fix
 

@@ -1,7 +1,7 @@
 """The commands, each in a module of its own, which is imported when the command is called.
 
-A command is a function ``(argv) -> int``; :data:`COMMANDS` lists them. Other commands call that function (``prepare.main``,
-``fit.training.fit``), which raises. This module turns what is raised into exit codes:
+A command is a function ``(argv) -> int``; :data:`COMMANDS` lists them. Other commands call these functions
+(``prepare.main``, ``fit.training.fit``), which raise. This module turns what is raised into exit codes:
 
 * 0: done;
 * 1: the work failed (the traceback is shown: it is not the request's fault);

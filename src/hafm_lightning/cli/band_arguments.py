@@ -48,7 +48,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         type=float,
         default=3.0,
-        help="scale of classifier-free guidance: 1 uses the vocal as learned, 0 ignores it, above 1 exaggerates it (default: 3)",
+        help="1 uses the vocal as learned, 0 ignores it, above 1 exaggerates it (default: 3)",
     )
     group.add_argument(
         "--temperature",

@@ -1,8 +1,8 @@
 """``doctor``: checks this machine and prints a fix for everything that is missing.
 
-A finding is ``ok``, ``note`` (an optional part is missing), or ``broken`` (a required part is missing, or an installed
-package does harm). Packages are imported in a process of their own: a package built for another PyTorch can fail in ways
-that no ``except`` catches, and importing all of them here would take half a minute.
+A finding is ``ok``, ``note`` (an optional part is missing), or ``broken`` (a required part is missing, or a package
+that is installed does harm). Each package is imported in a process of its own: one that was built for another PyTorch
+can fail in ways that no ``except`` catches, and importing all of them here would take half a minute.
 
 Exit code: 0 when nothing is broken, else 1.
 """
@@ -25,29 +25,6 @@ from typing import Literal
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.progress import progress
 
-REQUIRED_PACKAGES = {
-    "torch": "torch",
-    "lightning": "lightning",
-    "torchmetrics": "torchmetrics",
-    "transformers": "transformers",
-    "omegaconf": "omegaconf",
-    "jsonargparse": "jsonargparse",
-    "librosa": "librosa",
-    "faiss-cpu": "faiss",
-    "safetensors": "safetensors",
-    "soundfile": "soundfile",
-    "soxr": "soxr",
-    "wandb": "wandb",
-}
-"""Distribution -> module, for what setup.cfg requires."""
-EXTRAS = {
-    "gradio": ("app", "the page (`app`)"),
-    "ray": ("ray", "preparation on a cluster"),
-    "onnxruntime": ("separation", "MDX-Net separation"),
-}
-"""Distribution (and module) -> extra that installs it, and what it is for."""
-HARMFUL_WHEN_BROKEN = ("torchaudio", "torchvision")
-"""Packages that are not needed, and that break transformers if they were built for another PyTorch."""
 HUB_WEIGHTS = {
     "facebook/hubert-base-ls960": "semantic tokens of the paper",
     "facebook/encodec_24khz": "acoustic tokens of the paper",
@@ -79,6 +56,61 @@ class Finding:
     fix: str = ""
 
 
+@dataclass(frozen=True)
+class Package:
+    """A package to import, and what it means if that fails.
+
+    Attributes:
+        name: Of the distribution.
+        module: Of the module; empty where it is the same.
+        purpose: What it is for; empty for what the work always needs.
+        install: Command that installs it.
+        repair: Command for a package that does not load.
+        if_absent: State where it is not installed.
+        if_broken: State where it does not load.
+    """
+
+    name: str
+    module: str = ""
+    purpose: str = ""
+    install: str = "pip install -c constraints.txt {name}"
+    repair: str = "pip install --force-reinstall -c constraints.txt {name}"
+    if_absent: State = "broken"
+    if_broken: State = "broken"
+
+    def finding(self, problem: str) -> Finding:
+        """What the attempt to import it has shown; ``problem`` is empty, :data:`ABSENT` or the error."""
+        if not problem:
+            return Finding(self.name, "ok", f"{_version(self.name)}{self.purpose and f': {self.purpose}'}")
+        if problem == ABSENT:
+            fix = "" if self.if_absent == "ok" else self.install.format(name=self.name)
+            return Finding(self.name, self.if_absent, f"{ABSENT}{self.purpose and f': {self.purpose}'}", fix)
+        return Finding(
+            self.name, self.if_broken, f"{_version(self.name)}: {problem}", self.repair.format(name=self.name)
+        )
+
+
+def _extra(name: str, extra: str, purpose: str) -> Package:
+    return Package(name, "", purpose, f"pip install -c constraints.txt -e '.[{extra}]'", if_absent="note")
+
+
+ABSENT = "not installed"
+_REMOVE = "pip uninstall -y {name}"
+_NOT_NEEDED = "not needed; breaks transformers if it was built for another PyTorch"
+PACKAGES = (
+    *map(Package, ("torch", "lightning", "torchmetrics", "transformers", "omegaconf", "jsonargparse", "librosa")),
+    Package("faiss-cpu", "faiss"),
+    *map(Package, ("safetensors", "soundfile", "soxr", "wandb")),
+    Package("torchaudio", "", _NOT_NEEDED, repair=_REMOVE, if_absent="ok"),
+    Package("torchvision", "", _NOT_NEEDED, repair=_REMOVE, if_absent="ok"),
+    Package("encodec", "", "not needed: EnCodec runs from transformers", "", _REMOVE + " torchaudio", "ok", "note"),
+    _extra("gradio", "app", "the page (`app`)"),
+    _extra("ray", "ray", "preparation on a cluster"),
+    _extra("onnxruntime", "separation", "MDX-Net separation"),
+)
+"""What setup.cfg requires, packages that may do harm, and the extras."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments; the exit code."""
     parser = Parser(prog=f"{PROGRAM} doctor", description="Check this machine and print a fix for everything missing.")
@@ -95,14 +127,9 @@ def main(argv: Sequence[str]) -> int:
 def examine() -> Iterator[Finding]:
     """Every finding, in the order in which a newcomer should read them."""
     yield python_finding()
-    imports = try_imports([*REQUIRED_PACKAGES.values(), *EXTRAS, *HARMFUL_WHEN_BROKEN, "encodec"])
-    for distribution, module in REQUIRED_PACKAGES.items():
-        yield required_finding(distribution, imports[module])
-    for package in HARMFUL_WHEN_BROKEN:
-        yield harmful_finding(package, imports[package])
-    yield encodec_finding(imports["encodec"])
-    for package, (extra, purpose) in EXTRAS.items():
-        yield extra_finding(package, extra, purpose, imports[package])
+    imports = try_imports([package.module or package.name for package in PACKAGES])
+    for package in PACKAGES:
+        yield package.finding(imports[package.module or package.name])
     if not imports["torch"]:
         yield from device_findings()
     yield from machine_findings()
@@ -129,7 +156,7 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
 
     def outcome(module: str) -> str:
         if not _found(module):
-            return "not installed"
+            return ABSENT
         try:
             done = subprocess.run(
                 [*command, module], capture_output=True, text=True, timeout=IMPORT_LIMIT_S, check=False
@@ -161,45 +188,6 @@ def python_finding() -> Finding:
             "Python", "note", f"{here}: newer than {newest}, not tested", f"make install PYTHON=python{newest}"
         )
     return Finding("Python", "ok", here)
-
-
-def required_finding(distribution: str, problem: str) -> Finding:
-    """A package that setup.cfg requires."""
-    if problem:
-        return Finding(distribution, "broken", problem, f"pip install -c constraints.txt {distribution}")
-    return Finding(distribution, "ok", _version(distribution))
-
-
-def harmful_finding(package: str, problem: str) -> Finding:
-    """torchaudio and torchvision: harmful only if they were built for another PyTorch."""
-    if problem == "not installed":
-        return Finding(package, "ok", "not installed, not needed")
-    if problem:
-        return Finding(
-            package,
-            "broken",
-            f"{_version(package)} does not fit PyTorch {_version('torch')}, and breaks transformers: {problem}",
-            f"pip uninstall -y {package}",
-        )
-    return Finding(package, "ok", f"{_version(package)}, fits PyTorch {_version('torch')}")
-
-
-def encodec_finding(problem: str) -> Finding:
-    """The optional ``encodec`` package; EnCodec itself runs from transformers."""
-    if not problem:
-        return Finding("encodec", "ok", _version("encodec"))
-    if problem == "not installed":
-        return Finding("encodec", "ok", "not installed, and not needed: EnCodec runs from transformers")
-    return Finding("encodec", "note", problem, "pip uninstall -y encodec torchaudio  (EnCodec runs from transformers)")
-
-
-def extra_finding(package: str, extra: str, purpose: str, problem: str) -> Finding:
-    """A package of one of the optional extras."""
-    if problem == "not installed":
-        return Finding(package, "note", f"not installed: {purpose}", f"pip install -c constraints.txt -e '.[{extra}]'")
-    if problem:
-        return Finding(package, "broken", problem, f"pip install --force-reinstall -c constraints.txt {package}")
-    return Finding(package, "ok", f"{_version(package)}: {purpose}")
 
 
 def device_findings() -> Iterator[Finding]:

@@ -252,6 +252,9 @@ class KeyCheck:
 
     def _name(self, text: str, node: yaml.ScalarNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
         """A text in the place of a section: a file that holds it, or the name of its class."""
+        if plain_value(node) is None:
+            self._forget(path)
+            return
         file = Path(source.name).parent / text if source.is_file else Path(text)
         place = source.place(node.start_mark.line + 1)
         if file.suffix in (".yaml", ".yml") and file.is_file():
@@ -260,9 +263,8 @@ class KeyCheck:
             if isinstance(tree, yaml.MappingNode):
                 self._mapping(tree, hint, kinds, path, of_file)
         elif all(is_fixed(hint, kind) for kind in kinds.classes):
-            value = plain_value(node)
-            if value is not None and "${" not in text and not kinds.has_text and not kinds.open:
-                raise wrong_value(path, "settings (key: value)", value, place)
+            if "${" not in text and not kinds.has_text and not kinds.open:
+                raise wrong_value(path, "settings (key: value)", plain_value(node), place)
         else:
             self._choose(text, hint, path, place)
 
@@ -350,6 +352,8 @@ class KeyCheck:
             self._forget(path)
         if callable(target):
             self._classes[path] = target
+        elif "." in name:
+            self._classes[path] = None  # not known
         if "${" in name or kinds.open or (kinds.has_text and not is_key):
             return
         if target is None:

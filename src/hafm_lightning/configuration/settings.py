@@ -1,8 +1,8 @@
 """Settings of a command as a frozen dataclass: from YAML files and options, as ``fit`` reads its configuration.
 
-Every group of settings is a dataclass beside the code that it steers; its docstring is the text of ``--help``. Where one
-of several dataclasses may stand, the key ``kind`` names it. Later files and options win; ``${key}`` is resolved after
-the last of them, so that it sees every option.
+Every group of settings is a dataclass beside the code that it controls; its docstring is the text of ``--help``. Where
+one of several dataclasses may stand, the key ``kind`` names it. Later files and options win; ``${key}`` is resolved
+after the last of them, so that an option reaches it.
 """
 
 from __future__ import annotations

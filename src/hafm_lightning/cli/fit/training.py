@@ -1,7 +1,7 @@
 """``fit``, ``validate``, ``test``, ``predict``: LightningCLI over any stage and any data module.
 
-The configuration names classes (``class_path``) and their settings; options override them (``--data.root X``). What every
-run needs is added here rather than in every file:
+The configuration names classes (``class_path``) and their settings; options override them (``--data.root X``). What
+every run needs is added here rather than in every file:
 
 * exact resume, the guard against NaN, atomic checkpoints, graceful stop, and the CSV log;
 * ``use_distributed_sampler: false``, since the data modules divide the clips between processes, without padding;
