@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from hafm_lightning import cli
+from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.cli.parser import Parser
-from hafm_lightning.cli.training import read_config
+from hafm_lightning.configuration.settings import as_plain, build, read_settings
+from hafm_lightning.evaluation.settings import EvaluateSettings
+from hafm_lightning.preparation.configuration import PreparationConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -19,6 +22,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 )
 CONFIGURATIONS = sorted((ROOT / "experiments").rglob("*.yaml"))
 LIGHTNING = ("fit", "validate", "test", "predict")
+SETTINGS = {"prepare": PreparationConfig, "evaluate": EvaluateSettings}
 
 
 def fenced(text: str) -> Iterator[str]:
@@ -71,12 +75,16 @@ def test_the_pages_show_every_command():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_shown_command_is_understood(name, only_parse):
+def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
     command, *arguments = COMMANDS[name]
     if command in LIGHTNING:
         if not arguments[1].startswith("experiments/"):
             pytest.skip("a file that a run writes")
         assert read_config(command, arguments).model is not None
+    elif command in SETTINGS and "--verify" not in arguments:
+        monkeypatch.setenv("MUSDB18_HQ", "songs")
+        read = read_settings(SETTINGS[command], arguments)
+        assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
     elif command == "describe":
         assert cli.main([command, *arguments]) == cli.DONE
     else:

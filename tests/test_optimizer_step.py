@@ -24,7 +24,7 @@ from hafm_lightning.callbacks import NonFiniteGuard
 from hafm_lightning.callbacks.loggers import read_rows
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli import main
-from hafm_lightning.cli.runs import newest_checkpoint
+from hafm_lightning.cli.fit.runs import newest_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.optimizer import OptimizerConfig
 from hafm_lightning.optimizer_step import check_training

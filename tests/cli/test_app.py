@@ -14,7 +14,7 @@ from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import Take
 from hafm_lightning.audio import write_audio
 from hafm_lightning.cli import main
-from hafm_lightning.cli.app import Cancelled, Performance, Wishes, build_page, files_of, serve, status
+from hafm_lightning.cli.app import Cancelled, Performance, Request, build_page, files_of, serve, status
 from hafm_lightning.errors import RequestError
 
 HAS_PAGE = find_spec("gradio") is not None
@@ -33,13 +33,13 @@ def vocal(tmp_path: Path) -> Path:
     return path
 
 
-def wishes(vocal: Path) -> Wishes:
-    return Wishes(str(vocal), seed=2, guidance=2.0, temperature=0.9, top_k=100)
+def request_for(vocal: Path) -> Request:
+    return Request(str(vocal), seed=2, guidance=2.0, temperature=0.9, top_k=100)
 
 
 def test_a_performance_reports_and_ends_with_the_take(band: Accompanist, vocal: Path, tmp_path: Path) -> None:
     write_audio(vocal, sing(3.0, 44100))
-    news = list(Performance(band, wishes(vocal)).run())
+    news = list(Performance(band, request_for(vocal)).run())
     assert isinstance(news[-1], Take)
     shares = [share for share in news if isinstance(share, float)]
     assert shares == sorted(shares)
@@ -50,7 +50,7 @@ def test_a_performance_reports_and_ends_with_the_take(band: Accompanist, vocal: 
 
 
 def test_a_cancelled_performance_stops_working(band: Accompanist, vocal: Path) -> None:
-    performance = Performance(band, wishes(vocal))
+    performance = Performance(band, request_for(vocal))
     performance.stop()
     with pytest.raises(Cancelled):
         list(performance.run())
@@ -58,7 +58,7 @@ def test_a_cancelled_performance_stops_working(band: Accompanist, vocal: Path) -
 
 def test_leaving_the_page_stops_the_work(band: Accompanist, vocal: Path) -> None:
     before = threading.active_count()
-    steps = Performance(band, wishes(vocal)).run()
+    steps = Performance(band, request_for(vocal)).run()
     next(steps)
     steps.close()  # returns when the thread has ended
     assert threading.active_count() == before
@@ -66,7 +66,7 @@ def test_leaving_the_page_stops_the_work(band: Accompanist, vocal: Path) -> None
 
 def test_a_vocal_that_cannot_be_used_is_the_listeners_business(band: Accompanist, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"nobody\.wav"):
-        list(Performance(band, wishes(tmp_path / "nobody.wav")).run())
+        list(Performance(band, request_for(tmp_path / "nobody.wav")).run())
 
 
 def test_status_shows_a_bar_only_while_there_is_something_to_show() -> None:

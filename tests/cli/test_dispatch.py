@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+from shipped import EXPERIMENTS
 
 from hafm_lightning import __version__, cli
 from hafm_lightning.errors import RequestError
@@ -15,7 +16,7 @@ def command(monkeypatch):
     """Replace `describe` by a function, and run the dispatcher."""
 
     def install(function):
-        module = types.ModuleType("hafm_lightning.cli.describe")
+        module = types.ModuleType("hafm_lightning.cli.fit.describe")
         module.__spec__ = types.SimpleNamespace(name=module.__name__)
         module.main = function
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -131,12 +132,15 @@ def test_an_option_that_there_is_not_is_told_in_a_few_lines(name, capsys):
         (["doctor", "--jason"], "did you mean '--json'?"),
         (["curves", "run", "--uot", "x"], "did you mean '--out'?"),
         (["describe", "--clip_s", "long"], "--clip_s"),
-        (["evaluate", "--config", "c.yaml", "--sytems", "model"], "did you mean '--systems'?"),
+        (
+            ["evaluate", "--config", str(EXPERIMENTS / "quickstart" / "evaluate.yaml"), "--sytems", "model"],
+            "did you mean 'systems'?",
+        ),
         (["generate", "--vocl", "a.wav"], "did you mean '--vocal'?"),  # before --out, which is missing too
         (["generate", "--vocal", "a.wav"], "--out"),
         (["export", "--out"], "--out"),
-        (["prepare", "--confg", "c.yaml"], "did you mean '--config'?"),
-        (["prepare", "--config", "c.yaml", "--root", "x"], "key=value"),
+        (["prepare", "--confg", "c.yaml"], "did you mean 'config'?"),
+        (["prepare", "--verify", "x", "--root", "x"], "--verify ROOT takes no other option"),
         (["fti"], "did you mean 'fit'?"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`doctor`: what it finds on a healthy machine, and that it names each lack with its mend."""
+"""`doctor`: what it finds on a healthy machine, and that it names each lack with its fix."""
 
 from __future__ import annotations
 
@@ -33,19 +33,23 @@ def test_imports_are_tried_in_another_process(site: Path) -> None:
     }
 
 
+def package(name: str) -> doctor.Package:
+    return next(package for package in doctor.PACKAGES if package.name == name)
+
+
 def test_a_torchaudio_that_does_not_fit_pytorch_is_broken_and_its_absence_is_not() -> None:
-    broken = doctor.harmful_finding("torchaudio", "OSError: libcudart.so.13")
+    broken = package("torchaudio").finding("OSError: libcudart.so.13")
     assert broken.state == "broken"
-    assert broken.mend == "pip uninstall -y torchaudio"
+    assert broken.fix == "pip uninstall -y torchaudio"
     assert "libcudart" in broken.detail
-    assert doctor.harmful_finding("torchaudio", "not installed").state == "ok"
+    assert package("torchaudio").finding("not installed").state == "ok"
 
 
 def test_a_missing_required_package_is_broken_and_an_extra_is_a_note() -> None:
-    assert doctor.required_finding("faiss-cpu", "not installed").state == "broken"
-    extra = doctor.extra_finding("gradio", "app", "the page", "not installed")
+    assert package("faiss-cpu").finding("not installed").state == "broken"
+    extra = package("gradio").finding("not installed")
     assert extra.state == "note"
-    assert ".[app]" in extra.mend
+    assert ".[app]" in extra.fix
 
 
 @pytest.mark.parametrize(("problem", "code"), [("", 0), ("not installed", 1)])
@@ -59,11 +63,11 @@ def test_exit_code_and_json(
     assert faiss["state"] == ("broken" if problem else "ok")
     for finding in findings:
         assert finding["detail"]
-        assert finding["state"] != "broken" or finding["mend"]
+        assert finding["state"] != "broken" or finding["fix"]
         assert finding["state"] in ("ok", "note", "broken")
 
 
-def test_the_table_shows_each_mend_below_its_lack() -> None:
+def test_the_table_shows_each_fix_below_its_finding() -> None:
     findings = [doctor.Finding("one", "ok", "here"), doctor.Finding("two", "broken", "gone", "fetch two")]
     lines = list(doctor.table(findings))
     assert lines[2].strip() == "-> fetch two"

@@ -138,7 +138,7 @@ def test_a_take_is_not_repeated_with_another_vocal_or_model(
     write_audio(vocal, sing(0.5, 44100, seed=1))
     assert "has changed" in refusal(capsys, "--take", out / "take.json", "--out", tmp_path / "again")
     vocal.unlink()
-    assert "is gone" in refusal(capsys, "--take", out / "take.json", "--out", tmp_path / "again")
+    assert "no longer exists" in refusal(capsys, "--take", out / "take.json", "--out", tmp_path / "again")
     other.write_text("[]")
     assert "not a take" in refusal(capsys, "--take", other, "--out", tmp_path / "again")
 

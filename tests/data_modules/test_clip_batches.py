@@ -9,7 +9,7 @@ from tiny_shards import write_tiny_shards
 from hafm_lightning.data_modules.clip_batches import ClipBatches, WorkerClipBatches
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.modeling.token_scores import PairedBatch
-from hafm_lightning.shards.reader import open_shards
+from hafm_lightning.shards import open_shards
 from hafm_lightning.tokens import TokenBatch
 
 

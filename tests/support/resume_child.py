@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 import hafm_lightning.callbacks
-import hafm_lightning.cli.training
+import hafm_lightning.cli.fit.training
 import hafm_lightning.data_modules  # noqa: F401
 from hafm_lightning.cli import main
 from hafm_lightning.tokens import TokenBatch

@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 from tiny_corpora import vocal_and_band
 
+from hafm_lightning.configuration.settings import build
 from hafm_lightning.preparation.pipeline import PreparationConfig
-from hafm_lightning.preparation.settings import build
 from hafm_lightning.tokenizers import save_tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 
@@ -56,7 +56,7 @@ def tiny_values(root: Path, corpora: list[dict[str, Any]], **changes: Any) -> di
 
 def tiny_config(root: Path, corpora: list[dict[str, Any]], **changes: Any) -> PreparationConfig:
     """The configuration of :func:`tiny_values`."""
-    return build(PreparationConfig, tiny_values(root, corpora, **changes), "")
+    return build(PreparationConfig, tiny_values(root, corpora, **changes))
 
 
 def shard_bytes(root: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The commands, each in a module of its own, found by name and imported when asked for.
+"""The commands, each in a module of its own, which is imported when the command is called.
 
-A command is a function ``main(argv) -> int`` in ``cli/<name>.py``; :data:`COMMANDS` lists them. This module turns what
-they raise into exit codes:
+A command is a function ``(argv) -> int``; :data:`COMMANDS` lists them. Other commands call these functions
+(``prepare.main``, ``fit.training.fit``), which raise. This module turns what is raised into exit codes:
 
 * 0: done;
 * 1: the work failed (the traceback is shown: it is not the request's fault);
@@ -48,22 +48,22 @@ class Command:
 
 
 COMMANDS = {
-    "fit": Command("training", "train a stage: --config experiments/coarse.yaml", "fit"),
-    "validate": Command("training", "score a checkpoint on the validation clips", "validate"),
-    "test": Command("training", "score a checkpoint on the test clips", "test"),
-    "predict": Command("training", "write the loss of every test clip", "predict"),
-    "describe": Command("describe", "parameters, steps, FLOPs and memory of a configuration, as JSON"),
-    "curves": Command("curves", "draw loss and accuracy of runs, as PNG and SVG"),
-    "prepare": Command("prepare", "songs -> shards of tokens, resumable"),
-    "generate": Command("generate", "a vocal -> its accompaniment and the mix"),
-    "evaluate": Command("evaluate", "the evaluation card of a model"),
-    "listen": Command("listen", "blind listening trials: build, serve, report"),
-    "judge": Command("judge", "the automatic judge of listening trials"),
-    "export": Command("export", "one self-describing model folder from three checkpoints"),
-    "push": Command("push", "a model folder to the Hub"),
-    "app": Command("app", "a page: drop a vocal, hear the accompaniment"),
-    "demo": Command("demo.command", "the whole chain on synthesised songs, from nothing to audible music"),
-    "doctor": Command("doctor", "what this machine has, and what mends each lack"),
+    "fit": Command("fit.training", "train a stage, for example --config experiments/coarse.yaml", "fit"),
+    "validate": Command("fit.training", "score a checkpoint on the validation clips", "validate"),
+    "test": Command("fit.training", "score a checkpoint on the test clips", "test"),
+    "predict": Command("fit.training", "write the loss of every test clip", "predict"),
+    "describe": Command("fit.describe", "print parameters, steps, FLOPs and memory of a configuration as JSON"),
+    "curves": Command("fit.curves", "draw loss and accuracy of runs as PNG and SVG"),
+    "prepare": Command("prepare", "turn songs into shards of tokens; a stopped run continues"),
+    "generate": Command("generate", "make the accompaniment of a vocal, and the mix"),
+    "evaluate": Command("evaluate", "measure a model and write its evaluation card"),
+    "listen": Command("listen", "blind listening tests: build, serve, report"),
+    "judge": Command("judge", "judge listening tests automatically"),
+    "export": Command("export", "write one model folder from three checkpoints"),
+    "push": Command("push", "upload a model folder to the Hugging Face Hub"),
+    "app": Command("app", "serve a web page that makes the accompaniment of an uploaded vocal"),
+    "demo": Command("demo.command", "prepare, train, generate and evaluate on synthesised songs"),
+    "doctor": Command("doctor", "check this machine and print a fix for everything missing"),
 }
 """Name -> command. Commands whose module is not installed are not offered."""
 

@@ -1,7 +1,7 @@
-"""``app``: a page on which a vocal is dropped or recorded, and its accompaniment heard.
+"""``app``: a web page on which a vocal is uploaded or recorded, and its accompaniment played.
 
-One performance runs at a time; others wait in a queue. The work happens in a thread of its own, so that the page can
-show how far it is and stop it: Cancel (or leaving the page) raises inside the decoding loop at the next frame.
+One performance runs at a time; others wait in a queue. The work runs in a thread of its own, so that the page can show
+its progress and stop it: Cancel (or leaving the page) raises inside the decoding loop at the next frame.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 SHORTEST_PICTURE_S = 0.5
 """Shorter sounds are drawn with silence after them."""
 REFRESH_S = 0.25
-"""How often the page learns of progress, in seconds."""
+"""Seconds between two updates of the progress."""
 
 
 class Cancelled(Exception):
-    """The listener pressed Cancel."""
+    """The user pressed Cancel."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the page asks for.
+class Request:
+    """What a user of the page asks for.
 
     Attributes:
         vocal: The uploaded or recorded file.
@@ -65,11 +65,11 @@ class Performance:
 
     Attributes:
         band: The model.
-        wishes: What to make.
+        request: What to make.
     """
 
     band: Accompanist
-    wishes: Wishes
+    request: Request
     _stop: threading.Event = field(default_factory=threading.Event)
     _news: queue.SimpleQueue[float | Take | Exception] = field(default_factory=queue.SimpleQueue)
 
@@ -117,15 +117,15 @@ class Performance:
                 raise Cancelled
             self._news.put(float(share))
 
-        wishes = self.wishes
+        request = self.request
         try:
             take = self.band.accompany(
-                wishes.vocal,
-                seed=wishes.seed,
-                guidance=wishes.guidance,
-                temperature=wishes.temperature,
-                top_k=wishes.top_k,
-                style=wishes.style,
+                request.vocal,
+                seed=request.seed,
+                guidance=request.guidance,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                style=request.style,
                 on_progress=report,
             )
         except Exception as error:  # noqa: BLE001 - handed to the thread that asked
@@ -136,7 +136,9 @@ class Performance:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command: serve the page until Ctrl-C."""
-    parser = Parser(prog=f"{PROGRAM} app", description="A page: drop a vocal, hear the accompaniment.")
+    parser = Parser(
+        prog=f"{PROGRAM} app", description="Serve a web page: upload or record a vocal and listen to its accompaniment."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -196,13 +198,12 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
     ) -> Iterator[tuple[Any, Any, Any, str]]:
         if vocal is None:
             raise gr.Error("Upload or record a vocal first.")
-        wishes = Wishes(vocal, int(seed), guidance, temperature, int(top_k), style or None)
-        performance = Performance(band, wishes)
+        performance = Performance(band, Request(vocal, int(seed), guidance, temperature, int(top_k), style or None))
         session = str(request.session_hash)
         running[session] = performance
         steps = performance.run()
         try:
-            yield None, None, None, status("Listening to the vocal", 0.0)
+            yield None, None, None, status("Reading the vocal", 0.0)
             for news in steps:
                 if isinstance(news, Take):
                     yield (*files_of(news, vocal, folder), status(f"Done: {speed(news)}", 1.0))

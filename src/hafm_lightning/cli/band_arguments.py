@@ -1,4 +1,4 @@
-"""Options that the commands about a whole model share: which model, on which device, and how its music is drawn."""
+"""Options that the commands about a whole model share: the model, its device, sampling and mix."""
 
 from __future__ import annotations
 
@@ -18,19 +18,26 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     for role in ("semantic", "coarse", "fine"):
         group.add_argument(f"--{role}", metavar="CKPT", help=f"checkpoint of the {role} stage")
     group.add_argument(
-        "--tokenizers", metavar="DIR", help="the shards' folder `tokenizers`; default: where training found it"
+        "--tokenizers", metavar="DIR", help="folder `tokenizers` of the shards (default: the one used in training)"
     )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that name a model: a folder, a Hub id, or three checkpoints; and where it runs."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a model folder made by `export`, or its Hub id")
+    group.add_argument(
+        "--model", metavar="DIR_OR_HUB_ID", help="a model folder made by `export`, or its id on the Hugging Face Hub"
+    )
     group.add_argument("--revision", help="commit, tag or branch on the Hub")
-    group.add_argument("--stages", type=int, default=3, help="2 leaves the fine stage out (default: 3)")
+    group.add_argument(
+        "--stages", type=int, default=3, help="number of stages; 2 leaves the fine stage out (default: 3)"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     group.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="type of weights and cache"
+        "--precision",
+        choices=("auto", "fp32", "bf16", "int8"),
+        default="auto",
+        help="number format of weights and cache (default: auto)",
     )
     add_checkpoint_arguments(parser)
 
@@ -38,20 +45,34 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of sampling."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--guidance", type=float, default=3.0, help="1 follows the vocal as learnt, 0 ignores it")
-    group.add_argument("--temperature", type=float, default=0.9, help="0 always takes the likeliest token")
-    group.add_argument("--top-k", type=int, default=250, help="draw among this many likeliest tokens")
-    group.add_argument("--top-p", type=float, help="draw among the likeliest tokens that reach this probability")
-    group.add_argument("--style", help="name of a style, for models trained with them")
+    group.add_argument(
+        "--guidance",
+        type=float,
+        default=3.0,
+        help="1 uses the vocal as learned, 0 ignores it, above 1 exaggerates it (default: 3)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=0.9,
+        help="sampling temperature; 0 always takes the most likely token (default: 0.9)",
+    )
+    group.add_argument(
+        "--top-k", type=int, default=250, help="sample from this number of most likely tokens (default: 250)"
+    )
+    group.add_argument("--top-p", type=float, help="sample from the most likely tokens with this total probability")
+    group.add_argument("--style", help="name of a style, for models trained with styles")
     group.add_argument("--overlap-s", type=float, help="overlap of the windows of a long vocal, in seconds")
 
 
 def add_mix_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the mix."""
     group = parser.add_argument_group("mix")
-    group.add_argument("--gain-db", type=float, default=0.0, help="gain of the accompaniment")
-    group.add_argument("--no-match-loudness", action="store_true", help="leave the accompaniment's loudness as it is")
-    group.add_argument("--peak-dbtp", type=float, default=-1.0, help="true-peak ceiling, in dB (default: -1)")
+    group.add_argument("--gain-db", type=float, default=0.0, help="gain of the accompaniment, in dB (default: 0)")
+    group.add_argument(
+        "--no-match-loudness", action="store_true", help="do not match the accompaniment's loudness to the vocal"
+    )
+    group.add_argument("--peak-dbtp", type=float, default=-1.0, help="highest true peak, in dB (default: -1)")
     group.add_argument("--rate-hz", type=int, help="sample rate of the files (default: 24000)")
     group.add_argument("--channels", type=int, choices=(1, 2), help="mono or stereo mix (default: as the vocal)")
 

@@ -1,8 +1,8 @@
-"""``doctor``: what this machine has for the work, and the command that mends each lack.
+"""``doctor``: checks this machine and prints a fix for everything that is missing.
 
-A finding is ``ok``, ``note`` (optional and absent), or ``broken`` (something the work needs, or something installed
-that does harm). Packages are imported in a process of their own: a package built for another PyTorch can fail in ways
-that no ``except`` catches, and importing all of them here would take half a minute.
+A finding is ``ok``, ``note`` (an optional part is missing), or ``broken`` (a required part is missing, or a package
+that is installed does harm). Each package is imported in a process of its own: one that was built for another PyTorch
+can fail in ways that no ``except`` catches, and importing all of them here would take half a minute.
 
 Exit code: 0 when nothing is broken, else 1.
 """
@@ -25,29 +25,6 @@ from typing import Literal
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.progress import progress
 
-REQUIRED_PACKAGES = {
-    "torch": "torch",
-    "lightning": "lightning",
-    "torchmetrics": "torchmetrics",
-    "transformers": "transformers",
-    "omegaconf": "omegaconf",
-    "jsonargparse": "jsonargparse",
-    "librosa": "librosa",
-    "faiss-cpu": "faiss",
-    "safetensors": "safetensors",
-    "soundfile": "soundfile",
-    "soxr": "soxr",
-    "wandb": "wandb",
-}
-"""Distribution -> module, for what setup.cfg requires."""
-EXTRAS = {
-    "gradio": ("app", "the page (`app`)"),
-    "ray": ("ray", "preparation on a cluster"),
-    "onnxruntime": ("separation", "MDX-Net separation"),
-}
-"""Distribution (and module) -> extra that installs it, and what it is for."""
-HARMFUL_WHEN_BROKEN = ("torchaudio", "torchvision")
-"""Packages that nothing here needs, and that break transformers where they do not fit PyTorch."""
 HUB_WEIGHTS = {
     "facebook/hubert-base-ls960": "semantic tokens of the paper",
     "facebook/encodec_24khz": "acoustic tokens of the paper",
@@ -64,24 +41,79 @@ State = Literal["ok", "note", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """One thing that was checked.
 
     Attributes:
         what: Its name.
-        state: ``ok``, ``note`` (optional and absent) or ``broken``.
+        state: ``ok``, ``note`` (an optional part is missing) or ``broken``.
         detail: What was found.
-        mend: A command or step that mends it; empty where nothing needs mending.
+        fix: A command or step; empty where nothing is missing.
     """
 
     what: str
     state: State
     detail: str
-    mend: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package to import, and what it means if that fails.
+
+    Attributes:
+        name: Of the distribution.
+        module: Of the module; empty where it is the same.
+        purpose: What it is for; empty for what the work always needs.
+        install: Command that installs it.
+        repair: Command for a package that does not load.
+        if_absent: State where it is not installed.
+        if_broken: State where it does not load.
+    """
+
+    name: str
+    module: str = ""
+    purpose: str = ""
+    install: str = "pip install -c constraints.txt {name}"
+    repair: str = "pip install --force-reinstall -c constraints.txt {name}"
+    if_absent: State = "broken"
+    if_broken: State = "broken"
+
+    def finding(self, problem: str) -> Finding:
+        """What the attempt to import it has shown; ``problem`` is empty, :data:`ABSENT` or the error."""
+        if not problem:
+            return Finding(self.name, "ok", f"{_version(self.name)}{self.purpose and f': {self.purpose}'}")
+        if problem == ABSENT:
+            fix = "" if self.if_absent == "ok" else self.install.format(name=self.name)
+            return Finding(self.name, self.if_absent, f"{ABSENT}{self.purpose and f': {self.purpose}'}", fix)
+        return Finding(
+            self.name, self.if_broken, f"{_version(self.name)}: {problem}", self.repair.format(name=self.name)
+        )
+
+
+def _extra(name: str, extra: str, purpose: str) -> Package:
+    return Package(name, "", purpose, f"pip install -c constraints.txt -e '.[{extra}]'", if_absent="note")
+
+
+ABSENT = "not installed"
+_REMOVE = "pip uninstall -y {name}"
+_NOT_NEEDED = "not needed; breaks transformers if it was built for another PyTorch"
+PACKAGES = (
+    *map(Package, ("torch", "lightning", "torchmetrics", "transformers", "omegaconf", "jsonargparse", "librosa")),
+    Package("faiss-cpu", "faiss"),
+    *map(Package, ("safetensors", "soundfile", "soxr", "wandb")),
+    Package("torchaudio", "", _NOT_NEEDED, repair=_REMOVE, if_absent="ok"),
+    Package("torchvision", "", _NOT_NEEDED, repair=_REMOVE, if_absent="ok"),
+    Package("encodec", "", "not needed: EnCodec runs from transformers", "", _REMOVE + " torchaudio", "ok", "note"),
+    _extra("gradio", "app", "the page (`app`)"),
+    _extra("ray", "ray", "preparation on a cluster"),
+    _extra("onnxruntime", "separation", "MDX-Net separation"),
+)
+"""What setup.cfg requires, packages that may do harm, and the extras."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments; the exit code."""
-    parser = Parser(prog=f"{PROGRAM} doctor", description="What this machine has, and what mends each lack.")
+    parser = Parser(prog=f"{PROGRAM} doctor", description="Check this machine and print a fix for everything missing.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     findings = list(examine())
@@ -95,14 +127,9 @@ def main(argv: Sequence[str]) -> int:
 def examine() -> Iterator[Finding]:
     """Every finding, in the order in which a newcomer should read them."""
     yield python_finding()
-    imports = try_imports([*REQUIRED_PACKAGES.values(), *EXTRAS, *HARMFUL_WHEN_BROKEN, "encodec"])
-    for distribution, module in REQUIRED_PACKAGES.items():
-        yield required_finding(distribution, imports[module])
-    for package in HARMFUL_WHEN_BROKEN:
-        yield harmful_finding(package, imports[package])
-    yield encodec_finding(imports["encodec"])
-    for package, (extra, purpose) in EXTRAS.items():
-        yield extra_finding(package, extra, purpose, imports[package])
+    imports = try_imports([package.module or package.name for package in PACKAGES])
+    for package in PACKAGES:
+        yield package.finding(imports[package.module or package.name])
     if not imports["torch"]:
         yield from device_findings()
     yield from machine_findings()
@@ -113,14 +140,14 @@ def examine() -> Iterator[Finding]:
 
 
 def table(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings as aligned lines, with the mend below each lack."""
+    """The findings as aligned lines, each with its fix below it."""
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         yield f"{finding.state:6}  {finding.what:{width}}  {finding.detail}"
-        if finding.mend:
-            yield f"{'':6}  {'':{width}}  -> {finding.mend}"
+        if finding.fix:
+            yield f"{'':6}  {'':{width}}  -> {finding.fix}"
     broken = sum(finding.state == "broken" for finding in findings)
-    yield "Nothing is broken." if not broken else f"{broken} broken: follow the arrows above."
+    yield "Nothing required is missing." if not broken else f"{broken} broken: run the commands after the arrows."
 
 
 def try_imports(modules: Sequence[str]) -> dict[str, str]:
@@ -129,7 +156,7 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
 
     def outcome(module: str) -> str:
         if not _found(module):
-            return "not installed"
+            return ABSENT
         try:
             done = subprocess.run(
                 [*command, module], capture_output=True, text=True, timeout=IMPORT_LIMIT_S, check=False
@@ -157,47 +184,10 @@ def python_finding() -> Finding:
     here = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
     if sys.version_info[:2] > NEWEST_PYTHON:
         newest = ".".join(map(str, NEWEST_PYTHON))
-        return Finding("Python", "note", f"{here}: newer than {newest}, untried", f"make install PYTHON=python{newest}")
-    return Finding("Python", "ok", here)
-
-
-def required_finding(distribution: str, problem: str) -> Finding:
-    """A package that setup.cfg requires."""
-    if problem:
-        return Finding(distribution, "broken", problem, f"pip install -c constraints.txt {distribution}")
-    return Finding(distribution, "ok", _version(distribution))
-
-
-def harmful_finding(package: str, problem: str) -> Finding:
-    """torchaudio and torchvision: fine when absent, fine when they load, harmful when they do not fit PyTorch."""
-    if problem == "not installed":
-        return Finding(package, "ok", "not installed, and not needed")
-    if problem:
         return Finding(
-            package,
-            "broken",
-            f"{_version(package)} does not fit PyTorch {_version('torch')}, and breaks transformers: {problem}",
-            f"pip uninstall -y {package}",
+            "Python", "note", f"{here}: newer than {newest}, not tested", f"make install PYTHON=python{newest}"
         )
-    return Finding(package, "ok", f"{_version(package)}, fits PyTorch {_version('torch')}")
-
-
-def encodec_finding(problem: str) -> Finding:
-    """The optional ``encodec`` package; EnCodec itself runs from transformers."""
-    if not problem:
-        return Finding("encodec", "ok", _version("encodec"))
-    if problem == "not installed":
-        return Finding("encodec", "ok", "not installed, and not needed: EnCodec runs from transformers")
-    return Finding("encodec", "note", problem, "pip uninstall -y encodec torchaudio  (EnCodec runs from transformers)")
-
-
-def extra_finding(package: str, extra: str, purpose: str, problem: str) -> Finding:
-    """A package of one of the optional extras."""
-    if problem == "not installed":
-        return Finding(package, "note", f"not installed: {purpose}", f"pip install -c constraints.txt -e '.[{extra}]'")
-    if problem:
-        return Finding(package, "broken", problem, f"pip install --force-reinstall -c constraints.txt {package}")
-    return Finding(package, "ok", f"{_version(package)}: {purpose}")
+    return Finding("Python", "ok", here)
 
 
 def device_findings() -> Iterator[Finding]:
@@ -214,14 +204,16 @@ def device_findings() -> Iterator[Finding]:
         yield Finding("GPU", "ok", "Apple GPU (MPS)")
     elif shutil.which("nvidia-smi"):
         detail = f"nvidia-smi is here, but PyTorch ({build}) sees no GPU"
-        mend = (
+        fix = (
             "update the NVIDIA driver, or install a PyTorch build for it: make install TORCH_INDEX=..."
             if torch.version.cuda
             else "pip install --force-reinstall -c constraints.txt torch  (the CUDA build)"
         )
-        yield Finding("GPU", "broken", detail, mend)
+        yield Finding("GPU", "broken", detail, fix)
     else:
-        yield Finding("GPU", "note", f"none ({build}): the quickstart and generation run, full training needs one")
+        yield Finding(
+            "GPU", "note", f"none ({build}): quickstart and generation work without one; full training needs one"
+        )
     yield Finding(
         "CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {processor_facts()}"
     )
@@ -254,9 +246,9 @@ def ffmpeg_finding() -> Finding:
     """ffmpeg, for formats that libsndfile does not read (m4a, wma, video)."""
     if shutil.which("ffmpeg"):
         return Finding("ffmpeg", "ok", str(shutil.which("ffmpeg")))
-    mends = {"Darwin": "brew install ffmpeg", "Windows": "winget install ffmpeg"}
-    detail = "not found: wav, flac, ogg and mp3 are read without it, m4a and video are not"
-    return Finding("ffmpeg", "note", detail, mends.get(platform.system(), "apt install ffmpeg"))
+    fixes = {"Darwin": "brew install ffmpeg", "Windows": "winget install ffmpeg"}
+    detail = "not found: needed for m4a and video files (wav, flac, ogg and mp3 work without it)"
+    return Finding("ffmpeg", "note", detail, fixes.get(platform.system(), "apt install ffmpeg"))
 
 
 def weights_finding(repository: str, purpose: str) -> Finding:
@@ -277,7 +269,7 @@ def wandb_finding() -> Finding:
         return Finding("W&B login", "ok", "WANDB_API_KEY is set")
     if _netrc_knows("api.wandb.ai"):
         return Finding("W&B login", "ok", "logged in")
-    detail = "not logged in: runs are logged offline, and beside them as CSV"
+    detail = "not logged in: runs are logged offline and as CSV"
     return Finding("W&B login", "note", detail, "wandb login   (later: wandb sync wandb/offline-run-*)")
 
 

@@ -1,13 +1,23 @@
-"""``evaluate``: the evaluation card of a model, resumably."""
+"""``evaluate``: the evaluation card of a model; a stopped run continues."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from hafm_lightning.cli.parser import PROGRAM, Parser
-from hafm_lightning.cli.runs import best_checkpoint
+from hafm_lightning.cli.fit.runs import best_checkpoint
+from hafm_lightning.cli.parser import PROGRAM
+from hafm_lightning.configuration.settings import parse_settings
 from hafm_lightning.errors import RequestError
+
+DESCRIPTION = (
+    "Measure a model beside its controls and write a card: JSON, Markdown, HTML. "
+    "Results that were computed before are read again. Lists of names also without brackets: --systems NAME NAME."
+)
+NAME_LISTS = ("--systems", "--metrics")
+OLDER_SYNTAX = "--set"
+"""Came before ``key=value``; both need nothing before them now."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,41 +26,35 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         RequestError: The settings are wrong, or songs, model or tokenizers are missing.
     """
-    parser = Parser(
-        prog=f"{PROGRAM} evaluate",
-        description="Measure a model beside its controls and write a card: JSON, Markdown, HTML. "
-        "What was computed before is not computed again.",
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="settings: experiments/evaluate.yaml")
-    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these rows")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these groups of columns")
-    parser.add_argument("--output", metavar="DIR", help="folder of the card and of everything that is kept")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", help="settings to change, for example sampling.guidance=1"
-    )
-    arguments = parser.parse_args(list(argv))
-    overrides = list(arguments.set)
-    if arguments.output is not None:
-        overrides.append(f"output={arguments.output}")
-    from hafm_lightning.evaluation.card.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
-    from hafm_lightning.evaluation.evaluate import evaluate
     from hafm_lightning.evaluation.settings import EvaluateSettings
-    from hafm_lightning.preparation.settings import build, placed, read_yaml
 
-    values = read_yaml(Path(arguments.config), overrides)
-    for key in ("systems", "metrics"):
-        names = getattr(arguments, key)
-        if names is not None:
-            values[key] = [name for text in names for name in text.split(",") if name]
-    for role in ("semantic", "coarse", "fine"):
-        if values.get(role) and Path(str(values[role])).is_dir():
-            values[role] = str(best_checkpoint(Path(str(values[role]))))
-    with placed(Path(arguments.config), overrides):
-        settings = build(EvaluateSettings, values, "")
+    settings = parse_settings(EvaluateSettings, with_lists(argv), f"{PROGRAM} evaluate", DESCRIPTION)
+    roles = {role: getattr(settings, role) for role in ("semantic", "coarse", "fine")}
+    folders = {role: Path(path) for role, path in roles.items() if path and Path(path).is_dir()}
+    settings = dataclasses.replace(settings, **{role: str(best_checkpoint(path)) for role, path in folders.items()})
     if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
-    card = evaluate(settings)
-    print(markdown(card))
+    from hafm_lightning.evaluation.card.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
+    from hafm_lightning.evaluation.evaluate import evaluate
+
+    print(markdown(evaluate(settings)))
     for name in (JSON_FILE, MARKDOWN_FILE, PAGE_FILE):
         print(Path(settings.output) / name)
     return 0
+
+
+def with_lists(argv: Sequence[str]) -> list[str]:
+    """The arguments with ``--systems a b`` and ``--systems a,b`` as ``--systems=[a,b]``, and without ``--set``."""
+    result: list[str] = []
+    arguments = [argument for argument in argv if argument != OLDER_SYNTAX]
+    while arguments:
+        name, equals, text = arguments.pop(0).partition("=")
+        if name not in NAME_LISTS:
+            result.append(f"{name}{equals}{text}")
+            continue
+        names = [text] if equals else []
+        while not equals and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+            names.append(arguments.pop(0))
+        joined = ",".join(names)
+        result.append(f"{name}={joined if joined.startswith('[') else f'[{joined}]'}")
+    return result

@@ -1,4 +1,4 @@
-"""``export``: checkpoints of training to one self-describing model folder, loadable without Lightning."""
+"""``export``: from checkpoints of training to one model folder, which loads without Lightning."""
 
 from __future__ import annotations
 
@@ -23,19 +23,24 @@ from hafm_lightning.tokenizers import load_tokenizers
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0 when the folder is written."""
-    parser = Parser(prog=f"{PROGRAM} export", description="Write one self-describing model folder.")
+    parser = Parser(
+        prog=f"{PROGRAM} export",
+        description="Write one model folder from the checkpoints of its stages, with tokenizers and a model card.",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the model folder to write")
-    parser.add_argument("--stages", type=int, default=3, help="2 leaves the fine stage out (default: 3)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is already there")
     parser.add_argument(
-        "--include-tokenizer-weights", action="store_true", help="also copy HuBERT's and EnCodec's weights"
+        "--stages", type=int, default=3, help="number of stages; 2 leaves the fine stage out (default: 3)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+    parser.add_argument(
+        "--include-tokenizer-weights", action="store_true", help="also copy the weights of HuBERT and EnCodec"
     )
     card = parser.add_argument_group("model card")
-    card.add_argument("--name", default=CardFacts.name, help="title")
+    card.add_argument("--name", default=CardFacts.name, help="title of the card")
     card.add_argument("--data", default=CardFacts.data, help="what the model was trained on")
     card.add_argument("--license", default=CardFacts.license, help="licence of the weights (SPDX), or other")
-    card.add_argument("--metrics", metavar="JSON", help="a JSON file of metrics; its top-level numbers are shown")
-    card.add_argument("--notes", metavar="FILE", help="Markdown for the end of the card")
+    card.add_argument("--metrics", metavar="JSON", help="a JSON file; the card shows the numbers at its top level")
+    card.add_argument("--notes", metavar="FILE", help="a Markdown file for the end of the card")
     add_checkpoint_arguments(parser)
     arguments = parser.parse_args(list(argv))
     if arguments.semantic is None or arguments.coarse is None:

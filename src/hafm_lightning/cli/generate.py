@@ -1,4 +1,4 @@
-"""``generate``: vocals in, accompaniments and mixes out; and ``generate --take``: the same take once more."""
+"""``generate``: accompaniments and mixes of vocals; ``generate --take``: a recorded take again."""
 
 from __future__ import annotations
 
@@ -29,19 +29,23 @@ from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.progress import progress
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4a", ".aac", ".wma"})
-"""What is taken from a folder of vocals."""
+"""Files that are read from a folder of vocals."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0 done, 1 a repeated take differs. A file that cannot be used raises at the end."""
-    parser = Parser(prog=f"{PROGRAM} generate", description="Accompany vocals of any length.")
+    parser = Parser(
+        prog=f"{PROGRAM} generate", description="Make the accompaniment of vocals of any length, and the mix."
+    )
     parser.add_argument(
         "--vocal", action="append", metavar="FILE_OR_DIR", help="a vocal, or a folder of them; repeatable"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to; each vocal of several gets a folder")
-    parser.add_argument("--take", metavar="FILE", help="a take.json: make that take again and compare")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="output folder; with several vocals one folder inside it for each"
+    )
+    parser.add_argument("--take", metavar="FILE", help="a take.json: make this take again and compare the files")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same take (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=1, help="vocals that ride together (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=1, help="vocals that are generated together (default: 1)")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     add_mix_arguments(parser)
@@ -179,9 +183,9 @@ def repeat(record_path: Path, out: Path, model: str | None) -> int:
                 f"{record_path}: the vocal was given as sound in memory, so there is no file to read again"
             )
         if not Path(vocal["path"]).is_file():
-            raise RequestError(f"{record_path}: the vocal {vocal['path']} is gone")
+            raise RequestError(f"{record_path}: the vocal {vocal['path']} no longer exists")
         if sha256_of(Path(vocal["path"])) != vocal["sha256"]:
-            raise RequestError(f"{record_path}: the vocal {vocal['path']} has changed since")
+            raise RequestError(f"{record_path}: the vocal {vocal['path']} has changed since the take")
     torch.set_num_threads(machine["threads"])
     band = recorded_band(record, model)
     takes = accompany(
@@ -207,8 +211,8 @@ def repeat(record_path: Path, out: Path, model: str | None) -> int:
         if machine.get(name) != now
     ]
     print(
-        "the files differ from the recorded ones; the machine differs in "
-        + (", ".join(changed) or "nothing that is recorded"),
+        "the files differ from the recorded ones; differences of the machine: "
+        + (", ".join(changed) or "none recorded"),
         file=sys.stderr,
     )
     return 1

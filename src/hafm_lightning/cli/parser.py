@@ -1,4 +1,4 @@
-"""What every command line shares that is not LightningCLI's: mistakes are wrong requests, told in a few lines."""
+"""The argument parser of the commands without a configuration file: mistakes are wrong requests of a few lines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PROGRAM = "python -m hafm_lightning"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises in place of printing its usage, and knows what was probably meant.
+    """An argument parser that raises RequestError where argparse prints its usage, and suggests the nearest option.
 
     Args:
-        hint: A line for whoever gives an option that there is not.
+        hint: A line of advice after an unknown option.
         settings: As for ``argparse.ArgumentParser``. Options are not abbreviated, so that a new one never changes what
             an old command line means.
     """
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse; an unknown option is told before a missing one, which it may have been meant to be."""
+        """Parse; an unknown option is reported before a missing one, which may be the same one misspelt."""
         for argument in args or ():
             name = argument.partition("=")[0]
             if argument == "--":
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is computed; makes nothing."""
+    """Refuse a folder that cannot be created or written, before anything is computed; creates nothing."""
     import tempfile
 
     try:

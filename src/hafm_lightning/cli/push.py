@@ -14,7 +14,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 0 when the folder is on the Hub."""
     parser = Parser(prog=f"{PROGRAM} push", description="Upload a model folder to the Hugging Face Hub.")
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder made by `export`")
-    parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository on the Hub; made if missing")
+    parser.add_argument(
+        "--to", required=True, metavar="OWNER/NAME", help="repository on the Hub; created if it does not exist"
+    )
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--message", default="Upload a hafm_lightning model", help="commit message")
     arguments = parser.parse_args(list(argv))
@@ -23,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
         raise RequestError(f"--model {folder}: no such folder; make one with `export`")
     if arguments.to.count("/") != 1 or not all(arguments.to.split("/")):
         raise RequestError(f"--to {arguments.to}: a repository is named OWNER/NAME")
-    # what would not load is not uploaded
+    # a folder that does not load is refused before anything is uploaded
     read_model_folder(folder, stages=3 if "fine" in read_config(folder)["stages"] else 2)
     print(upload(folder, arguments.to, private=arguments.private, message=arguments.message))
     return 0

@@ -17,7 +17,7 @@ REFERENCES = ("ground_truth", "train")
 
 @dataclass(frozen=True)
 class ProtocolSettings:
-    """Which segments one table is about; see :class:`~hafm_lightning.evaluation.segments.SegmentSettings`.
+    """The segments of one table; see :class:`~hafm_lightning.evaluation.segments.SegmentSettings`.
 
     Attributes:
         name: Heading and folder name.
@@ -26,7 +26,7 @@ class ProtocolSettings:
         per_song: Most segments of one song; 0 for no limit.
         gate_db: Frames this far below the song's loud vocal frames are silent.
         active: Least share of a segment's frames above the gate.
-        seed: Of the draw.
+        seed: Seed of the random choice.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ProtocolSettings:
     seed: int = 0
 
     def segments(self, root: str, split: str) -> SegmentSettings:
-        """The same for one corpus and split."""
+        """The settings of the segments of one corpus and split."""
         return SegmentSettings(
             root, split, self.duration_s, self.clips, self.per_song, self.gate_db, self.active, self.seed
         )
@@ -49,7 +49,7 @@ class EvaluateSettings:
     """What is evaluated, on what, and how.
 
     Attributes:
-        output: Folder of the card and of everything that is kept for the next run.
+        output: Folder of the card and of the results that the next run reads again.
         root: Songs in the layout of MUSDB18-HQ.
         protocols: One table each.
         tokenizers: Folder of the tokenizers that the model was trained with.
@@ -59,24 +59,24 @@ class EvaluateSettings:
         coarse: Checkpoint of the coarse stage.
         fine: Checkpoint of the fine stage; empty leaves three stages out.
         model: An exported model folder or Hub id, in place of the three checkpoints.
-        split: Songs to evaluate on.
-        systems: Rows, in the order of the card.
+        split: Split whose songs are evaluated.
+        systems: Rows of the card, in their order.
         metrics: Groups of columns.
-        embeddings: What FAD, KD and APA are computed with.
+        embeddings: Embeddings for FAD, KD and APA.
         reference: ``ground_truth``: the true accompaniments of the same segments. ``train``: of training segments.
         reference_clips: Segments of the ``train`` reference.
         statistics: Embedding name -> statistics file that replaces the reference for FAD.
         sampling: Guidance and sampling.
-        seed: Of everything that is drawn.
+        seed: Seed of every random choice.
         batch_clips: Clips generated at once; 1 gives the speed that a single user sees.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: ``auto``, ``fp32``, ``bf16``.
-        separated: Folder with ``<song>/vocals.wav`` of separated vocals, for the row ``separated``.
-        separation: A separation model in its place.
-        vocal_noise_sigma: Noise on vocals for the token tables, as preparation adds it.
+        separated: Folder of separated vocals, ``<song>/vocals.wav``, for the row ``separated``.
+        separation: A separation model that makes them instead.
+        vocal_noise_sigma: Standard deviation of the noise on vocals for the token tables; full scale is 1.
         token_clips: Most clips of the token tables and probes; 0 for all.
         players: Row whose best, median and worst clips the page plays.
-        rank_by: Column by which these are found.
+        rank_by: Column that ranks these clips.
         wandb_project: Weights & Biases project that gets the table; empty for none.
     """
 
@@ -133,7 +133,7 @@ class EvaluateSettings:
         return bool(self.model or self.semantic)
 
     def absent(self, system: str) -> str:
-        """Why a row that was asked for cannot be made; empty if it can."""
+        """Why a requested row cannot be computed; empty if it can."""
         if system == "retrieval" and not self.shards:
             return "no `shards` to search"
         if system in MODEL_SYSTEMS and not self.has_model:

@@ -1,4 +1,4 @@
-"""The settings of ``prepare``, as one frozen dataclass whose groups are defined beside the code that uses them."""
+"""The settings of ``prepare`` as one frozen dataclass; each group stands beside the code that it controls."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hafm_lightning.configuration.settings import as_plain, read_settings
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.plan import SplitSettings
 from hafm_lightning.preparation.quality.filters import FilterSettings
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
-from hafm_lightning.preparation.settings import as_plain, build, placed, read_yaml
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
 from hafm_lightning.songs import AnyCorpus
 from hafm_lightning.songs.clips import ClipSettings
 from hafm_lightning.songs.separation import SeparationSettings
 
-CHANGES_NOTHING = ("root", "engine", "report", "device")  # settings that do not change the content of shards
+CHANGES_NOTHING = ("root", "engine", "report", "device")
+"""Settings that do not change the content of shards."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ReportSettings:
     """The run report.
 
     Attributes:
-        examples: Number of clips in the report with sound: the original, and its tokens decoded.
+        examples: Clips to listen to in the report, original beside decoded tokens.
     """
 
     examples: int = 10
@@ -39,28 +40,28 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class PreparationConfig:
-    """The settings of ``prepare``.
+    """All settings of ``prepare``.
 
     Attributes:
         root: Output folder.
-        corpora: Sources of songs; each has a ``kind``.
-        clips: How songs are cut into clips.
+        corpora: Sources of songs; the key ``kind`` of each names its class.
+        clips: How songs are cut.
         split: How songs are divided between train and validation.
         filters: Which clips are dropped.
-        duplicates: Which songs are left out because they occur twice.
+        duplicates: Search for recordings that occur twice.
         separation: How mixtures are separated.
-        tokenizers: Which tokenizers.
+        tokenizers: The tokenizers.
         noise_sigma: Standard deviation of the noise on vocals before the semantic tokenizer; full scale is 1.
         seed: Seed of that noise.
         vocal_acoustic: Also store the acoustic codes of vocals (section 3.2 of the paper); twice the space.
         styles: Also store each clip's genre as a style.
-        clips_per_shard: Approximate number of clips in a shard, before the filter. A stopped run repeats the shards in
-            progress.
-        batch_size: Clips that are tokenized together.
-        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``; with Ray, ``auto`` is the GPU if
+        clips_per_shard: Approximate number of clips in a shard, before the filter. A stopped run repeats its
+            unfinished shards.
+        batch_size: Clips that a tokenizer processes together.
+        device: Where tokenizers run: ``cpu``, ``cuda`` or ``auto``; with Ray, ``auto`` is the GPU where
             ``engine.gpus_per_worker`` asks for one. On another kind of device a few tokens differ.
-        engine: Where the work runs.
-        report: Contents of the report.
+        engine: Processes or cluster that do the work.
+        report: Content of the report.
     """
 
     root: str
@@ -91,7 +92,7 @@ class PreparationConfig:
 
     @property
     def sound(self) -> SoundSettings:
-        """The settings of the waveforms that are tokenized."""
+        """The settings that change the waveforms before the tokenizers."""
         return SoundSettings(self.clips, self.filters, self.separation, self.noise_sigma, self.seed)
 
     def deciding(self) -> dict[str, Any]:
@@ -125,7 +126,9 @@ class PreparationConfig:
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> PreparationConfig:
-    """Settings from a YAML file and ``key=value`` overrides; RequestError names the wrong key and its place."""
-    values = read_yaml(Path(path), overrides)
-    with placed(Path(path), overrides):
-        return build(PreparationConfig, values, "")
+    """Settings from a YAML file and ``key=value`` overrides.
+
+    Raises:
+        RequestError: With the wrong key, its place and what to do.
+    """
+    return read_settings(PreparationConfig, ["--config", str(path), *overrides])

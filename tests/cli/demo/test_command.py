@@ -19,7 +19,7 @@ from hafm_lightning.cli.demo.command import STAGES, Places, fit_arguments
 from hafm_lightning.cli.demo.fits import Fit, _wait_for_orphan, lanes, logged_step, run_fits
 from hafm_lightning.cli.demo.report import write_report
 from hafm_lightning.cli.demo.scores import CONTROLS, METRICS, SYSTEMS
-from hafm_lightning.cli.training import read_config
+from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.errors import RequestError
 from hafm_lightning.locks import LOCK_NAME, Lock
 

@@ -33,9 +33,9 @@ from hafm_lightning.cli.demo.fits import Fit, lanes, run_fits
 from hafm_lightning.cli.demo.report import write_pictures, write_report
 from hafm_lightning.cli.demo.scores import generate_takes, held_out_segments, read_listenings, score_music
 from hafm_lightning.cli.demo.workers import cores, spread, worker_pool
+from hafm_lightning.cli.fit.runs import best_checkpoint, newest_run
+from hafm_lightning.cli.fit.training import StageCLI
 from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
-from hafm_lightning.cli.runs import best_checkpoint, newest_run
-from hafm_lightning.cli.training import StageCLI
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.token_scores.conditioning_gain import ClipLosses, clip_losses, join
 from hafm_lightning.files import write_json

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from hafm_lightning.cli.demo.workers import thread_limit
-from hafm_lightning.cli.runs import newest_run
+from hafm_lightning.cli.fit.runs import newest_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.locks import LOCK_NAME, Lock
 from hafm_lightning.progress import progress

@@ -5,7 +5,6 @@ The parameters of a class are those that jsonargparse finds, also behind ``**kwa
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import enum
 import functools
@@ -20,9 +19,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from hafm_lightning.configuration.values import LISTS, MAPPINGS
+
 PLAIN = (str, int, float, bool, bytes, complex, type(None))
-LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,20 @@ class Kinds:
         classes: Classes whose parameters may be set.
         elements: Types of the elements, where a list may stand.
         values: Types of the values, where a mapping with free keys may stand.
-        plain: Whether a number, a text, a truth value or null may stand.
-        open: Whether anything else may stand that is not known here.
+        scalars: Types of the numbers, texts and truth values that may stand (None for null).
+        open: Whether anything may stand (``Any``), or something that is not known here.
     """
 
     classes: tuple[Any, ...]
     elements: tuple[Any, ...]
     values: tuple[Any, ...]
-    plain: bool
+    scalars: tuple[Any, ...]
     open: bool
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a number, a text or a truth value may stand, so that a word need not name a class."""
+        return not set(self.scalars) <= {None, type(None)}
 
 
 def any_of(hints: tuple[Any, ...]) -> Any:
@@ -68,21 +72,28 @@ def kinds_of(hint: Any) -> Kinds:
             tuple(kind for part in parts for kind in part.classes),
             tuple(kind for part in parts for kind in part.elements),
             tuple(kind for part in parts for kind in part.values),
-            any(part.plain for part in parts),
+            tuple(kind for part in parts for kind in part.scalars),
             any(part.open for part in parts),
         )
     base = origin or hint
     if base is typing.Literal or hint is None or base in PLAIN:
-        return Kinds((), (), (), plain=True, open=False)
+        return Kinds((), (), (), scalars=(hint,), open=False)
     if base in LISTS:
         elements = tuple(kind for kind in inner if kind is not Ellipsis)
-        return Kinds((), elements or (Any,), (), plain=False, open=False)
+        return Kinds((), elements or (Any,), (), scalars=(), open=False)
     if base in MAPPINGS:
-        return Kinds((), (), inner[1:] or (Any,), plain=False, open=False)
+        return Kinds((), (), inner[1:] or (Any,), scalars=(), open=False)
     if isinstance(base, type) and issubclass(base, enum.Enum | Path):
-        return Kinds((), (), (), plain=True, open=False)
-    is_class = isinstance(base, type) and base.__module__ not in ("builtins", "collections.abc")
-    return Kinds((base,) if is_class else (), (), (), plain=False, open=not is_class)
+        return Kinds((), (), (), scalars=(hint,), open=False)
+    is_class = isinstance(base, type) and base.__module__ not in ("builtins", "collections.abc", "typing")
+    return Kinds((base,) if is_class else (), (), (), scalars=(), open=not is_class)
+
+
+def choices_of(hint: Any) -> Mapping[str, type[Any]]:
+    """Name -> dataclass, where several dataclasses may stand and the key ``kind`` names one; else empty."""
+    kinds = kinds_of(hint)
+    several = len(kinds.classes) > 1 and all(map(dataclasses.is_dataclass, kinds.classes))
+    return {kind.__name__: kind for kind in kinds.classes} if several and not kinds.open else {}
 
 
 @functools.cache
@@ -133,11 +144,29 @@ def load_class(name: str, bases: Sequence[Any]) -> Any:
             return getattr(importlib.import_module(module), last, None)
         except (ImportError, TypeError, ValueError):  # TypeError: a name that begins with a dot
             return None
-    found: dict[Any, None] = {}
+    found = {kind for kind in _subclasses(bases) if kind.__name__ == name}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def subclass_names(bases: Sequence[Any]) -> list[str]:
+    """Names of the imported classes that may stand where one of ``bases`` may."""
+    return sorted({kind.__name__ for kind in _subclasses(bases)})
+
+
+def is_one_of(target: type[Any], bases: Sequence[Any]) -> bool:
+    """Whether a class is a subclass of one of ``bases``, or that cannot be told (a Protocol)."""
+    try:
+        return any(not isinstance(base, type) or issubclass(target, base) for base in bases)
+    except TypeError:
+        return True
+
+
+def _subclasses(bases: Sequence[Any]) -> set[Any]:
+    """The classes themselves and everything imported below them, without abstract ones."""
+    found: set[Any] = set()
     waiting = [base for base in bases if isinstance(base, type)]
     while waiting:
         kind = waiting.pop()
-        waiting += type.__subclasses__(kind)
-        if kind.__name__ == name and not inspect.isabstract(kind):
-            found[kind] = None
-    return next(iter(found)) if len(found) == 1 else None
+        waiting += [below for below in type.__subclasses__(kind) if below not in found]
+        found.add(kind)
+    return {kind for kind in found if not inspect.isabstract(kind)}

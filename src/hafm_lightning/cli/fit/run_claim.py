@@ -20,7 +20,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from hafm_lightning.cli.runs import AUTO, RESTARTS, checkpoints, newest_checkpoint, next_run, run_to_continue, runs, say
+from hafm_lightning.cli.fit.runs import (
+    AUTO,
+    RESTARTS,
+    checkpoints,
+    newest_checkpoint,
+    next_run,
+    run_to_continue,
+    runs,
+    say,
+)
 from hafm_lightning.errors import RequestError
 from hafm_lightning.locks import GRACE_S, LOCK_NAME, Lock, Owner
 

@@ -11,8 +11,8 @@ import yaml
 from tiny_shards import write_tiny_shards, write_tiny_split
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.runs import best_checkpoint, newest_checkpoint, newest_run, next_run
-from hafm_lightning.cli.training import read_config
+from hafm_lightning.cli.fit.runs import best_checkpoint, newest_checkpoint, newest_run, next_run
+from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.errors import RequestError
 
 TINY_STAGE = {"backbone": {"layers": 1, "width": 16, "heads": 2, "feedforward": 24}, "conditioning": "aligned"}

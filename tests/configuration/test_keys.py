@@ -1,4 +1,4 @@
-"""Keys that nothing takes are refused at any depth, with their place and the right suggestion; good ones are not."""
+"""Wrong keys and values are refused at any depth, with their place and the right suggestion; good ones are not."""
 
 from pathlib import Path
 
@@ -6,10 +6,8 @@ import pytest
 import yaml
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.signatures import parameters_of
-from hafm_lightning.cli.training import read_config
+from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.preparation.configuration import read_config as read_preparation
-from hafm_lightning.suggestions import nearest
 
 CONFIG = """\
 model:
@@ -163,6 +161,38 @@ def test_a_misspelt_key_of_a_file_is_refused_with_its_line(config, capsys, old, 
     assert refusal(capsys, "fit", "--config", config) == expected
 
 
+VALUES = [  # options, the first line, what the rest contains
+    (["--model.backbone.layers", "many"], "'model.backbone.layers' must be int, got 'many'", ""),
+    (["--model.backbone", "{layers: 1.5}"], "'model.backbone.layers' must be int, got 1.5", ""),
+    (["--model.conditions", "[3]"], "'model.conditions.0' must be str, got 3", ""),
+    (["--model.conditions", "3"], "'model.conditions' must be a list of str or null, got 3", ""),
+    (["--model.backbone", "3"], "'model.backbone' must be settings (key: value), got 3", ""),
+    (["--trainer.fast_dev_run", "perhaps"], "'trainer.fast_dev_run' must be int or bool, got 'perhaps'", ""),
+    (["--model", "Nonsense"], "class_path 'Nonsense': no class has this name", "known here: CoarseStage, FineStage"),
+    (["--model", "CoarsStage"], "class_path 'CoarsStage': no class has this name", "did you mean 'CoarseStage'?"),
+    (["--model", MUSIC], f"class_path {MUSIC!r}: this class is no LightningModule", ""),
+    (["--trainer.callbacks", f"[{SHARDS}]"], f"class_path {SHARDS!r}: this class is no Callback", ""),
+    (["--trainer.max_steps"], "--trainer.max_steps needs a value", "write --trainer.max_steps VALUE"),
+    (["--trainer.max_steps", "${nope}"], "trainer.max_steps: Interpolation key 'nope' not found", "full path of a key"),
+    (["--trainer.max_steps", "${model.class_path}"], "'trainer.max_steps': ", "hafm_lightning.stages.CoarseStage"),
+]
+
+
+@pytest.mark.parametrize(("options", "first", "more"), VALUES, ids=[" ".join(case[0]) for case in VALUES])
+def test_a_wrong_value_is_refused_by_its_key_and_place(config, capsys, options, first, more):
+    told = refusal(capsys, "fit", "--config", config, *options)
+    assert told.startswith(f"error: {first}")
+    assert "where: command line" in told
+    assert more in told
+
+
+def test_an_option_reaches_the_references_to_its_key(config):
+    Path("c.yaml").write_text(CONFIG.replace("max_steps: 2", "max_steps: ${data.init_args.batch_size}"))
+    assert read_config("fit", ["--config", config, "--data.batch_size", "7"]).trainer.max_steps == 7
+    referring = ["--trainer.max_epochs", "${trainer.max_steps}"]
+    assert read_config("fit", ["--config", config, *referring]).trainer.max_epochs == 4
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "describe"])
 def test_every_command_that_reads_the_configuration_refuses(config, capsys, command):
     for given in (["--model.backbone.layer", "6"], ["--trainer.max_step=3"]):
@@ -290,30 +320,6 @@ def test_the_printed_configuration_is_read_as_it_was_printed(config, capsys):
     assert first == again
 
 
-def test_what_a_class_passes_on_to_its_parents_counts_as_its_own():
-    from lightning.pytorch.strategies import DDPStrategy
-
-    from hafm_lightning.callbacks import CsvLog
-
-    assert "static_graph" in parameters_of(DDPStrategy)  # of DistributedDataParallel, behind **kwargs
-    assert set(parameters_of(CsvLog)) == {"folder"}
-
-
-@pytest.mark.parametrize(
-    ("word", "names", "expected"),
-    [
-        ("layer", ["layers", "width"], ["layers"]),
-        ("Batch-Size", ["batch_size", "eval_batch_size"], ["batch_size"]),
-        ("clip", ["clips", "clips_per_shard"], ["clips"]),
-        ("every", ["every_steps", "every_minutes", "keep"], ["every_steps", "every_minutes"]),
-        ("widht", ["layers", "width"], ["width"]),
-        ("zz", ["zzz_long", "layers"], []),
-    ],
-)
-def test_the_nearest_names(word, names, expected):
-    assert nearest(word, names) == expected
-
-
 # --- prepare and evaluate -----------------------------------------------------------------------------------------
 
 PREPARATION = """\
@@ -333,63 +339,82 @@ separation:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message", "line"),
+    ("old", "new", "line", "message"),
     [
-        ("clips:", "clip:", "clip: unknown key; did you mean 'clips'?", 4),
-        ("hop_s:", "hop-s:", "clips.hop-s: unknown key; did you mean 'hop_s'?", 5),
-        ("hop_s:", "Hop_S:", "clips.Hop_S: unknown key; did you mean 'hop_s'?", 5),
-        ("path:", "pth:", "corpora.0.pth: unknown key; did you mean 'path'?", 3),
-        ("layer:", "layr:", "tokenizers.semantic.layr: unknown key; did you mean 'layer'?", 9),
-        ("n_fft:", "nfft:", "separation.parameters.nfft: unknown key; did you mean 'n_fft'?", 12),
-        ("Hubert", "hubert", "tokenizers.semantic.kind: got 'hubert'; did you mean 'Hubert'?", 8),
-        ("hop_s: 5", "hop_s: five", "clips.hop_s: expected float, got 'five'", 5),
+        ("clips:", "clip:", 4, "unknown key 'clip'; did you mean 'clips'?"),
+        ("hop_s:", "hop-s:", 5, "unknown key 'clips.hop-s'; did you mean 'hop_s'?"),
+        ("hop_s:", "Hop_S:", 5, "unknown key 'clips.Hop_S'; did you mean 'hop_s'?"),
+        ("path:", "pth:", 3, "unknown key 'corpora.0.pth'; did you mean 'path'?"),
+        ("layer:", "layr:", 9, "unknown key 'tokenizers.semantic.layr'; did you mean 'layer'?"),
+        ("n_fft:", "nfft:", 12, "unknown key 'separation.parameters.nfft'; did you mean 'n_fft'?"),
+        ("Hubert", "hubert", 8, "'tokenizers.semantic.kind' cannot be 'hubert'; did you mean 'Hubert'?"),
+        ("Hubert", "Offline", 9, "unknown key 'tokenizers.semantic.layer'"),
+        ("{kind: ToyBand, ", "{", 3, "'corpora.0.kind' is missing"),
+        ("hop_s: 5", "hop_s: five", 5, "'clips.hop_s' must be float, got 'five'"),
+        ("hop_s: 5", "hop_s: -1.0", 5, "clips: hop_s is -1.0, must be a positive multiple of 0.04 s"),
+        ("hop_s: 5", "hop_s: ${root}", 5, "'clips.hop_s' must be float, got 'out'"),
+        ("root: out", "root: ${nope}", 1, "root: Interpolation key 'nope' not found"),
+        ("root: out", "seed: 1", None, "missing key root"),
+        ("root: out", "root: [}", 1, "configuration file p.yaml is not YAML: expected the node content, but found '}'"),
     ],
 )
-def test_prepare_names_file_and_line(tmp_path, monkeypatch, capsys, old, new, message, line):
+def test_prepare_names_file_and_line(tmp_path, monkeypatch, capsys, old, new, line, message):
     monkeypatch.chdir(tmp_path)
     assert PREPARATION.count(old) == 1
     Path("p.yaml").write_text(PREPARATION.replace(old, new))
+    what, _, meant = message.partition("; ")
     told = refusal(capsys, "prepare", "--config", "p.yaml")
-    assert told == f"error: {message}\nwhere: p.yaml, line {line}\n"
+    where = f"p.yaml, line {line}" if line else "p.yaml"
+    assert told.startswith(f"error: {what}\nwhere: {where}\n{meant}")
 
 
+@pytest.mark.parametrize("dashes", ["", "--"])
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("option", "message"),
     [
-        ("clips.hop=5", "clips.hop: unknown key; did you mean 'hop_s'?"),
-        ("clips={hop: 5}", "clips.hop: unknown key; did you mean 'hop_s'?"),
-        ("corpora.0.pth=x", "corpora.0.pth: unknown key; did you mean 'path'?"),
-        ("tokenizers.semantic.layr=3", "tokenizers.semantic.layr: unknown key; did you mean 'layer'?"),
-        ("noise_sigma.x=3", "noise_sigma: expected float, got {'x': 3}"),
-        ("noise_sigma=1e-3x", "noise_sigma: expected float, got '1e-3x'"),
-        ("clips={hop_s: 1, hop_s: 2}", "key 'hop_s' is set twice"),
+        ("clips.hop=5", "unknown key 'clips.hop'; did you mean 'hop_s'?"),
+        ("clips={hop: 5}", "unknown key 'clips.hop'; did you mean 'hop_s'?"),
+        ("corpora.0.pth=x", "unknown key 'corpora.0.pth'; did you mean 'path'?"),
+        ("corpora.0.kind=ToyBnd", "'corpora.0.kind' cannot be 'ToyBnd'; did you mean 'ToyBand'?"),
+        ("tokenizers.semantic.layr=3", "unknown key 'tokenizers.semantic.layr'; did you mean 'layer'?"),
+        ("noise_sigma.x=3", "unknown key 'noise_sigma.x'; 'noise_sigma' takes a value and has no keys of its own"),
+        ("noise_sigma=1e-3x", "'noise_sigma' must be float, got '1e-3x'"),
+        ("clips=5", "'clips' must be settings (key: value), got 5"),
+        ("clips.hop_s=-1", "clips: hop_s is -1.0, must be a positive multiple of 0.04 s"),
+        ("root=${nope}", "root: Interpolation key 'nope' not found"),
+        ("clips={hop_s: 1, hop_s: 2}", "key 'hop_s' is set twice; keep one of the two"),
     ],
 )
-def test_prepare_names_the_override(tmp_path, monkeypatch, capsys, override, message):
+def test_prepare_names_the_option(tmp_path, monkeypatch, capsys, dashes, option, message):
     monkeypatch.chdir(tmp_path)
     Path("p.yaml").write_text(PREPARATION)
-    told = refusal(capsys, "prepare", "--config", "p.yaml", override)
-    assert told.startswith(f"error: {message}\nwhere: command line: {override}\n")
+    what, _, meant = message.partition("; ")
+    told = refusal(capsys, "prepare", "--config", "p.yaml", dashes + option)
+    assert told.startswith(f"error: {what}\nwhere: command line: --{option.partition('=')[0]}\n{meant}")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message", "line"),
+    ("old", "new", "line", "message"),
     [
-        ("temperature:", "temprature:", "sampling.temprature: unknown key; did you mean 'temperature'?", 7),
-        ("duration_s:", "duration:", "protocols.0.duration: unknown key; did you mean 'duration_s'?", 4),
-        ("name: logmel", "nam: logmel", "embeddings.0.nam: unknown key; did you mean 'name'?", 8),
+        ("temperature:", "temprature:", 7, "unknown key 'sampling.temprature'; did you mean 'temperature'?"),
+        ("duration_s:", "duration:", 4, "unknown key 'protocols.0.duration'; did you mean 'duration_s'?"),
+        ("name: logmel", "nam: logmel", 8, "unknown key 'embeddings.0.nam'; did you mean 'name'?"),
+        ("root: songs", "systems: [rndom]", 2, "systems: unknown rndom; choose from"),
     ],
 )
-def test_evaluate_names_file_and_line(tmp_path, monkeypatch, capsys, old, new, message, line):
+def test_evaluate_names_file_and_line(tmp_path, monkeypatch, capsys, old, new, line, message):
     monkeypatch.chdir(tmp_path)
     text = (
         "output: out\nroot: songs\nprotocols:\n  - {name: p, duration_s: 3}\ntokenizers: t\n"
         "sampling:\n  temperature: 1\nembeddings: [{name: logmel}]\n"
     )
     assert text.count(old) == 1
-    Path("e.yaml").write_text(text.replace(old, new))
+    Path("e.yaml").write_text(text.replace(old, new) + ("root: songs\n" if "root" in old else ""))
+    what, _, meant = message.partition("; ")
     told = refusal(capsys, "evaluate", "--config", "e.yaml")
-    assert told == f"error: {message}\nwhere: e.yaml, line {line}\n"
+    assert told.startswith(f"error: {what}")
+    assert f"where: e.yaml, line {line}\n" in told
+    assert meant in told
     Path("e.yaml").write_text(text.replace("name: logmel", "name: logmel, name: logmel"))
     assert "key 'embeddings.0.name' is set twice\nwhere: e.yaml, lines 8 and 8" in refusal(
         capsys, "evaluate", "--config", "e.yaml"

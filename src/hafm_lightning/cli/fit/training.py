@@ -1,15 +1,15 @@
 """``fit``, ``validate``, ``test``, ``predict``: LightningCLI over any stage and any data module.
 
-The configuration names classes (``class_path``) and their settings; every setting can be overridden on the command line
-(``--data.root X``). What is not optional is added here rather than in every file:
+The configuration names classes (``class_path``) and their settings; options override them (``--data.root X``). What
+every run needs is added here rather than in every file:
 
 * exact resume, the guard against NaN, atomic checkpoints, graceful stop, and the CSV log;
-* ``use_distributed_sampler: false``, since the data modules deal clips out themselves, without padding;
-* a run folder of its own for every fit (:mod:`hafm_lightning.cli.runs`), and ``--ckpt_path auto``.
+* ``use_distributed_sampler: false``, since the data modules divide the clips between processes, without padding;
+* a run folder of its own for every fit (:mod:`hafm_lightning.cli.fit.runs`), and ``--ckpt_path auto``.
 
 Checkpoints, the metrics of the training itself and W&B have their keys in the configuration (``checkpoints``,
-``dashboard``, ``trainer.logger``). The classes are found by their paths, as those in the YAML are: the core does not
-import callbacks.
+``dashboard``, ``trainer.logger``). Callbacks are imported by their paths, as those in the YAML are: the core does not
+import the linked folders.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
@@ -35,11 +36,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
-from hafm_lightning.cli.config_errors import check_file, config_files, explain, places_of, refuse_lost_overrides
-from hafm_lightning.cli.config_keys import KeyCheck
-from hafm_lightning.cli.run_claim import claim, claimed_run, joined_run
-from hafm_lightning.cli.runs import AUTO, BEST, best_checkpoint, is_first, say
-from hafm_lightning.cli.signatures import Group
+from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
+from hafm_lightning.cli.fit.run_claim import claim, claimed_run, joined_run
+from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, is_first, say
+from hafm_lightning.configuration.keys import KeyCheck
+from hafm_lightning.configuration.origins import Origins, config_files, options_of
+from hafm_lightning.configuration.settings import interpolation_error
+from hafm_lightning.configuration.signatures import Group
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.optimizer_step import check_precision, check_training
@@ -54,6 +57,8 @@ PROGRESS_BAR = "hafm_lightning.callbacks.StepProgress"
 CSV_LOG = "hafm_lightning.callbacks.CsvLog"
 DEFAULT_SEED = 0
 CONFIG_NAME = "config.yaml"
+REFERENCE = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
+"""A ``${...}`` on the command line that names a key."""
 
 
 def class_at(path: str) -> Any:
@@ -62,38 +67,14 @@ def class_at(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-class ParserStop(SystemExit):
-    """What the parser wanted to say before it would have printed its usage and left."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(2)
-        self.message = message
-
-
-class StageParser(LightningArgumentParser):
-    """A parser that hands its complaint on instead of printing the usage.
-
-    Args:
-        settings: As for the parser of jsonargparse, which makes one of these for every class below ``class_path`` too.
-            None of them expands abbreviations: ``backbone.layer`` is a mistake and not ``backbone.layers``.
-    """
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **settings})
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise :class:`ParserStop`."""
-        raise ParserStop(message) from ex
-
-
 class SavedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder and hands it to the loggers that want it.
+    """Writes the resolved configuration into the run folder and gives it to the loggers.
 
-    ``fit --config`` that file makes the same run again, beside this one: the folder of runs stands in it, not the run.
+    ``fit --config`` with that file starts the same run again in a new folder: the file names the folder of all runs.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Too early: data and checkpoint may still be refused, and a run's own file must survive that."""
+        """Nothing yet: data or checkpoint may still be refused, and the file of an earlier run must not change then."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once, on the first process; a run that continues writes it again."""
@@ -101,7 +82,7 @@ class SavedConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file, and tell the loggers."""
+        """Write the file, and give its content to the loggers."""
         run = Path(trainer.default_root_dir)
         config = self.config.clone()
         config.trainer.default_root_dir = str(run.parent)
@@ -121,8 +102,8 @@ class StageCLI(LightningCLI):
         arguments: The command line after the command.
         build: Whether to make the model, the data module and the trainer, or only to read the configuration.
         model_only: Whether to make the model and nothing else.
-        holding: Holds the run folder of a fit until it is closed. Without it nothing can be executed that writes to
-            a run folder: its path is only computed.
+        holding: Keeps the run folder of a fit locked until it is closed. Without it the path of the run folder is only
+            computed, and nothing that writes there can be executed.
 
     Raises:
         RequestError: The configuration or the command line is wrong, or the run is in use.
@@ -136,10 +117,14 @@ class StageCLI(LightningCLI):
         model_only: bool = False,
         holding: contextlib.ExitStack | None = None,
     ) -> None:
-        self.command, self.arguments = command, list(arguments)
+        self.command, self.options = command, options_of(arguments)
+        self.origins = Origins(self.options)
         self.build, self.model_only = build and not model_only, model_only
         self.root, self.holding = Path(), holding
         self.asked: str | None = None
+        # ${...} are resolved after the last option; LightningCLI keeps all keys one section deeper than files do
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        within = [REFERENCE.sub(rf"${{{command}.\1}}", argument) for argument in arguments]
         super().__init__(
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -148,8 +133,8 @@ class StageCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=DEFAULT_SEED,
             parser_class=StageParser,
-            parser_kwargs={"parser_mode": "omegaconf"},
-            args=[command, *self.arguments],
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            args=[command, *within],
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -157,7 +142,7 @@ class StageCLI(LightningCLI):
     # --- the configuration ------------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the command asked for: building the parsers of the others costs seconds."""
+        """Only this command: building the parsers of the others takes seconds."""
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -166,19 +151,21 @@ class StageCLI(LightningCLI):
         parser.add_lightning_class_args(class_at(DASHBOARD_CALLBACK), "dashboard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and tell mistakes with file and line."""
-        for file in config_files(self.arguments):
-            check_file(file)
+        """Parse; mistakes are reported with file and line."""
+        config_files(self.options)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
-        options = [name for action in actions for name in action.option_strings]
-        KeyCheck(self._sections(actions), options).arguments(self.arguments)
-        refuse_lost_overrides(self.arguments)
+        switches = [name for action in actions for name in action.option_strings]
+        KeyCheck(self._sections(actions), switches).options(self.options)
+        if not any(
+            option.is_file or option.path[0] == "model" or option.name in switches[:2] for option in self.options
+        ):
+            raise RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
         try:
             self.config = parser.parse_args(args)
         except ParserStop as stop:
-            raise explain(stop.message, self.arguments) from stop
+            raise explain(stop.message, self.origins) from stop
         except OmegaConfBaseException as error:
-            raise self._interpolation_error(error) from error
+            raise interpolation_error(error, self.origins, self.command) from error
 
     def _sections(self, actions: Sequence[Any]) -> dict[str, Any]:
         """The keys at the top of a configuration, with the classes whose parameters stand below them."""
@@ -191,21 +178,11 @@ class StageCLI(LightningCLI):
             "dashboard": Group(class_at(DASHBOARD_CALLBACK)),
         }
 
-    def _interpolation_error(self, error: OmegaConfBaseException) -> RequestError:
-        key = str(getattr(error, "full_key", "") or "")
-        places = places_of(key, self.arguments) if key else []
-        files = ", ".join(map(str, config_files(self.arguments)))
-        return RequestError(
-            f"{key or 'configuration'}: {str(error).splitlines()[0]}\n"
-            f"where: {places[0].where if places else files}\n"
-            "${...} takes the full path of a key in the same file, or ${oc.env:NAME} for an environment variable"
-        )
-
     def _parse_ckpt_path(self) -> None:
-        """Keep the configuration as it was given: a checkpoint of another stage is refused, never adopted."""
+        """Do not read settings from the checkpoint: one of another stage is refused."""
 
     def before_instantiate_classes(self) -> None:
-        """Check that there is data, and settle the run folder and the checkpoint."""
+        """Check that there is data; choose the run folder and the checkpoint."""
         config = self.config[self.command]
         if not self.build:
             return
@@ -214,7 +191,7 @@ class StageCLI(LightningCLI):
                 "the configuration names no data\nadd `data: {class_path: hafm_lightning.data_modules.TokenShards, "
                 "init_args: {root: FOLDER, batch_size: 8}}`"
             )
-        files = config_files(self.arguments)
+        files = config_files(self.options)
         default = Path("logs") / (files[0].stem if files else "run")
         self.root = Path(config.trainer.default_root_dir or default)
         asked = config.ckpt_path
@@ -239,7 +216,7 @@ class StageCLI(LightningCLI):
     # --- the objects ------------------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what their constructors refuse is the request's fault."""
+        """Make model, data and trainer; a ValueError of their constructors is a wrong request."""
         try:
             if self.model_only:
                 config = self.config.clone()
@@ -248,14 +225,13 @@ class StageCLI(LightningCLI):
             elif self.build:
                 super().instantiate_classes()
         except ParserStop as stop:
-            raise explain(stop.message, self.arguments) from stop
+            raise explain(stop.message, self.origins) from stop
         except (ValueError, MisconfigurationException) as error:
             reason = first_reason(error)
             if isinstance(reason, RequestError):
                 raise reason from error
-            files = ", ".join(map(str, config_files(self.arguments)))
             lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-            raise RequestError("\n".join([*lines[:3], f"where: {files or 'command line'}"])) from error
+            raise RequestError("\n".join([*lines[:3], f"where: {self.origins.of(())}"])) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         fitting = self.command == "fit"
@@ -292,12 +268,12 @@ class StageCLI(LightningCLI):
         """Wait for :meth:`execute`."""
 
     def check(self) -> None:
-        """Ask data, callbacks and checkpoint whether they fit, before a logger or a folder begins.
+        """Check that data, callbacks and checkpoint fit, before a logger starts or a folder is created.
 
         Those that are :class:`~hafm_lightning.training.protocols.ChecksRequest` check themselves.
 
         Raises:
-            RequestError: One of them does not.
+            RequestError: One of them does not fit.
         """
         for part in (self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
             if isinstance(part, ChecksRequest):
@@ -320,11 +296,11 @@ class StageCLI(LightningCLI):
         super()._run_subcommand(self.subcommand)
 
     def _join(self) -> None:
-        """Continue from the checkpoint from which the first process does; the run folder is that one's to write."""
+        """Continue from the same checkpoint as the first process, which alone writes to the run folder."""
         several = not is_first() or int(os.environ.get("WORLD_SIZE", "1")) > 1
         if several and self.trainer.num_devices * self.trainer.num_nodes == 1:
             raise RequestError(
-                "several processes were started, but this run is of one: all would train the same in one run folder\n"
+                "several processes were started, but this run has one: all would train the same in one run folder\n"
                 "set trainer.devices and trainer.num_nodes to what the launcher starts, or start one process"
             )
         if is_first():
@@ -341,7 +317,7 @@ class StageCLI(LightningCLI):
         path = self.root / (f"predictions-{rank}.csv" if self.trainer.world_size > 1 else "predictions.csv")
         rows = [row for batch in batches if isinstance(batch, dict) for row in rows_of(batch)]
         if not rows:
-            raise RequestError("this model predicts nothing that could be written (predict_step returns no columns)")
+            raise RequestError("this model's predict_step returns no columns, so there is nothing to write")
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -357,7 +333,7 @@ def rows_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def first_reason(error: BaseException) -> BaseException:
-    """What a constructor said, from under what the parser wrapped around it."""
+    """The error of a constructor, below those that the parser raised from it."""
     reason = error
     while isinstance(reason.__cause__ or reason.__context__, ValueError | MisconfigurationException):
         reason = reason.__cause__ or reason.__context__ or reason
@@ -367,8 +343,8 @@ def first_reason(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def less_talk() -> Iterator[None]:
-    """Keep Lightning's remarks on devices and products to itself while a request is being checked."""
+def quiet_lightning() -> Iterator[None]:
+    """Show no notes of Lightning on devices and products while a request is checked."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -393,7 +369,7 @@ def read_config(command: str, arguments: Sequence[str]) -> Namespace:
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of LightningCLI's commands and return its exit code."""
     with contextlib.ExitStack() as holding:
-        with less_talk():
+        with quiet_lightning():
             cli = StageCLI(command, arguments, holding=holding)
         try:
             cli.execute()

@@ -11,7 +11,7 @@ import torch
 from tiny_shards import write_tiny_shards
 from torch.utils.flop_counter import FlopCounterMode
 
-from hafm_lightning.cli.describe import describe
+from hafm_lightning.cli.fit.describe import describe
 from hafm_lightning.modeling.cost import (
     GIB,
     activation_bytes,

@@ -3,7 +3,7 @@
 ``trainer.default_root_dir`` (default ``logs/<name of the configuration>``) holds ``run-000``, ``run-001``, ...; each
 holds ``config.yaml``, ``metrics.csv`` and ``checkpoints/`` with ``step-00001000.ckpt`` ... and ``best.ckpt``. A fit
 that is not told to continue makes the next folder, so that nothing is overwritten. Here is what can be read from the
-names; :mod:`hafm_lightning.cli.run_claim` makes and locks the folder.
+names; :mod:`hafm_lightning.cli.fit.run_claim` makes and locks the folder.
 """
 
 from __future__ import annotations

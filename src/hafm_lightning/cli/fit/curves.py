@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hafm_lightning.cli.fit.runs import newest_run
 from hafm_lightning.cli.parser import PROGRAM, Parser
-from hafm_lightning.cli.runs import newest_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.page.figures import COLOURS
@@ -31,7 +31,7 @@ METRICS = {"loss": ("cross-entropy (nats)", 1.0), "accuracy": ("token accuracy (
 TRAINING, VALIDATION, PAPER = COLOURS[:3]
 FORMATS = ("png", "svg")
 SMOOTHING_POINTS = 40
-"""The running mean spans about one in so many of the logged points."""
+"""The running mean spans the number of logged points divided by this."""
 
 
 @dataclass

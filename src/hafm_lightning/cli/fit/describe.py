@@ -1,4 +1,4 @@
-"""``describe --config F``: what a configuration trains and costs, as one JSON object; builds nothing big.
+"""``describe --config F``: stage, size and cost of a configuration as one JSON object; no weights are created.
 
 Keys: ``stage``, ``parameters``, ``conditions``, ``target``, ``pattern``, ``conditioning``, ``streams``,
 ``clip_s``, ``sequence_steps``, ``batch_size`` (a process), ``tokens_per_step`` (target tokens of a batch),
@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
+from hafm_lightning.cli.fit.training import StageCLI, quiet_lightning
 from hafm_lightning.cli.parser import PROGRAM, Parser
-from hafm_lightning.cli.training import StageCLI, less_talk
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.cost import GIB, training_bytes, training_flops
 from hafm_lightning.stages import Stage
 from hafm_lightning.tokens import CLIP_DURATION_S
 
 PROCESS_GIB = 0.5
-"""What Python, PyTorch and Lightning take on the CPU before there is a model."""
+"""Memory of Python, PyTorch and Lightning on the CPU without a model."""
 HELD_PER_BYTE_IN_USE = {"cpu": 1.35, "gpu": 1.1}
 """What the allocators hold for each byte in use: the C library keeps much of what is freed between two steps. The
 CPU's share is measured (steps of the semantic and the coarse stage, 1.24 to 1.5), the GPU's is not."""
@@ -39,7 +39,7 @@ def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str,
     Raises:
         RequestError: The configuration is wrong, or does not train a stage of this project.
     """
-    with less_talk(), torch.device("meta"):
+    with quiet_lightning(), torch.device("meta"):
         cli = StageCLI("fit", arguments, model_only=True)
     stage, config = cli.model, cli.config["fit"]
     if not isinstance(stage, Stage):

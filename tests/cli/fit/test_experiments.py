@@ -5,8 +5,8 @@ import yaml
 from shipped import EXPERIMENTS, TRAINING, name_of
 
 from hafm_lightning.cli.demo.command import SAMPLING
-from hafm_lightning.cli.describe import describe
-from hafm_lightning.cli.training import read_config
+from hafm_lightning.cli.fit.describe import describe
+from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.modeling.sampling import SamplingOptions
 
 

@@ -20,7 +20,7 @@ from resume_child import finish, start
 from tiny_shards import write_tiny_shards
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.run_claim import LAUNCH_VARIABLE, claimed_run, joined_run
+from hafm_lightning.cli.fit.run_claim import LAUNCH_VARIABLE, claimed_run, joined_run
 from hafm_lightning.errors import RequestError
 from hafm_lightning.locks import LOCK_NAME, Lock
 

@@ -1,49 +1,55 @@
-"""Every key of a configuration is one that its class takes: checked before the parser reads it.
+"""Every key of a configuration is one that its class takes, and every value of the key's type: checked before parsing.
 
-The parser names the deepest key that it could not place, often without the file, and it expands abbreviations. Here
-the configuration files and the options are followed in the order in which the parser applies them, down the types of
-the signatures: a section is a class with its parameters, ``class_path`` chooses a class, a dataclass is a section of
-its own. Where the types leave open what may stand (``Any``), nothing is refused here and the parser decides.
+The parser names the deepest key that it could not use, often without the file, and expands abbreviations. Here the
+configuration files and the options are followed in the order in which the parser applies them, down the types of the
+signatures: a section is a class with its parameters, ``class_path`` chooses a class, ``kind`` one of several
+dataclasses, a dataclass is a section of its own. Values are checked where the types name no class. Where the types
+allow anything (``Any``), nothing is refused here and the parser decides.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hafm_lightning.cli.signatures import (
+from hafm_lightning.configuration.origins import SPEC, KeyPath, Option
+from hafm_lightning.configuration.signatures import (
     Group,
     Kinds,
     any_of,
+    choices_of,
     is_fixed,
+    is_one_of,
     kinds_of,
     load_class,
     never_implied,
     parameters_of,
+    subclass_names,
     takes_more,
 )
+from hafm_lightning.configuration.suggestions import did_you_mean, guess, nearest
+from hafm_lightning.configuration.values import plain_value, value_as
+from hafm_lightning.configuration.yaml_keys import Source, entries, read_tree, refuse_duplicates, tree_of
 from hafm_lightning.errors import RequestError
-from hafm_lightning.suggestions import did_you_mean, guess, nearest
-from hafm_lightning.yaml_keys import Source, entries, read_tree, refuse_duplicates, tree_of
 
-SPEC = ("class_path", "init_args", "dict_kwargs")
-"""Keys that say which class is meant, and with what; they are left out of a key's path."""
-CONFIG_OPTIONS = ("--config", "-c")
-
-KeyPath = tuple[str, ...]
+KIND = "kind"
+"""Key that chooses among several dataclasses."""
+MESSAGE_LENGTH = 400
+"""Characters of a message's first line, where the value may be a whole section."""
 
 
 def refusal(path: KeyPath, where: str, advice: str) -> RequestError:
-    """What is told of a key that nothing takes."""
+    """The error for a key that nothing takes."""
     return RequestError(f"unknown key {'.'.join(path)!r}\nwhere: {where}\n{advice}")
 
 
 def unknown_key(path: KeyPath, where: str, known: Mapping[str, Any], spec: Sequence[str] = ()) -> RequestError:
-    """The same with the nearest names, else with the section in which there is a key of this name."""
+    """The same with the nearest names, else with the section that has a key of this name."""
     key, near = path[-1], nearest(path[-1], [*known, *spec])
     if not near:
         for name, hint in known.items():
@@ -53,41 +59,59 @@ def unknown_key(path: KeyPath, where: str, known: Mapping[str, Any], spec: Seque
     return refusal(path, where, did_you_mean(near) if near else guess(key, list(known)))
 
 
+def wrong_value(path: KeyPath, expected: str, value: Any, where: str) -> RequestError:
+    """The error for a value of another type."""
+    return RequestError(f"{'.'.join(path)!r} must be {expected}, got {value!r}"[:MESSAGE_LENGTH] + f"\nwhere: {where}")
+
+
+def kind_of(
+    value: Any, choices: Mapping[str, type[Any]], path: KeyPath, where: str, chosen: type[Any] | None = None
+) -> type[Any]:
+    """The dataclass that the key ``kind`` of a section names.
+
+    Args:
+        value: The value of ``kind``; None where the section does not set it.
+        choices: Name -> dataclass.
+        path: Of the section.
+        where: Its place.
+        chosen: The dataclass that was chosen before.
+
+    Raises:
+        RequestError: It names none.
+    """
+    if value is None and chosen is not None:
+        return chosen
+    if value in choices:
+        return choices[value]
+    what = "is missing" if value is None else f"cannot be {value!r}"
+    raise RequestError(f"{'.'.join((*path, KIND))!r} {what}\nwhere: {where}\n{guess(str(value), list(choices))}")
+
+
 class KeyCheck:
-    """Follows configuration files and options, and refuses a key that nothing takes.
+    """Follows configuration files and options, and refuses keys that nothing takes and values of another type.
 
     Args:
         sections: Name of a key at the top -> its type, or :class:`Group`.
         switches: Options that the parser has beside these keys, such as ``--help``.
+        numbered: Whether elements of a list are named by their number on the command line, ``--corpora.0.path``.
     """
 
-    def __init__(self, sections: Mapping[str, Any], switches: Sequence[str] = ()) -> None:
-        self._sections, self._switches = sections, frozenset(switches)
+    def __init__(self, sections: Mapping[str, Any], switches: Sequence[str] = (), numbered: bool = False) -> None:
+        self._sections, self._switches, self._numbered = sections, frozenset(switches), numbered
         self._classes: dict[KeyPath, Any] = {}
         self._lengths: dict[KeyPath, int] = {}
 
-    def arguments(self, arguments: Sequence[str]) -> None:
+    def options(self, options: Iterable[Option]) -> None:
         """Check a command line, and the files that it names, from left to right.
 
         Raises:
             RequestError: With the key, its place, and what was probably meant.
         """
-        place = 0
-        while place < len(arguments):
-            argument, place = arguments[place], place + 1
-            if argument == "--":
-                break
-            if not argument.startswith("--") and argument.partition("=")[0] not in CONFIG_OPTIONS:
-                continue
-            name, equals, text = argument.partition("=")
-            value = text if equals else None
-            if value is None and place < len(arguments) and not arguments[place].startswith("--"):
-                value, place = arguments[place], place + 1
-            if name in CONFIG_OPTIONS:
-                if value is not None:
-                    self.file(Path(value))
+        for option in options:
+            if option.is_file and option.value is not None:
+                self.file(Path(option.value))
             else:
-                self._option(name, value)
+                self._option(option)
 
     def file(self, file: Path) -> None:
         """Check a configuration file."""
@@ -101,24 +125,26 @@ class KeyCheck:
 
     # --- options ----------------------------------------------------------------------------------------------
 
-    def _option(self, name: str, value: str | None) -> None:
-        parts = name.removeprefix("--").removesuffix("+").split(".")
-        if (name in self._switches and parts[0] not in self._sections) or parts[-1] == "help":
+    def _option(self, option: Option) -> None:
+        parts, value, source = option.path, option.value, option.source
+        if (option.name in self._switches and parts[0] not in self._sections) or parts[-1] == "help":
             return
-        source = Source(f"command line: {name.removesuffix('+')}", is_file=False)
-        if parts[0] not in self._sections:
+        if not option.name.startswith("--") or parts[0] not in self._sections:
             switches = {name[2:].partition(".")[0]: Any for name in self._switches if name.startswith("--")}
             raise unknown_key((parts[0],), source.name, {**switches, **self._sections})
         path: KeyPath = (parts[0],)
         hint = self._sections[parts[0]]
         for place, part in enumerate(parts[1:], 1):
+            if part == KIND and choices_of(hint):
+                self._choose_kind(value, hint, path, source.name)
+                return
             below = self._below(hint, path, part, source)
             if below is None:
                 return
             if part == "init_args" and below == (hint, path):
                 continue
             if part == "class_path" and below == (hint, path):
-                self._choose(value or "", hint, path)
+                self._choose(value or "", hint, path, source.name)
                 return
             if part == "dict_kwargs" and below == (hint, path):
                 for key in parts[place + 1 : place + 2]:
@@ -126,15 +152,15 @@ class KeyCheck:
                 return
             hint, path = below
         if value is None:
-            return
+            raise RequestError(f"{option.name} needs a value\nwhere: command line\nwrite {option.name} VALUE")
         tree = tree_of(value, source)
         refuse_duplicates(tree, source)
-        if name.endswith("+"):
+        if option.name.endswith("+"):
             self._append(tree, hint, path, source)
         elif parts[-1] == "init_args" and isinstance(tree, yaml.MappingNode):
             self._parameters(tree, self._class_at(hint, path), path, source)
         else:
-            self._value(tree, hint, path, source)
+            self._value(tree, hint, path, source, value)
 
     def _below(self, hint: Any, path: KeyPath, part: str, source: Source) -> tuple[Any, KeyPath] | None:
         """Type and path of a key one step further down; None where it cannot be told."""
@@ -169,6 +195,8 @@ class KeyCheck:
     def _below_list(self, kinds: Kinds, path: KeyPath, part: str, source: Source) -> tuple[Any, KeyPath] | None:
         """A key of the last element of a list, to which the parser applies it."""
         dotted = ".".join(path)
+        if part.isdigit() and self._numbered:
+            return any_of(kinds.elements), (*path, part)
         if part.isdigit():
             advice = (
                 f"--{dotted}+=CLASS appends to this list and --{dotted}.KEY then sets a key of its last element;\n"
@@ -197,32 +225,61 @@ class KeyCheck:
 
     # --- values -----------------------------------------------------------------------------------------------
 
-    def _value(self, node: yaml.Node | None, hint: Any, path: KeyPath, source: Source) -> None:
-        """Check what stands at a key."""
-        kinds = Kinds((hint.target,), (), (), False, False) if isinstance(hint, Group) else kinds_of(hint)
-        if isinstance(node, yaml.SequenceNode):
-            if kinds.elements:
-                self._forget(path)
-                self._lengths[path] = 0
-                self._append(node, hint, path, source)
-        elif isinstance(node, yaml.MappingNode):
+    def _value(self, node: yaml.Node | None, hint: Any, path: KeyPath, source: Source, text: str | None = None) -> None:
+        """Check what stands at a key; ``text`` is the option's, of which a text may be any."""
+        kinds = Kinds((hint.target,), (), (), (), open=False) if isinstance(hint, Group) else kinds_of(hint)
+        if isinstance(node, yaml.SequenceNode) and kinds.elements:
+            self._forget(path)
+            self._lengths[path] = 0
+            self._append(node, hint, path, source)
+        elif isinstance(node, yaml.MappingNode) and (kinds.classes or kinds.values):
             self._mapping(node, hint, kinds, path, source)
         elif isinstance(node, yaml.ScalarNode) and kinds.classes:
-            text = str(node.value)
-            file = Path(source.name).parent / text if source.is_file else Path(text)
-            if file.suffix in (".yaml", ".yml") and file.is_file():
-                tree, of_file = read_tree(file), Source(str(file))
-                refuse_duplicates(tree, of_file)
-                if isinstance(tree, yaml.MappingNode):
-                    self._mapping(tree, hint, kinds, path, of_file)
-            elif not isinstance(hint, Group):
-                self._choose(text, hint, path)
+            self._name(str(node.value), node, hint, kinds, path, source)
+        elif node is not None and not kinds.classes and not kinds.open:
+            self._plain(node, hint, path, source, text)
+
+    def _plain(self, node: yaml.Node, hint: Any, path: KeyPath, source: Source, text: str | None) -> None:
+        """Check a value that is no section; one with ``${...}`` is known later, ``null`` is the parser's to judge."""
+        value = plain_value(node)
+        if value is None or "${" in str(value):
+            return
+        try:
+            value_as(value, hint)
+        except ValueError as error:
+            if text is None or str not in (hint, *kinds_of(hint).scalars):
+                raise wrong_value(path, str(error), value, source.place(node.start_mark.line + 1)) from error
+
+    def _name(self, text: str, node: yaml.ScalarNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
+        """A text in the place of a section: a file that holds it, or the name of its class."""
+        if plain_value(node) is None:
+            self._forget(path)
+            return
+        file = Path(source.name).parent / text if source.is_file else Path(text)
+        place = source.place(node.start_mark.line + 1)
+        if file.suffix in (".yaml", ".yml") and file.is_file():
+            tree, of_file = read_tree(file), Source(str(file))
+            refuse_duplicates(tree, of_file)
+            if isinstance(tree, yaml.MappingNode):
+                self._mapping(tree, hint, kinds, path, of_file)
+        elif all(is_fixed(hint, kind) for kind in kinds.classes):
+            if "${" not in text and not kinds.has_text and not kinds.open:
+                raise wrong_value(path, "settings (key: value)", plain_value(node), place)
+        else:
+            self._choose(text, hint, path, place)
 
     def _mapping(self, node: yaml.MappingNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
         by_key = {entry.key: entry for entry in entries(node)}
+        choices = {} if isinstance(hint, Group) else choices_of(hint)
+        if choices:
+            kind = by_key.get(KIND)
+            place = source.place(kind.line if kind is not None else node.start_mark.line + 1)
+            target = self._choose_kind(None if kind is None else str(kind.value.value), hint, path, place)
+            self._parameters(node, target, path, source, (KIND,))
+            return
         class_path = by_key.get("class_path")
         if class_path is not None and not isinstance(hint, Group):
-            self._choose(str(class_path.value.value), hint, path)
+            self._choose(str(class_path.value.value), hint, path, source.place(class_path.line), is_key=True)
         target = self._class_at(hint, path)
         names = parameters_of(target) if target is not None else None
         is_spec = class_path is not None or bool({"init_args", "dict_kwargs"} & by_key.keys() - set(names or ()))
@@ -256,6 +313,8 @@ class KeyCheck:
         if names is None:
             return
         for entry in entries(node):
+            if entry.key == KIND and KIND in spec:
+                continue
             if entry.key not in names:
                 raise unknown_key((*path, entry.key), source.place(entry.line), names, spec)
             self._value(entry.value, names[entry.key], (*path, entry.key), source)
@@ -277,7 +336,15 @@ class KeyCheck:
         found = [kind for kind in kinds_of(hint).classes if dataclasses.is_dataclass(kind)]
         return found[0] if len(found) == 1 and not kinds_of(hint).open else None
 
-    def _choose(self, name: str, hint: Any, path: KeyPath) -> None:
+    def _choose_kind(self, kind: str | None, hint: Any, path: KeyPath, where: str) -> type[Any]:
+        """The ``kind`` of a section that may be one of several dataclasses."""
+        target = kind_of(kind, choices_of(hint), path, where, self._classes.get(path))
+        if self._classes.get(path) is not target:
+            self._forget(path)
+        self._classes[path] = target
+        return target
+
+    def _choose(self, name: str, hint: Any, path: KeyPath, where: str, is_key: bool = False) -> None:
         """A ``class_path``, or a value in its place, was given."""
         kinds = kinds_of(hint)
         target = load_class(name, kinds.classes)
@@ -285,11 +352,43 @@ class KeyCheck:
             self._forget(path)
         if callable(target):
             self._classes[path] = target
-        elif "." in name or not kinds.plain:  # a class that cannot be found, of which the parser tells
-            self._classes[path] = None
+        elif "." in name:
+            self._classes[path] = None  # not known
+        if "${" in name or kinds.open or (kinds.has_text and not is_key):
+            return
+        if target is None:
+            module, _, last = name.rpartition(".")
+            known = public_classes(module) if module else subclass_names(kinds.classes)
+            if module or name not in known:
+                problem = import_problem(module, last) if module else "no class has this name"
+                raise RequestError(f"class_path {name!r}: {problem}\nwhere: {where}\n{guess(last, known)}")
+            self._classes[path] = None  # a name of several classes, which the parser reports
+        elif isinstance(target, type) and not is_one_of(target, kinds.classes):
+            bases = " or ".join(base.__name__ for base in kinds.classes)
+            raise RequestError(f"class_path {name!r}: this class is no {bases}\nwhere: {where}")
 
     def _forget(self, path: KeyPath) -> None:
         """Another value takes the place of what was chosen at and below a path."""
         for table in (self._classes, self._lengths):
             for known in [known for known in table if known[: len(path)] == path]:
                 del table[known]
+
+
+def import_problem(module: str, name: str) -> str:
+    """Why a class cannot be imported."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, TypeError, ValueError) as error:
+        return str(error)
+    return f"module {module} has no {name}"
+
+
+def public_classes(module: str) -> list[str]:
+    """Names of the classes that a module defines, for suggestions; empty where it cannot be imported."""
+    try:
+        content = vars(importlib.import_module(module))
+    except (ImportError, TypeError, ValueError):
+        return []
+    classes = {name: value for name, value in content.items() if isinstance(value, type) and not name.startswith("_")}
+    package = module.partition(".")[0]
+    return [name for name, value in classes.items() if value.__module__.partition(".")[0] == package]

@@ -1,0 +1,1 @@
+"""The commands of training and of its configurations: LightningCLI, run folders, figures."""

@@ -1,0 +1,243 @@
+"""Settings of a command as a frozen dataclass: from YAML files and options, as ``fit`` reads its configuration.
+
+Every group of settings is a dataclass beside the code that it controls; its docstring is the text of ``--help``. Where
+one of several dataclasses may stand, the key ``kind`` names it. Later files and options win; ``${key}`` is resolved
+after the last of them, so that an option reaches it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hafm_lightning.configuration.keys import KIND, KeyCheck, kind_of, unknown_key, wrong_value
+from hafm_lightning.configuration.origins import KeyPath, Option, Origins, config_files, options_of, without_spec
+from hafm_lightning.configuration.signatures import any_of, choices_of, kinds_of
+from hafm_lightning.configuration.values import takes_null, value_as, words_of
+from hafm_lightning.errors import RequestError
+
+T = TypeVar("T")
+HELP, PRINT_CONFIG = ("-h", "--help"), "--print_config"
+
+
+def parse_settings(kind: type[T], arguments: Sequence[str], program: str, description: str) -> T:
+    """The settings that a command line gives; prints and leaves for ``--help`` and ``--print_config``.
+
+    Args:
+        kind: The dataclass.
+        arguments: ``--config FILE``, ``--key value``, ``--key=value`` and ``key=value``.
+        program: How the command is called, for its help.
+        description: What it does.
+
+    Raises:
+        RequestError: A setting is wrong, with its key, its place and what to do.
+        SystemExit: Something was printed.
+    """
+    if set(HELP) & set(arguments):
+        print(explain(kind, program, description))
+        raise SystemExit(0)
+    wanted = [argument for argument in arguments if argument != PRINT_CONFIG]
+    settings = read_settings(kind, wanted)
+    if len(wanted) < len(arguments):
+        print(yaml.safe_dump(as_plain(settings, all_kinds=False), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return settings
+
+
+def read_settings(kind: type[T], arguments: Sequence[str]) -> T:
+    """The settings that files and options give; see :func:`parse_settings`."""
+    options = options_of(arguments)
+    config_files(options)
+    KeyCheck(typing.get_type_hints(kind), ["--config"], numbered=True).options(options)
+    if not any(option.is_file for option in options):
+        raise RequestError("no configuration\nname one with --config; the shipped ones are in experiments/")
+    origins = Origins(options)
+    try:
+        values = _merged(options)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{' '.join(str(error).split())[:300]}\nwhere: {origins.files}") from error
+    except OmegaConfBaseException as error:
+        raise interpolation_error(error, origins) from error
+    return build(kind, values, origins.of, {option.path: option.value or "" for option in options})
+
+
+def interpolation_error(error: OmegaConfBaseException, origins: Origins, command: str = "settings") -> RequestError:
+    """A ``${...}`` that leads nowhere, as a wrong request.
+
+    Args:
+        error: From OmegaConf.
+        origins: Where keys were set.
+        command: The section below which LightningCLI keeps the configuration.
+    """
+    key = re.sub(r"\[(\d+)\]", r".\1", str(getattr(error, "full_key", "") or "")).removeprefix(f"{command}.")
+    path = without_spec(key.split("."))
+    # LightningCLI makes paths relative: '..model.width' and, below its section, 'fit.model.width'
+    reason = re.sub(rf"(?<=')(\.+|{command}\.)| \(resolved to .*?\)", "", str(error).splitlines()[0])
+    return RequestError(
+        f"{'.'.join(path) or 'configuration'}: {reason}\nwhere: {origins.of(path)}\n"
+        "${...} takes the full path of a key, or ${oc.env:NAME} for an environment variable"
+    )
+
+
+def _merged(options: Sequence[Option]) -> dict[str, Any]:
+    """Files and options as one tree of plain values."""
+    config = DictConfig({})
+    for option in options:
+        if option.value is not None and option.is_file:
+            config = typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.load(option.value)))
+            continue
+        key = ".".join(option.path)
+        # by the loader of the files: 1e-3 is a number
+        content = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={option.value}"]))["value"]  # type: ignore
+        if option.name.endswith("+"):
+            before = OmegaConf.select(config, key, default=[])
+            content = [*before, *(content if isinstance(content, list) else [content])]
+        OmegaConf.update(config, key, content, merge=not option.name.endswith("+"))
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def build(
+    kind: type[T],
+    values: Any,
+    origin: Callable[[KeyPath], str] = lambda path: "",
+    texts: Mapping[KeyPath, str] | None = None,
+) -> T:
+    """Make a dataclass of plain values.
+
+    Args:
+        kind: The dataclass.
+        values: A mapping of its fields.
+        origin: Path of a key -> where it was set, for messages.
+        texts: Path of a key -> its text on the command line, where a number may be meant as a text.
+
+    Raises:
+        RequestError: Unknown or missing keys, values of another type, or values that the dataclass refuses.
+    """
+    return typing.cast(T, _Builder(origin, texts or {}).group(kind, values, ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    """Makes dataclasses one inside the other; the parser's own way loses the key at which one of them refuses."""
+
+    origin: Callable[[KeyPath], str]
+    texts: Mapping[KeyPath, str]
+
+    def group(self, kind: type[Any], values: Any, path: KeyPath) -> Any:
+        """A dataclass."""
+        if not isinstance(values, Mapping):
+            raise wrong_value(path, "settings (key: value)", values, self.origin(path))
+        hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+        for key in values:
+            if key not in fields:
+                raise unknown_key((*path, str(key)), self.origin((*path, str(key))), hints)
+        required = [name for name, field in fields.items() if field.default is field.default_factory is MISSING]
+        missing = [".".join((*path, name)) for name in required if name not in values]
+        if missing:
+            raise self._refusal(f"missing key {', '.join(missing)}", path)
+        content = {key: self.value(value, hints[key], (*path, key)) for key, value in values.items()}
+        try:
+            return kind(**content)
+        except RequestError:
+            raise
+        except ValueError as error:
+            message = f"{'.'.join(path)}: {error}" if path else str(error)
+            named = str(error).split(":")[0].split(" ")[0]  # most begin with the field's name
+            raise self._refusal(message, (*path, named) if named in fields else path) from error
+
+    def value(self, value: Any, hint: Any, path: KeyPath) -> Any:
+        """What a field takes: a dataclass, a list, or a plain value."""
+        kinds, choices = kinds_of(hint), choices_of(hint)
+        if choices and value is not None:
+            keys = value if isinstance(value, Mapping) else {}
+            target = kind_of(keys.get(KIND), choices, path, self.origin((*path, KIND)))
+            # where a later file or option has chosen another kind, the keys of the earlier one are left over
+            left_over = {KIND}.union(*map(typing.get_type_hints, choices.values())) - set(typing.get_type_hints(target))
+            return self.group(target, {key: item for key, item in keys.items() if key not in left_over}, path)
+        if kinds.classes and not (value is None and takes_null(hint)):
+            return self.group(kinds.classes[0], value, path)
+        if kinds.elements and isinstance(value, list | tuple):
+            inner = any_of(kinds.elements)
+            items = [self.value(item, inner, (*path, str(place))) for place, item in enumerate(value)]
+            return tuple(items) if typing.get_origin(hint) is tuple else items
+        if value is None and not takes_null(hint):
+            raise wrong_value(path, words_of(hint), value, self.origin(path))
+        try:
+            return value_as(value, hint)
+        except ValueError as error:
+            text = self.texts.get(path)
+            if hint is str and text is not None and yaml.safe_load(text) == value:
+                return text
+            raise wrong_value(path, str(error), value, self.origin(path)) from error
+
+    def _refusal(self, message: str, path: KeyPath) -> RequestError:
+        where = self.origin(path)
+        return RequestError(f"{message}\nwhere: {where}" if where else message)
+
+
+def as_plain(settings: Any, all_kinds: bool = True) -> Any:
+    """Dataclasses as mappings, lists and plain values.
+
+    Args:
+        settings: A dataclass.
+        all_kinds: Name the class of each under ``kind``, as manifests do; else only where a configuration needs it.
+    """
+
+    def plain(value: Any, named: bool) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            hints = typing.get_type_hints(type(value))
+            content = {
+                field.name: plain(getattr(value, field.name), all_kinds or _has_choices(hints[field.name]))
+                for field in dataclasses.fields(value)
+            }
+            return ({KIND: type(value).__name__} if named else {}) | content
+        if isinstance(value, list | tuple):
+            return [plain(item, named) for item in value]
+        return {key: plain(item, named) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return plain(settings, all_kinds)
+
+
+def _has_choices(hint: Any) -> bool:
+    return bool(choices_of(hint)) or any(map(_has_choices, kinds_of(hint).elements))
+
+
+def explain(kind: type[Any], program: str, description: str) -> str:
+    """The help of a command: every setting with its type, its default and its meaning, and the kinds that may stand."""
+    parser = ArgumentParser(prog=program, description=description, usage=f"{program} --config FILE [--KEY VALUE ...]")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; may be repeated, the last one wins")
+    parser.add_argument(PRINT_CONFIG, action="store_true", help="print the settings that a run would have, and stop")
+    parser.add_class_arguments(kind, as_group=False)
+    for action in parser._actions:
+        if action.metavar in ("CONFIG", "CLASS_PATH_OR_NAME"):  # a file for one section, the help of one class
+            action.help = SUPPRESS
+    pages = [parser.format_help()]
+    for path, name, choice in _choices_in(kind, ()):
+        page = ArgumentParser(prog=program, usage="", add_help=False)
+        page.add_class_arguments(choice, nested_key=None)
+        text = page.format_help().partition("\n\n")[2].replace("  --", "  ")
+        pages.append(f"{'.'.join(path)} with kind: {name}\n{text}")
+    return "\n".join(pages).rstrip()
+
+
+def _choices_in(kind: type[Any], path: KeyPath) -> list[tuple[KeyPath, str, type[Any]]]:
+    """Path, name and class of everything that a key ``kind`` may name, in a dataclass and those inside it."""
+    found: list[tuple[KeyPath, str, type[Any]]] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        here = (*path, name)
+        for element in (hint, *kinds_of(hint).elements):
+            choices = choices_of(element)
+            found += [(here, choice, target) for choice, target in choices.items()]
+            for inner in () if choices else kinds_of(element).classes:
+                found += _choices_in(inner, here)
+    return found
