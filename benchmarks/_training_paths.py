@@ -1,7 +1,8 @@
 """One training step by different paths, each in a process of its own: what :mod:`training` compares.
 
-``ours``            the stage as ``fit`` trains it: attention in compiled tiles on the CPU, FlexAttention on CUDA
-``compiled``        the same with ``compile_blocks``
+``ours``            the stage as ``fit`` trains it: attention in compiled tiles on the CPU, FlexAttention and compiled
+                    layers on CUDA
+``plain``           the same with ``kernels: none``
 ``sdpa``            the same network, attention by ``scaled_dot_product_attention`` with mask and bias in one tensor
 ``materialised``    the same network, attention as written in a textbook: ``softmax(Q K^T + bias) V`` left to autograd
 ``x-transformers``  embeddings, heads and loss of the same stage around a ``Decoder`` of that library, set to the same
@@ -20,16 +21,17 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from _facts import forget_peak_memory, peak_memory_bytes
 from torch import Tensor, nn
 
-from hafm_lightning.modeling.attention import Geometry, prepare
+from hafm_lightning.modeling.attention import Mixer, WholeSequence
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
-from hafm_lightning.modeling.transformer import Attention, BackboneConfig, Transformer
+from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
 from hafm_lightning.stages import STAGES, Stage
 from hafm_lightning.tokens import TokenBatch
 
-PATHS = ("ours", "compiled", "sdpa", "materialised", "x-transformers")
+PATHS = ("ours", "plain", "sdpa", "materialised", "x-transformers")
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Precision of ``trainer.precision`` -> what autocast computes in; 32-true is not in it."""
 
@@ -87,17 +89,50 @@ class Answer:
     failure: str = ""
 
 
-class MaterialisedAttention(Attention):
-    """Attention with scores, bias and probabilities of all pairs in memory."""
+@dataclass(frozen=True)
+class DenseBias:
+    """Mask and bias of all pairs in one tensor.
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
-        """As :meth:`Attention.forward`, for ``dense`` geometry."""
-        queries, keys, values = self._split(x)
-        assert geometry.rows is not None
-        bias = table.t().index_select(1, geometry.rows.flatten()).view(1, -1, *geometry.rows.shape)
+    Attributes:
+        rows: Row of the bias table for each pair, int64 ``[S, S]``.
+        written_out: Whether scores and probabilities are left to autograd instead of to ``sdpa``.
+    """
+
+    rows: Tensor
+    written_out: bool
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
+        """As :meth:`SequenceBias.attend <hafm_lightning.modeling.attention.SequenceBias.attend>`."""
+        bias = table.t().index_select(1, self.rows.flatten()).view(1, -1, *self.rows.shape)
+        if not self.written_out:
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(queries.dtype))
         scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1]) + bias
-        mixed = (scores.softmax(-1).to(values.dtype) @ values).transpose(1, 2)[:, first:]
-        return self.project_out(mixed.flatten(2))  # type: ignore[no-any-return]
+        return scores.softmax(-1).to(values.dtype) @ values
+
+
+class DenseRelativePosition(RelativePosition):
+    """A relative position whose sequences attend by ``sdpa``."""
+
+    written_out = False
+
+    def sequence_bias(self, positions: StepPositions) -> DenseBias:
+        """As :meth:`RelativePosition.sequence_bias`."""
+        steps = torch.arange(positions.steps, device=positions.segment.device)
+        return DenseBias(self.rows(positions, steps, steps), self.written_out)
+
+
+class WrittenOutRelativePosition(DenseRelativePosition):
+    """A relative position whose sequences attend as written in a textbook."""
+
+    written_out = True
+
+
+class NoRelativePosition(RelativePosition):
+    """For a backbone with a bias of its own."""
+
+    def sequence_bias(self, positions: StepPositions) -> DenseBias:
+        """Nothing is computed."""
+        return DenseBias(positions.ticks, written_out=False)
 
 
 class XTransformersBackbone(nn.Module):
@@ -121,9 +156,9 @@ class XTransformersBackbone(nn.Module):
             verbose=False,
         )
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mixer: Mixer, first: int = 0) -> Tensor:
         """Inputs ``[B, S, D]`` -> hidden states from step ``first`` on; the bias is the library's own."""
-        del table, geometry
+        del mixer
         return self.decoder(x)[:, first:]  # type: ignore[no-any-return]
 
 
@@ -160,21 +195,19 @@ def x_transformers_difference(steps: int = 200) -> float:
             state[f"{feedforward}.1.ff.{part}.bias"] = linear.bias
     theirs.load_state_dict(state)
     positions = StepPositions(torch.zeros(steps, dtype=torch.int64), torch.arange(steps), 0)
-    geometry, x = prepare(bias, positions, "dense"), torch.randn(2, steps, config.width)
-    expected = ours(x, bias.table(), geometry)
-    return float((theirs(x, bias.table(), geometry) - expected).abs().max() / expected.abs().max())
+    mixer, x = WholeSequence(bias.sequence_bias(positions), bias.table()), torch.randn(2, steps, config.width)
+    expected = ours(x, mixer)
+    return float((theirs(x, mixer) - expected).abs().max() / expected.abs().max())
 
 
 def stage_of(name: str, path: str, backbone: BackboneConfig = BackboneConfig(), **settings: Any) -> Stage:
     """A stage of the paper whose network goes by ``path``."""
-    attention = "dense" if path in ("sdpa", "materialised", "x-transformers") else "auto"
-    stage = STAGES[name](backbone=backbone, attention=attention, compile_blocks=path == "compiled", **settings)
-    if path == "materialised":
-        for layer in stage.model.backbone.layers:
-            layer.attention.__class__ = MaterialisedAttention
+    stage = STAGES[name](backbone=backbone, kernels="none" if path == "plain" else "auto", **settings)
     if path == "x-transformers":
         stage.model.backbone = XTransformersBackbone(backbone)
-        stage.model._geometry = lambda *_: Geometry("dense")  # type: ignore[method-assign]  # it needs none of ours
+    if path in ("sdpa", "materialised", "x-transformers"):
+        kinds = {"sdpa": DenseRelativePosition, "materialised": WrittenOutRelativePosition}
+        stage.model.relative_position.__class__ = kinds.get(path, NoRelativePosition)
     return stage
 
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +28,12 @@ import torch
 from _facts import machine, peak_memory_bytes
 
 from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.accompanist.plain_weights import PackedPrecision
-from hafm_lightning.accompanist.processor import multiplies_bf16
-from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, pick_precision, settle
+from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, pick_precision
 from hafm_lightning.audio import Audio, resample, write_audio
 from hafm_lightning.evaluation.coherence.seams import seam_test
+from hafm_lightning.kernels import for_inference
+from hafm_lightning.kernels.base import WeightPrecision
+from hafm_lightning.kernels.cpu.processor import multiplies_bf16
 from hafm_lightning.modeling.decoding import Decoder
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
@@ -56,7 +58,7 @@ CONTEXT_STEPS = 150
 """Steps in the cache when a step is compared with MusicGen's."""
 STEPS_TIMED = 24
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
-PRECISIONS: tuple[PackedPrecision, ...] = ("fp32", "bf16", "int8")
+PRECISIONS: tuple[WeightPrecision, ...] = ("fp32", "bf16", "int8")
 PARTS = ("step", "bandwidth", "live", "song", "gpu")
 
 
@@ -113,17 +115,16 @@ def compare_steps(rounds: int) -> dict[str, Any]:
     }
 
 
-def automatic_precision(conditioning: Literal["prefix", "aligned"]) -> PackedPrecision:
+def automatic_precision(conditioning: Literal["prefix", "aligned"]) -> WeightPrecision:
     """What ``auto`` takes for a coarse stage of the paper's size on this processor."""
     network = network_of(CoarseStage(pattern="flattened", conditioning=conditioning), "coarse")
     return pick_precision("auto", torch.device("cpu"), [network])
 
 
-def coarse_network(conditioning: Literal["prefix", "aligned"], precision: PackedPrecision) -> StageNetwork:
+def coarse_network(conditioning: Literal["prefix", "aligned"], precision: WeightPrecision) -> StageNetwork:
     """A coarse stage of the paper's size, on the CPU."""
     network = network_of(CoarseStage(pattern="flattened", conditioning=conditioning), "coarse")
-    settle(network.model, torch.device("cpu"), precision)
-    return network
+    return replace(network, model=for_inference(network.model, torch.device("cpu"), precision))
 
 
 def stage_decoder(model: TokenModel, context: int) -> Decoder:
@@ -196,7 +197,7 @@ def compare_bandwidth(rounds: int) -> dict[str, Any]:
     return found | {"auto_precision": automatic_precision("prefix"), "wanted_ratio": 1.5}
 
 
-def compare_reading(precision: PackedPrecision, rounds: int) -> dict[str, Any]:
+def compare_reading(precision: WeightPrecision, rounds: int) -> dict[str, Any]:
     """The same with weights of one precision."""
     model = coarse_network("prefix", precision).model
     with torch.device("meta"):

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from hafm_lightning.accompanist import LiveOptions
 from hafm_lightning.accompanist.model_folder import ModelFolder, read_model_folder
-from hafm_lightning.accompanist.plain_weights import rounded
 from hafm_lightning.accompanist.stage_network import StageNetwork
 from hafm_lightning.audio import resample
+from hafm_lightning.kernels.cpu.compiled_step import rounded
 from hafm_lightning.modeling import filling
 from hafm_lightning.modeling.conditioning import null_conditions
 from hafm_lightning.modeling.filling import Filler

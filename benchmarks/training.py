@@ -6,8 +6,8 @@
 A step is what ``fit`` does with a batch: loss, gradients, AdamW; tokens are random. Each path (``_training_paths.py``
 tells them apart) has a process of its own; they take turns, so that other programs on the machine disturb all alike,
 and ratios are medians over the rounds. Target codes a second are the tokens that the stage learns to write; sequence
-steps a second count its conditions too. MFU is the FLOPs that the mathematics needs (``modeling/cost.py``, the same for
-all paths) over what a large matrix product reaches at this precision in the same run. Memory is the peak of the whole
+steps a second count its conditions too. MFU is the FLOPs that the mathematics needs (three times
+``TokenModelConfig.forward_flops``, the same for all paths) over what a large matrix product reaches at this precision in the same run. Memory is the peak of the whole
 process on the CPU, and of PyTorch's tensors on CUDA.
 
 On CUDA the batches are the paper's, 36, 12 and 36 clips of 10 s. On a CPU they are smaller, and the long stages have
@@ -35,7 +35,6 @@ from _facts import machine
 from _training_paths import PATHS, Answer, Run, Turn, matmul_flops, serve, x_transformers_difference
 
 from hafm_lightning.callbacks.dashboard import peak_flops
-from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.stages import STAGES, Stage
 from hafm_lightning.tokens import CLIP_DURATION_S
 
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), help="default: 32-true on a CPU")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--paths", nargs="+", choices=PATHS, help="default: all; compiled on CUDA only")
+    parser.add_argument("--paths", nargs="+", choices=PATHS, help="default: all; plain on CUDA only")
     parser.add_argument("--batch", type=int, help="clips; default: the paper's on CUDA, fewer on a CPU")
     parser.add_argument("--clip-s", type=float, default=CLIP_DURATION_S, help="length of a clip in seconds")
     parser.add_argument("--seconds", type=float, default=90.0, help="time for each shape; at least one round is taken")
@@ -105,7 +104,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "no CUDA device here: nothing was run\n")
     options.precision = options.precision or ("16-mixed" if options.device == "cuda" else "32-true")
-    options.paths = options.paths or [path for path in PATHS if path != "compiled" or options.device == "cuda"]
+    options.paths = options.paths or [path for path in PATHS if path != "plain" or options.device == "cuda"]
     torch.set_num_threads(options.threads)
     facts = {
         "x_transformers": x_transformers(),
@@ -202,7 +201,7 @@ def summary(stage: Stage, contenders: list[Contender], peak: float, options: arg
             paths[contender.path] = {"failure": contender.failure}
             continue
         seconds, clips = statistics.median(times), contender.clips
-        flops = training_flops(config, clips, frames) / seconds
+        flops = 3 * config.forward_flops(clips, frames) / seconds
         paths[contender.path] = {
             "clips": clips,
             "seconds_a_step": [round(value, 4) for value in times],

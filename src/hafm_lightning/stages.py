@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,9 +45,8 @@ from hafm_lightning.checkpoint_format import (
 )
 from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.errors import RequestError
-from hafm_lightning.modeling.attention import AttentionBackend
+from hafm_lightning.kernels import Kernels, for_training
 from hafm_lightning.modeling.conditioning import drop_at_random
-from hafm_lightning.modeling.cost import training_flops
 from hafm_lightning.modeling.layout import Conditioning, Pattern
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePositionKind
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
@@ -88,9 +87,8 @@ class Stage(pl.LightningModule):
         guidance_dropout: Probability with which all conditions of a training clip become null tokens; a style does so
             by itself too.
         optimizer: AdamW settings.
-        attention: ``auto`` takes FlexAttention on CUDA and ``tiled`` on the CPU (``blockwise``, which is slower, where
-            nothing can be compiled); ``dense`` is one additive mask.
-        compile_blocks: Compile each Transformer layer with ``torch.compile`` (CUDA).
+        kernels: ``auto`` takes what is made for the device (:mod:`hafm_lightning.kernels`), ``none`` PyTorch's
+            operations: the same results, slower.
     """
 
     target: ClassVar[str]
@@ -108,8 +106,7 @@ class Stage(pl.LightningModule):
         look_behind_s: float = 0.3,
         guidance_dropout: float = 0.1,
         optimizer: OptimizerConfig = OptimizerConfig(),
-        attention: AttentionBackend = "auto",
-        compile_blocks: bool = False,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         if not 0 <= guidance_dropout < 1:
@@ -125,10 +122,9 @@ class Stage(pl.LightningModule):
             look_behind_s=look_behind_s,
             backbone=backbone,
         )
-        self.model = TokenModel(config, attention)
-        if compile_blocks:
-            for layer in self.model.backbone.layers:
-                layer.compile(dynamic=False)
+        self.model = TokenModel(config)
+        self.kernels = kernels
+        for_training(self.model, kernels)
         self.guidance_dropout = guidance_dropout
         self.optimizer_config = optimizer
         self.tokenizers: dict[str, Any] = {}
@@ -141,6 +137,11 @@ class Stage(pl.LightningModule):
         self._step_weights = StepWeights()
         self._measures = False
         self._scores: dict[str, Tensor] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
+        super()._apply(fn, recurse)  # moves the module, perhaps to a device with other kernels
+        for_training(self.model, self.kernels)
+        return self
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -256,8 +257,8 @@ class Stage(pl.LightningModule):
         self.evaluation_means.reset()
 
     def flops_per_step(self, batch: TokenBatch) -> float:
-        """FLOPs that training on ``batch`` needs on one process, for model FLOPs utilisation (``modeling/cost.py``)."""
-        return training_flops(self.model.config, len(batch), batch[self.model.layout.target.name].shape[-1])
+        """FLOPs of training on ``batch`` on one process: forward, and twice as many backward."""
+        return 3 * self.model.config.forward_flops(len(batch), batch[self.model.layout.target.name].shape[-1])
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""

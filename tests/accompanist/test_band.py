@@ -15,12 +15,13 @@ from tiny_band import WINDOW_S, TinyBand, make_band, sing
 from tiny_models import tiny_config, tiny_model
 
 from hafm_lightning import Accompanist
-from hafm_lightning.accompanist import MixOptions, processor
+from hafm_lightning.accompanist import MixOptions
 from hafm_lightning.accompanist import stage_network as networks
 from hafm_lightning.accompanist.song import Seeds
 from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.audio import Audio, loudness_lufs, read_audio, resample, true_peak_dbtp, write_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.kernels.cpu import processor
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 from tiny_band import TinyBand, sing
 
-from hafm_lightning.accompanist import processor
 from hafm_lightning.audio import write_audio
 from hafm_lightning.cli import main
 from hafm_lightning.cli.generate import find_vocals, output_folders
+from hafm_lightning.kernels.cpu import processor
 
 
 @pytest.fixture

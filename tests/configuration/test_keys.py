@@ -247,6 +247,17 @@ def test_every_way_to_write_a_key_is_still_accepted(config, options, layers):
     assert read.as_dict() != read_config("fit", ["--config", config]).as_dict()
 
 
+@pytest.mark.parametrize("key", ["attention", "compile_blocks"])
+def test_keys_of_earlier_versions_name_the_key_that_replaces_them(config, capsys, key):
+    Path("c.yaml").write_text(CONFIG.replace("    pattern: flattened\n", f"    pattern: flattened\n    {key}: x\n"))
+    message = refusal(capsys, "fit", "--config", config)
+    assert f"unknown key 'model.{key}'" in message
+    assert "c.yaml, line 5" in message
+    assert "replaced by model.kernels" in message
+    Path("c.yaml").write_text(CONFIG)
+    assert "replaced by model.kernels" in refusal(capsys, "fit", "--config", config, f"--model.{key}", "x")
+
+
 def test_layered_files_are_followed_in_order(config, capsys):
     """A class named in one file decides which keys the next one may set; the file at fault is the one named."""
     Path("more.yaml").write_text("model:\n  init_args:\n    backbone:\n      layer: 3\n")

@@ -10,20 +10,23 @@ import torch
 from attention_cases import setting as attention_setting
 from tiny_decoding import FRAMES, GUIDED, TARGET, setting
 
-from hafm_lightning.accompanist.compiled_step import CompiledStep
-from hafm_lightning.accompanist.packing import pack
-from hafm_lightning.accompanist.processor import has
-from hafm_lightning.modeling import compiled, decoding, rowwise, tiled_attention
-from hafm_lightning.modeling.compiled.doors import Buffer, DoesNotFit, Door
+from hafm_lightning.kernels import for_training
+from hafm_lightning.kernels.cpu import codegen, compiled_step, rowwise, tiled_attention
+from hafm_lightning.kernels.cpu.codegen.doors import Buffer, DoesNotFit, Door
+from hafm_lightning.kernels.cpu.compiled_step import CompiledStep
+from hafm_lightning.kernels.cpu.packed import pack
+from hafm_lightning.kernels.cpu.processor import has
+from hafm_lightning.kernels.cpu.tiled_attention import TiledBias
+from hafm_lightning.modeling import decoding
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
 from hafm_lightning.modeling.conditioning import drop_at_random
 from hafm_lightning.modeling.sampling import uniform_numbers
-from hafm_lightning.modeling.tiled_attention import TiledBias
 from hafm_lightning.modeling.token_scores import token_cross_entropy
-from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
+from hafm_lightning.modeling.transformer import BackboneConfig
 
 pytestmark = [
     pytest.mark.cpu,
-    pytest.mark.skipif(not compiled.available(), reason="llvmlite compiles nothing on this processor"),
+    pytest.mark.skipif(not codegen.available(), reason="llvmlite compiles nothing on this processor"),
 ]
 OTHER_TYPES = (torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 GUARD_BYTES, SENTINEL = 256, 0xA5
@@ -59,8 +62,7 @@ class Guards:
 @pytest.fixture
 def guards(monkeypatch):
     """All room of compiled functions, guarded."""
-    from hafm_lightning.accompanist import compiled_step
-    from hafm_lightning.modeling.compiled import norm_rows
+    from hafm_lightning.kernels.cpu.codegen import norm_rows
 
     found = Guards()
     for module in (norm_rows, tiled_attention, compiled_step):
@@ -150,7 +152,7 @@ def test_gradients_of_norms_of_any_view_and_nothing_beside(view, guards):
 @pytest.mark.parametrize("dtype", OTHER_TYPES)
 @pytest.mark.parametrize("which", range(4))
 def test_the_gradient_of_norms_takes_no_other_type(which, dtype):
-    from hafm_lightning.modeling.compiled.norm_rows import norm_backward
+    from hafm_lightning.kernels.cpu.codegen.norm_rows import norm_backward
 
     tensors = [torch.ones(2, 5, 64), torch.ones(64), torch.ones(2, 5, 1), torch.ones(2, 5, 64)]
     norm_backward(*tensors)
@@ -245,23 +247,21 @@ SMALL = BackboneConfig(width=32, layers=2, heads=2, feedforward=50)
 @STEPS_HERE
 def test_the_compiled_step_turns_away_what_it_cannot_read_and_touches_nothing_beside(guards):
     model, _, _ = setting("delay", "aligned", backbone=SMALL)
-    packed = copy.deepcopy(model)
-    pack(packed, "fp32", kernel=True)
-    step = packed.compiled_step
+    step = pack(copy.deepcopy(model), "fp32", kernel=True).compiled_step
     assert isinstance(step, CompiledStep)
     cache = KeyValueCache(SMALL, 2, 5, "cpu", torch.float32)
     x, bias = guards.holding(torch.randn(2, 1, 32)), torch.randn(2, 1, 3)
-    good = CachedSteps(cache, 2, 3, bias)
+    good = CachedSteps(cache, 2, bias)
     plain = copy.deepcopy(cache)
-    hidden = model.backbone.cached(x, CachedSteps(plain, 2, 3, bias))[:, 0]
-    torch.testing.assert_close(step(x, good, None), model.every_head(hidden), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(cache.both, plain.both, atol=1e-5, rtol=1e-5)
+    expected = model.step_logits(x, CachedSteps(plain, 2, bias), None)
+    torch.testing.assert_close(step(x, good, None), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cache.entries, plain.entries, atol=1e-5, rtol=1e-5)
     wrong = [(x.to(dtype), good) for dtype in OTHER_TYPES]
-    wrong += [(x, CachedSteps(cache, 2, 3, bias.to(dtype))) for dtype in OTHER_TYPES]
+    wrong += [(x, CachedSteps(cache, 2, bias.to(dtype))) for dtype in OTHER_TYPES]
     wrong += [(x[..., :16], good), (x[:1], good), (x[:0], good), (x.expand(2, 2, 32), good)]
-    wrong += [(x, CachedSteps(cache, start, 3, bias)) for start in (-1, 3, 5)]
+    wrong += [(x, CachedSteps(cache, start, bias)) for start in (-1, 3, 5)]
     for other in (torch.bfloat16, torch.float64):
-        wrong.append((x, CachedSteps(KeyValueCache(SMALL, 2, 5, "cpu", other), 2, 3, bias)))
+        wrong.append((x, CachedSteps(KeyValueCache(SMALL, 2, 5, "cpu", other), 2, bias)))
     for bad, at in wrong:
         assert not step.takes(bad, at)
         with pytest.raises(ValueError, match="decode_step"):
@@ -293,6 +293,7 @@ def test_training_does_not_depend_on_the_default_type(other_default):
     model, streams, _ = setting(
         "delay", "aligned", backbone=BackboneConfig(width=64, layers=2, heads=2, feedforward=64)
     )
+    for_training(model)
     found = []
 
     def look():
@@ -301,7 +302,7 @@ def test_training_does_not_depend_on_the_default_type(other_default):
         found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)])
 
     look()
-    model._geometries.clear()
+    model._biases.clear()
     with other_default:
         look()
     for one, other in zip(*found, strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from attention_cases import CASES, gradients, plain_attention, setting
+from attention_kinds import attend
 from shipped import TRAINING, name_of
 from tiny_models import TINY, louden, tiny_config, tiny_model, tiny_streams
 from torch._dynamo.exc import BackendCompilerFailed
@@ -16,13 +17,18 @@ from torch._inductor.exc import GPUTooOldForTriton, InductorError, TritonMissing
 from torch._inductor.runtime.triton_heuristics import NoTritonConfigsError
 
 from hafm_lightning import stages
-from hafm_lightning.modeling import flex_attention
-from hafm_lightning.modeling.attention import attend, prepare
-from hafm_lightning.modeling.flex_tiles import BACKWARD, FORWARD, Setting, Tiles, build_failure
-from hafm_lightning.modeling.relative_position import StepPositions
-from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.kernels.base import swap
+from hafm_lightning.kernels.cuda import compiled_layers, flex_attention
+from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
+from hafm_lightning.kernels.cuda.flex_attention import FlexBias, FlexRelativePosition
+from hafm_lightning.kernels.cuda.flex_tiles import BACKWARD, FORWARD, Setting, Tiles, build_failure
+from hafm_lightning.modeling.decoding import generate
+from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.transformer import BackboneConfig, Layer
 from hafm_lightning.tokens import TokenBatch
 
+TWINS = {"flex": {RelativePosition: FlexRelativePosition}, "plain": {}}
 HOPPER_BYTES = 232_448
 SMALL_CHIP_BYTES = 101_376
 
@@ -96,6 +102,13 @@ def use(monkeypatch):
     return put
 
 
+def network(config, kind):
+    """A tiny network whose attention is of one kind, with no other kernels."""
+    model = tiny_model(config, kernels="none")
+    swap(model, TWINS[kind])
+    return model
+
+
 def tiles_of(options, way):
     names = {"forward": ("fwd_BLOCK_M", "fwd_BLOCK_N"), "backward": ("bwd_BLOCK_M1", "bwd_BLOCK_N1")}[way]
     return tuple(options[name] for name in names) if names[0] in options else None
@@ -112,9 +125,9 @@ def check(case, **sizes):
     module, positions, qkv = setting(case, **sizes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        geometry = prepare(module, positions, "flex")
+        bias = FlexBias.of(module, positions)
         for _ in range(3):
-            output = attend(*qkv, module.table(), geometry)
+            output = bias.attend(*qkv, module.table())
             expected = plain_attention(qkv, module, positions)
             torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
             for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
@@ -131,7 +144,7 @@ def test_the_default_kernel_is_used_where_it_can_be_built_and_nothing_is_said(ca
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
 @pytest.mark.parametrize("count", range(1, len(FORWARD) + 1))
-def test_the_next_tiles_are_tried_and_the_mask_of_all_pairs_comes_last(way, count, use):
+def test_the_next_tiles_are_tried_and_plain_attention_comes_last(way, count, use):
     assert len(FORWARD) == len(BACKWARD)
     chip = use(FakeChip(**{way: fails_first(count, way)}))
     lines = check("causal-prefix-time")
@@ -158,7 +171,7 @@ def test_both_kernels_may_need_smaller_tiles(case, use):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_geometry_ends_at_the_mask_of_all_pairs(case, use):
+def test_every_geometry_ends_at_plain_attention(case, use):
     use(FakeChip(forward=lambda options: False))
     assert len(check(case)) == 1
 
@@ -214,16 +227,16 @@ def test_inference_needs_no_backward_kernel(use):
     module, positions, qkv = setting("causal")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        attend(*qkv, module.table(), prepare(module, positions, "flex"))
+        attend("flex", module, positions, qkv)
     assert chip.tried == [{}]
-    assert "a mask of all pairs" in check("causal")[0]  # training does
+    assert "on blocks of queries" in check("causal")[0]  # training does
 
 
 def test_kernels_are_tried_on_zeros_that_lie_in_memory_as_the_inputs_do(use):
     chip = use(FakeChip())
     module, positions, qkv = setting("causal")
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv]
-    attend(*strided, module.table(), prepare(module, positions, "flex"))
+    attend("flex", module, positions, strided)
     for tried, x in zip(chip.inputs[0], strided, strict=True):
         assert not tried.any()
         assert tried.requires_grad
@@ -246,7 +259,7 @@ def test_other_errors_are_raised(error, way, use):
     chip = use(FakeChip(**{way: lambda options: False}, error=lambda: error))
     module, positions, qkv = setting("causal")
     with pytest.raises(type(error)):
-        attend(*qkv, module.table(), prepare(module, positions, "flex"))
+        attend("flex", module, positions, qkv)
     assert len(chip.tried) == 1
 
 
@@ -269,7 +282,7 @@ def test_errors_of_building_a_kernel_are_known(error, use):
     assert build_failure(error)
     use(FakeChip(forward=lambda options: False, error=lambda: error))
     (line,) = check("causal")
-    assert "falls back to scaled_dot_product_attention" in line
+    assert "falls back to PyTorch's operations" in line
 
 
 def test_checkpointed_layers_try_their_kernels_too(use):
@@ -278,21 +291,21 @@ def test_checkpointed_layers_try_their_kernels_too(use):
     backbone = BackboneConfig(layers=2, width=16, heads=2, feedforward=24, checkpoint_layers=True)
     config = tiny_config("flattened", backbone=backbone)
     streams, found = tiny_streams(config.layout, 6), {}
-    for backend in ("flex", "dense"):
-        model = tiny_model(config, attention=backend).train()
+    for kind in ("flex", "plain"):
+        model = network(config, kind).train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model(streams).square().mean().backward()
-        found[backend] = [p.grad for p in model.parameters()]
+        found[kind] = [p.grad for p in model.parameters()]
     assert len(chip.tried) == 3
-    for one, other in zip(found["flex"], found["dense"], strict=True):
+    for one, other in zip(found["flex"], found["plain"], strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_a_mask_first_needed_in_inference_serves_training(use):
+def test_a_plain_bias_first_needed_in_inference_serves_training(use):
     use(FakeChip(forward=lambda options: False))
     config = tiny_config("flattened")
-    model, streams = tiny_model(config, attention="flex"), tiny_streams(config.layout, 6)
+    model, streams = network(config, "flex"), tiny_streams(config.layout, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.inference_mode():
@@ -304,14 +317,15 @@ def test_a_mask_first_needed_in_inference_serves_training(use):
 
 @pytest.mark.parametrize("path", TRAINING, ids=name_of)
 def test_every_shipped_stage_trains_without_a_kernel(path, use):
-    """The loss and the gradients are those of ``attention: dense``."""
+    """The loss and the gradients are those of ``kernels: none``."""
     chip = use(FakeChip(forward=lambda options: False))
     model = yaml.safe_load(path.read_text())["model"]
     kind, settings = getattr(stages, model["class_path"].rpartition(".")[2]), model["init_args"]
     settings = {name: value for name, value in settings.items() if name not in ("optimizer", "backbone")}
     found = {}
-    for backend in ("flex", "dense"):
-        stage = kind(**settings | {"backbone": TINY, "guidance_dropout": 0.0, "attention": backend})
+    for attention in ("flex", "plain"):
+        stage = kind(**settings | {"backbone": TINY, "guidance_dropout": 0.0, "kernels": "none"})
+        swap(stage, TWINS[attention])
         louden(stage)
         layout = stage.model.layout
         batch = TokenBatch(tiny_streams(layout, layout.target.frames(0.24)), ["a@0.00", "b@0.00"])
@@ -320,11 +334,11 @@ def test_every_shipped_stage_trains_without_a_kernel(path, use):
             warnings.simplefilter("always")
             loss = stage.training_loss(batch)
         loss.backward()
-        found[backend] = [loss.detach(), *(p.grad for p in stage.model.parameters() if p.grad is not None)]
-        assert len(caught) == (1 if backend == "flex" else 0)
+        found[attention] = [loss.detach(), *(p.grad for p in stage.model.parameters() if p.grad is not None)]
+        assert len(caught) == (1 if attention == "flex" else 0)
     assert len(chip.tried) == len(FORWARD)
     assert found["flex"][0] > 0
-    for one, other in zip(found["flex"], found["dense"], strict=True):
+    for one, other in zip(found["flex"], found["plain"], strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -344,7 +358,7 @@ def attend_without_gradients(frames):
     module, positions, qkv = setting("causal-prefix-time", frames=frames, width=16, batch=1)
     qkv = qkv.detach()  # FlexAttention has no backward on the CPU
     with torch.no_grad():
-        output = attend(*qkv, module.table(), prepare(module, positions, "flex"))
+        output = attend("flex", module, positions, qkv)
     torch.testing.assert_close(output.double(), plain_attention(qkv, module, positions), atol=2e-6, rtol=1e-5)
 
 
@@ -367,7 +381,7 @@ def test_one_function_for_all_lengths_would_meet_the_limit(counted, monkeypatch)
     monkeypatch.setattr(flex_attention, "compile_flex", lambda name, device: shared)
     for frames in range(3, 27, 3):
         attend_without_gradients(frames)
-    with pytest.warns(UserWarning, match=r"a mask of all pairs of steps.*fullgraph=True"):
+    with pytest.warns(UserWarning, match=r"blocks of queries.*fullgraph=True"):
         attend_without_gradients(27)
     assert counted() == 8
 
@@ -380,26 +394,105 @@ def test_kernels_are_kept_up_to_a_number(counted, monkeypatch):
     assert counted() == 4
 
 
-def test_with_the_compiler_switched_off_the_mask_is_used_and_told(counted):
+def test_with_the_compiler_switched_off_plain_attention_is_used_and_told(counted):
     with torch.compiler.set_stance("force_eager"), pytest.warns(UserWarning, match="torch.compile is switched off"):
         attend_without_gradients(6)
     assert counted() == 0
 
 
+def trained(model, streams):
+    """Logits of a forward pass as in training, and the gradients of their mean square, by name."""
+    model.zero_grad()
+    logits = model(streams)
+    logits.square().mean().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def layers_of(monkeypatch):
+    """Makes a network with compiled layers, through Dynamo and a backend that runs what Dynamo found."""
+    monkeypatch.setattr(compiled_layers, "_uncompiled", [])
+    function = torch.compile(compiled_layers._run_layer, dynamic=False, backend="eager")
+    monkeypatch.setattr(compiled_layers, "_compiled", lambda: function)
+
+    def make(config, attention="plain"):
+        model = tiny_model(config, kernels="none").train()
+        swap(model, {Layer: CompiledLayer, **TWINS[attention]})
+        return model
+
+    return make
+
+
+DEEP = BackboneConfig(layers=12, width=16, heads=2, feedforward=24)
+
+
+def test_compiled_layers_give_the_numbers_of_plain_ones(layers_of, use, counted):
+    """One length, twelve layers: each graph serves them all, so the number of graphs does not grow with them."""
+    use(FakeChip())
+    config = tiny_config("delay", "prefix")
+    streams = tiny_streams(config.layout, 6)
+    expected, gradients_expected = trained(network(config, "plain").train(), streams)
+    found, gradients_found = trained(layers_of(config, "flex"), streams)
+    shallow = counted()
+    assert shallow > 0
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients_expected.items():
+        torch.testing.assert_close(gradients_found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    torch._dynamo.reset()
+    deep, before = tiny_config("delay", "prefix", backbone=DEEP), counted()
+    model = layers_of(deep, "flex")
+    for _ in range(2):
+        trained(model, streams)
+    assert counted() - before <= shallow + 2
+
+
 @pytest.mark.filterwarnings("error")  # Dynamo warns of what it cannot trace, as functions with lru_cache
-def test_compiled_layers_leave_the_kernels_compiled_beyond_their_own_limit(counted):
+def test_compiled_layers_leave_the_kernels_compiled_beyond_their_own_limit(layers_of, counted):
     config = tiny_config("flattened")
-    model, dense = tiny_model(config, attention="flex"), tiny_model(config, attention="dense")
-    for layer in model.backbone.layers:
-        layer.compile(dynamic=False, backend="eager")
-    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+    model = layers_of(config, "flex").requires_grad_(False)  # FlexAttention has no backward on the CPU
+    plain = network(config, "plain")
+    with torch._dynamo.config.patch(recompile_limit=2):
         for frames in range(3, 21, 3):
             streams = tiny_streams(config.layout, frames)
-            torch.testing.assert_close(model(streams), dense(streams), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(model(streams), plain(streams), atol=1e-4, rtol=1e-4)
     kernels = flex_attention._kernels._found.values()
     assert len(kernels) == 6
     assert all(kernel is not None for kernel in kernels)
     assert counted() > 6
+
+
+def test_decoding_steps_and_validation_are_not_compiled(layers_of, counted):
+    config = tiny_config("delay", "aligned")
+    model, streams = layers_of(config), tiny_streams(config.layout, 6)
+    with torch.inference_mode():
+        generate(model, streams, SamplingOptions(), [0, 1])
+        model(streams)
+    model.eval()(streams)
+    assert counted() == 0
+
+
+def test_where_layers_cannot_be_compiled_one_warning_says_so(layers_of, monkeypatch):
+    config = tiny_config("delay", "aligned")
+    model, streams = layers_of(config), tiny_streams(config.layout, 6)
+
+    def fails(*_):
+        raise out_of_shared_memory()
+
+    monkeypatch.setattr(compiled_layers, "_compiled", lambda: fails)
+    with pytest.warns(UserWarning, match="layers cannot be compiled here.*out of resource") as warned:
+        found, _ = trained(model, streams)
+    assert len(warned) == 1
+    torch.testing.assert_close(found, trained(network(config, "plain").train(), streams)[0])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # eager is what this machine can run
+@pytest.mark.parametrize("case", CASES)
+def test_flex_equals_plain_attention(case):
+    """Forward alone: FlexAttention has no backward on the CPU."""
+    module, positions, qkv = setting(case, width=16)
+    with torch.no_grad():
+        output = attend("flex", module, positions, qkv.detach())
+        torch.testing.assert_close(output.double(), plain_attention(qkv, module, positions), atol=2e-6, rtol=1e-5)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------
@@ -414,13 +507,27 @@ def test_all_tiles_give_the_same_numbers_on_cuda(case, dtype, monkeypatch):
     true = gradients(expected, qkv, module)
     module, moved = module.cuda(), qkv.detach().cuda().to(dtype).requires_grad_()
     positions = StepPositions(positions.segment.cuda(), positions.ticks.cuda(), positions.condition_steps)
-    geometry = prepare(module, positions, "flex")
+    bias = FlexBias.of(module, positions)
     for first in range(1, len(FORWARD)):
         kernels = flex_attention._Kernels()
         monkeypatch.setattr(flex_attention, "_kernels", kernels)
         monkeypatch.setattr(flex_attention, "Setting", lambda *_, at=first: Setting(at, at))
-        output = attend(*moved, module.table(), geometry)
+        output = bias.attend(*moved, module.table())
         assert all(kernel is not None for kernel in kernels._found.values())
         torch.testing.assert_close(output.cpu().double(), expected, atol=1e-2, rtol=1e-2)
         for found, reference in zip(gradients(output, moved, module), true, strict=True):
             torch.testing.assert_close(found.cpu().to(reference), reference, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("case", CASES)
+def test_flex_on_cuda_equals_plain_attention_in_values_and_gradients(case):
+    module, positions, qkv = setting(case, frames=60, width=16)
+    expected = plain_attention(qkv, module, positions)
+    true = gradients(expected, qkv, module)
+    module, moved = module.cuda(), qkv.detach().cuda().requires_grad_()
+    positions = StepPositions(positions.segment.cuda(), positions.ticks.cuda(), positions.condition_steps)
+    output = attend("flex", module, positions, moved)
+    torch.testing.assert_close(output.cpu().double(), expected, atol=1e-2, rtol=1e-2)
+    for found, reference in zip(gradients(output, moved, module), true, strict=True):
+        torch.testing.assert_close(found.cpu(), reference, atol=3e-2, rtol=3e-2)

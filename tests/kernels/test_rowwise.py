@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hafm_lightning.modeling import compiled, rowwise
-from hafm_lightning.modeling.layout import prediction_steps
+from hafm_lightning.kernels.cpu import rowwise
 
 pytestmark = pytest.mark.cpu
 
@@ -29,30 +28,7 @@ def compare(function, reference, inputs):
 
 @pytest.fixture(params=[3, 7, 256])
 def rows_at_once(request, monkeypatch):
-    for constant in ("ROWS_AT_ONCE", "FEEDFORWARD_ROWS_AT_ONCE"):
-        monkeypatch.setattr(rowwise, constant, request.param)
-
-
-@pytest.mark.parametrize("pattern", ["flattened", "delay", "parallel"])
-def test_heads(pattern, rows_at_once):
-    codebooks, frames = 3, 7
-    steps = [prediction_steps(pattern, codebooks, frames, k) for k in range(codebooks)]
-    total = {"flattened": codebooks * frames, "delay": frames + codebooks - 1, "parallel": frames}[pattern]
-
-    def reference(hidden, weight, bias):
-        return torch.stack([hidden[:, here] @ weight[k].T + bias[k] for k, here in enumerate(steps)], 1)
-
-    compare(lambda *x: rowwise.heads(*x, steps), reference, leaves((2, total, 5), (codebooks, 11, 5), (codebooks, 11)))
-
-
-def test_cross_entropy(rows_at_once):
-    targets = torch.randint(11, (17,), generator=torch.Generator().manual_seed(1))
-    (logits,) = leaves((17, 11))
-    with torch.no_grad():
-        logits[3] *= 100  # one certain row: its loss and gradient stay finite
-    compare(
-        lambda x: rowwise.cross_entropy(x, targets), lambda x: F.cross_entropy(x, targets, reduction="none"), [logits]
-    )
+    monkeypatch.setattr(rowwise, "ROWS_AT_ONCE", request.param)
 
 
 def test_gated_feedforward(rows_at_once):
@@ -64,18 +40,9 @@ def test_gated_feedforward(rows_at_once):
     compare(lambda x, a, b, c, d: rowwise.gated_feedforward(x, (a, b), (c, d)), reference, inputs)
 
 
-def test_split_heads():
-    def reference(projected):
-        return torch.stack([part.unflatten(-1, (2, 4)).transpose(1, 2) for part in projected.chunk(3, -1)])
-
-    compare(lambda x: torch.stack(rowwise.split_heads(x, 2)), reference, leaves((3, 5, 24)))
-
-
-@pytest.mark.parametrize("by_function", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 4, 64), (2, 300, 128), (700, 64), (1, 2, 1, 2, 64)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_rms_norm(transposed, shape, by_function, monkeypatch):
-    monkeypatch.setattr(compiled, "available", lambda: by_function)
+def test_rms_norm(transposed, shape):
 
     def laid_out(x):
         return x.transpose(1, 2) if transposed and x.dim() > 3 else x
@@ -100,10 +67,10 @@ def test_gradients_of_a_norms_weight_do_not_depend_on_the_number_of_threads():
 
 def test_only_training_in_float32_on_the_cpu_goes_by_rows():
     x = torch.randn(3, requires_grad=True)
-    assert rowwise.rowwise(x)
-    assert not rowwise.rowwise(x.detach())
-    assert not rowwise.rowwise(x.double())
+    assert rowwise.can_train_by_rows(x)
+    assert not rowwise.can_train_by_rows(x.detach())
+    assert not rowwise.can_train_by_rows(x.double())
     with torch.no_grad():
-        assert not rowwise.rowwise(x)
+        assert not rowwise.can_train_by_rows(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not rowwise.rowwise(x)
+        assert not rowwise.can_train_by_rows(x)

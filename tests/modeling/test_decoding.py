@@ -10,10 +10,12 @@ from tiny_models import tiny_config, tiny_model, tiny_streams
 
 from hafm_lightning.modeling import attention
 from hafm_lightning.modeling.conditioning import null_conditions
-from hafm_lightning.modeling.decoding import Decoder, fill, generate, target_frames
+from hafm_lightning.modeling.decoding import Decoder, generate, target_frames
+from hafm_lightning.modeling.filling import fill
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokens import NULL
 
+pytestmark = pytest.mark.usefixtures("kernels")
 ONE_EACH = [pytest.param(*case.values, id=case.id) for case in (EVERY[0], EVERY[2], EVERY[4], EVERY[6], EVERY[10])]
 
 
@@ -91,7 +93,7 @@ def test_cached_decoding_after_a_bidirectional_prefix_equals_the_full_forward(pa
 @pytest.mark.parametrize("known", [1, 3, FRAMES - 1])
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), EVERY)
 def test_prefill_and_steps_equal_the_full_forward(pattern, conditioning, bias, known, recorded, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", 8)
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 8)
     model, streams, conditions = setting(pattern, conditioning, bias)
     begun = streams[TARGET][:, :, :known]
     tokens = generate(model, conditions, PLAIN, [0, 1], prefix=begun)

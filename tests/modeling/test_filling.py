@@ -7,12 +7,11 @@ import torch
 from tiny_decoding import GUIDED, PLAIN
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
-from hafm_lightning.accompanist import processor
-from hafm_lightning.accompanist.packing import pack
+from hafm_lightning.kernels.cpu import processor
+from hafm_lightning.kernels.cpu.packed import pack
 from hafm_lightning.modeling import filling
-from hafm_lightning.modeling.attention import Geometry
-from hafm_lightning.modeling.decoding import fill
-from hafm_lightning.modeling.filling import Filler
+from hafm_lightning.modeling.attention import PairBias, WholeSequence
+from hafm_lightning.modeling.filling import Filler, fill
 from hafm_lightning.modeling.relative_position import StepPositions
 from hafm_lightning.modeling.sampling import SamplingOptions, choose
 from hafm_lightning.modeling.transformer import BackboneConfig
@@ -22,14 +21,14 @@ STRETCHES = (6, 3, 6, 9)
 FRAMES, CONTEXT = sum(STRETCHES), 5
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture
+def model(kernels):
     backbone = BackboneConfig(width=32, layers=2, heads=2, feedforward=50)
     config = tiny_config("nonautoregressive", "aligned", conditions=(CONDITION,), backbone=backbone, look_behind_s=0.03)
     return tiny_model(config)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def conditions(model):
     return {CONDITION: tiny_streams(model.layout, FRAMES)[CONDITION]}
 
@@ -59,7 +58,7 @@ def filled(model, conditions, options=PLAIN, context=CONTEXT):
 
 
 def seen_by_stretches(model):
-    """The geometry of one pass in which a stretch sees itself and the ``CONTEXT`` frames before it."""
+    """The mixer of one pass in which a stretch sees itself and the ``CONTEXT`` frames before it."""
     steps = torch.arange(FRAMES)
     rows = model.relative_position.rows(StepPositions.of(model.layout.plan(FRAMES), "cpu"), steps, steps).clone()
     first = 0
@@ -68,13 +67,13 @@ def seen_by_stretches(model):
         rows[here, first + frames :] = model.relative_position.masked_row
         rows[here, : max(0, first - CONTEXT)] = model.relative_position.masked_row
         first += frames
-    return Geometry("dense", rows=rows)
+    return WholeSequence(PairBias.of(rows, model.relative_position.masked_row), model.relative_position.table())
 
 
 @torch.no_grad()
 def test_stretches_equal_one_pass_in_which_each_sees_no_later_one(model, conditions, recorded):
     tokens = filled(model, conditions)
-    table, first = model.relative_position.table(), 0
+    first = 0
     ends = [sum(STRETCHES[: n + 1]) for n in range(len(STRETCHES))]
     for number, (frames, last) in enumerate(zip(STRETCHES, ends, strict=True)):
         # a frame's conditions are those that its own stretch heard
@@ -87,7 +86,7 @@ def test_stretches_equal_one_pass_in_which_each_sees_no_later_one(model, conditi
         )
         for k in range(4):
             x = model.filling(tokens, clocked, k)
-            expected = model.head(model.backbone(x, table, seen_by_stretches(model)), k)[:, first:last]
+            expected = model.head(model.backbone(x, seen_by_stretches(model)), k)[:, first:last]
             torch.testing.assert_close(recorded[4 * number + k], expected, atol=1e-5, rtol=1e-5)
         first += frames
 

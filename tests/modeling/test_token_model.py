@@ -10,10 +10,10 @@ from tiny_models import TINY, tiny_config, tiny_model, tiny_streams
 from hafm_lightning.modeling import attention
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.modeling.token_model import KEPT_GEOMETRIES, TokenModel, TokenModelConfig
-from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.modeling.token_model import CACHED_LENGTHS, TokenModel, TokenModelConfig
 from hafm_lightning.tokens import BEGIN, NULL
 
+pytestmark = pytest.mark.usefixtures("kernels")
 PATTERNS = ("flattened", "delay", "parallel", "nonautoregressive")
 AUTOREGRESSIVE = PATTERNS[:3]
 STAGES = {
@@ -47,7 +47,7 @@ def test_golden_forward_pass_of_each_stage_of_the_paper(stage, relative_position
 @pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_with_rich_conditions_matches_the_reference(pattern, conditioning, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK_STEPS", 16)  # several blocks, the last one ragged
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", 16)  # several blocks, the last one ragged
     config = tiny_config(pattern, conditioning, prefix_mask="bidirectional", look_ahead_s=0.04, look_behind_s=0.03)
     model = tiny_model(config)
     streams = tiny_streams(config.layout, 6)
@@ -67,27 +67,6 @@ def test_a_clip_longer_than_the_far_buckets_matches_the_reference():
     model = tiny_model(config)
     streams = tiny_streams(config.layout, 160, batch=1)  # 3.2 s: past 128 steps and past 2.56 s
     torch.testing.assert_close(model(streams).double(), ReferenceModel(model).logits(streams), atol=2e-5, rtol=2e-5)
-
-
-@pytest.mark.parametrize("backend", ["tiled", "blockwise"])
-@pytest.mark.parametrize("conditioning", ["prefix", "aligned"])
-def test_networks_of_the_cpu_and_dense_ones_agree_in_logits_and_gradients(conditioning, backend):
-    config = tiny_config("delay", conditioning)
-    one, other = tiny_model(config, attention=backend), tiny_model(config, attention="dense")
-    streams = tiny_streams(config.layout, 6)
-    for model in (one, other):
-        model(streams).square().mean().backward()
-    for (name, mine), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # eager is what this machine can run
-@torch.no_grad()
-def test_the_flex_network_agrees_in_logits():
-    config = tiny_config("flattened", prefix_mask="bidirectional", backbone=BackboneConfig(1, 32, 2, 24))
-    streams = tiny_streams(config.layout, 3)
-    one, other = tiny_model(config, attention="blockwise")(streams), tiny_model(config, attention="flex")(streams)
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_mixed_precision_trains_towards_the_same_place():
@@ -222,11 +201,11 @@ def test_a_network_measured_on_the_meta_device_leaves_no_trace():
     assert model(tiny_streams(config.layout, 15)).isfinite().all()
 
 
-def test_few_geometries_are_kept():
+def test_few_biases_are_cached():
     model = tiny_model(tiny_config("parallel", conditions=("vocal_semantic",)))
     for frames in range(3, 33, 3):
         model(tiny_streams(model.layout, frames))
-    assert len(model._geometries) == KEPT_GEOMETRIES
+    assert len(model._biases) == CACHED_LENGTHS
 
 
 def test_a_new_network_predicts_almost_uniformly():

@@ -3,32 +3,48 @@
 import math
 
 import pytest
+import tiny_models
 import torch
 from tiny_models import TINY, louden
 
-from hafm_lightning.modeling.attention import prepare
+from hafm_lightning.kernels import BACKENDS
+from hafm_lightning.kernels.base import PlainBackend
+from hafm_lightning.modeling.attention import WholeSequence
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache, Prefill
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 from hafm_lightning.modeling.transformer import (
     GEGLU,
     Attention,
     BackboneConfig,
-    CachedSteps,
-    KeyValueCache,
     RMSNorm,
     Transformer,
 )
 
+pytestmark = pytest.mark.usefixtures("kernels")
 
-def setting(steps=10, backend="blockwise", config=TINY):
-    """A backbone, inputs ``[2, S, D]``, bias table, geometry, and the bias module with its positions."""
+
+def fitted(module):
+    """The module with the kernels under test."""
+    (PlainBackend() if tiny_models.KERNELS == "none" else BACKENDS["cpu"]).for_training(module)
+    return module
+
+
+def whole(module, positions):
+    """The mixer of a whole sequence."""
+    return WholeSequence(module.sequence_bias(positions), module.table())
+
+
+def setting(steps=10, config=TINY):
+    """A backbone, inputs ``[2, S, D]``, and the bias module with its positions."""
     positions = StepPositions.of(SequenceLayout.of([], "instrumental_semantic").plan(steps), "cpu")
     module = RelativePosition(config.heads, "index")
-    backbone = Transformer(config).eval()
+    fitted(module)
+    backbone = fitted(Transformer(config).eval())
     louden(backbone)
     louden(module, seed=1)
     x = torch.randn(2, steps, config.width, generator=torch.Generator().manual_seed(2))
-    return backbone, x, module, positions, prepare(module, positions, backend)
+    return backbone, x, module, positions
 
 
 def test_rms_norm_divides_by_the_root_of_the_mean_square():
@@ -73,7 +89,7 @@ def test_geglu_gates_with_the_exact_gelu():
 @pytest.mark.parametrize("part", ["norm", "feedforward"])
 def test_training_has_the_gradients_of_the_plain_formula(part, rows):
     """The CPU may train these parts by gradients of its own; autograd through the formula in float64 is the judge."""
-    layer = RMSNorm(12) if part == "norm" else GEGLU(12, 7)
+    layer = fitted(RMSNorm(12) if part == "norm" else GEGLU(12, 7))
     louden(layer)
     x = torch.randn(2, rows, 12, requires_grad=True)
     weight = torch.randn(2, rows, 12)
@@ -100,7 +116,7 @@ def test_queries_and_keys_are_normalised_so_that_their_scale_does_not_matter():
     layer = Attention(TINY)
     louden(layer)
     x = torch.randn(2, 6, 16)
-    queries, keys, values = layer._split(x)
+    queries, keys, values = layer.split(x)
     projected = (x @ layer.project_in.weight.T + layer.project_in.bias).view(2, 6, 3, 2, 8)
     for found, number, norm in ((queries, 0, layer.query_norm), (keys, 1, layer.key_norm)):
         raw = projected[:, :, number].transpose(1, 2)  # [B, H, S, d]
@@ -111,38 +127,41 @@ def test_queries_and_keys_are_normalised_so_that_their_scale_does_not_matter():
     assert (queries @ keys.transpose(2, 3)).abs().max() <= bound + 1e-4
 
 
-@pytest.mark.parametrize("backend", ["tiled", "blockwise", "dense"])
 @pytest.mark.parametrize("first", [0, 1, 4, 9])
-def test_prefill_and_cached_steps_equal_the_whole_sequence(first, backend):
-    backbone, x, module, positions, geometry = setting(backend=backend)
+def test_prefill_and_cached_steps_equal_the_whole_sequence(first):
+    backbone, x, module, positions = setting()
     with torch.no_grad():
-        whole = backbone(x, module.table(), geometry)
+        expected = backbone(x, whole(module, positions))
         cache = KeyValueCache(TINY, 2, 10, "cpu", torch.float32)
         parts = []
         if first:
             shorter = StepPositions(positions.segment[:first], positions.ticks[:first], 0)
-            begun = prepare(module, shorter, backend)
-            parts.append(backbone.prefill(x[:, :first], module.table(), begun, cache))
+            parts.append(backbone(x[:, :first], Prefill(cache, whole(module, shorter))))
         steps = torch.arange(10)
         for step in range(first, 10):
             bias = module.bias(positions, steps[step : step + 1], steps[: step + 1])
-            parts.append(backbone.cached(x[:, step : step + 1], CachedSteps(cache, step, step + 1, bias)))
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+            parts.append(backbone(x[:, step : step + 1], CachedSteps(cache, step, bias)))
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_several_steps_at_once_through_the_cache():
-    backbone, x, module, positions, geometry = setting()
+    backbone, x, module, positions = setting()
     steps = torch.arange(10)
     with torch.no_grad():
         cache = KeyValueCache(TINY, 2, 10, "cpu", torch.float32)
         parts = [
-            backbone.cached(
-                x[:, start:stop],
-                CachedSteps(cache, start, stop, module.bias(positions, steps[start:stop], steps[:stop])),
+            backbone(
+                x[:, start:stop], CachedSteps(cache, start, module.bias(positions, steps[start:stop], steps[:stop]))
             )
             for start, stop in ((0, 3), (3, 4), (4, 10))
         ]
-        torch.testing.assert_close(torch.cat(parts, 1), backbone(x, module.table(), geometry), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(parts, 1), backbone(x, whole(module, positions)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_layer_computes_the_steps_asked_for_alone():
+    backbone, x, module, positions = setting()
+    mixer = whole(module, positions)
+    torch.testing.assert_close(backbone(x, mixer, 4), backbone(x, mixer)[:, 4:], atol=1e-6, rtol=1e-6)
 
 
 def test_the_cache_is_written_in_place_and_refuses_more_than_it_holds():
@@ -150,7 +169,7 @@ def test_the_cache_is_written_in_place_and_refuses_more_than_it_holds():
     memory = cache.keys.data_ptr()
     ones = torch.ones(1, 2, 2, 8)
     cache.write(1, 2, ones, 2 * ones)
-    cache.write(1, torch.tensor([0]), 3 * ones[:, :, :1], 4 * ones[:, :, :1])
+    cache.write(1, 0, 3 * ones[:, :, :1], 4 * ones[:, :, :1])
     assert cache.keys.data_ptr() == memory
     assert cache.keys[1, 0, 0, :, 0].tolist() == [3, 0, 1, 1]
     assert cache.values[1, 0, 0, :, 0].tolist() == [4, 0, 2, 2]
@@ -159,14 +178,13 @@ def test_the_cache_is_written_in_place_and_refuses_more_than_it_holds():
         cache.write(0, 3, ones, ones)
 
 
-@pytest.mark.parametrize("backend", ["tiled", "blockwise"])
-def test_recomputing_layers_changes_neither_output_nor_gradients(backend):
+def test_recomputing_layers_changes_neither_output_nor_gradients():
     results = []
     for recompute in (False, True):
         config = BackboneConfig(layers=2, width=16, heads=2, feedforward=24, checkpoint_layers=recompute)
-        backbone, x, module, _, geometry = setting(backend=backend, config=config)
+        backbone, x, module, positions = setting(config=config)
         backbone.train()
-        output = backbone(x, module.table(), geometry)
+        output = backbone(x, whole(module, positions))
         output.square().mean().backward()
         results.append([output, *(p.grad for p in (*backbone.parameters(), *module.parameters()))])
     for one, other in zip(*results, strict=True):
@@ -175,10 +193,11 @@ def test_recomputing_layers_changes_neither_output_nor_gradients(backend):
 
 def test_dropout_acts_in_training_only():
     config = BackboneConfig(layers=1, width=16, heads=2, feedforward=24, dropout=0.5)
-    backbone, x, module, _, geometry = setting(config=config)
-    assert torch.equal(backbone(x, module.table(), geometry), backbone(x, module.table(), geometry))
+    backbone, x, module, positions = setting(config=config)
+    mixer = whole(module, positions)
+    assert torch.equal(backbone(x, mixer), backbone(x, mixer))
     backbone.train()
-    assert not torch.equal(backbone(x, module.table(), geometry), backbone(x, module.table(), geometry))
+    assert not torch.equal(backbone(x, mixer), backbone(x, mixer))
 
 
 def test_a_new_stack_passes_its_input_on_almost_unchanged():
@@ -188,7 +207,7 @@ def test_a_new_stack_passes_its_input_on_almost_unchanged():
     positions = StepPositions.of(SequenceLayout.of([], "instrumental_semantic").plan(5), "cpu")
     module = RelativePosition(4, "index")
     x = torch.randn(1, 5, 64)
-    output = Transformer(config)(x, module.table(), prepare(module, positions))
+    output = fitted(Transformer(config))(x, whole(module, positions))
     norm = x / x.square().mean(-1, keepdim=True).sqrt()
     assert torch.nn.functional.cosine_similarity(output, norm, dim=-1).min() > 0.99
 

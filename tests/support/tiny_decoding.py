@@ -3,7 +3,7 @@
 import pytest
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
-from hafm_lightning.modeling import decoding
+from hafm_lightning.modeling import decoding, filling
 from hafm_lightning.modeling.sampling import SamplingOptions
 
 FRAMES = 6
@@ -27,12 +27,13 @@ def setting(pattern, conditioning="prefix", bias="time", batch=2, **settings):
 
 
 def record_logits(monkeypatch, name):
-    """Have ``decoding.<name>`` keep a copy of its first argument, logits, at every call; the list of them, in order."""
+    """Have ``name`` keep a copy of its first argument, logits, wherever tokens are drawn; the list, in order."""
     function, seen = getattr(decoding, name), []
 
     def record(logits, *others):
         seen.append(logits.clone())
         return function(logits, *others)
 
-    monkeypatch.setattr(decoding, name, record)
+    for module in (decoding, filling):
+        monkeypatch.setattr(module, name, record)
     return seen

@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
+from hafm_lightning.kernels import for_training
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.transformer import BackboneConfig, RMSNorm
 from hafm_lightning.tokens import TokenBatch
 
 TINY = BackboneConfig(layers=2, width=16, heads=2, feedforward=24)
+KERNELS = "auto"
+"""What :func:`tiny_model` gives its networks; tests of ``modeling`` run with ``none`` too (their conftest)."""
 RICH_CONDITIONS = ("vocal_semantic", "instrumental_fine", "style")
 """One codebook at another rate, several codebooks at the target's rate, and one token for the whole clip."""
 
@@ -21,9 +24,10 @@ def tiny_config(pattern="flattened", conditioning="prefix", relative_position="t
     )
 
 
-def tiny_model(config: TokenModelConfig, *, attention="auto", seed=0) -> TokenModel:
-    """The network in eval mode; logits and bias tables of size about 1."""
-    model = TokenModel(config, attention)
+def tiny_model(config: TokenModelConfig, *, kernels=None, seed=0) -> TokenModel:
+    """The network in eval mode, with :data:`KERNELS` unless told otherwise; logits and bias tables of size about 1."""
+    model = TokenModel(config)
+    for_training(model, kernels or KERNELS)
     louden(model, seed)
     return model.eval()
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,6 @@ from hafm_lightning.accompanist.stage_network import (
     pick_precision,
     precision_note,
     sampling_of,
-    settle,
     stage_files,
     style_id,
     style_names,
@@ -56,6 +55,7 @@ from hafm_lightning.accompanist.windows import (
     overlap_units,
 )
 from hafm_lightning.audio import Audio
+from hafm_lightning.kernels import for_inference
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
@@ -107,9 +107,9 @@ class Accompanist:
         self.precision = pick_precision(precision, self.device, networks)
         self.precision_note = precision_note(precision, self.device, networks)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
-        self.networks = tuple(networks)
-        for network in self.networks:
-            settle(network.model, self.device, self.precision)
+        self.networks = tuple(
+            replace(network, model=for_inference(network.model, self.device, self.precision)) for network in networks
+        )
         self.window = min(grid_units(network.duration_s) for network in self.networks)
         look_ahead_s = sum(network.look_ahead_s for network in self.networks)
         self.right_context = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from hafm_lightning.accompanist.stage_network import Role, StageNetwork
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.errors import RequestError
-from hafm_lightning.modeling.decoding import Decoder
+from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.filling import Filler
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokens import nearest_frames
@@ -118,7 +118,7 @@ class WrittenTrack(Track):
         """A decoder for the window at ``_start``, whose first ``written`` frames are written."""
         prefix = self.done[None, :, self.done.shape[1] - written :] if written else None
         seeds = [self.seed_of(self.network.role, self._start)]
-        return Decoder(self.network.model, self._frames, self.options, seeds, prefix=prefix)
+        return decoder_for(self.network.model, self._frames, self.options, seeds, prefix=prefix)
 
     def _writable(self, streams: Mapping[str, Tensor]) -> int:
         """Frames of the window, from its beginning, whose conditions are complete."""

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-from hafm_lightning.accompanist import processor
-from hafm_lightning.accompanist.packing import pack, steps_can_be_compiled
-from hafm_lightning.accompanist.plain_weights import PackedPrecision
 from hafm_lightning.checkpoint_format import checked_metadata, read_checkpoint
 from hafm_lightning.compatibility import check_stages, describe_difference
 from hafm_lightning.errors import RequestError
+from hafm_lightning.kernels import backend_for
+from hafm_lightning.kernels.base import WeightPrecision
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
@@ -33,7 +32,7 @@ WEIGHTS_PREFIX = "model."
 """Prefix of the network's parameters in a training checkpoint."""
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-"""How weights are kept: ``auto`` chooses by processor and sizes (:func:`pick_precision`)."""
+"""How weights are stored: ``auto`` chooses by device and sizes (:func:`pick_precision`)."""
 
 
 @dataclass(frozen=True)
@@ -214,56 +213,21 @@ def pick_device(device: str) -> torch.device:
 
 def pick_precision(
     precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()
-) -> PackedPrecision:
-    """How the weights of ``networks`` are kept on ``device``; never ``auto``.
-
-    A decoding step reads all weights once and does little else, so halving them shortens it wherever the processor
-    multiplies bf16 by itself: on GPUs, and on CPUs with AVX-512 BF16 or AMX. On other CPUs bf16 is emulated and slower
-    (`benchmarks/generation.py` times both on the machine at hand). The steps of large networks, which on a CPU run as
-    one compiled function that widens weights by itself, take 8 bits a weight: that halves them again and moves the
-    distribution of a draw by less than 0.001 nats, which is the most that ``auto`` may lose
-    (`benchmarks/generation_quality.py` measures it). ``auto`` follows processor and sizes, never a stopwatch, so that a
-    seed gives the same take every time.
+) -> WeightPrecision:
+    """How the weights of ``networks`` are stored on ``device``: as asked for, or what is best for this device.
 
     Raises:
         RequestError: int8 was asked for on a GPU.
     """
+    if precision == "auto":
+        return backend_for(device).best_precision([network.model for network in networks])
     if precision == "int8" and device.type != "cpu":
         raise RequestError(f"precision int8 is for CPUs, not for {device.type}; use bf16 or fp32")
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if device.type != "cpu":
-        return "fp32"
-    if networks and all(steps_can_be_compiled(network.model, "int8") for network in networks):
-        return "int8"
-    return "bf16" if processor.multiplies_bf16() else "fp32"
+    return precision
 
 
 def precision_note(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> str | None:
     """One line where a precision that was asked for by name is not to be had in the fast way: what is done instead."""
-    if device.type != "cpu" or precision in ("auto", "fp32") or processor.multiplies_bf16():
+    if precision == "auto":
         return None
-    fast = all(steps_can_be_compiled(network.model, precision) for network in networks)  # type: ignore[arg-type]
-    if fast or (precision == "int8" and processor.has("int8 rows fp32")):
-        return f"precision {precision}: decoding steps read {precision} weights; whole sequences are multiplied in " + (
-            "float32, with weights rounded to bf16, because this processor has no bf16 products"
-        )
-    return (
-        f"precision {precision}: this processor has no {precision} products for these stages; weights rounded to "
-        + ("bf16 are multiplied in float32 instead, as slowly as fp32")
-    )
-
-
-def settle(model: TokenModel, device: torch.device, precision: PackedPrecision) -> None:
-    """Bring a network to where and how it will run, in place: packed on a CPU, else all of it in one type.
-
-    Elsewhere whole sequences go through dense masks: compiling FlexAttention for each of the few lengths that a take
-    meets once or twice would take longer than the take.
-    """
-    if device.type == "cpu":
-        pack(model, precision)
-    else:
-        model.to(device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-        model.attention_backend = "dense"
+    return backend_for(device).precision_note(precision, [network.model for network in networks])

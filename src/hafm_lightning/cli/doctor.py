@@ -221,7 +221,7 @@ def device_findings() -> Iterator[Finding]:
 
 def processor_facts() -> str:
     """How generation multiplies on this processor (each operation is tried, but for the compiled steps)."""
-    from hafm_lightning.accompanist import processor
+    from hafm_lightning.kernels.cpu import processor
 
     dense = "oneDNN's packed layers" if processor.has("packed fp32") else "PyTorch's plain layers"
     kind = "bf16" if processor.multiplies_bf16() else "float32 (no bf16 products here)"

@@ -42,6 +42,12 @@ KIND = "kind"
 MESSAGE_LENGTH = 400
 """Characters of a message's first line, where the value may be a whole section."""
 
+REPLACED: Mapping[KeyPath, str] = {
+    ("model", "attention"): "replaced by model.kernels: auto (the fastest attention of the device) or none (PyTorch's)",
+    ("model", "compile_blocks"): "replaced by model.kernels: auto (compiles layers on CUDA) or none (compiles nothing)",
+}
+"""Keys of earlier versions, and what to write instead."""
+
 
 def refusal(path: KeyPath, where: str, advice: str) -> RequestError:
     """The error for a key that nothing takes."""
@@ -50,6 +56,8 @@ def refusal(path: KeyPath, where: str, advice: str) -> RequestError:
 
 def unknown_key(path: KeyPath, where: str, known: Mapping[str, Any], spec: Sequence[str] = ()) -> RequestError:
     """The same with the nearest names, else with the section that has a key of this name."""
+    if path in REPLACED:
+        return refusal(path, where, REPLACED[path])
     key, near = path[-1], nearest(path[-1], [*known, *spec])
     if not near:
         for name, hint in known.items():

@@ -52,17 +52,10 @@ class StreamEmbedding(nn.Module):
         first = torch.arange(tables.shape[0], device=ids.device) * self.stream.vocabulary
         first = first.view(1, -1, *[1] * (ids.dim() - 2))
         # an id that is out of range must fail, not read the next codebook's table
-        known = (ids >= 0) & (ids < self.stream.vocabulary)
-        row = torch.where(known, ids + first, torch.where(absent, 0, -1))
+        in_range = (ids >= 0) & (ids < self.stream.vocabulary)
+        row = torch.where(in_range, ids + first, torch.where(absent, 0, -1))
         vectors = F.embedding(row, tables.flatten(0, 1))
         return torch.where(absent[..., None], self.special.to(vectors.dtype), vectors)
-
-    def known(self, ids: Tensor, first: Tensor) -> Tensor:
-        """Ids ``[B, K']`` that are sure to be of the vocabulary, none special -> the same as the call gives, faster.
-
-        ``first [K']`` holds the first row of each codebook, its number times the vocabulary.
-        """
-        return F.embedding(ids + first, self.weight.flatten(0, 1))
 
 
 def drop_conditions(

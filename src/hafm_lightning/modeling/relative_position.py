@@ -1,4 +1,4 @@
-"""T5 relative position bias, by index and by time; one bucket table feeds every attention path.
+"""T5 relative position bias, by index and by time; one bucket table feeds every kind of attention.
 
 A T5 bias (arXiv 1910.10683) is a learned scalar for each head and each *bucket* of the distance between query and key:
 near distances have a bucket each, far ones share logarithmically wider buckets, and everything beyond ``max_distance``
@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hafm_lightning.modeling.attention import PairBias, SequenceBias
 from hafm_lightning.modeling.layout import TIMELESS, SequencePlan
 from hafm_lightning.tokens import SEMANTIC_RATE_HZ, TICK_RATE_HZ
 
@@ -96,9 +97,10 @@ class StepPositions:
     condition_steps: int
 
     @classmethod
-    def of(cls, plan: SequencePlan, device: torch.device | str) -> StepPositions:
-        """The positions of a plan on ``device``."""
-        return cls(plan.segment.to(device), plan.ticks.to(device), plan.condition_steps)
+    def of(cls, plan: SequencePlan, device: torch.device | str, steps: int | None = None) -> StepPositions:
+        """The positions of a plan's first ``steps`` steps (default: all) on ``device``."""
+        segment, ticks = plan.segment[:steps].to(device), plan.ticks[:steps].to(device)
+        return cls(segment, ticks, min(plan.condition_steps, len(segment)))
 
     @property
     def steps(self) -> int:
@@ -159,11 +161,8 @@ class RelativePosition(nn.Module):
             apart = (positions.segment[query] != positions.segment[key]) & timed
             by_time = t5_buckets(query_ticks - key_ticks, bidirectional=True, max_distance=MAX_DISTANCE_TICKS)
             rows = torch.where(apart, BUCKETS + by_time, rows)
-        return rows.masked_fill(~self.allowed(positions, query, key), self.masked_row)
-
-    def allowed(self, positions: StepPositions, query: Tensor, key: Tensor) -> Tensor:
-        """Whether ``query`` may see ``key`` (step numbers that broadcast against each other)."""
-        return visible(query, key, self.causal, self.steps_seen_both_ways(positions))
+        seen = visible(query, key, self.causal, self.steps_seen_both_ways(positions))
+        return rows.masked_fill(~seen, self.masked_row)
 
     def steps_seen_both_ways(self, positions: StepPositions) -> int:
         """How many of the first steps see each other in both directions."""
@@ -173,3 +172,8 @@ class RelativePosition(nn.Module):
         """Mask and bias together, ``[H, Q, N]`` in float32; ``-inf`` where a pair is forbidden."""
         rows = self.rows(positions, queries, keys)
         return self.table().t().index_select(1, rows.flatten()).view(-1, *rows.shape)
+
+    def sequence_bias(self, positions: StepPositions) -> SequenceBias:
+        """Mask and bias of a whole sequence, for attention over it."""
+        steps = torch.arange(positions.steps, device=positions.segment.device)
+        return PairBias.of(self.rows(positions, steps, steps), self.masked_row)

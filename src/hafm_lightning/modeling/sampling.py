@@ -1,4 +1,4 @@
-"""From logits to a token: guidance, temperature, top-k, top-p. Pure functions on ``[..., V]`` logits.
+"""From logits to a token: guidance, temperature, top-k, top-p. Functions on ``[..., V]`` logits.
 
 A draw is made from one uniform number by inverting the cumulative distribution. All numbers of a clip come from a
 generator seeded for that clip alone, so that a clip's result does not depend on the batch it rides in.
@@ -9,11 +9,14 @@ Source: HAFM (arXiv 2604.09054), section 3.5: guidance 3.0, temperature 0.9, top
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hafm_lightning.modeling.conditioning import null_conditions
+from hafm_lightning.modeling.token_model import TokenModel
 
 LARGEST_UNIFORM = 1 - 2.0**-23
 """The largest number by which every float32 becomes smaller."""
@@ -56,10 +59,7 @@ def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
     """Logits with all but the ``top_k`` largest at ``-inf``; ties with the last kept one stay."""
     if top_k is None or top_k >= logits.shape[-1]:
         return logits
-    if logits.device.type == "cpu":  # twice as fast there
-        threshold = logits.kthvalue(logits.shape[-1] - top_k + 1, dim=-1, keepdim=True).values
-    else:
-        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
+    threshold = logits.topk(top_k, dim=-1).values[..., -1:]
     return logits.masked_fill(logits < threshold, -math.inf)
 
 
@@ -94,3 +94,48 @@ def uniform_numbers(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     kind = torch.float32  # by name: with another default type a seed would give other numbers
     rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=kind) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=kind)
+
+
+# --- guidance over a batch: conditioned and null rows run together, ``[rows B, ...]`` ---------------------------------
+
+
+def guidance_rows(
+    model: TokenModel, conditions: Mapping[str, Tensor], options: SamplingOptions
+) -> tuple[dict[str, Tensor], int]:
+    """The conditions of every row that runs, and the number of rows for each clip (2 with guidance, else 1)."""
+    streams = {s.name: conditions[s.name].to(model.device) for s in model.layout.conditions if s.name in conditions}
+    missing = [s.name for s in model.layout.conditions if s.name not in streams]
+    if missing:
+        raise ValueError(f"condition {missing[0]!r} is missing; given: {', '.join(sorted(conditions))}")
+    if not streams or options.guidance == 1:
+        return streams, 1
+    null = null_conditions(streams, model.layout.conditions)
+    if options.guidance == 0:
+        return null, 1
+    return {name: torch.cat((ids, null[name])) for name, ids in streams.items()}, 2
+
+
+def guided(logits: Tensor, rows: int, options: SamplingOptions) -> Tensor:
+    """Logits of all rows ``[rows B, ...]`` -> guided float32 logits ``[B, ...]``."""
+    logits = logits.float()
+    if rows == 1:
+        return logits
+    conditioned, unconditioned = logits.chunk(2)
+    return guide(conditioned, unconditioned, options.guidance)
+
+
+def check_clips(model: TokenModel, conditions: Mapping[str, Tensor], seeds: int) -> None:
+    """Raise ValueError unless the model's conditions, each ``[B, K, T]``, hold one clip for each seed."""
+    for stream in model.layout.conditions:
+        ids = conditions.get(stream.name)
+        if ids is not None and len(ids) != seeds:
+            raise ValueError(
+                f"condition {stream.name!r} holds {len(ids)} clips for {seeds} seeds; give one seed for each clip"
+            )
+
+
+def check_prefix(prefix: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless ``prefix [B, K, T0]`` fits a target of ``shape`` (B, K, T)."""
+    batch, codebooks, frames = shape
+    if prefix.dim() != 3 or prefix.shape[:2] != (batch, codebooks) or prefix.shape[2] > frames:
+        raise ValueError(f"prefix must be [{batch}, {codebooks}, at most {frames}], got {tuple(prefix.shape)}")

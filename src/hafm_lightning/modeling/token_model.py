@@ -14,14 +14,15 @@ for ``aligned`` the bar's left side is empty and each target step carries its fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hafm_lightning.modeling.attention import AttentionBackend, Geometry, prepare
+from hafm_lightning.modeling.attention import Mixer, SequenceBias, WholeSequence
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
 from hafm_lightning.modeling.conditioning import EMBEDDING_STD, AlignedConditions, StreamEmbedding
 from hafm_lightning.modeling.layout import Conditioning, Pattern, SequenceLayout, interleave, prediction_steps
 from hafm_lightning.modeling.relative_position import (
@@ -30,18 +31,11 @@ from hafm_lightning.modeling.relative_position import (
     RelativePositionKind,
     StepPositions,
 )
-from hafm_lightning.modeling.rowwise import heads, rowwise
-from hafm_lightning.modeling.transformer import (
-    BackboneConfig,
-    CachedSteps,
-    KeyValueCache,
-    StepFunction,
-    Transformer,
-)
+from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
 from hafm_lightning.tokens import EMPTY, NULL
 
-KEPT_GEOMETRIES = 4
-"""Sequence lengths whose geometry a model keeps: training and validation crops, full clips."""
+CACHED_LENGTHS = 4
+"""Sequence lengths whose mask and bias a model keeps: training and validation crops, full clips."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,31 @@ class TokenModelConfig:
         """The sequence layout that the names describe."""
         return SequenceLayout.of(list(self.conditions), self.target, self.pattern, self.conditioning)
 
+    def visible_pairs(self, frames: int) -> int:
+        """Pairs of (query, key) that attention looks at in one sequence with ``frames`` target frames."""
+        plan = self.layout.plan(frames)
+        steps, before = plan.steps, plan.condition_steps
+        if not self.layout.causal:
+            return steps * steps
+        pairs = steps * (steps + 1) // 2
+        return pairs + before * (before - 1) // 2 if self.prefix_mask == "bidirectional" else pairs
+
+    def forward_flops(self, clips: int, frames: int) -> float:
+        """FLOPs of a forward pass over ``clips`` clips as in training (``nonautoregressive``: of one codebook).
+
+        Those that the mathematics needs: matrix products, and attention for the pairs of steps that see each other. A
+        training step takes three times as many.
+        """
+        layout, backbone, plan = self.layout, self.backbone, self.layout.plan(frames)
+        width = backbone.width
+        for_attention, after = 3 * width * width, width * width + 3 * width * backbone.inner_width
+        products = backbone.layers * plan.steps * (for_attention + after)
+        products -= plan.condition_steps * after  # the last layer's, whose results nothing uses
+        attention = backbone.layers * 2 * width * self.visible_pairs(frames)
+        codebooks = 1 if layout.pattern == "nonautoregressive" else layout.target.codebooks
+        heads = frames * codebooks * width * layout.target.vocabulary
+        return 2.0 * clips * (products + attention + heads)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict; inverse: :meth:`from_dict`."""
         return asdict(self) | {"conditions": list(self.conditions)}
@@ -98,14 +117,12 @@ class TokenModel(nn.Module):
 
     Args:
         config: Layout and sizes.
-        attention: Backend; ``auto`` chooses by device.
     """
 
-    def __init__(self, config: TokenModelConfig, attention: AttentionBackend = "auto") -> None:
+    def __init__(self, config: TokenModelConfig) -> None:
         super().__init__()
         self.config = config
         self.layout = config.layout
-        self.attention_backend = attention
         width, layout = config.backbone.width, self.layout
         self.conditions = nn.ModuleDict({s.name: StreamEmbedding(s, width, NULL) for s in layout.conditions})
         self.target = StreamEmbedding(layout.target, width, EMPTY)
@@ -123,9 +140,7 @@ class TokenModel(nn.Module):
         codebooks, vocabulary = layout.target.codebooks, layout.target.vocabulary
         self.head_weight = nn.Parameter(torch.randn(codebooks, vocabulary, width) * EMBEDDING_STD)
         self.head_bias = nn.Parameter(torch.zeros(codebooks, vocabulary))
-        self.packed_heads: nn.Module | None = None  # the same for inference, where a device reads it faster
-        self.compiled_step: StepFunction | None = None  # a decoding step, where a device has one for it
-        self._geometries: dict[tuple[int, int, str], Geometry] = {}
+        self._biases: dict[tuple[object, ...], SequenceBias] = {}
 
     @property
     def device(self) -> torch.device:
@@ -185,55 +200,40 @@ class TokenModel(nn.Module):
         here = slice(plan.condition_steps, None)
         return self.place(plan.place[here].to(self.device)), plan.frame[here].to(self.device)
 
-    @torch.inference_mode(False)  # what is kept must serve training too, wherever it was first made
-    def positions(self, frames: int) -> tuple[StepPositions, Geometry]:
-        """Positions and attention geometry for a target of ``frames`` frames, kept for the next call."""
-        positions = StepPositions.of(self.layout.plan(frames), self.device)
-        return positions, self._geometry(frames, positions)
+    def positions(self, frames: int, steps: int | None = None) -> StepPositions:
+        """Positions of the first ``steps`` steps (default: all) of a target of ``frames`` frames."""
+        return StepPositions.of(self.layout.plan(frames), self.device, steps)
 
-    @torch.inference_mode(False)
-    def prefix_geometry(self, frames: int, steps: int) -> Geometry:
-        """Attention geometry of the first ``steps`` steps of that sequence."""
-        whole = StepPositions.of(self.layout.plan(frames), self.device)
-        return self._geometry(
-            frames, StepPositions(whole.segment[:steps], whole.ticks[:steps], min(whole.condition_steps, steps))
-        )
-
-    def _geometry(self, frames: int, positions: StepPositions) -> Geometry:
-        key = (frames, positions.steps, str(self.device))
-        if key not in self._geometries:
-            while len(self._geometries) >= KEPT_GEOMETRIES:
-                self._geometries.pop(next(iter(self._geometries)))
-            self._geometries[key] = prepare(self.relative_position, positions, self.attention_backend)
-        return self._geometries[key]
+    @torch.inference_mode(False)  # biases are cached, and must serve training too, wherever they were first made
+    def attention(self, frames: int, steps: int | None = None) -> Mixer:
+        """How those steps attend to each other."""
+        relative_position = self.relative_position
+        key = (frames, steps, self.device, type(relative_position))
+        if key not in self._biases:
+            while len(self._biases) >= CACHED_LENGTHS:
+                self._biases.pop(next(iter(self._biases)))
+            self._biases[key] = relative_position.sequence_bias(self.positions(frames, steps))
+        return WholeSequence(self._biases[key], relative_position.table())
 
     # --- outputs ----------------------------------------------------------------------------------------------
 
     def head(self, hidden: Tensor, codebook: int) -> Tensor:
         """Hidden states ``[..., D]`` -> logits ``[..., V]`` of one codebook."""
-        if self.packed_heads is not None:
-            return self.packed_heads(hidden, codebook)  # type: ignore[no-any-return]
         return torch.nn.functional.linear(hidden, self.head_weight[codebook], self.head_bias[codebook])
 
-    def every_head(self, hidden: Tensor) -> Tensor:
-        """Hidden states ``[..., D]`` -> logits ``[..., K, V]`` of all codebooks."""
-        if self.packed_heads is not None:
-            return self.packed_heads(hidden)  # type: ignore[no-any-return]
-        return torch.stack([self.head(hidden, k) for k in range(len(self.head_bias))], dim=-2)
-
-    def step_logits(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
-        """One decoding step: input ``[R, 1, D]`` -> logits ``[R, W, V]`` of one codebook (W = 1), or of all."""
-        if self.compiled_step is not None and self.compiled_step.takes(x, at):
-            return self.compiled_step(x, at, codebook)
-        hidden = self.backbone.cached(x, at)[:, 0]
-        if codebook is None:
-            return self.every_head(hidden)
-        return self.head(hidden, codebook)[:, None]
+    def logits(self, hidden: Tensor, steps: Sequence[slice]) -> Tensor:
+        """Hidden states ``[B, S, D]`` -> logits ``[B, K, T, V]``, codebook ``k`` at ``steps[k]``."""
+        return torch.stack([self.head(hidden[:, here], k) for k, here in enumerate(steps)], dim=1)
 
     def cache(self, rows: int, steps: int) -> KeyValueCache:
         """An empty cache for :meth:`step_logits` with ``rows`` rows and up to ``steps`` steps."""
-        dtype = self.head_weight.dtype if self.compiled_step is None else self.compiled_step.cache_dtype(rows)
-        return KeyValueCache(self.config.backbone, rows, steps, self.device, dtype)
+        return KeyValueCache(self.config.backbone, rows, steps, self.device, self.head_weight.dtype)
+
+    def step_logits(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
+        """One decoding step: input ``[R, 1, D]`` -> logits ``[R, W, V]`` of one codebook (W = 1), or of all."""
+        hidden = self.backbone(x, at)[:, 0]
+        codebooks = range(len(self.head_bias)) if codebook is None else [codebook]
+        return torch.stack([self.head(hidden, k) for k in codebooks], dim=-2)
 
     def forward(self, streams: Mapping[str, Tensor], codebook: int | None = None) -> Tensor:
         """Teacher forcing: logits ``[B, K, T, V]`` for the target in ``streams``.
@@ -267,9 +267,7 @@ class TokenModel(nn.Module):
             x = x + clocked[:, frame]
         hidden = self._run(x, prefix, frames)
         steps = [prediction_steps(self.layout.pattern, stream.codebooks, frames, k) for k in range(stream.codebooks)]
-        if rowwise(hidden):
-            return heads(hidden, self.head_weight, self.head_bias, steps)
-        return torch.stack([self.head(hidden[:, here], k) for k, here in enumerate(steps)], dim=1)
+        return self.logits(hidden, steps)
 
     def codebook_logits(
         self, codes: Tensor, prefix: Tensor | None, clocked: Tensor | None, codebook: int, first: int = 0
@@ -299,5 +297,4 @@ class TokenModel(nn.Module):
         before = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
             x = torch.cat((prefix, x), dim=1)
-        _, geometry = self.positions(frames)
-        return self.backbone(x, self.relative_position.table(), geometry, before + first)  # type: ignore[no-any-return]
+        return self.backbone(x, self.attention(frames), before + first)  # type: ignore[no-any-return]

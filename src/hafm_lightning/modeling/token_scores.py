@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.modeling.conditioning import null_conditions
-from hafm_lightning.modeling.rowwise import cross_entropy, rowwise
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.tokens import TokenBatch, TokenStream
 
@@ -33,8 +32,6 @@ TOP = 10
 def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each token in nats: logits ``[..., V]``, true ids ``[...]`` -> float32 ``[...]``."""
     rows = logits.reshape(-1, logits.shape[-1]).float()  # vocabulary last and contiguous: the fast kernel
-    if rowwise(rows):
-        return cross_entropy(rows, targets.flatten()).view(targets.shape)
     return F.cross_entropy(rows, targets.flatten(), reduction="none").view(targets.shape)
 
 

@@ -5,7 +5,8 @@
 * GEGLU feed-forward (arXiv 2002.05202) of inner width ``int(2/3 feedforward)``, which keeps the parameter count of an
   ordinary feed-forward of that width; with biases this reproduces the paper's 38.6 / 42.5 / 44.1 M parameters.
 * A T5 relative bias shared by all layers (``relative_position``); no absolute positions.
-* A preallocated key-value cache: decoding writes in place and never concatenates.
+* One forward for training, prefill and decoding: what differs is how queries meet keys, which is an object that every
+  layer is handed (``attention.Mixer``).
 
 Source: HAFM (arXiv 2604.09054), section 3.3: 12 layers, width 512, 8 heads, feed-forward 2048.
 """
@@ -14,15 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from hafm_lightning.modeling.attention import Geometry, attend
-from hafm_lightning.modeling.rowwise import gated_feedforward, rms_norm, rowwise, split_heads
+from hafm_lightning.modeling.attention import Mixer
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., width]`` -> the same shape and dtype."""
-        if rowwise(x):
-            return rms_norm(x, self.weight, self.epsilon)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
 
 
@@ -89,82 +86,8 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D]`` -> ``[..., D]``."""
-        if rowwise(x):
-            expand, contract = self.expand, self.contract
-            return gated_feedforward(x, (expand.weight, expand.bias), (contract.weight, contract.bias))
         value, gate = self.expand(x).chunk(2, dim=-1)
         return self.contract(F.gelu(gate) * value)  # type: ignore[no-any-return]
-
-
-class KeyValueCache:
-    """Keys and values of the steps written so far, preallocated for all layers: ``[layers, B, H, capacity, d]``.
-
-    Unwritten places hold zeros and are never read: the caller passes how many steps count.
-    """
-
-    def __init__(
-        self, config: BackboneConfig, batch: int, capacity: int, device: torch.device | str, dtype: torch.dtype
-    ) -> None:
-        shape = (config.layers, 2, batch, config.heads, capacity, config.head_width)
-        self.both = torch.zeros(shape, device=device, dtype=dtype)  # [layers, 2, B, H, capacity, d]
-        self._layers = list(self.both)  # each [2, B, H, capacity, d]
-        self._heads = [layer.flatten(1, 2).unbind() for layer in self._layers]  # keys, values [B H, capacity, d]
-        self.keys, self.values = self.both.unbind(1)
-        self.capacity = capacity
-
-    def write(self, layer: int, start: Tensor | int, keys: Tensor, values: Tensor) -> None:
-        """Store ``[B, H, Q, d]`` at steps ``start : start + Q``; a tensor ``start`` keeps shapes static (``Q`` = 1)."""
-        if isinstance(start, Tensor):
-            self.keys[layer].index_copy_(2, start, keys)
-            self.values[layer].index_copy_(2, start, values)
-            return
-        stop = start + keys.shape[2]
-        if stop > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} steps, step {stop} was written")
-        self.keys[layer, :, :, start:stop] = keys
-        self.values[layer, :, :, start:stop] = values
-
-    def write_step(self, layer: int, start: Tensor | int, both: Tensor) -> None:
-        """Store the key and value of one step, ``[2, B, H, d]``."""
-        if isinstance(start, Tensor):
-            self._layers[layer].index_copy_(3, start, both[:, :, :, None])
-        else:
-            self._layers[layer].select(3, start).copy_(both)
-
-    def heads(self, layer: int, visible: int) -> tuple[Tensor, Tensor]:
-        """The first ``visible`` keys and values, each ``[B H, visible, d]``: views."""
-        keys, values = self._heads[layer]
-        return keys[:, :visible], values[:, :visible]
-
-
-@dataclass(frozen=True)
-class CachedSteps:
-    """Where a cached forward stands.
-
-    Attributes:
-        cache: Cache that receives the new keys and values.
-        start: First new step; an int64 tensor ``[1]`` where shapes must stay static.
-        visible: How many cached steps the new ones may look at (the bias masks the rest).
-        bias: Mask and bias ``[H, Q, visible]``.
-    """
-
-    cache: KeyValueCache
-    start: Tensor | int
-    visible: int
-    bias: Tensor
-
-
-class StepFunction(Protocol):
-    """A decoding step of a few rows, from input to logits, made for one device."""
-
-    def cache_dtype(self, rows: int) -> torch.dtype:
-        """How the cache of so many rows is to be kept."""
-
-    def takes(self, x: Tensor, at: CachedSteps) -> bool:
-        """Whether the function was made for inputs ``[R, 1, D]`` of this shape and this cache."""
-
-    def __call__(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
-        """Logits ``[R, W, V]`` of one codebook (W = 1), or of all."""
 
 
 class Attention(nn.Module):
@@ -178,40 +101,16 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(config.head_width)
         self.key_norm = RMSNorm(config.head_width)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, S, D]`` -> normalised queries, normalised keys, and values, each ``[B, H, S, d]``."""
         batch, steps, _ = x.shape
-        projected = self.project_in(x)
-        if rowwise(projected):
-            queries, keys, values = split_heads(projected, self.heads)
-        else:
-            queries, keys, values = projected.view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = self.project_in(x).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return self.query_norm(queries), self.key_norm(keys), values
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
-        """A whole sequence ``[B, S, D]`` -> its steps from ``first`` on, ``[B, S - first, D]``."""
-        queries, keys, values = self._split(x)
-        mixed = attend(queries, keys, values, table, geometry).transpose(1, 2)[:, first:]
+    def forward(self, x: Tensor, layer: int, mixer: Mixer, first: int = 0) -> Tensor:
+        """``[B, S, D]`` -> the steps from ``first`` on, ``[B, S - first, D]``; ``layer`` is the layer's number."""
+        mixed = mixer(layer, *self.split(x)).transpose(1, 2)[:, first:]
         return self.project_out(mixed.flatten(2))  # type: ignore[no-any-return]
-
-    def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
-        """As :meth:`forward`, and keep keys and values as the cache's first steps."""
-        queries, keys, values = self._split(x)
-        cache.write(layer, 0, keys, values)
-        mixed = attend(queries, keys, values, table, geometry)
-        return self.project_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-    def cached(self, x: Tensor, layer: int, at: CachedSteps) -> Tensor:
-        """New steps ``[B, Q, D]`` that also see the cached ones."""
-        queries, keys, values = self._split(x)
-        cache = at.cache
-        cache.write(layer, at.start, keys.to(cache.keys.dtype), values.to(cache.values.dtype))
-        mixed = F.scaled_dot_product_attention(
-            queries.to(cache.keys.dtype),
-            cache.keys[layer, :, :, : at.visible],
-            cache.values[layer, :, :, : at.visible],
-            attn_mask=at.bias[None].to(cache.keys.dtype),
-        )
-        return self.project_out(mixed.transpose(1, 2).flatten(2).to(x.dtype))  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -225,20 +124,10 @@ class Layer(nn.Module):
         self.feedforward = GEGLU(config.width, config.inner_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, layer: int, mixer: Mixer, first: int = 0) -> Tensor:
         """``[B, S, D]`` -> the steps from ``first`` on, ``[B, S - first, D]``."""
-        x = x[:, first:] + self.dropout(self.attention(self.attention_norm(x), table, geometry, first))
+        x = x[:, first:] + self.dropout(self.attention(self.attention_norm(x), layer, mixer, first))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))  # type: ignore[no-any-return]
-
-    def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
-        """As :meth:`forward`, filling the cache."""
-        x = x + self.attention.prefill(self.attention_norm(x), layer, table, geometry, cache)
-        return x + self.feedforward(self.feedforward_norm(x))  # type: ignore[no-any-return]
-
-    def cached(self, x: Tensor, layer: int, at: CachedSteps) -> Tensor:
-        """New steps ``[B, Q, D]`` -> ``[B, Q, D]``."""
-        x = x + self.attention.cached(self.attention_norm(x), layer, at)
-        return x + self.feedforward(self.feedforward_norm(x))  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -255,29 +144,17 @@ class Transformer(nn.Module):
             for branch in (layer.attention.project_out, layer.feedforward.contract):
                 nn.init.normal_(branch.weight, std=0.02 / math.sqrt(2 * config.layers))
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
-        """Inputs ``[B, S, D]``, bias table ``[R, H]`` -> hidden states from step ``first`` on, ``[B, S - first, D]``.
+    def forward(self, x: Tensor, mixer: Mixer, first: int = 0) -> Tensor:
+        """Inputs ``[B, S, D]`` -> hidden states from step ``first`` on, ``[B, S - first, D]``.
 
         The last layer computes nothing for earlier steps but what the later ones look at.
         """
-        for number, layer in enumerate(self.layers, 1):
-            kept = first if number == len(self.layers) else 0
+        for number, layer in enumerate(self.layers):
+            begin = first if number == len(self.layers) - 1 else 0
             if self.config.checkpoint_layers and self.training:
-                x = torch.utils.checkpoint.checkpoint(layer, x, table, geometry, kept, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(layer, x, number, mixer, begin, use_reentrant=False)
             else:
-                x = layer(x, table, geometry, kept)
-        return self.final_norm(x)  # type: ignore[no-any-return]
-
-    def prefill(self, x: Tensor, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
-        """First steps ``[B, P, D]`` into an empty cache -> their hidden states ``[B, P, D]``."""
-        for number, layer in enumerate(self.layers):
-            x = cast(Layer, layer).prefill(x, number, table, geometry, cache)
-        return self.final_norm(x)  # type: ignore[no-any-return]
-
-    def cached(self, x: Tensor, at: CachedSteps) -> Tensor:
-        """New steps ``[B, Q, D]`` after those in the cache -> their hidden states ``[B, Q, D]``."""
-        for number, layer in enumerate(self.layers):
-            x = cast(Layer, layer).cached(x, number, at)
+                x = layer(x, number, mixer, begin)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
 

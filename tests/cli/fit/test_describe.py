@@ -11,15 +11,8 @@ import torch
 from tiny_shards import write_tiny_shards
 from torch.utils.flop_counter import FlopCounterMode
 
-from hafm_lightning.cli.fit.describe import describe
-from hafm_lightning.modeling.cost import (
-    GIB,
-    activation_bytes,
-    forward_flops,
-    training_bytes,
-    training_flops,
-    visible_pairs,
-)
+from hafm_lightning.cli.fit.describe import GIB, activation_bytes, describe, training_bytes
+from hafm_lightning.kernels import for_training
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.token_scores import token_cross_entropy
@@ -52,16 +45,13 @@ def streams_of(config, clips=CLIPS, frames=FRAMES):
 def test_forward_flops_equal_pytorchs_count(pattern, conditioning):
     """PyTorch does not count fused attention on the CPU: two products of D numbers for each visible pair are added."""
     config = config_of(pattern, conditioning)
-    model = TokenModel(config, attention="dense").eval()
+    model = TokenModel(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(streams_of(config), 0 if pattern == "nonautoregressive" else None)
     counted = counter.get_total_flops()
     aside = counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0)  # a depth-wise one: next to nothing
-    plan = config.layout.plan(FRAMES)
-    pairs = visible_pairs(plan, config.layout.causal, config.prefix_mask)
-    attention = 2 * 2 * CLIPS * SIZE.layers * SIZE.width * pairs
-    assert forward_flops(config, CLIPS, FRAMES) == counted - aside + attention
-    assert training_flops(config, CLIPS, FRAMES) == 3 * forward_flops(config, CLIPS, FRAMES)
+    attention = 2 * 2 * CLIPS * SIZE.layers * SIZE.width * config.visible_pairs(FRAMES)
+    assert config.forward_flops(CLIPS, FRAMES) == counted - aside + attention
 
 
 @pytest.mark.parametrize("mask", ["causal", "bidirectional"])
@@ -74,12 +64,13 @@ def test_visible_pairs_are_those_of_the_mask(pattern, mask):
     steps = torch.arange(plan.steps)
     table, rows = module.table(), module.rows(positions, steps, steps)
     seen = int(torch.isfinite(table[rows][..., 0]).sum())
-    assert visible_pairs(plan, config.layout.causal, mask) == seen
+    assert config.visible_pairs(FRAMES) == seen
 
 
 def kept_bytes(config, mixed):
     """Bytes that autograd keeps in a forward pass, each storage once, without the parameters."""
     model = TokenModel(config).train()
+    for_training(model)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept, alive = {}, []
 

@@ -3,7 +3,9 @@
 Keys: ``stage``, ``parameters``, ``conditions``, ``target``, ``pattern``, ``conditioning``, ``streams``,
 ``clip_s``, ``sequence_steps``, ``batch_size`` (a process), ``tokens_per_step`` (target tokens of a batch),
 ``flops_per_step`` (forward and backward of a batch), and ``memory_gib``: the estimated peak of training on one batch,
-on a GPU (with mixed precision) and on the CPU (the whole process, at the precision that a CPU would use).
+on a GPU (with mixed precision) and on the CPU (the whole process, at the precision that a CPU would use). It is what
+autograd stores for the backward pass, tensor by tensor, plus weights, gradients and AdamW's moments; the bytes a step
+and layer are read off the implementation, and a test compares them with what autograd really saves.
 """
 
 from __future__ import annotations
@@ -11,22 +13,79 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 from hafm_lightning.cli.fit.training import StageCLI, quiet_lightning
 from hafm_lightning.cli.parser import PROGRAM, Parser
 from hafm_lightning.errors import RequestError
-from hafm_lightning.modeling.cost import GIB, training_bytes, training_flops
+from hafm_lightning.modeling.token_model import TokenModelConfig
 from hafm_lightning.stages import Stage
 from hafm_lightning.tokens import CLIP_DURATION_S
 
+Path = Literal["cpu", "cpu-mixed", "cuda-mixed"]
+"""Implementations whose memory is known: float32 on the CPU, and autocast to half precision on CPU or CUDA."""
+
+GIB = 2**30
+BYTES_PER_PARAMETER = 16
+"""Weight, gradient and AdamW's two moments in float32."""
 PROCESS_GIB = 0.5
 """Memory of Python, PyTorch and Lightning on the CPU without a model."""
 HELD_PER_BYTE_IN_USE = {"cpu": 1.35, "gpu": 1.1}
 """What the allocators hold for each byte in use: the C library keeps much of what is freed between two steps. The
 CPU's share is measured (steps of the semantic and the coarse stage, 1.24 to 1.5), the GPU's is not."""
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """What a layer keeps for each step: multiples of the width, of GEGLU's inner width, of the heads, and a rest.
+
+    Attributes:
+        width: Bytes for each of ``D``.
+        inner: Bytes for each of the inner width.
+        heads: Bytes for each head.
+        rest: Bytes besides.
+    """
+
+    width: int
+    inner: int
+    heads: int
+    rest: int
+
+
+LAYER_BYTES: dict[Path, LayerBytes] = {
+    # two residual streams, both norms' outputs, projected and normalised queries, keys, values, mixed values;
+    # GEGLU's expanded rows and gates; the log-sum-exp of each query
+    "cpu": LayerBytes(width=40, inner=12, heads=12, rest=8),
+    # the same with half-precision copies for the products, attention itself in float32
+    "cpu-mixed": LayerBytes(width=54, inner=8, heads=12, rest=8),
+    # attention in half precision, which keeps the log-sum-exp of each query
+    "cuda-mixed": LayerBytes(width=34, inner=8, heads=12, rest=8),
+}
+LOGIT_BYTES: dict[Path, int] = {"cpu": 16, "cpu-mixed": 20, "cuda-mixed": 20}
+"""For each logit: the stacked logits, rows for the cross-entropy, log-probabilities, gradients of the backward pass."""
+
+
+def activation_bytes(config: TokenModelConfig, clips: int, frames: int, path: Path) -> int:
+    """Bytes that the layers keep for the backward pass; with ``checkpoint_layers`` their inputs and one layer's all."""
+    backbone, steps = config.backbone, clips * config.layout.plan(frames).steps
+    layer = LAYER_BYTES[path]
+    kept = layer.width * backbone.width + layer.inner * backbone.inner_width + layer.heads * backbone.heads + layer.rest
+    if backbone.checkpoint_layers:
+        return steps * (kept + backbone.layers * 4 * backbone.width)
+    return steps * backbone.layers * kept
+
+
+def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames: int, path: Path) -> int:
+    """Bytes of a training step at its peak: the start of the backward pass, or the optimizer's step if that is more."""
+    layout = config.layout
+    codebooks = 1 if layout.pattern == "nonautoregressive" else layout.target.codebooks
+    logits = clips * frames * codebooks * layout.target.vocabulary * LOGIT_BYTES[path]
+    halves = 0 if path == "cpu" else 2 * parameters
+    backward = 12 * parameters + halves + activation_bytes(config, clips, frames, path) + logits
+    return max(backward, BYTES_PER_PARAMETER * parameters)
 
 
 def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str, Any]:
@@ -70,7 +129,7 @@ def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str,
         "sequence_steps": layout.plan(frames).steps,
         "batch_size": clips,
         "tokens_per_step": clips * frames * layout.target.codebooks,
-        "flops_per_step": training_flops(model, clips, frames),
+        "flops_per_step": 3 * model.forward_flops(clips, frames),
         "memory_gib": {
             "gpu": round(on_gpu * HELD_PER_BYTE_IN_USE["gpu"] / GIB, 2),
             "cpu": round(PROCESS_GIB + on_cpu * HELD_PER_BYTE_IN_USE["cpu"] / GIB, 2),

@@ -1,6 +1,7 @@
 """A decoding step of one or two clips, from input vector to logits, as one compiled function with the weights it reads.
 
-:mod:`~hafm_lightning.accompanist.step_kernel` holds the function, this module what it is called with. Choices:
+:mod:`~hafm_lightning.kernels.cpu.step_kernel` holds the function, this module what it is called with, and the form
+of the weights that decoding on a CPU starts from (:class:`FoldedLayer`). Choices:
 
 * with bf16 or int8 weights keys and values are kept in bf16: late steps read more of them than of weights;
 * the final norm's weight is multiplied into the output heads, whose rows are padded to whole blocks;
@@ -9,8 +10,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +22,83 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hafm_lightning.accompanist.plain_weights import PackedPrecision, PlainLayer, rounded
-from hafm_lightning.modeling.compiled.doors import DoesNotFit, decode_step, room
-from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
+from hafm_lightning.kernels.base import WeightPrecision
+from hafm_lightning.kernels.cpu.codegen.doors import DoesNotFit, decode_step, room
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
+from hafm_lightning.modeling.transformer import BackboneConfig, Layer, RMSNorm
 
+ALIGNMENT = 32
+"""Widths are padded to a multiple of this."""
 MOST_ROWS = 4
 """Steps of more rows multiply matrices, which oneDNN does better."""
 BF16_CACHE_ALIGNMENT = 32
 """Head widths that are no multiple of this keep their cache in float32."""
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32.
+
+    Attributes:
+        project_in: Weight ``[3 D, D]`` and bias.
+        project_out: Weight ``[D, D]`` and bias.
+        expand: Weight ``[2 I, D]`` and bias, values before gates.
+        contract: Weight ``[D, I]`` and bias; the padding is 0 * gelu(0).
+        head_factors: Factors ``[2, d]`` of normalised queries and keys.
+        heads: Number of heads.
+        epsilons: ``width * epsilon`` of the norms over the width and over a head.
+    """
+
+    project_in: tuple[Tensor, Tensor]
+    project_out: tuple[Tensor, Tensor]
+    expand: tuple[Tensor, Tensor]
+    contract: tuple[Tensor, Tensor]
+    head_factors: Tensor
+    heads: int
+    epsilons: tuple[float, float]
+
+    @classmethod
+    def of(cls, layer: Layer) -> FoldedLayer:
+        """The weights of a layer."""
+        attention, feedforward = layer.attention, layer.feedforward
+        inner = feedforward.contract.in_features
+        padding = -inner % ALIGNMENT
+        expand = (feedforward.expand.weight.detach() * norm_factors(layer.feedforward_norm)).view(2, inner, -1)
+        biases = F.pad(feedforward.expand.bias.detach().view(2, inner), (0, padding))
+        return cls(
+            project_in=(
+                attention.project_in.weight.detach() * norm_factors(layer.attention_norm),
+                attention.project_in.bias.detach(),
+            ),
+            project_out=(attention.project_out.weight.detach(), attention.project_out.bias.detach()),
+            expand=(F.pad(expand, (0, 0, 0, padding)).flatten(0, 1), biases.flatten()),
+            contract=(F.pad(feedforward.contract.weight.detach(), (0, padding)), feedforward.contract.bias.detach()),
+            head_factors=torch.stack([norm_factors(attention.query_norm), norm_factors(attention.key_norm)]),
+            heads=attention.heads,
+            epsilons=(norm_epsilon(layer.attention_norm), norm_epsilon(attention.query_norm)),
+        )
+
+    @property
+    def step_factors(self) -> Tensor:
+        """:attr:`head_factors` with the scale of the scores in the queries'."""
+        scale = 1 / math.sqrt(self.head_factors.shape[-1])
+        return self.head_factors * torch.tensor([scale, 1.0], dtype=torch.float32)[:, None]
+
+
+def norm_factors(norm: RMSNorm) -> Tensor:
+    """What an RMS norm multiplies ``x / sqrt(|x|^2 + width * epsilon)`` by, ``[width]``."""
+    return norm.weight.detach() * math.sqrt(norm.weight.shape[-1])
+
+
+def norm_epsilon(norm: RMSNorm) -> float:
+    """``width * epsilon``."""
+    return norm.weight.shape[-1] * norm.epsilon
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``[..., out, in]`` in int8, 255 levels for each output, and the size of a level ``[..., out]``."""
+    scale = weight.abs().amax(dim=-1).clamp(min=1e-12) / 127
+    return (weight / scale[..., None]).round().to(torch.int8), scale
 
 
 class CompiledStep:
@@ -42,11 +114,11 @@ class CompiledStep:
     def __init__(
         self,
         config: BackboneConfig,
-        layers: Sequence[PlainLayer],
+        layers: Sequence[FoldedLayer],
         heads: tuple[Tensor, Tensor],
-        precision: PackedPrecision,
+        precision: WeightPrecision,
     ) -> None:
-        from hafm_lightning.accompanist import step_kernel
+        from hafm_lightning.kernels.cpu import step_kernel
 
         self._step: Any = step_kernel.decode_step
         self._use_threads = step_kernel.use_threads
@@ -64,7 +136,7 @@ class CompiledStep:
         self._weights += stored([(weight.flatten(0, 1), bias.flatten())], precision)
         self._head_factors = torch.stack([layer.step_factors for layer in layers]).numpy()
         self._inner = layers[0].contract[0].shape[1]
-        self._least = np.array(layers[0].least, np.float32)
+        self._epsilons = np.array(layers[0].epsilons, np.float32)
         narrow = precision != "fp32" and config.head_width % BF16_CACHE_ALIGNMENT == 0
         self._cache_dtype = torch.bfloat16 if narrow else torch.float32
         self._door = decode_step(self._cache_dtype)
@@ -72,9 +144,9 @@ class CompiledStep:
             "width": config.width, "layers": len(layers), "heads": config.heads, "head_width": config.head_width,
         }  # fmt: skip
         self._kept = threading.local()
-        nothing = KeyValueCache(config, 1, 1, "cpu", self._cache_dtype)
+        empty = KeyValueCache(config, 1, 1, "cpu", self._cache_dtype)
         x, bias = room(1, 1, config.width, zero=True), room(config.heads, 1, 1, zero=True)
-        self(x, CachedSteps(nothing, 0, 1, bias), None)
+        self(x, CachedSteps(empty, 0, bias), None)
 
     def cache_dtype(self, rows: int) -> torch.dtype:
         """How the cache of so many rows is to be kept."""
@@ -85,12 +157,13 @@ class CompiledStep:
         few = x.dim() == 3 and x.shape[1] == 1 and len(x) <= MOST_ROWS
         if not few or not isinstance(at.start, int) or not 0 <= at.start < min(at.cache.capacity, at.bias.shape[-1]):
             return False
-        return not self._misfit(_beside(x[:, 0]), _beside(at.bias[:, 0]), at.cache.both)
+        return not self._misfit(x, at)
 
-    def _misfit(self, x: Tensor, bias: Tensor, cache: Tensor) -> str:
+    def _misfit(self, x: Tensor, at: CachedSteps) -> str:
         """Why the function cannot take these; empty where it can."""
+        tensors = {"x": x[:, 0].contiguous(), "cache": at.cache.entries, "bias": at.bias[:, 0].contiguous()}
         try:
-            self._door.addresses({"x": x, "cache": cache, "bias": bias}, self._sizes)
+            self._door.addresses(tensors, self._sizes)
         except DoesNotFit as error:
             return str(error)
         return ""
@@ -102,19 +175,20 @@ class CompiledStep:
             ValueError: Not what :meth:`takes` takes.
         """
         if not self.takes(x, at):
-            found = self._misfit(_beside(x[:, 0]), _beside(at.bias[:, 0]), at.cache.both)
-            raise ValueError(found or f"decode_step: not one step of at most {MOST_ROWS} rows within the cache")
+            raise ValueError(
+                self._misfit(x, at) or f"decode_step: not one step of at most {MOST_ROWS} rows within the cache"
+            )
         rows, _, width = x.shape
         heads, inner, threads = at.bias.shape[0], self._inner, self._use_threads(torch.get_num_threads())
         first, count = (0, self._codebooks) if codebook is None else (codebook, 1)
-        cache, logits = at.cache.both, room(rows, self._codebooks, self._outputs)
+        cache, logits = at.cache.entries, room(rows, self._codebooks, self._outputs)
         sizes = ((threads, rows, width), *((rows, size) for size in (3 * width, width, 2 * inner, inner)))
         spaces = self._spaces((*sizes, (rows * heads, at.cache.capacity)))
         counters = [np.zeros((self._phases, shares, 8), np.int64) for shares in (threads, 1)]
         self._step(
             x[:, 0].clone(memory_format=torch.contiguous_format).numpy(), *self._weights, self._head_factors,
             (cache.view(torch.uint16) if cache.dtype == torch.bfloat16 else cache).numpy(),
-            at.bias[:, 0].contiguous().numpy(), at.start, self._least, first * self._blocks,
+            at.bias[:, 0].contiguous().numpy(), at.start, self._epsilons, first * self._blocks,
             (first + count) * self._blocks, logits.flatten(1).numpy(), *spaces, *counters,
         )  # fmt: skip
         return logits[:, first : first + count, : self._vocabulary]
@@ -127,16 +201,11 @@ class CompiledStep:
         return kept[1]
 
 
-def _beside(x: Tensor) -> Tensor:
-    """The tensor in one piece."""
-    return x.contiguous()
-
-
 def stored(
-    pairs: Sequence[tuple[Tensor, Tensor]], precision: PackedPrecision
+    pairs: Sequence[tuple[Tensor, Tensor]], precision: WeightPrecision
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
     """Weights ``[layers, out / 4, 4 in]`` as the compiled step reads them; factors and biases ``[layers, out]``."""
-    from hafm_lightning.accompanist.step_tiles import tiled
+    from hafm_lightning.kernels.cpu.step_tiles import tiled
 
     weights, biases = (torch.stack(parts).float() for parts in zip(*pairs, strict=True))
     factors = torch.ones_like(biases)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hafm_lightning.modeling.compiled.attention_tiles import BACKWARD_ARGUMENTS, LOG2_E, TILE, AttentionCode
-from hafm_lightning.modeling.compiled.products import (
+from hafm_lightning.kernels.cpu.codegen.attention_tiles import BACKWARD_ARGUMENTS, LOG2_E, TILE, AttentionCode
+from hafm_lightning.kernels.cpu.codegen.products import (
     ROWS_AT_ONCE,
     Sums,
     adding,
@@ -15,7 +15,7 @@ from hafm_lightning.modeling.compiled.products import (
     storing,
     transpose,
 )
-from hafm_lightning.modeling.compiled.vector_code import BYTE, DOUBLE, LONG, CompiledFunction, compiled
+from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, DOUBLE, LONG, CompiledFunction, compiled
 
 
 @lru_cache(maxsize=8)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hafm_lightning.modeling.compiled.doors import NORM_BACKWARD, DoesNotFit, room
-from hafm_lightning.modeling.compiled.threads import run
-from hafm_lightning.modeling.compiled.vector_code import FLOAT, CompiledFunction, VectorCode, compiled
+from hafm_lightning.kernels.cpu.codegen.doors import NORM_BACKWARD, DoesNotFit, room
+from hafm_lightning.kernels.cpu.codegen.threads import run
+from hafm_lightning.kernels.cpu.codegen.vector_code import FLOAT, CompiledFunction, VectorCode, compiled
 
 COLUMNS_AT_ONCE = NORM_BACKWARD.multiples["width"]
 """A row's width must be a multiple of this."""

@@ -1,6 +1,6 @@
 """A network laid out for decoding on a CPU: read faster, in bf16 where the processor multiplies it.
 
-What the processor has is asked of :mod:`~hafm_lightning.accompanist.processor`; a precision means the same weights on
+What the processor has is asked of :mod:`~hafm_lightning.kernels.cpu.processor`; a precision means the same weights on
 all of them. Where bf16 is not multiplied (AVX2, Arm), whole sequences take bf16's values in float32: they cost the
 time and memory of fp32 there, and a network's steps and whole passes still agree with those of every other machine.
 Where there is no oneDNN (Arm), they go through ``F.linear``.
@@ -15,7 +15,7 @@ starting some hundred small operations. Choices, each measured (`benchmarks/gene
 * int8 weights are read 1.7 times as fast again, for an error of 0.8 % in each product;
 * with bf16 or int8 weights everything else stays float32: the residual stream, the norms, and the cache, which
   PyTorch's attention reads three times as fast in float32 as in bf16 on a CPU. Steps of a few rows of a large network
-  run in one compiled function (:mod:`~hafm_lightning.accompanist.compiled_step`), which keeps a bf16 cache.
+  run in one compiled function (:mod:`~hafm_lightning.kernels.cpu.compiled_step`), which keeps a bf16 cache.
 """
 
 from __future__ import annotations
@@ -28,18 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hafm_lightning.accompanist import processor
-from hafm_lightning.accompanist.compiled_step import CompiledStep
-from hafm_lightning.accompanist.plain_weights import (
-    ALIGNMENT,
-    PackedPrecision,
-    PlainLayer,
-    norm_factors,
-    rounded,
-)
-from hafm_lightning.modeling.attention import Geometry, attend
+from hafm_lightning.kernels.base import Twin, WeightPrecision, swap
+from hafm_lightning.kernels.cpu import codegen, processor
+from hafm_lightning.kernels.cpu.compiled_step import ALIGNMENT, CompiledStep, FoldedLayer, norm_factors, rounded
+from hafm_lightning.kernels.cpu.tiled_attention import TiledRelativePosition
+from hafm_lightning.modeling.attention import Mixer
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
+from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache, Layer, Transformer
+from hafm_lightning.modeling.transformer import BackboneConfig, Layer, Transformer
 
 EXPECTED_ROWS = 2
 """Rows for which the layout is chosen: one clip with guidance."""
@@ -50,26 +47,55 @@ KERNEL_PARAMETERS = 5_000_000
 """Backbones from this size on take the compiled step; compiling takes longer than a small one saves."""
 
 
-def pack(model: TokenModel, precision: PackedPrecision, *, kernel: bool | None = None) -> None:
+class PackedTokenModel(Twin, TokenModel):
+    """A network with packed weights, for inference alone; :func:`pack` makes one."""
+
+    heads: PackedHeads
+    compiled_step: CompiledStep | None
+
+    def head(self, hidden: Tensor, codebook: int) -> Tensor:
+        """As :meth:`TokenModel.head`."""
+        return self.heads(hidden, codebook)  # type: ignore[no-any-return]
+
+    def cache(self, rows: int, steps: int) -> KeyValueCache:
+        """As :meth:`TokenModel.cache`; the compiled step reads bf16 faster."""
+        dtype = torch.float32 if self.compiled_step is None else self.compiled_step.cache_dtype(rows)
+        return KeyValueCache(self.config.backbone, rows, steps, self.device, dtype)
+
+    def step_logits(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
+        """As :meth:`TokenModel.step_logits`."""
+        if self.compiled_step is not None and self.compiled_step.takes(x, at):
+            return self.compiled_step(x, at, codebook)
+        hidden = self.backbone(x, at)[:, 0]
+        if codebook is None:
+            return self.heads(hidden)  # type: ignore[no-any-return]
+        return self.head(hidden, codebook)[:, None]
+
+
+def pack(model: TokenModel, precision: WeightPrecision, *, kernel: bool | None = None) -> PackedTokenModel:
     """Replace a network's backbone and output heads, in place, for inference alone.
 
     Args:
         model: A network with float32 weights on the CPU. It takes and gives float32 afterwards.
-        precision: How the weights are kept.
+        precision: How the weights are stored.
         kernel: Whether steps of a few rows run in one compiled function; None: for large networks.
     """
     model.float().requires_grad_(False)
     kernel = steps_can_be_compiled(model, precision) if kernel is None else kernel
-    plain = [PlainLayer.of(cast(Layer, layer)) for layer in model.backbone.layers]
+    swap(model, {RelativePosition: TiledRelativePosition} if codegen.available() else {})
+    layers = [FoldedLayer.of(cast(Layer, layer)) for layer in model.backbone.layers]
     factors = norm_factors(model.backbone.final_norm)
-    if kernel:
-        heads = (model.head_weight.detach() * factors, model.head_bias.detach())
-        model.compiled_step = CompiledStep(model.config.backbone, plain, heads, precision)
-    model.backbone = cast(Transformer, PackedTransformer(model.config.backbone, plain, factors, precision))
-    model.packed_heads = PackedHeads(model.head_weight, model.head_bias, precision)
+    heads = PackedHeads(model.head_weight, model.head_bias, precision)
+    weights = (model.head_weight.detach() * factors, model.head_bias.detach())
+    model.__class__ = PackedTokenModel
+    packed = cast(PackedTokenModel, model)
+    packed.compiled_step = CompiledStep(model.config.backbone, layers, weights, precision) if kernel else None
+    packed.backbone = cast(Transformer, PackedTransformer(model.config.backbone, layers, factors, precision))
+    packed.heads = heads
+    return packed
 
 
-def steps_can_be_compiled(model: TokenModel, precision: PackedPrecision) -> bool:
+def steps_can_be_compiled(model: TokenModel, precision: WeightPrecision) -> bool:
     """Whether steps of a few rows are to run in one compiled function: it pays for large networks.
 
     Only for these is the function tried out, which may compile it.
@@ -77,7 +103,7 @@ def steps_can_be_compiled(model: TokenModel, precision: PackedPrecision) -> bool
     large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
     backbone = model.config.backbone
     fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
-    steps: dict[PackedPrecision, processor.Operation] = {"fp32": "step fp32", "bf16": "step bf16", "int8": "step int8"}
+    steps: dict[WeightPrecision, processor.Operation] = {"fp32": "step fp32", "bf16": "step bf16", "int8": "step int8"}
     return large and fits and processor.has(steps[precision])
 
 
@@ -93,7 +119,7 @@ class PackedLinear(nn.Module):
         precision: How the weights are kept; ``int8`` rounds each output's weights to 255 levels of their own.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, precision: PackedPrecision) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, precision: WeightPrecision) -> None:
         super().__init__()
         weight, bias = weight.detach().float(), bias.detach().float()
         narrow = precision != "fp32" and processor.multiplies_bf16()
@@ -142,7 +168,7 @@ class PackedLinear(nn.Module):
 class PackedHeads(nn.Module):
     """Output heads ``[K, V, D]``, each packed by itself and all of them as one."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, precision: PackedPrecision) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, precision: WeightPrecision) -> None:
         super().__init__()
         self.each = nn.ModuleList(PackedLinear(w, b, precision) for w, b in zip(weight, bias, strict=True))
         self.shape = bias.shape
@@ -155,92 +181,76 @@ class PackedHeads(nn.Module):
         return self.all(hidden).unflatten(-1, self.shape)  # type: ignore[no-any-return]
 
 
-def lengths(x: Tensor, least: Tensor) -> Tensor:
-    """``sqrt(|x|^2 + least^2)`` of the last dimension, ``[..., 1]``: what an RMS norm divides by, up to a factor."""
-    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
+def lengths(x: Tensor, root: Tensor) -> Tensor:
+    """``sqrt(|x|^2 + root^2)`` of the last dimension, ``[..., 1]``: what an RMS norm divides by, up to a factor."""
+    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), root)
+
+
+class _PackedSteps:
+    """:class:`CachedSteps` for packed layers, whose queries already have the scale of the scores.
+
+    Views of all layers are made at once: each costs as much as a small operation.
+    """
+
+    def __init__(self, at: CachedSteps, rows: int) -> None:
+        self._at, self._bias = at, at.bias.repeat(rows, 1, 1)  # [B H, Q, N]
+        entries = at.cache.entries  # [layers, 2, B, H, capacity, d]
+        self._seen = entries[..., : at.visible, :].flatten(2, 3).flatten(0, 1).unbind()  # each [B H, N, d]
+        self._step = entries.select(4, at.start).flatten(0, 1).unbind()  # each [B, H, d]
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As :class:`~hafm_lightning.modeling.attention.Mixer`."""
+        if queries.shape[2] == 1:
+            self._step[2 * layer].copy_(keys[:, :, 0])
+            self._step[2 * layer + 1].copy_(values[:, :, 0])
+        else:
+            self._at.cache.write(layer, self._at.start, keys, values)
+        keys, values = (part.to(queries.dtype) for part in self._seen[2 * layer : 2 * layer + 2])
+        weights = torch.softmax(torch.baddbmm(self._bias, queries.flatten(0, 1), keys.transpose(1, 2)), -1)
+        return torch.bmm(weights, values).view(queries.shape)
 
 
 class PackedLayer(nn.Module):
     """A :class:`~hafm_lightning.modeling.transformer.Layer` with packed weights."""
 
-    def __init__(self, plain: PlainLayer, precision: PackedPrecision) -> None:
+    def __init__(self, folded: FoldedLayer, precision: WeightPrecision) -> None:
         super().__init__()
-        self.heads = plain.heads
-        self.least, self.head_least = (torch.tensor(math.sqrt(value), dtype=torch.float32) for value in plain.least)
-        self.project_in = PackedLinear(*plain.project_in, precision)
-        self.project_out = PackedLinear(*plain.project_out, precision)
-        weights, biases = (part.unflatten(0, (2, -1)) for part in plain.expand)  # type: ignore[no-untyped-call]
+        self.heads = folded.heads
+        roots = (torch.tensor(math.sqrt(value), dtype=torch.float32) for value in folded.epsilons)
+        self.root, self.head_root = roots
+        self.project_in = PackedLinear(*folded.project_in, precision)
+        self.project_out = PackedLinear(*folded.project_out, precision)
+        weights, biases = (part.unflatten(0, (2, -1)) for part in folded.expand)  # type: ignore[no-untyped-call]
         self.value, self.gate = (PackedLinear(*pair, precision) for pair in zip(weights, biases, strict=True))
-        self.contract = PackedLinear(*plain.contract, precision)
-        self.head_factors, self.step_factors = plain.head_factors[:, None], plain.step_factors[:, None]  # [2, 1, d]
+        self.contract = PackedLinear(*folded.contract, precision)
+        self.head_factors, self.step_factors = folded.head_factors[:, None], folded.step_factors[:, None]  # [2, 1, d]
 
-    def _split(self, x: Tensor, factors: Tensor) -> Tensor:
-        """Of ``x [B, S, D]``: queries, keys and values ``[B, S, 3, H, d]``, the first two normed, times ``factors``."""
-        projected = self.project_in(x / lengths(x, self.least)).unflatten(-1, (3, self.heads, -1))
-        both = projected[:, :, :2]
-        both.div_(lengths(both, self.head_least)).mul_(factors)
-        return projected  # type: ignore[no-any-return]
-
-    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of the layer, from what attention mixed ``[B, S, D]``."""
-        x = x + self.project_out.product(mixed.to(self.project_out.dtype))
-        normed = (x / lengths(x, self.least)).to(self.value.dtype)
-        return x + self.contract.product(self.value.product_times(normed, self.gate.product(normed, "gelu")))
-
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, layer: int, mixer: Mixer, first: int = 0) -> Tensor:
         """``[B, S, D]`` -> the steps from ``first`` on, ``[B, S - first, D]``."""
-        queries, keys, values = self._split(x, self.head_factors).permute(2, 0, 3, 1, 4)
-        mixed = attend(queries, keys, values, table, geometry).transpose(1, 2)[:, first:]
-        return self._finish(x[:, first:], mixed.flatten(2))
-
-    def prefill(self, x: Tensor, layer: int, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
-        """As :meth:`forward`, filling the cache."""
-        queries, keys, values = self._split(x, self.head_factors).permute(2, 0, 3, 1, 4)
-        cache.write(layer, 0, keys, values)
-        return self._finish(x, attend(queries, keys, values, table, geometry).transpose(1, 2).flatten(2))
-
-    def cached(self, x: Tensor, layer: int, at: CachedSteps, bias: Tensor) -> Tensor:
-        """New steps ``[B, Q, D]`` -> ``[B, Q, D]``; ``bias [B H, Q, visible]``."""
-        queries, keys, values = self._split(x, self.step_factors).permute(2, 0, 3, 1, 4)  # each [B, H, Q, d]
-        kept = at.cache.both.dtype
-        if x.shape[1] == 1:
-            at.cache.write_step(layer, at.start, torch.stack((keys[:, :, 0], values[:, :, 0])).to(kept))
-        else:
-            at.cache.write(layer, at.start, keys.to(kept), values.to(kept))
-        keys, values = (part.to(x.dtype) for part in at.cache.heads(layer, at.visible))  # [B H, visible, d]
-        weights = torch.softmax(torch.baddbmm(bias, queries.flatten(0, 1), keys.transpose(1, 2)), -1)
-        mixed = torch.bmm(weights, values).view(queries.shape).transpose(1, 2)  # [B, Q, H, d]
-        return self._finish(x, mixed.flatten(2))
+        projected = self.project_in(x / lengths(x, self.root)).unflatten(-1, (3, self.heads, -1))
+        both = projected[:, :, :2]  # queries and keys, [B, S, 2, H, d]
+        factors = self.step_factors if isinstance(mixer, _PackedSteps) else self.head_factors
+        both.div_(lengths(both, self.head_root)).mul_(factors)
+        mixed = mixer(layer, *projected.permute(2, 0, 3, 1, 4)).transpose(1, 2)[:, first:].flatten(2)
+        x = x[:, first:] + self.project_out.product(mixed.to(self.project_out.dtype))
+        normed = (x / lengths(x, self.root)).to(self.value.dtype)
+        return x + self.contract.product(self.value.product_times(normed, self.gate.product(normed, "gelu")))
 
 
 class PackedTransformer(nn.Module):
     """A :class:`~hafm_lightning.modeling.transformer.Transformer` with packed weights."""
 
     def __init__(
-        self, config: BackboneConfig, plain: Sequence[PlainLayer], final_factors: Tensor, precision: PackedPrecision
+        self, config: BackboneConfig, folded: Sequence[FoldedLayer], final_factors: Tensor, precision: WeightPrecision
     ) -> None:
         super().__init__()
         self.config, self.final_factors = config, final_factors
-        self.layers = nn.ModuleList(PackedLayer(layer, precision) for layer in plain)
+        self.layers = nn.ModuleList(PackedLayer(layer, precision) for layer in folded)
 
-    def forward(self, x: Tensor, table: Tensor, geometry: Geometry, first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mixer: Mixer, first: int = 0) -> Tensor:
         """As the plain network's."""
+        if isinstance(mixer, CachedSteps):
+            mixer = _PackedSteps(mixer, len(x))
         for number, layer in enumerate(self.layers, 1):
-            x = layer(x, table, geometry, first if number == len(self.layers) else 0)
-        return self._norm(x)
-
-    def prefill(self, x: Tensor, table: Tensor, geometry: Geometry, cache: KeyValueCache) -> Tensor:
-        """As the plain network's."""
-        for number, layer in enumerate(self.layers):
-            x = cast(PackedLayer, layer).prefill(x, number, table, geometry, cache)
-        return self._norm(x)
-
-    def cached(self, x: Tensor, at: CachedSteps) -> Tensor:
-        """As the plain network's: ``[B, Q, D]`` -> ``[B, Q, D]``."""
-        bias = at.bias.repeat(x.shape[0], 1, 1)  # [B H, Q, visible]
-        for number, layer in enumerate(self.layers):
-            x = cast(PackedLayer, layer).cached(x, number, at, bias)
-        return self._norm(x)
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return x / lengths(x, cast(PackedLayer, self.layers[0]).least) * self.final_factors
+            x = layer(x, number - 1, mixer, first if number == len(self.layers) else 0)
+        return x / lengths(x, cast(PackedLayer, self.layers[0]).root) * self.final_factors

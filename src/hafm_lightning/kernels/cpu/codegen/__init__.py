@@ -24,7 +24,9 @@ def available() -> bool:
     try:
         _try_out()
     except (ImportError, OSError, RuntimeError, ArithmeticError) as error:
-        warnings.warn(f"llvmlite compiles nothing here, PyTorch's slower operations are used: {error}", stacklevel=2)
+        warnings.warn(
+            f"llvmlite cannot compile on this machine; using slower PyTorch operations: {error}", stacklevel=2
+        )
         return False
     return True
 
@@ -33,8 +35,8 @@ def _try_out() -> None:
     """Compile and run a function that doubles a vector of numbers."""
     import torch
 
-    from hafm_lightning.modeling.compiled.threads import run
-    from hafm_lightning.modeling.compiled.vector_code import FLOAT, VectorCode, compiled
+    from hafm_lightning.kernels.cpu.codegen.threads import run
+    from hafm_lightning.kernels.cpu.codegen.vector_code import FLOAT, VectorCode, compiled
 
     code = VectorCode("double")
     pointer = code.argument(0, FLOAT)

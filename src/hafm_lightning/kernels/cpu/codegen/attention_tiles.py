@@ -5,8 +5,8 @@ whole tiles, so that no product has a remainder. A tile of scores is held as ``[
 vectors in which each query has a lane; products with keys, values and their gradients read rows as they lie in memory;
 and only the queries and the gradient of the result are transposed, once for all of the tiles that they meet.
 
-Biases come as :class:`~hafm_lightning.modeling.tiled_attention.TiledBias`: for each key of a tile, the place where the
-biases of the tile's 64 queries lie one after the other, ``-inf`` where masked. Scores are logarithms to the base 2.
+Biases come as :class:`~hafm_lightning.kernels.cpu.tiled_attention.TiledBias`: for each key of a tile, the place where
+the biases of the tile's 64 queries lie one after the other, ``-inf`` where masked. Scores are logarithms to the base 2.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from hafm_lightning.modeling.compiled.products import ROWS_AT_ONCE, Sums, product
-from hafm_lightning.modeling.compiled.vector_code import BYTE, FLOAT, INT, LONG, VectorCode, long
+from hafm_lightning.kernels.cpu.codegen.products import ROWS_AT_ONCE, Sums, product
+from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, FLOAT, INT, LONG, VectorCode, long
 
 TILE = 64
 """Queries, and keys, of a tile: 16 KiB of scores."""

@@ -5,12 +5,12 @@ threads for each. Here the layers run inside one function that Numba compiles fo
 with librosa): weights and cache are read once each. Choices:
 
 * threads start once a step and meet at counters in memory, which costs far less than starting them for each product;
-* the products are written in vector instructions (:mod:`~hafm_lightning.accompanist.step_tiles`);
+* the products are written in vector instructions (:mod:`~hafm_lightning.kernels.cpu.step_tiles`);
 * weights are read in the precision that they are kept in (float32, bf16 as its upper 16 bits, int8 with a factor for
   each output) and widened to float32 on the way; all sums are float32;
 * every sum is made in the same order whatever the number of threads, so that a seed gives the same take;
 * compiling takes some ten seconds once for each precision and is kept on disk, so only large networks take this way
-  (:data:`~hafm_lightning.accompanist.packing.KERNEL_PARAMETERS`).
+  (:data:`~hafm_lightning.kernels.cpu.packed.KERNEL_PARAMETERS`).
 
 Imported only where it is used: Numba is slow to import.
 """
@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from hafm_lightning.accompanist.step_tiles import (
+from hafm_lightning.kernels.cpu.step_tiles import (
     OUTPUTS_IN_TILE,
     STEPS_AT_ONCE,
     add_to,

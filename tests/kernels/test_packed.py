@@ -14,13 +14,13 @@ from tiny_decoding import EVERY, FRAMES, GUIDED, PATTERNS, TARGET, setting
 from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch import nn
 
-from hafm_lightning.accompanist import processor, step_kernel, step_tiles
-from hafm_lightning.accompanist.packing import KERNEL_PARAMETERS, PackedLinear, pack
-from hafm_lightning.modeling import decoding
-from hafm_lightning.modeling.decoding import guided
-from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.kernels.cpu import processor, step_kernel, step_tiles
+from hafm_lightning.kernels.cpu.packed import KERNEL_PARAMETERS, PackedLinear, pack
+from hafm_lightning.modeling import decoding, filling
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
+from hafm_lightning.modeling.sampling import SamplingOptions, guided
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache
+from hafm_lightning.modeling.transformer import BackboneConfig
 
 pytestmark = pytest.mark.cpu
 BACKBONE = BackboneConfig(width=32, layers=2, heads=2, feedforward=50)
@@ -76,9 +76,7 @@ def networks(pattern: str, conditioning: str, bias: str = "time") -> tuple[Token
 
 
 def packed_copy(model: TokenModel, precision: str, kernel: bool = False) -> TokenModel:
-    packed = copy.deepcopy(model)
-    pack(packed, precision, kernel=kernel)
-    return packed
+    return pack(copy.deepcopy(model), precision, kernel=kernel)
 
 
 @pytest.fixture
@@ -90,17 +88,18 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
         logits_seen.append(logits.clone())
         return guided(logits, rows, options)
 
-    monkeypatch.setattr(decoding, "guided", record)
+    for module in (decoding, filling):
+        monkeypatch.setattr(module, "guided", record)
     return logits_seen
 
 
 def run(
-    model: TokenModel, conditions: dict[str, torch.Tensor], seen: list[torch.Tensor], **settings: bool
+    model: TokenModel, conditions: dict[str, torch.Tensor], seen: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and all logits of a short decoding."""
     seen.clear()
     seeds = list(range(len(next(iter(conditions.values())))))
-    decoder = decoding.Decoder(model, FRAMES, GUIDED, seeds, **settings)
+    decoder = decoding.Decoder(model, FRAMES, GUIDED, seeds)
     decoder.condition(conditions)
     return decoder.advance(FRAMES), torch.stack(seen)
 
@@ -119,7 +118,7 @@ def test_a_packed_network_gives_the_same_logits(pattern: str, conditioning: str)
             assert 0 < lost.std() < 5 * TOLERANCE[precision] * expected.std()
 
 
-@pytest.mark.parametrize("by", ["operations", "static", pytest.param("kernel", marks=steps_of("fp32")), "plain layers"])
+@pytest.mark.parametrize("by", ["operations", pytest.param("kernel", marks=steps_of("fp32")), "plain layers"])
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), EVERY)
 def test_packed_steps_equal_plain_ones(
     pattern: str,
@@ -133,7 +132,7 @@ def test_packed_steps_equal_plain_ones(
         pretend(monkeypatch, ())
     plain, conditions = networks(pattern, conditioning, bias)
     packed = packed_copy(plain, "fp32", kernel=by == "kernel")
-    expected, found = run(plain, conditions, seen), run(packed, conditions, seen, static=by == "static")
+    expected, found = run(plain, conditions, seen), run(packed, conditions, seen)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
 
@@ -178,7 +177,7 @@ def test_a_cache_in_bf16_loses_little_beside_the_weights(precision: str, seen: l
         decoder.condition(conditions)
         decoder.advance(FRAMES)
         found.append(seen[0])  # the first step that is not prefilled; later ones hear other tokens
-        caches.append(decoder.cache.both[..., : decoder.plan.condition_steps + 4 * known.shape[2] + 1, :])
+        caches.append(decoder.cache.entries[..., : decoder.plan.condition_steps + 4 * known.shape[2] + 1, :])
     assert caches[2].dtype == torch.bfloat16
     assert caches[1].dtype == torch.float32
     torch.testing.assert_close(caches[2].float(), caches[1], rtol=0.02, atol=0.03)
@@ -234,8 +233,7 @@ def test_tiles_hold_each_weight_once_in_reading_order(dtype: torch.dtype) -> Non
 
 def test_only_large_networks_are_compiled() -> None:
     plain, _ = networks("parallel", "aligned")
-    pack(plain, "fp32")
-    assert plain.compiled_step is None
+    assert pack(plain, "fp32").compiled_step is None
     assert BackboneConfig().layers * BackboneConfig().width ** 2 * 4 > KERNEL_PARAMETERS  # the paper's are
 
 
@@ -263,7 +261,7 @@ def test_a_step_that_the_compiled_function_turns_away_takes_the_layers(
     caches = [KeyValueCache(BACKBONE, 2, 3, "cpu", dtype) for dtype in (torch.float32, torch.bfloat16)]
     x, bias = torch.randn(2, 1, BACKBONE.width), torch.zeros(BACKBONE.heads, 1, 1)
     with torch.inference_mode():
-        exact, found = (packed.step_logits(x, CachedSteps(cache, 0, 1, bias), None) for cache in caches)
+        exact, found = (packed.step_logits(x, CachedSteps(cache, 0, bias), None) for cache in caches)
     assert (found - exact).std() < 0.05 * exact.std()
 
 
@@ -297,7 +295,6 @@ def test_several_steps_at_once_equal_plain_ones() -> None:
             cache = KeyValueCache(BACKBONE, 2, 9, "cpu", torch.float32)
             parts = []
             for first, last in ((0, 3), (3, 7)):
-                at = CachedSteps(cache, first, last, bias[:, first:last, :last])
-                parts.append(model.backbone.cached(x[:, first:last], at))
+                parts.append(model.backbone(x[:, first:last], CachedSteps(cache, first, bias[:, first:last, :last])))
             found.append(torch.cat(parts, dim=1))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from hafm_lightning.modeling.compiled.attention_tiles import FORWARD_ARGUMENTS, TILE, AttentionCode
-from hafm_lightning.modeling.compiled.products import ROWS_AT_ONCE, Sums, adding, product, storing, transpose
-from hafm_lightning.modeling.compiled.vector_code import FLOAT, CompiledFunction, compiled
+from hafm_lightning.kernels.cpu.codegen.attention_tiles import FORWARD_ARGUMENTS, TILE, AttentionCode
+from hafm_lightning.kernels.cpu.codegen.products import ROWS_AT_ONCE, Sums, adding, product, storing, transpose
+from hafm_lightning.kernels.cpu.codegen.vector_code import FLOAT, CompiledFunction, compiled
 
 _LEAST_SCORE = -1e30
 """The largest score where no key was seen yet: finite, so that differences are numbers."""

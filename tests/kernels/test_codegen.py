@@ -1,12 +1,17 @@
 """Compiled vector code against PyTorch: exponentials, products, transposition, and what threads share."""
 
+import ctypes
 import math
+import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from hafm_lightning.modeling.compiled import products, threads, vector_code
-from hafm_lightning.modeling.compiled.vector_code import FLOAT, VectorCode, compiled, long
+from hafm_lightning.kernels.cpu import codegen
+from hafm_lightning.kernels.cpu.codegen import products, threads, vector_code
+from hafm_lightning.kernels.cpu.codegen.vector_code import FLOAT, VectorCode, compiled, long
 
 pytestmark = pytest.mark.cpu
 SHAPES = [(4, 2), (4, 4), (8, 2), (16, 4)]
@@ -87,7 +92,40 @@ def test_each_task_is_taken_once_whatever_the_number_of_threads(count, openmp, m
     assert found[1000] == 0
 
 
-def test_pytorchs_own_threads_are_found_where_it_has_openmp():
-    parallel = "OpenMP" in torch.__config__.parallel_info().split("ATen parallel backend:")[-1]
-    if parallel and "libgomp" in str(list(threads.Path(torch.__file__).parent.glob("lib/lib*"))):
-        assert threads.openmp() is not None
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to list what is loaded")
+def test_threads_are_those_of_the_openmp_library_that_pytorch_has_loaded():
+    """What the process has mapped decides, not what :mod:`threads` finds."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {Path(line.split(maxsplit=5)[5]) for line in lines if "/" in line}
+    folder = (Path(torch.__file__).parent / "lib").resolve()
+    bundled = [path for path in loaded if path.parent == folder and path.name.startswith("libgomp")]
+    parallel, team = threads.openmp(), []
+    assert (parallel is not None) == bool(bundled)
+    if parallel is not None:
+        note = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: team.append(threading.get_native_id()))
+        parallel(ctypes.cast(note, ctypes.c_void_p).value, None, 2)
+        assert threading.get_native_id() in team  # the caller is one of the team, as OpenMP has it
+        assert 1 <= len(team) <= 2
+
+
+@pytest.fixture
+def nothing_known():
+    """Whether functions can be compiled is found out in this test, and again after it."""
+    codegen.available.cache_clear()
+    yield
+    codegen.available.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_without_llvmlite_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(codegen, "find_spec", lambda name: None)
+    assert not codegen.available()
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_where_nothing_can_be_compiled_one_warning_says_so(monkeypatch):
+    monkeypatch.setattr(vector_code.llvm, "create_mcjit_compiler", Mock(side_effect=RuntimeError("unknown target")))
+    with pytest.warns(UserWarning, match="unknown target") as warned:
+        found = codegen.available(), codegen.available()
+    assert found == (False, False)
+    assert len(warned) == 1

@@ -1,11 +1,12 @@
 """Attention with a learned relative bias on the CPU, by two compiled functions: tiles of 64 queries by 64 keys.
 
 A tile's scores stay in the processor's cache from the product that makes them to the last one that needs them, which
-reaches most of what the processor can multiply; see :mod:`~hafm_lightning.modeling.compiled.attention_tiles`. Whole
+reaches most of what the processor can multiply; see :mod:`~hafm_lightning.kernels.cpu.codegen.attention_tiles`. Whole
 tiles that the mask forbids are left out. Masks and biases of every kind have one form, :class:`TiledBias`. Each head of
 each clip is one thread's, so results do not depend on the number of threads.
 
-What the functions cannot take (:mod:`~hafm_lightning.modeling.compiled.doors`) is computed by PyTorch's operations.
+What the functions cannot take (:mod:`~hafm_lightning.kernels.cpu.codegen.doors`) is computed by PyTorch's operations,
+as on other devices (:class:`~hafm_lightning.modeling.attention.PairBias`).
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hafm_lightning.modeling.compiled.doors import (
+from hafm_lightning.kernels.base import Twin
+from hafm_lightning.kernels.cpu.codegen.doors import (
     ATTENTION_BACKWARD,
     ATTENTION_FORWARD,
     DoesNotFit,
     Door,
     room,
 )
-from hafm_lightning.modeling.compiled.threads import run
+from hafm_lightning.kernels.cpu.codegen.threads import run
+from hafm_lightning.modeling.attention import PairBias, SequenceBias
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
 
@@ -70,22 +73,28 @@ class TiledBias:
             if not 0 <= begin <= end <= len(self.rows):
                 raise ValueError(f"places must lie in {len(self.rows)} rows, got {begin} to {end}")
 
-    def pairs(self, masked: int) -> Tensor:
-        """Row of the bias table for each pair of steps, int64 ``[S, S]``; ``masked`` where no tile is."""
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
+        """Attention over the sequence, ``[B, H, S, d]`` -> the same, computed in float32 whatever the inputs are."""
+        with torch.autocast("cpu", enabled=False):
+            output = tiled_attention(queries.float(), keys.float(), values.float(), table, self)
+        return output.to(values.dtype)
+
+    def plain(self, masked: int) -> PairBias:
+        """The same for PyTorch's operations; ``masked`` is the table's row for pairs in no tile."""
         edge = (len(self.first) - 1) * 64
-        found = torch.full((edge, edge), masked, dtype=torch.int64)
+        pairs = torch.full((edge, edge), masked, dtype=torch.int64)
         lanes = torch.arange(64)
         for query in range(len(self.first) - 1):
             for tile in range(int(self.first[query]), int(self.first[query + 1])):
                 rows = self.rows[self.places[tile].long()[:, None] + lanes].long()  # [keys, queries]
                 key = int(self.keys[tile]) * 64
-                found[query * 64 : query * 64 + 64, key : key + 64] = rows.t()
-        return found[: self.steps, : self.steps]
+                pairs[query * 64 : query * 64 + 64, key : key + 64] = rows.t()
+        return PairBias.of(pairs[: self.steps, : self.steps], masked)
 
     @classmethod
     def of(cls, module: RelativePosition, positions: StepPositions) -> TiledBias:
         """The tiles of a sequence that hold a pair that ``module`` allows."""
-        from hafm_lightning.modeling.compiled.attention_tiles import TILE
+        from hafm_lightning.kernels.cpu.codegen.attention_tiles import TILE
 
         steps, known = positions.steps, dict[bytes, int]()
         first, keys, places = [0], list[int](), list[int]()
@@ -112,35 +121,36 @@ class TiledBias:
 def tiled_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias) -> Tensor:
     """Attention over a whole sequence, ``[B, H, S, d]`` -> the same; ``table`` is ``[R, H]``.
 
-    float32 on the CPU goes through the compiled functions, anything else through :func:`plain_attention`.
+    float32 on the CPU goes through the compiled functions, anything else through :meth:`TiledBias.plain`.
 
     Raises:
         ValueError: ``bias`` is for another number of steps or rows.
     """
-    from hafm_lightning.modeling.compiled.attention_tiles import LANES_AT_MOST
+    from hafm_lightning.kernels.cpu.codegen.attention_tiles import LANES_AT_MOST
 
     steps, width = queries.shape[-2:]
     if steps != bias.steps:
         raise ValueError(f"these biases are for {bias.steps} steps, not for {steps}")
     if len(table) < bias.table_rows:
         raise ValueError(f"the bias table has {len(table)} rows, these biases look for {bias.table_rows}")
-    inputs, missing, scale = (queries, keys, values), -width % LANES_AT_MOST, 1 / math.sqrt(width)
+    inputs, missing = (queries, keys, values), -width % LANES_AT_MOST
     if missing:
         inputs = tuple(F.pad(x, (0, missing)) for x in inputs)  # type: ignore[assignment]
     try:
-        output: Tensor = _TiledAttention.apply(*inputs, table, bias, scale)  # type: ignore[no-untyped-call]
+        output: Tensor = _TiledAttention.apply(*inputs, table, bias, width)  # type: ignore[no-untyped-call]
     except DoesNotFit:
-        return plain_attention(queries, keys, values, table, bias, scale)
+        return bias.plain(len(table) - 1).attend(queries, keys, values, table)
     return output[..., :width] if missing else output
 
 
-def plain_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias, scale: float
-) -> Tensor:
-    """The same by PyTorch's operations, in the type of the queries; keeps ``[B, H, S, S]`` floats."""
-    rows = bias.pairs(len(table) - 1).to(table.device)
-    biases = table.t().index_select(1, rows.flatten()).view(-1, *rows.shape).to(queries.dtype)
-    return torch.softmax(queries @ keys.transpose(-2, -1) * scale + biases, -1) @ values
+class TiledRelativePosition(Twin, RelativePosition):
+    """A relative position whose sequences attend by compiled tiles, on the CPU."""
+
+    def sequence_bias(self, positions: StepPositions) -> SequenceBias:
+        """As :meth:`RelativePosition.sequence_bias`."""
+        if positions.segment.device.type != "cpu":
+            return super().sequence_bias(positions)
+        return TiledBias.of(self, positions)
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -148,26 +158,26 @@ class _TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias, scale: float
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias, unpadded: int
     ) -> Tensor:
-        from hafm_lightning.modeling.compiled.attention_forward import forward_function
-        from hafm_lightning.modeling.compiled.attention_tiles import FORWARD_ARGUMENTS, TILE
+        from hafm_lightning.kernels.cpu.codegen.attention_forward import forward_function
+        from hafm_lightning.kernels.cpu.codegen.attention_tiles import FORWARD_ARGUMENTS, TILE
 
         batch, heads, steps, width = queries.shape
         output = room(batch, steps, heads, width).transpose(1, 2)  # heads side by side for what follows
         largest, total = (room(batch * heads, (len(bias.first) - 1) * TILE) for _ in range(2))
         tensors = {"query": queries, "key": keys, "value": values, "output": output, "largest": largest, "total": total}
-        call = _Call(ATTENTION_FORWARD, tensors, table, bias, scale)
+        call = _Call(ATTENTION_FORWARD, tensors, table, bias, 1 / math.sqrt(unpadded))
         call.run(forward_function(width), FORWARD_ARGUMENTS)
         ctx.save_for_backward(queries, keys, values, table, output, largest.add_(total.log2_()))
-        ctx.bias, ctx.scale = bias, scale
+        ctx.bias, ctx.unpadded = bias, unpadded
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from hafm_lightning.modeling.compiled.attention_backward import backward_function
-        from hafm_lightning.modeling.compiled.attention_tiles import BACKWARD_ARGUMENTS
+        from hafm_lightning.kernels.cpu.codegen.attention_backward import backward_function
+        from hafm_lightning.kernels.cpu.codegen.attention_tiles import BACKWARD_ARGUMENTS
 
         queries, keys, values, table, output, logarithms = ctx.saved_tensors
         shape = queries.shape
@@ -176,9 +186,9 @@ class _TiledAttention(torch.autograd.Function):
         tensors = {"query": queries, "key": keys, "value": values, "output": output, "gradient": gradient}
         tensors |= {"largest": logarithms, "grad_table": grad_table, **results}
         try:
-            call = _Call(ATTENTION_BACKWARD, tensors, table, ctx.bias, ctx.scale)
-        except DoesNotFit:  # what was kept came back as something else
-            return *_plain_gradients((queries, keys, values, table), gradient, ctx.bias, ctx.scale), None, None
+            call = _Call(ATTENTION_BACKWARD, tensors, table, ctx.bias, 1 / math.sqrt(ctx.unpadded))
+        except DoesNotFit:  # hooks of saved tensors may return another type
+            return *_plain_gradients((queries, keys, values, table), gradient, ctx.bias, ctx.unpadded), None, None
         call.run(backward_function(shape[-1]), BACKWARD_ARGUMENTS)
         over_clips = grad_table.sum(0)
         over_clips[:, -1] = 0  # the row of -inf is no parameter
@@ -186,13 +196,14 @@ class _TiledAttention(torch.autograd.Function):
 
 
 def _plain_gradients(
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor], gradient: Tensor, bias: TiledBias, scale: float
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor], gradient: Tensor, bias: TiledBias, unpadded: int
 ) -> tuple[Tensor, ...]:
-    """Gradients of queries, keys, values and table by PyTorch's operations."""
+    """Gradients of queries, keys, values and table by PyTorch's operations, from the first ``unpadded`` columns."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        output = plain_attention(leaves[0], leaves[1], leaves[2], leaves[3], bias, scale)
-    return torch.autograd.grad(output, leaves, gradient)
+        queries, keys, values, table = leaves = [x.detach().requires_grad_() for x in inputs]
+        parts = (x[..., :unpadded] for x in (queries, keys, values))
+        output = bias.plain(len(table) - 1).attend(*parts, table)
+    return torch.autograd.grad(output, leaves, gradient[..., :unpadded])
 
 
 class _Call:
@@ -210,7 +221,7 @@ class _Call:
     """
 
     def __init__(self, door: Door, tensors: Mapping[str, Tensor], table: Tensor, bias: TiledBias, scale: float) -> None:
-        from hafm_lightning.modeling.compiled.attention_tiles import LOG2_E, TILE, scratch_floats
+        from hafm_lightning.kernels.cpu.codegen.attention_tiles import LOG2_E, TILE, scratch_floats
 
         batch, heads, steps, width = tensors["query"].shape
         tiles, tasks = len(bias.first) - 1, batch * heads

@@ -14,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.accompanist.plain_weights import PackedPrecision, PlainLayer, rounded
+from hafm_lightning.kernels.base import WeightPrecision
+from hafm_lightning.kernels.cpu.compiled_step import CompiledStep, FoldedLayer, rounded
+from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
+from hafm_lightning.modeling.transformer import BackboneConfig, Layer, Transformer
 
 Operation = Literal[
     "packed fp32", "packed bf16", "int8 rows fp32", "int8 rows bf16", "step fp32", "step bf16", "step int8"
 ]
 """``packed``: oneDNN's linear layers with blocked weights, their GELU and their product with a factor. ``int8 rows``:
 a few rows of that type times int8 weights. ``step``: the compiled decoding step
-(:mod:`~hafm_lightning.accompanist.compiled_step`), which widens weights of each precision by itself."""
+(:mod:`~hafm_lightning.kernels.cpu.compiled_step`), which widens weights of each precision by itself."""
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.05}
@@ -52,7 +55,7 @@ def multiplies_bf16() -> bool:
     return any(bool(check()) for check in checks if check is not None) and has("packed bf16")
 
 
-def _close(found: Tensor, expected: Tensor, precision: PackedPrecision) -> bool:
+def _close(found: Tensor, expected: Tensor, precision: WeightPrecision) -> bool:
     """Whether a result is right, as far as a precision goes."""
     lost = (found.float() - expected.float()).abs().max()
     return bool(lost <= TOLERANCE[precision] * expected.abs().max())
@@ -87,15 +90,12 @@ def _try_int8_rows(dtype: torch.dtype) -> bool:
     return _close(found, F.linear(x.float(), weight.float()), "int8")
 
 
-def _try_step(precision: PackedPrecision) -> bool:
+def _try_step(precision: WeightPrecision) -> bool:
     from numba.core.errors import NumbaError
-
-    from hafm_lightning.accompanist.compiled_step import CompiledStep
-    from hafm_lightning.modeling.transformer import BackboneConfig, CachedSteps, KeyValueCache, Layer, Transformer
 
     config = BackboneConfig(layers=1, width=32, heads=1, feedforward=48)
     network = Transformer(config).float().eval()
-    layers = [PlainLayer.of(layer) for layer in network.layers if isinstance(layer, Layer)]
+    layers = [FoldedLayer.of(layer) for layer in network.layers if isinstance(layer, Layer)]
     weight, bias = (torch.randn(shape, dtype=torch.float32) for shape in ((1, 16, 32), (1, 16)))
     try:
         step = CompiledStep(config, layers, (weight, bias), precision)
@@ -104,8 +104,8 @@ def _try_step(precision: PackedPrecision) -> bool:
         for number in range(2):
             x = torch.randn(2, 1, 32, dtype=torch.float32)
             places = torch.zeros(1, 1, number + 1, dtype=torch.float32)
-            ours, theirs = (CachedSteps(cache, number, number + 1, places) for cache in both)
-            hidden = network.cached(x, theirs)[:, 0]
+            ours, theirs = (CachedSteps(cache, number, places) for cache in both)
+            hidden = network(x, theirs)[:, 0]
             expected = F.linear(hidden / scale, weight[0], bias[0])
             if not step.takes(x, ours) or not _close(step(x, ours, None)[:, 0], expected, precision):
                 return False

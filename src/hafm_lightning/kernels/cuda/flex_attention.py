@@ -7,8 +7,8 @@ Choices:
 
 * **Every setting is tried before it is used.** Forward and backward run once on zeros of the real shape,
   since the backward kernel is compiled at the first backward pass. If a kernel cannot be built, the next
-  smaller tiles are tried (:mod:`~hafm_lightning.modeling.flex_tiles`), and at last
-  ``scaled_dot_product_attention`` with a mask of all pairs. A warning of one line tells each change.
+  smaller tiles are tried (:mod:`~hafm_lightning.kernels.cuda.flex_tiles`), and at last PyTorch's operations,
+  as on other devices. A warning of one line tells each change.
 * **One compiled function for each shape.** Dynamo keeps at most 8 compilations of a function and then runs it
   uncompiled, which for FlexAttention writes out the scores of all pairs. A function for each shape stays far
   below that limit, and refuses to run uncompiled.
@@ -27,11 +27,11 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from hafm_lightning.modeling.flex_tiles import (
+from hafm_lightning.kernels.base import Twin
+from hafm_lightning.kernels.cuda.flex_tiles import (
     BACKWARD,
     FORWARD,
     Setting,
@@ -40,6 +40,7 @@ from hafm_lightning.modeling.flex_tiles import (
     device_name,
     shared_memory_bytes,
 )
+from hafm_lightning.modeling.attention import PairBias, SequenceBias
 from hafm_lightning.modeling.layout import TIMELESS
 from hafm_lightning.modeling.relative_position import (
     BUCKETS,
@@ -62,8 +63,8 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class FlexGeometry:
-    """Look-up table for the ``score_mod`` and the block mask.
+class FlexBias:
+    """Mask and bias of a sequence: look-up table for the ``score_mod``, and the block mask.
 
     One table serves steps and times, so that the backward pass adds each pair's gradient at one place, and
     pairs at different distances at different ones: thousands of pairs that meet at a single number would wait
@@ -79,8 +80,8 @@ class FlexGeometry:
     block_mask: Any
 
     @classmethod
-    def of(cls, module: RelativePosition, positions: StepPositions) -> FlexGeometry:
-        """The geometry of a sequence on the device of ``positions``."""
+    def of(cls, module: RelativePosition, positions: StepPositions) -> FlexBias:
+        """Mask and bias of a sequence on the device of ``positions``."""
         from torch.nn.attention.flex_attention import create_block_mask
 
         steps, device = positions.steps, positions.segment.device
@@ -120,11 +121,15 @@ class FlexGeometry:
         return (self.steps, self.latest_tick, module.across_segments, module.causal, both_ways)
 
     @cached_property
-    def pair_rows(self) -> Tensor:
-        """Bias row of each pair, int64 ``[S, S]``, for :func:`dense_attention`."""
-        with torch.inference_mode(False):  # what is kept must serve training too, wherever it was first made
+    def plain(self) -> PairBias:
+        """The same for PyTorch's operations."""
+        with torch.inference_mode(False):  # is cached and must serve training too, wherever it was first made
             steps = torch.arange(self.steps, device=self.segment.device)
-            return self.module.rows(self.positions, steps, steps)
+            return PairBias.of(self.module.rows(self.positions, steps, steps), self.module.masked_row)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
+        """Attention over the sequence, ``[B, H, S, d]`` -> the same; ``table`` is ``RelativePosition.table()``."""
+        return flex_attention(queries, keys, values, table, self)  # type: ignore[no-any-return, unused-ignore]
 
     def score_mod(self, bias: Tensor) -> ScoreMod:
         """The function that adds ``bias``, ``[H, 2 S - 1 (+ 2 R + 1)]``, to a score."""
@@ -144,10 +149,12 @@ class FlexGeometry:
         return by_time if self.module.across_segments else by_index
 
 
-def dense_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, rows: Tensor) -> Tensor:
-    """Attention with one additive mask: ``table [R + 1, H]``, and its row for each pair, ``rows [S, S]``."""
-    bias = table.t().index_select(1, rows.flatten()).view(1, -1, *rows.shape)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(queries.dtype))
+class FlexRelativePosition(Twin, RelativePosition):
+    """A relative position whose sequences attend by FlexAttention."""
+
+    def sequence_bias(self, positions: StepPositions) -> SequenceBias:
+        """As :meth:`RelativePosition.sequence_bias`."""
+        return FlexBias.of(self, positions)
 
 
 @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
@@ -156,7 +163,7 @@ def flex_attention(
     keys: Tensor,
     values: Tensor,
     table: Tensor,
-    geometry: FlexGeometry,
+    sequence: FlexBias,
 ) -> Tensor:
     """Attention over a whole sequence, ``[B, H, S, d]`` -> the same, by the largest tiles that can be built.
 
@@ -165,16 +172,16 @@ def flex_attention(
         keys: What the queries are compared with.
         values: What is mixed.
         table: ``RelativePosition.table()``.
-        geometry: Of the same sequence, on the same device.
+        sequence: Mask and bias of the same sequence, on the same device.
 
     Warns once where that is not PyTorch's own choice. Raises errors other than those of building a kernel.
     """
-    bias = table.t().index_select(1, geometry.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
+    bias = table.t().index_select(1, sequence.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
     inputs = (queries, keys, values, bias)
-    kernel = _kernels.of(inputs, geometry)
+    kernel = _kernels.of(inputs, sequence)
     if kernel is None:
-        return dense_attention(queries, keys, values, table, geometry.pair_rows)
-    return kernel.run(inputs, geometry)
+        return sequence.plain.attend(queries, keys, values, table)
+    return kernel.run(inputs, sequence)
 
 
 def compile_flex(name: str, device: torch.device) -> FlexKernel:
@@ -200,10 +207,10 @@ class _Kernel:
     function: FlexKernel
     setting: Setting
 
-    def run(self, inputs: Inputs, geometry: FlexGeometry) -> Tensor:
+    def run(self, inputs: Inputs, sequence: FlexBias) -> Tensor:
         """The output for ``inputs``."""
         *qkv, bias = inputs
-        return self.function(*qkv, geometry.score_mod(bias), geometry.block_mask, self.setting.options())
+        return self.function(*qkv, sequence.score_mod(bias), sequence.block_mask, self.setting.options())
 
 
 class _Kernels:
@@ -219,31 +226,31 @@ class _Kernels:
         self._backward: dict[object, int] = {}
         self._told: set[tuple[str, str]] = set()
 
-    def of(self, inputs: Inputs, geometry: FlexGeometry) -> _Kernel | None:
+    def of(self, inputs: Inputs, sequence: FlexBias) -> _Kernel | None:
         """The kernel for ``inputs``, tried on zeros; None if none can be built."""
         device, inference = inputs[0].device, torch.is_inference_mode_enabled()
         mode = (torch.is_grad_enabled(), inference, torch.is_autocast_enabled(device.type))
         shapes = tuple((x.shape, x.stride(), x.dtype, x.requires_grad) for x in inputs)
-        key = (device, mode, shapes, geometry.signature)
+        key = (device, mode, shapes, sequence.signature)
         if key not in self._found:
-            self._found[key] = self._first_that_builds(inputs, geometry)
+            self._found[key] = self._first_that_builds(inputs, sequence)
             while len(self._found) > KEPT_KERNELS:
                 self._found.popitem(last=False)
         self._found.move_to_end(key)
         return self._found[key]
 
-    def _first_that_builds(self, inputs: Inputs, geometry: FlexGeometry) -> _Kernel | None:
-        queries, steps = inputs[0], geometry.steps
+    def _first_that_builds(self, inputs: Inputs, sequence: FlexBias) -> _Kernel | None:
+        queries, steps = inputs[0], sequence.steps
         device, width, itemsize = queries.device, queries.shape[-1], queries.dtype.itemsize
         length = "short" if steps < 128 else "ragged" if steps % 128 else "whole"
-        kind = (device, queries.dtype, width, geometry.module.across_segments, length)
+        kind = (device, queries.dtype, width, sequence.module.across_segments, length)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         backward = self._backward.get(kind, 0) if training else None
         setting = Setting(self._forward.get(kind, 0), backward)
         kernel, limit, reason = None, shared_memory_bytes(device), "as for an earlier length"
         while not setting.exhausted:
             kernel = _Kernel(compile_flex(f"flex_attention_of_{steps}_steps", device), setting)
-            failure = _failure(kernel, inputs, geometry, training)
+            failure = _failure(kernel, inputs, sequence, training)
             if failure is None:
                 break
             reason = failure.reason
@@ -263,11 +270,10 @@ class _Kernels:
         """One line for what differs from PyTorch's own choice, unless it was told before."""
         name = device_name(device)
         if setting.exhausted:
-            changes = ["dense"]
+            changes = ["plain"]
             line = (
-                f"FlexAttention cannot be built on {name}; attention falls back to "
-                "scaled_dot_product_attention with a mask of all pairs of steps: a training step takes "
-                "several times as long, and memory grows with the square of the length"
+                f"FlexAttention cannot be built on {name}; attention falls back to PyTorch's operations on blocks "
+                "of queries: a training step takes several times as long"
             )
         else:
             chosen = {"forward": FORWARD[setting.forward], "backward": BACKWARD[setting.backward or 0]}
@@ -290,7 +296,7 @@ class _Failure:
     reason: str
 
 
-def _failure(kernel: _Kernel, inputs: Inputs, geometry: FlexGeometry, training: bool) -> _Failure | None:
+def _failure(kernel: _Kernel, inputs: Inputs, sequence: FlexBias, training: bool) -> _Failure | None:
     """Run both passes on zeros laid out as ``inputs``; raises errors but those of building a kernel."""
     queries, keys, values, bias = (_zeros_like(x) for x in inputs)
     zeros: Inputs = (queries, keys, values, bias)
@@ -299,7 +305,7 @@ def _failure(kernel: _Kernel, inputs: Inputs, geometry: FlexGeometry, training: 
         # a checkpointed layer's hooks must not see these tensors; DDP's optimizer of graphs, which in older
         # versions refuses FlexAttention's, has no parameters here to split them at
         with saved_tensors_hooks(_same, _same), torch._dynamo.config.patch(optimize_ddp=False):
-            output = kernel.run(zeros, geometry)
+            output = kernel.run(zeros, sequence)
             in_backward = True
             if training:
                 leaves = [x for x in zeros if x.requires_grad]

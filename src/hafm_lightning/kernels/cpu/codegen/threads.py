@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from hafm_lightning.modeling.compiled.vector_code import CompiledFunction
+    from hafm_lightning.kernels.cpu.codegen.vector_code import CompiledFunction
 
 _Parallel = Callable[[int, Any, int], None]
 

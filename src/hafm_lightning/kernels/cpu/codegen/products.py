@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from hafm_lightning.modeling.compiled.vector_code import INT, VectorCode
+from hafm_lightning.kernels.cpu.codegen.vector_code import INT, VectorCode
 
 ROWS_AT_ONCE = 4
 """Rows whose sums are kept in registers."""

@@ -1,0 +1,47 @@
+"""Everything that only makes a device faster, behind two functions: :func:`for_training` and :func:`for_inference`.
+
+``modeling`` is a plain Transformer that runs anywhere. A :class:`~hafm_lightning.kernels.base.Backend` exchanges its
+modules for twins that compute the same on one kind of device; ``kernels: none`` in a configuration leaves them plain.
+``cuda`` and ``cpu`` are the two backends, ``base`` holds what they share.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from hafm_lightning.kernels.base import Backend, PlainBackend, WeightPrecision
+from hafm_lightning.kernels.cpu import CpuBackend
+from hafm_lightning.kernels.cuda import CudaBackend
+from hafm_lightning.modeling.token_model import TokenModel
+
+Kernels = Literal["auto", "none"]
+"""``auto``: the kernels of the device that a network is on; ``none``: PyTorch's operations."""
+
+BACKENDS: dict[str, Backend] = {"cpu": CpuBackend(), "cuda": CudaBackend()}
+"""By type of device; others run the plain network."""
+
+
+def backend_for(device: torch.device, kernels: Kernels = "auto") -> Backend:
+    """The backend of a device."""
+    return BACKENDS.get(device.type, PlainBackend()) if kernels == "auto" else PlainBackend()
+
+
+def for_training(model: TokenModel, kernels: Kernels = "auto") -> None:
+    """Exchange modules of a network, in place, for twins that compute the same, faster, on the device that it is on.
+
+    Parameters keep their names. A network that moved to another device is to be given here again.
+    """
+    backend_for(model.device, kernels).for_training(model)
+
+
+def for_inference(model: TokenModel, device: torch.device, precision: WeightPrecision) -> TokenModel:
+    """A network with the same methods for inference alone, on ``device`` and laid out for it; ``model`` is used up.
+
+    Args:
+        model: The network, in eval mode, with float32 weights.
+        device: Where it will run.
+        precision: How weights are stored.
+    """
+    return backend_for(device).for_inference(model.to(device), precision)

@@ -1,0 +1,38 @@
+"""CUDA: FlexAttention and compiled layers in training, decoding steps as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hafm_lightning.kernels.base import PlainBackend, WeightPrecision, swap
+from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
+from hafm_lightning.kernels.cuda.flex_attention import FlexRelativePosition
+from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
+from hafm_lightning.modeling.relative_position import RelativePosition
+from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.modeling.transformer import Layer
+
+
+class CudaBackend(PlainBackend):
+    """NVIDIA GPUs."""
+
+    def for_training(self, model: TokenModel) -> None:
+        """As :meth:`Backend.for_training <hafm_lightning.kernels.base.Backend.for_training>`."""
+        swap(model, {RelativePosition: FlexRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
+
+    def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
+        """As :meth:`Backend.for_inference <hafm_lightning.kernels.base.Backend.for_inference>`.
+
+        Whole sequences stay with PyTorch's operations: compiling FlexAttention for each of the few lengths that a take
+        meets once or twice would take longer than the take.
+        """
+        model = super().for_inference(model, precision)
+        swap(model, {TokenModel: GraphTokenModel})
+        return model
+
+    def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
+        """A decoding step reads all weights once and does little else, so halving them shortens it."""
+        del models
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
