@@ -164,9 +164,9 @@ def is_one_of(target: type[Any], bases: Sequence[Any]) -> bool:
 def _subclasses(bases: Sequence[Any]) -> set[Any]:
     """The classes themselves and everything imported below them, without abstract ones."""
     found: set[Any] = set()
-    waiting = [base for base in bases if isinstance(base, type)]
+    waiting: list[Any] = [base for base in bases if isinstance(base, type)]
     while waiting:
         kind = waiting.pop()
-        waiting += [below for below in type.__subclasses__(kind) if below not in found]
+        waiting += [kind_below for kind_below in type.__subclasses__(kind) if kind_below not in found]
         found.add(kind)
     return {kind for kind in found if not inspect.isabstract(kind)}
