@@ -7,8 +7,8 @@ A step is what ``fit`` does with a batch: loss, gradients, AdamW; tokens are ran
 tells them apart) has a process of its own; they take turns, so that other programs on the machine disturb all alike,
 and ratios are medians over the rounds. Target codes a second are the tokens that the stage learns to write; sequence
 steps a second count its conditions too. MFU is the FLOPs that the mathematics needs (three times
-``TokenModelConfig.forward_flops``, the same for all paths) over what a large matrix product reaches at this precision in the same run. Memory is the peak of the whole
-process on the CPU, and of PyTorch's tensors on CUDA.
+``TokenModelConfig.forward_flops``, the same for all paths) over what a large matrix product reaches at this
+precision in the same run. Memory is the peak of the whole process on the CPU, and of PyTorch's tensors on CUDA.
 
 On CUDA the batches are the paper's, 36, 12 and 36 clips of 10 s. On a CPU they are smaller, and the long stages have
 one round, which takes minutes on two cores; ``--shapes`` takes them one by one into the same file. A path that
