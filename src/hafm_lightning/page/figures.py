@@ -190,7 +190,12 @@ def histogram(caption: str, edges: Sequence[float], counts: Sequence[int]) -> Fi
     shapes = [_text(0, y, f"{edges[0]:g}"), _text(WIDTH, y, f"{edges[-1]:g}", "end")]
     for index, count in enumerate(counts):
         height = round(BARS_HEIGHT * count / max(*counts, 1), 2)
-        box: dict[str, Any] = {"class": "bar", "x": round(index * width, 2), "y": round(BARS_HEIGHT - height, 2), "height": height}
+        box: dict[str, str | float] = {
+            "class": "bar",
+            "x": round(index * width, 2),
+            "y": round(BARS_HEIGHT - height, 2),
+            "height": height,
+        }
         box["width"] = round(max(width - 0.5, 0.3), 2)
         title = f"{edges[index]:g} to {edges[index + 1]:g}: {count}"
         shapes.append(Shape("rect", box, title))
