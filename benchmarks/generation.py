@@ -25,11 +25,11 @@ from typing import Any, Literal
 
 import torch
 from _facts import machine, peak_memory_bytes
+from _seams import seam_test
 
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, cpu_multiplies_bf16, settle
 from hafm_lightning.audio import Audio, resample, write_audio
-from hafm_lightning.evaluation.coherence.seams import seam_test
 from hafm_lightning.modeling.decoding import Decoder
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel

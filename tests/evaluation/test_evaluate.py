@@ -20,10 +20,8 @@ from hafm_lightning.cli import main
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import load_card
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics
-from hafm_lightning.evaluation.embeddings.base import LogMelEmbedding
-from hafm_lightning.evaluation.systems.base import (
-    Band,
-)
+from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
+from hafm_lightning.evaluation.systems.band import Band
 from hafm_lightning.evaluation.systems.retrieval import Retrieval
 from hafm_lightning.stages import Stage
 

@@ -1,14 +1,29 @@
-"""The card as one HTML page: tables, figures with intervals, players. It needs no network and runs no script."""
+"""The card as one HTML page: tables, figures with intervals, players. It needs no network and runs no script.
+
+Figures are inline SVG. Their colours come from the page's style sheet (``currentColor`` and classes), so that they
+follow light and dark themes, and every figure carries its numbers as text, in titles that browsers show and screen
+readers read.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from hafm_lightning.evaluation.card.card import Card, Player, Table, cell_notes, cell_text, heading
-from hafm_lightning.evaluation.card.figures import curve_figure, interval_figure, legend
+from hafm_lightning.evaluation.card.card import Card, Column, Player, Plot, Table, cell_notes, cell_text, heading
+
+WIDTH = 640
+LEFT = 210
+RIGHT = 20
+ROW_HEIGHT = 26
+CURVE_HEIGHT = 260
+CURVE_LEFT = 64
+LABEL_HEIGHT = 14
+FAR_SPANS = 3
+"""A baseline this many times the curves' own span above them is named at the edge and not drawn."""
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2563eb; }
@@ -35,6 +50,7 @@ svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; } svg text { 
 .players { display: grid; grid-template-columns: repeat(auto-fit, minmax(330px, 1fr)); gap: 1rem; }
 .player { border: 1px solid var(--line); border-radius: 8px; padding: .7rem; }
 .player label { display: block; font-size: .85rem; opacity: .75; margin-top: .4rem; } audio { width: 100%; }
+img { max-width: 100%; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; } details { margin: .8rem 0; } code { overflow-wrap: anywhere; }
 """
 
@@ -53,9 +69,14 @@ def page(card: Card) -> str:
             caption = f"<figcaption>{escape(plot.title)} <small>({escape(plot.y_label)})</small></figcaption>"
             body.append(f"<figure>{caption}{curve_figure(plot)}{key}</figure>")
         body.append("</div>")
+    if card.pictures:
+        body.append("<h2>Pictures</h2>")
+        for caption, file in card.pictures.items():
+            picture = f"<img src='{quote(file)}' alt='{escape(caption, quote=True)}'>"
+            body.append(f"<figure><figcaption>{escape(caption)}</figcaption>{picture}</figure>")
     if card.absent:
         items = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in card.absent.items())
-        body.append(f"<h2>Not made</h2><ul>{items}</ul>")
+        body.append(f"<h2>Left out</h2><ul>{items}</ul>")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -69,14 +90,13 @@ def _table_section(table: Table) -> str:
     parts += ["<div class='scroll'>", _table(table), "</div>"]
     if table.checks:
         items = "".join(f"<li>{escape(check)}</li>" for check in table.checks)
-        parts.append(f"<h3>What the controls say</h3><ul>{items}</ul>")
+        parts.append(f"<h3>Controls</h3><ul>{items}</ul>")
     if table.players:
         parts.append(f"<h3>Listen</h3><div class='players'>{''.join(map(_player, table.players))}</div>")
-    figures = [(column, interval_figure(table, column)) for column in table.columns]
     drawn = [
         f"<figure><figcaption>{escape(heading(column))}</figcaption>{figure}</figure>"
-        for column, figure in figures
-        if figure
+        for column in table.columns
+        if (figure := interval_figure(table, column))
     ]
     if drawn:
         summary = "<summary>Figures: 95 % intervals</summary>"
@@ -135,3 +155,120 @@ def _text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(_text, value))
     return str(value)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that span ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / count
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+
+
+def interval_figure(table: Table, column: Column) -> str:
+    """Dots with whiskers, one line a row; empty text where fewer than two cells hold numbers, or all hold the same."""
+    rows = [(row.label, row.values[column.key]) for row in table.rows]
+    filled = [(label, cell, cell.value) for label, cell in rows if cell.value is not None]
+    if len(filled) < 2:
+        return ""
+    bounds = [bound for _, cell, value in filled for bound in (value, cell.low, cell.high) if bound is not None]
+    if min(bounds) == max(bounds):
+        return ""
+    marks = ticks(min(bounds), max(bounds))
+    height = ROW_HEIGHT * len(filled) + 34
+
+    def x(value: float) -> float:
+        return LEFT + (value - marks[0]) / (marks[-1] - marks[0]) * (WIDTH - LEFT - RIGHT)
+
+    parts = [_axis_line(x(mark), mark, 6, height - 28, height - 10) for mark in marks]
+    for index, (label, cell, value) in enumerate(filled):
+        y = 18 + ROW_HEIGHT * index
+        parts.append(f'<text x="{LEFT - 10}" y="{y + 4}" text-anchor="end">{escape(label)}</text>')
+        if cell.low is not None and cell.high is not None:
+            parts.append(f'<line class="whisker" x1="{x(cell.low):.1f}" x2="{x(cell.high):.1f}" y1="{y}" y2="{y}"/>')
+        title = escape(f"{label}: {cell_text(cell, column.digits)}")
+        parts.append(f'<circle class="dot" cx="{x(value):.1f}" cy="{y}" r="4"><title>{title}</title></circle>')
+    summary = "; ".join(f"{label} {cell_text(cell, column.digits)}" for label, cell, _ in filled)
+    return _svg(f"{column.label}: {summary}", height, parts)
+
+
+def curve_figure(plot: Plot) -> str:
+    """Lines over one axis, with the band of each interval and level baselines.
+
+    A baseline far above the curves would flatten them: it is named at the upper edge instead, with its value.
+    """
+    xs = [value for curve in plot.curves for value in curve.x]
+    ys = [value for curve in plot.curves for part in (curve.low, curve.high) for value in part]
+    far = max(ys) + FAR_SPANS * (max(ys) - min(ys))
+    ys += [level for level in plot.baselines.values() if level <= far]
+    x_marks, y_marks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    bottom = CURVE_HEIGHT - 40
+
+    def x(value: float) -> float:
+        return CURVE_LEFT + (value - x_marks[0]) / (x_marks[-1] - x_marks[0]) * (WIDTH - CURVE_LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_marks[0]) / (y_marks[-1] - y_marks[0]) * (bottom - 12)
+
+    parts = [_axis_line(x(mark), mark, 12, bottom, bottom + 16) for mark in x_marks]
+    for mark in y_marks:
+        parts.append(_level_line(y(mark), "grid"))
+        parts.append(f'<text x="{CURVE_LEFT - 8}" y="{y(mark) + 4:.1f}" text-anchor="end">{mark:g}</text>')
+    for index, curve in enumerate(plot.curves):
+        style = f"curve c{index % 6}"
+        band = [f"{x(a):.1f},{y(b):.1f}" for a, b in zip(curve.x, curve.high, strict=True)]
+        band += [f"{x(a):.1f},{y(b):.1f}" for a, b in reversed(list(zip(curve.x, curve.low, strict=True)))]
+        parts.append(f'<polygon class="band c{index % 6}" points="{" ".join(band)}"/>')
+        line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(curve.x, curve.y, strict=True))
+        parts.append(f'<polyline class="{style}" points="{line}"/>')
+        for a, b in zip(curve.x, curve.y, strict=True):
+            title = escape(f"{curve.label}, {plot.x_label} {a:g}: {b:.4f}")
+            parts.append(
+                f'<circle class="{style}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"><title>{title}</title></circle>'
+            )
+    inside = {name: level for name, level in plot.baselines.items() if level <= far}
+    parts += [_level_line(y(level), "baseline") for level in inside.values()]
+    heights = spread_labels([y(level) - 4 for level in inside.values()])
+    for height, (name, level) in zip(heights, inside.items(), strict=True):
+        parts.append(_level_label(height, f"{name}: {level:.3f}"))
+    outside = [f"{name}: {level:.3f} ↑" for name, level in plot.baselines.items() if level > far]
+    parts += [_level_label(12 + LABEL_HEIGHT * index, text) for index, text in enumerate(outside)]
+    middle = (CURVE_LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{CURVE_HEIGHT - 6}" text-anchor="middle">{escape(plot.x_label)}</text>')
+    return _svg(f"{plot.title}: {plot.y_label} over {plot.x_label}", CURVE_HEIGHT, parts)
+
+
+def spread_labels(heights: Sequence[float]) -> list[float]:
+    """Heights of labels, moved upwards as little as needed: no two are closer than :data:`LABEL_HEIGHT`."""
+    moved = list(heights)
+    above = math.inf
+    for index in sorted(range(len(moved)), key=lambda index: -moved[index]):
+        moved[index] = above = min(moved[index], above - LABEL_HEIGHT)
+    return moved
+
+
+def legend(labels: Sequence[str]) -> str:
+    """Names of curves beside their colours."""
+    return "".join(f'<span class="key c{index % 6}">{escape(label)}</span>' for index, label in enumerate(labels))
+
+
+def _axis_line(x: float, mark: float, top: float, bottom: float, text: float) -> str:
+    return (
+        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
+        f'<text x="{x:.1f}" y="{text}" text-anchor="middle">{mark:g}</text>'
+    )
+
+
+def _level_line(y: float, style: str) -> str:
+    return f'<line class="{style}" x1="{CURVE_LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def _level_label(y: float, text: str) -> str:
+    return f'<text x="{WIDTH - RIGHT}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>'
+
+
+def _svg(label: str, height: float, parts: Sequence[str]) -> str:
+    body = "".join(parts)
+    return f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {height}">{body}</svg>'
