@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hafm_lightning.cli.demo.command import SAMPLING
 from hafm_lightning.cli.describe import describe
 from hafm_lightning.cli.training import read_config
 from hafm_lightning.modeling.sampling import SamplingOptions
@@ -64,9 +63,9 @@ def test_every_run_is_heard_at_its_validations(path):
 
 def test_the_quickstart_samples_as_the_demo_does():
     quickstart = EXPERIMENTS / "quickstart"
-    used = [yaml.safe_load((quickstart / "evaluate.yaml").read_text())["sampling"]]
+    used = [yaml.safe_load((quickstart / f"{name}.yaml").read_text())["sampling"] for name in ("demo", "evaluate")]
     for stage in ("semantic", "coarse", "fine"):
         callbacks = yaml.safe_load((quickstart / f"{stage}.yaml").read_text())["trainer"]["callbacks"]
         used += [callback["init_args"]["sampling"] for callback in callbacks if "sampling" in callback["init_args"]]
-    assert len(used) == 4
-    assert all(SamplingOptions(**sampling) == SAMPLING for sampling in used)
+    assert len(used) == 5
+    assert len({SamplingOptions(**sampling) for sampling in used}) == 1

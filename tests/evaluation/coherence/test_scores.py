@@ -12,8 +12,8 @@ from hafm_lightning.audio import resample
 from hafm_lightning.evaluation.coherence.scores import (
     COHERENCE_METRICS,
     TOY_METRICS,
+    SongTracks,
     beat_phase,
-    coherence_scores,
     toy_truth_scores,
 )
 from hafm_lightning.evaluation.intervals import paired_difference_interval
@@ -24,9 +24,9 @@ from hafm_lightning.toyband.score import compose
 def test_signals_must_be_mono_finite_and_of_one_length():
     sound = tones((60,), 3.0)
     with pytest.raises(ValueError, match="one length"):
-        coherence_scores(sound, sound, sound[:-1], RATE_HZ)
+        SongTracks(sound, sound, RATE_HZ).scores(sound[:-1])
     with pytest.raises(ValueError, match="finite mono"):
-        coherence_scores(np.stack([sound] * 2), np.stack([sound] * 2), np.stack([sound] * 2), RATE_HZ)
+        SongTracks(np.stack([sound] * 2), np.stack([sound] * 2), RATE_HZ).scores(np.stack([sound] * 2))
     with pytest.raises(ValueError, match="finite mono"):
         onset_f1(sound, np.full_like(sound, np.nan), RATE_HZ)
     with pytest.raises(ValueError, match="chroma frames"):
@@ -59,7 +59,7 @@ def scores(clips: tuple[ToyClip, ...]) -> dict[str, dict[str, np.ndarray]]:
     table = {}
     for system, candidates in systems.items():
         rows = [
-            coherence_scores(clip.vocal, clip.accompaniment, candidate, CLIP_RATE_HZ)
+            SongTracks(clip.vocal, clip.accompaniment, CLIP_RATE_HZ).scores(candidate)
             | toy_truth_scores(candidate, CLIP_RATE_HZ, clip.truth)
             for clip, candidate in zip(clips, candidates, strict=True)
         ]
@@ -107,10 +107,10 @@ def test_truth_is_nearly_perfect_where_it_can_be(scores):
 
 def test_loudness_of_the_candidate_is_not_judged(clips):
     clip = clips[0]
-    loud = coherence_scores(clip.vocal, clip.accompaniment, clip.accompaniment, CLIP_RATE_HZ)
-    quiet = coherence_scores(clip.vocal, clip.accompaniment, 0.01 * clip.accompaniment, CLIP_RATE_HZ)
+    loud = SongTracks(clip.vocal, clip.accompaniment, CLIP_RATE_HZ).scores(clip.accompaniment)
+    quiet = SongTracks(clip.vocal, clip.accompaniment, CLIP_RATE_HZ).scores(0.01 * clip.accompaniment)
     assert quiet == pytest.approx(loud, abs=0.02)
-    silent = coherence_scores(clip.vocal, clip.accompaniment, 0 * clip.accompaniment, CLIP_RATE_HZ)
+    silent = SongTracks(clip.vocal, clip.accompaniment, CLIP_RATE_HZ).scores(0 * clip.accompaniment)
     assert silent["chroma_cosine"] == silent["onset_f1"] == silent["key_score"] == 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,3 +66,22 @@ def test_generations_are_kept_and_a_stopped_run_continues(music: TinyMusic, tmp_
     (made.folder / "index.json").write_text("{}")
     with pytest.raises(RequestError, match="damaged"):
         Generations(tmp_path, system, 24000)
+
+
+def test_folders_of_older_versions_still_serve(music: TinyMusic, tmp_path: Path) -> None:
+    """Their index has no batch size and no number of processes."""
+    selection = tiny_selection(music)
+    clips = SelectedClips(selection, ClipReader.of(music.tokenizers))
+    system = Counting()
+    made = Generations(tmp_path, system, 24000)
+    made.make(clips, 2, Pool(), lambda _: None)
+    index = made.folder / "index.json"
+    content = json.loads(index.read_text())
+    for entry in content["clips"].values():
+        assert entry.pop("together") == 2
+        assert entry.pop("processes") == 1
+    index.write_text(json.dumps(content))
+    again = Generations(tmp_path, system, 24000)
+    assert again.missing(selection.segments) == []
+    assert again.entries[selection.segments[0].key].together == 0
+    assert again.outcome(selection.segments[0]).seconds == 2.0

@@ -12,7 +12,7 @@ import numpy as np
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import Column, Value
-from hafm_lightning.evaluation.coherence.scores import TOY_METRICS, coherence_scores, toy_truth_scores
+from hafm_lightning.evaluation.coherence.scores import TOY_METRICS, SongTracks, toy_truth_scores
 from hafm_lightning.evaluation.intervals import bootstrap_interval
 from hafm_lightning.evaluation.parallel import Pool
 from hafm_lightning.evaluation.protocol.columns import Cells, clip_columns
@@ -95,10 +95,11 @@ def score_sounds(read: Callable[[Segment], MusicClip], unit: Sounds) -> dict[str
     clip = read(segment)
     truth_file = Path(segment.song.vocals).parent / TRUTH_FILE
     truth = ToyTruth.load(truth_file) if truth_file.is_file() else None  # songs of people have none
+    tracks = SongTracks(clip.vocal, clip.accompaniment, clip.acoustic_hz)
     scores = {}
     for name, file in files.items():
         samples = np.ascontiguousarray(read_audio(file).samples[0])
-        scores[name] = dict(coherence_scores(clip.vocal, clip.accompaniment, samples, clip.acoustic_hz))
+        scores[name] = tracks.scores(samples)
         if truth is not None:
             scores[name] |= toy_truth_scores(samples, clip.acoustic_hz, truth, segment.start_s)
     return scores
