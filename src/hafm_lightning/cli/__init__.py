@@ -62,7 +62,7 @@ COMMANDS = {
     "export": Command("export", "one self-describing model folder from three checkpoints"),
     "push": Command("push", "a model folder to the Hub"),
     "app": Command("app", "a page: drop a vocal, hear the accompaniment"),
-    "demo": Command("demo", "the whole chain on synthesised songs, from nothing to audible music"),
+    "demo": Command("demo.command", "the whole chain on synthesised songs, from nothing to audible music"),
     "doctor": Command("doctor", "what this machine has, and what mends each lack"),
 }
 """Name -> command. Commands whose module is not installed are not offered."""
