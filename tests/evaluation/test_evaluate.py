@@ -184,7 +184,7 @@ def test_speed_from_runs_of_other_batches_says_so(config: Path, tmp_path: Path) 
         (table,) = load_card(tmp_path / "card.json").tables
         assert f"{batch_clips} clips at once" in table.columns[0].note
         notes.append(table.rows[0].values["real_time_factor"].note)
-    assert notes == ["", "", "kept from runs with 2 clips at once"]
+    assert notes == ["", "", "from earlier runs with 2 clips at once"]
 
 
 def test_separated_vocals_have_a_row_of_their_own(config: Path, music: TinyMusic, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from hafm_lightning.evaluation.card.dashboard import log_to_wandb
 from hafm_lightning.evaluation.embeddings import load_embedding
 from hafm_lightning.evaluation.parallel import Pool, worker_pool
 from hafm_lightning.evaluation.protocol.clip_scores import clip_cells, columns_of, score_played
-from hafm_lightning.evaluation.protocol.set_scores import ReferenceSource, SetColumns
+from hafm_lightning.evaluation.protocol.set_scores import SetColumns
 from hafm_lightning.evaluation.protocol.table import difference_table, players_of, speed_cells, system_table
 from hafm_lightning.evaluation.segments import ClipReader, MusicClip, SelectedClips, select_segments, tokenize_clips
 from hafm_lightning.evaluation.settings import EvaluateSettings, ProtocolSettings
@@ -117,9 +117,13 @@ class Evaluation:
         scores = score_played(clips, played, folder / "scores", self.pool) if columns else {}
         sets = []
         if {"fad", "kd", "apa"} & set(settings.metrics):
+            training = None
+            if settings.reference == "train":
+                drawn = replace(protocol, clips=settings.reference_clips, per_song=0)
+                training = self._select(drawn, "train")
             for embedding in self.embeddings:
-                reference = self._reference(protocol, clips, settings.statistics.get(embedding.name, ""))
-                sets.append(SetColumns(clips, embedding, settings.metrics, reference, folder, seed))
+                statistics = settings.statistics.get(embedding.name, "")
+                sets.append(SetColumns(clips, embedding, settings.metrics, folder, seed, training, statistics))
         cells = {column: values for part in sets for column, values in part.cells(played).items()}
         cells |= clip_cells(clips, scores, columns, seed)
         if "speed" in settings.metrics:
@@ -157,15 +161,6 @@ class Evaluation:
             with progress(f"{protocol}: {LABELS[name]}", total=len(clips.segments), unit="clips") as bar:
                 played[name].make(clips, self.settings.batch_clips, self.pool, bar.advance)
         return {name: played[name] for name in names if name in played}
-
-    def _reference(self, protocol: ProtocolSettings, clips: SelectedClips, statistics: str) -> ReferenceSource:
-        """The set that systems are compared with."""
-        name = f"true accompaniments of the same {len(clips.segments)} segments"
-        if self.settings.reference == "train" and not statistics:
-            drawn = replace(protocol, clips=self.settings.reference_clips, per_song=0)
-            clips = self._select(drawn, "train")
-            name = f"true accompaniments of {len(clips.segments)} training segments"
-        return ReferenceSource(clips, self.settings.reference, name, self.settings.root, statistics)
 
     def _tokens(self, clips: SelectedClips) -> tuple[list[Table], list[Plot]]:
         """Token table, on segments or on stored clips, and probes on segments."""
@@ -213,7 +208,7 @@ class Evaluation:
             if stored is not None:
                 origin = f"split {settings.token_split} of {settings.shards}, tokens as stored"
             about = f"{len(scored)} clips of {scored.duration_s:g} s from {len(set(songs))} songs: {origin}; fp32"
-            remote = RemoteScores(replace(self.factory.source, precision="fp32"), stages)
+            remote = RemoteScores(replace(self.factory.source, precision="fp32", stages=stages))
             pool = self.pool if self.device.type == "cpu" else Pool()
             tables.append(token_table(networks, scored, songs, [about], pool, remote))
         if "probes" in wanted:

@@ -75,7 +75,7 @@ def bootstrap_interval(
         resamples: Number of bootstrap samples.
 
     Returns:
-        The interval; of no width for a single group, which says nothing about others.
+        The interval; of no width for a single group, from which no spread can be estimated.
 
     Raises:
         ValueError: No values, NaN among them, a level outside 0..1, or another number of groups than of values.
@@ -140,7 +140,7 @@ def jackknife_interval(
     """Value of ``statistic`` on all clips, and its jackknife interval.
 
     Args:
-        statistic: From the indices of the clips that are kept, to a number.
+        statistic: Indices of the remaining clips -> number.
         songs: The song of each clip; clips of one song are left out together.
         level: Such as 0.95.
         minimum: Least value that the number can have; the interval is cut there.

@@ -26,7 +26,7 @@ from hafm_lightning.shards.reader import clip_id
 from hafm_lightning.songs.clips import MARGIN_S, ClipSound, clip_sound, with_noise
 from hafm_lightning.songs.corpora import MusdbHQ
 from hafm_lightning.songs.song import Song
-from hafm_lightning.songs.stems import Window, probe_song, read_stretch, to_stereo
+from hafm_lightning.songs.stems import probe_song, read_window
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import (
     FRAME_GRID_S,
@@ -208,16 +208,7 @@ def read_segment(segment: Segment, semantic_hz: int, acoustic_hz: int) -> ClipSo
     Raises:
         RequestError: A file is damaged or ends too soon.
     """
-    song, info = segment.song, probe_song(segment.song)
-    start = round(segment.start_s * info.rate_hz)
-    length = round(segment.duration_s * info.rate_hz)
-    margin = round(MARGIN_S * info.rate_hz)
-    low, high = max(0, start - margin), min(info.frames, start + length + margin)
-    if high < start + length:
-        raise RequestError(f"{song.id}: ends before {segment.start_s + segment.duration_s:.2f} s")
-    files = [Path(name) for name in (song.vocals, *song.accompaniment)]
-    stems = [to_stereo(read_stretch(file, info.rate_hz, low, high)) for file in files]
-    window = Window(segment.start_s, start - low, length, info.rate_hz, stems[0], np.sum(stems[1:], axis=0))
+    window = read_window(segment.song, None, segment.start_s, segment.duration_s, MARGIN_S)
     return clip_sound(window, semantic_hz, acoustic_hz, vocal_acoustic=True)
 
 

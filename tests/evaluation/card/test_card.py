@@ -24,9 +24,9 @@ from hafm_lightning.evaluation.card.card import (
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_no_cell_holds_nan(number: float) -> None:
-    with pytest.raises(ValueError, match="say why it is empty"):
+    with pytest.raises(ValueError, match="a note that gives the reason"):
         Value(number)
-    with pytest.raises(ValueError, match="say why it is empty"):
+    with pytest.raises(ValueError, match="a note that gives the reason"):
         Value(1.0, low=number)
     with pytest.raises(ValueError, match="needs a note"):
         Value(None)

@@ -58,9 +58,9 @@ class Value:
     def __post_init__(self) -> None:
         for number in (self.value, self.low, self.high):
             if number is not None and not math.isfinite(number):
-                raise ValueError(f"a cell cannot hold {number}; say why it is empty instead")
+                raise ValueError(f"a cell cannot hold {number}; leave it empty with a note that gives the reason")
         if self.value is None and not self.note:
-            raise ValueError("an empty cell needs a note that says why")
+            raise ValueError("an empty cell needs a note with the reason")
 
 
 @dataclass(frozen=True)

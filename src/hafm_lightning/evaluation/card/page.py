@@ -92,7 +92,7 @@ def _table_section(table: Table) -> str:
         items = "".join(f"<li>{escape(check)}</li>" for check in table.checks)
         parts.append(f"<h3>Controls</h3><ul>{items}</ul>")
     if table.players:
-        parts.append(f"<h3>Listen</h3><div class='players'>{''.join(map(_player, table.players))}</div>")
+        parts.append(f"<h3>Players</h3><div class='players'>{''.join(map(_player, table.players))}</div>")
     drawn = [
         f"<figure><figcaption>{escape(heading(column))}</figcaption>{figure}</figure>"
         for column in table.columns

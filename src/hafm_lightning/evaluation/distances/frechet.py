@@ -11,11 +11,11 @@ Choices:
   general matrix square root; it stays real, and exact to rounding, where the covariances are rank-deficient and
   ``scipy.linalg.sqrtm`` drifts into complex numbers. Only eigenvalues are computed, by LAPACK's own steps; symmetric
   matrices go to LAPACK as their transposes, which need no reordering.
-* Everything is float64. A set is kept as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
+* Everything is float64. A set is stored as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
   parts of a set are merged about their common mean (Chan, Golub and LeVeque, 1979). Rows far from zero lose no
   digits, and the number is the same, to rounding, on 1 and on N processes and in any order of batches.
 * Covariances divide by ``n - 1``, as the published tools do.
-* FAD is biased upwards by about 1/n. Under ``2 d`` rows a :class:`RankWarning` says so, and
+* FAD is biased upwards by about 1/n. Under ``2 d`` rows a :class:`RankWarning` is given, and
   :func:`frechet_infinity` extrapolates the bias away.
 
 Sources: Kilgour et al., *Frechet Audio Distance* (arXiv 1812.08466); Chong and Forsyth, *Effectively unbiased FID*
@@ -51,7 +51,7 @@ STATISTICS_FORMAT = 1
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
 IDENTITY_KEY = "embedding_identity"
-"""Key of the provenance that says which embedding (weights, layer, framing) made the rows."""
+"""Key of the provenance for the identity of the embedding (weights, layer, framing) that made the rows."""
 _LAPACK_BLOCK = 8
 """Columns that LAPACK reduces at once."""
 
@@ -143,7 +143,7 @@ class GaussianStatistics:
 
     @cached_property
     def factor(self) -> CovarianceFactor:
-        """A factor of the covariance; kept, since a reference set is compared with many others."""
+        """A factor of the covariance; cached, since a reference set is compared with many others."""
         return factor_of(self.covariance)
 
     @staticmethod
@@ -177,21 +177,16 @@ class GaussianStatistics:
         try:
             with np.load(source, allow_pickle=False) as archive:
                 version = int(archive["format"])
-                if version > STATISTICS_FORMAT:
-                    raise RequestError(
-                        f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
-                        "update hafm_lightning"
-                    )
-                return GaussianStatistics(
-                    int(archive["rows"]),
-                    np.asarray(archive["mean"], dtype=np.float64),
-                    np.asarray(archive["covariance"], dtype=np.float64),
-                    json.loads(str(archive["provenance"])),
-                )
-        except RequestError:
-            raise
+                if version <= STATISTICS_FORMAT:
+                    mean, covariance = (np.asarray(archive[key], dtype=np.float64) for key in ("mean", "covariance"))
+                    provenance = json.loads(str(archive["provenance"]))
+                    return GaussianStatistics(int(archive["rows"]), mean, covariance, provenance)
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise RequestError(f"{source}: not a statistics file ({error}); compute it again") from error
+        raise RequestError(
+            f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
+            "update hafm_lightning"
+        )
 
 
 def moments_of(rows: npt.ArrayLike) -> Float64Array:
@@ -303,7 +298,7 @@ def frechet_infinity(
 
     Args:
         rows: Rows of the generated set, ``[n, d]``.
-        reference: Statistics of the reference set, kept whole.
+        reference: Statistics of the whole reference set.
         points: Number of subset sizes, spread evenly from ``smallest`` to n.
         smallest: Rows of the smallest subset; by default a fifth of n, but at least 2 d where that leaves a range.
         seed: Seed of the subsets, which are drawn without replacement.
@@ -321,10 +316,8 @@ def frechet_infinity(
         raise ValueError(f"smallest subset must have 2 to {n - 1} rows, got {smallest}")
     sizes = sorted({round(size) for size in np.linspace(smallest, n, points)})
     generator = np.random.default_rng(seed)
-    distances = [
-        frechet_distance(GaussianStatistics.from_rows(values[generator.permutation(n)[:size]]), reference)
-        for size in sizes
-    ]
+    subsets = (GaussianStatistics.from_rows(values[generator.permutation(n)[:size]]) for size in sizes)
+    distances = [frechet_distance(subset, reference) for subset in subsets]
     inverse = 1 / np.asarray(sizes, dtype=np.float64)
     slope, intercept = np.polyfit(inverse, distances, 1)
     residual = np.asarray(distances) - (intercept + slope * inverse)
@@ -372,10 +365,7 @@ class FrechetAudioDistance(Metric):
             raise ValueError(f"dimensions must be at least 1, got {dimensions}")
         if reference is not None and reference.dimensions != dimensions:
             raise ValueError(f"reference statistics have {reference.dimensions} dimensions, rows {dimensions}")
-        self.dimensions = dimensions
-        self.name = name
-        self.warn = warn
-        self.reference = reference
+        self.dimensions, self.reference, self.name, self.warn = dimensions, reference, name, warn
         empty = torch.zeros(dimensions + 2, dimensions, dtype=torch.float64)
         self.add_state("generated_moments", default=empty.clone(), dist_reduce_fx=merge_moments)
         self.add_state("reference_moments", default=empty.clone(), dist_reduce_fx=merge_moments)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hafm_lightning.evaluation.distances.frechet import IDENTITY_KEY
 
@@ -91,3 +91,28 @@ class Embedding(ABC):
     def to(self, device: torch.device | str) -> Embedding:
         """The embedding with its network on ``device``; itself where there is none to move."""
         return self
+
+
+class NetworkEmbedding(Embedding):
+    """An embedding with a network, which is frozen; for the other arguments see :class:`Embedding`.
+
+    Args:
+        network: In eval mode.
+    """
+
+    def __init__(
+        self, network: nn.Module, name: str, rate_hz: int, dimensions: int, settings: Mapping[str, Any], source: str
+    ) -> None:
+        super().__init__(name, rate_hz, dimensions, settings, source)
+        self.network: Any = network.requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> NetworkEmbedding:
+        """The embedding with its network on ``device`` (in place)."""
+        self.network.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The network's device."""
+        device: torch.device = next(self.network.parameters()).device
+        return device

@@ -1,6 +1,6 @@
 """Where networks of the evaluation get their weights: a local file or folder, or the Hub, always by sha256.
 
-A file with another hash than the one asked for is refused before it is read. Nothing here runs code that came with
+A file with another hash than the expected one is refused before it is read. Nothing here runs code that came with
 weights: safetensors, or torch files read with ``weights_only=True``.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -51,7 +52,7 @@ def download(url: str, target: Path, sha256: str) -> Path:
     """Fetch ``url`` to ``target`` unless it is there already; the content must have ``sha256``.
 
     Raises:
-        RequestError: No connection, or the content has another hash (nothing is kept then).
+        RequestError: No connection, or the content has another hash (no file stays then).
     """
     if not target.is_file():
         try:
@@ -78,19 +79,28 @@ def hub_file(source: str) -> Path:
     Raises:
         RequestError: The address has another form, or the file cannot be had.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    import huggingface_hub
 
     owner, _, rest = source.removeprefix(HUB_SCHEME).partition("/")
     name, _, file = rest.partition("/")
     name, _, revision = name.partition("@")
     if not (owner and name and file):
         raise RequestError(f"{source}: a file on the Hub is named {HUB_SCHEME}OWNER/NAME/PATH or ...NAME@REVISION/PATH")
+    return _from_hub(
+        source, lambda: huggingface_hub.hf_hub_download(f"{owner}/{name}", file, revision=revision or None)
+    )
+
+
+def _from_hub(source: str, get: Callable[[], str]) -> Path:
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
     try:
-        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision or None))
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return Path(get())
+    except (EntryNotFoundError, HFValidationError, OSError) as error:  # HfHubHTTPError is an OSError
         first = str(error).strip().splitlines()[0]
-        raise RequestError(f"cannot get {source} ({first}); check the address, or name a local file") from error
+        raise RequestError(
+            f"cannot get {source} from the Hub ({first}); check the name and the connection, or name a local path"
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -130,7 +140,12 @@ def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple
     if not folder.is_dir():
         if source.startswith((".", "/", "~")):
             raise RequestError(f"no folder {source}; name a folder in Hub format, or a Hub id")
-        folder = _download_folder(source, revision)
+        import huggingface_hub
+
+        patterns = list(HUB_PATTERNS)
+        folder = _from_hub(
+            source, lambda: huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=patterns)
+        )
     present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise RequestError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; save the model with save_pretrained")
@@ -139,16 +154,3 @@ def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple
         if (folder / name).is_file():
             hashes[f"{Path(name).stem}_sha256"] = sha256_of(folder / name)
     return folder, hashes
-
-
-def _download_folder(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(HUB_PATTERNS)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RequestError(
-            f"cannot get {source} from the Hub ({first}); check the id and the connection, or name a local folder"
-        ) from error

@@ -65,19 +65,10 @@ def fad_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference
     """FAD of clips (rows of each) to the reference, with its interval over songs."""
     moments: list[Float64Array] = [moments_of(clip) for clip in rows]
 
-    def distance(kept: list[int]) -> float:
-        return frechet_distance(pooled_statistics([moments[index] for index in kept]), reference.statistics)
+    def distance(chosen: list[int]) -> float:
+        return frechet_distance(pooled_statistics([moments[index] for index in chosen]), reference.statistics)
 
     return jackknife_interval(distance, songs, minimum=0.0)
-
-
-def fad_infinity_of(rows: Sequence[Rows], reference: Reference, seed: int) -> tuple[float, bool] | None:
-    """FAD-infinity, and whether it can be relied on; None with fewer than 4 rows."""
-    together = np.concatenate(rows)
-    if len(together) < 4:
-        return None
-    infinity = frechet_infinity(together, reference.statistics, seed=seed)
-    return infinity.value, infinity.reliable
 
 
 def kd_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference, seed: int) -> SetInterval | None:
@@ -86,10 +77,10 @@ def kd_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference,
         return None
     true = thinned(reference.rows, seed)
     share = min(1.0, KERNEL_ROWS / sum(len(clip) for clip in rows))
-    kept_rows = [thinned(clip, seed, max(1, round(share * len(clip)))) for clip in rows]
+    drawn_rows = [thinned(clip, seed, max(1, round(share * len(clip)))) for clip in rows]
 
-    def distance(kept: list[int]) -> float:
-        return kernel_distance(np.concatenate([kept_rows[index] for index in kept]), true)
+    def distance(chosen: list[int]) -> float:
+        return kernel_distance(np.concatenate([drawn_rows[index] for index in chosen]), true)
 
     return jackknife_interval(distance, songs)
 
@@ -112,33 +103,14 @@ def apa_of(
 ) -> SetInterval:
     """APA of clips (rows of their mixes), with its interval over songs."""
 
-    def adherence(kept: list[int]) -> float:
-        sets = (np.concatenate([part[index] for index in kept]) for part in (true, swapped, candidate))
+    def adherence(chosen: list[int]) -> float:
+        sets = (np.concatenate([part[index] for index in chosen]) for part in (true, swapped, candidate))
         true_rows, swapped_rows, candidate_rows = sets
         return accompaniment_prompt_adherence(true_rows, swapped_rows, candidate_rows)
 
     interval = jackknife_interval(adherence, songs, minimum=0.0)
     high = None if interval.high is None else min(1.0, interval.high)
     return SetInterval(interval.value, interval.low, high, interval.groups)
-
-
-@dataclass(frozen=True)
-class ReferenceSource:
-    """What generated clips are compared with.
-
-    Attributes:
-        clips: True accompaniments of these clips.
-        key: Name of their rows on disk: ``ground_truth`` or ``train``.
-        name: Description for the card.
-        root: Songs.
-        statistics: Statistics file in their place; empty for none.
-    """
-
-    clips: SelectedClips
-    key: str
-    name: str
-    root: str
-    statistics: str = ""
 
 
 class SetColumns:
@@ -148,9 +120,10 @@ class SetColumns:
         clips: The evaluated clips.
         embedding: Makes the rows.
         metrics: Requested groups of columns.
-        reference: What the clips are compared with.
         folder: Of the protocol, where rows and statistics are stored.
         seed: Of everything that is drawn.
+        training: Training clips whose true accompaniments are the reference, in place of those of ``clips``.
+        statistics: Statistics file that replaces the reference; empty for none.
     """
 
     def __init__(
@@ -158,15 +131,23 @@ class SetColumns:
         clips: SelectedClips,
         embedding: Embedding,
         metrics: Sequence[str],
-        reference: ReferenceSource,
         folder: Path,
         seed: int,
+        training: SelectedClips | None = None,
+        statistics: str = "",
     ) -> None:
         self.clips, self.embedding, self.folder, self.seed = clips, embedding, folder, seed
         self.columns = set_columns(embedding.name, metrics)
         self.short_identity = embedding.identity.rsplit(":", 1)[-1][:12]
         self.rows_a_system = 0
-        self.reference = self._reference(reference)
+        if statistics:
+            self.reference = Reference(f"statistics file {statistics}", self._checked(statistics))
+        elif training is not None:
+            name = f"true accompaniments of {len(training.segments)} training segments"
+            self.reference = self._reference(training, "train", name)
+        else:
+            name = f"true accompaniments of the same {len(clips.segments)} segments"
+            self.reference = self._reference(clips, "ground_truth", name)
 
     def rows(self, name: str, segments: Sequence[Segment], make: Callable[[Segment], Rows]) -> list[Rows]:
         """Rows of each segment; those that are not stored under ``name`` are made."""
@@ -181,25 +162,18 @@ class SetColumns:
             store.save()
         return [store.rows[segment.key] for segment in segments]
 
-    def _reference(self, source: ReferenceSource) -> Reference:
-        if source.statistics:
-            return Reference(f"statistics file {source.statistics}", self._checked(source.statistics))
-        clips = source.clips
-
+    def _reference(self, clips: SelectedClips, key: str, name: str) -> Reference:
         def true_rows(segment: Segment) -> Rows:
             return clip_rows(self.embedding, clips.load(segment).accompaniment, clips.rate_hz)
 
-        rows = np.concatenate(self.rows(f"reference-{source.key}", clips.segments, true_rows))
+        rows = np.concatenate(self.rows(f"reference-{key}", clips.segments, true_rows))
+        drawn = clips.selection.settings
         about = self.embedding.provenance(
-            set=source.name,
-            clips=len(clips.segments),
-            seconds_a_clip=clips.duration_s,
-            root=source.root,
-            seed=clips.selection.settings.seed,
+            set=name, clips=len(clips.segments), seconds_a_clip=clips.duration_s, root=drawn.root, seed=drawn.seed
         )
         statistics = GaussianStatistics.from_rows(rows, about)
         statistics.save(self.folder / "statistics" / f"{self.embedding.name}.npz")
-        return Reference(source.name, statistics, rows)
+        return Reference(name, statistics, rows)
 
     def _checked(self, path: str) -> GaussianStatistics:
         """A statistics file; RequestError unless its rows were made by this embedding."""
@@ -238,11 +212,11 @@ class SetColumns:
             few = min(count, self.reference.statistics.rows) < 2 * width
             note = f"{count} rows for {width} dimensions: biased upwards, compare only within this table" if few else ""
             values["fad"] = of_set(fad_of(parts, songs, self.reference), note)
-            infinity = fad_infinity_of(parts, self.reference, self.seed)
             values["fad_infinity"] = Value(None, note="fewer than 4 rows")
-            if infinity is not None:
-                note = "" if infinity[1] else "unreliable: its smallest subset has fewer rows than dimensions"
-                values["fad_infinity"] = Value(infinity[0], note=note)
+            if count >= 4:
+                infinity = frechet_infinity(np.concatenate(parts), self.reference.statistics, seed=self.seed)
+                note = "" if infinity.reliable else "unreliable: its smallest subset has fewer rows than dimensions"
+                values["fad_infinity"] = Value(infinity.value, note=note)
         if "kd" in self.columns:
             kd = kd_of(parts, songs, self.reference, self.seed)
             absent = Value(None, note="the reference is a statistics file without rows")

@@ -80,7 +80,7 @@ def _speed_note(entries: Sequence[Entry], batch_clips: int) -> str:
     if together == [batch_clips]:
         return ""
     counts = ", ".join(str(count) if count else "?" for count in together)
-    return f"kept from runs with {counts} clips at once"
+    return f"from earlier runs with {counts} clips at once"
 
 
 def difference_table(

@@ -1,4 +1,4 @@
-"""The rows of the card by name: :class:`SystemFactory` makes each system that is asked for."""
+"""The rows of the card by name: :class:`SystemFactory` makes each requested system."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class SystemFactory:
         self.shards, self.pairing = shards, pairing
         self.separated_folder, self.separation = separated, separation
         self.separated = None if separation is None else SeparatedVocals(separated, separation)
-        self._models: dict[tuple[Stages, str], Accompanist] = {}
+        self._models: dict[ModelSource, Accompanist] = {}
 
     def model(self, stages: Stages, precision: str = "") -> Accompanist:
         """The model with two or three stages, at ``precision`` or at the source's own."""
-        source = replace(self.source, precision=precision or self.source.precision)
-        if (stages, source.precision) not in self._models:
-            self._models[stages, source.precision] = source.load(stages, self.tokenizers)
-        return self._models[stages, source.precision]
+        source = replace(self.source, stages=stages, precision=precision or self.source.precision)
+        if source not in self._models:
+            self._models[source] = source.load(self.tokenizers)
+        return self._models[source]
 
     def system(self, name: str, clips: SelectedClips, played: Mapping[str, Generations]) -> System:
         """One row; ``other_vocal`` uses the row ``three_stages`` of ``played``."""
@@ -73,7 +73,7 @@ class SystemFactory:
         stages: Stages = 2 if name == "two_stages" else 3
         model_band, remote = self.model(stages), None
         if model_band.device.type == "cpu":  # several processes on one GPU would share its memory
-            remote = RemoteBand(self.source, stages, self.sampling, self.seed, name)
+            remote = RemoteBand(replace(self.source, stages=stages), self.sampling, self.seed, name)
         if name != "separated":
             return Band(model_band, self.sampling, self.seed, name, remote=remote)
         if remote is not None:

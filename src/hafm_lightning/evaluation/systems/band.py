@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.accompanist.stage_network import Precision
 from hafm_lightning.audio import Audio, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.segments import ClipReader, MusicClip, Segment, read_vocal
@@ -35,6 +34,7 @@ class ModelSource:
         tokenizers: Folder of the tokenizers.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: ``auto``, ``fp32``, ``bf16``.
+        stages: 2 or 3.
     """
 
     model: str
@@ -44,26 +44,20 @@ class ModelSource:
     tokenizers: str
     device: str
     precision: str
+    stages: Stages = 3
 
-    def load(self, stages: Stages, tokenizers: Tokenizers) -> Accompanist:
-        """The model with two or three stages.
+    def load(self, tokenizers: Tokenizers) -> Accompanist:
+        """The model.
 
         Raises:
             RequestError: It cannot be loaded, or was trained with other tokenizers.
         """
-        precision = cast(Precision, self.precision)
+        how: Any = {"stages": self.stages, "device": self.device, "precision": self.precision}
         if self.model:
-            band = Accompanist.from_pretrained(self.model, stages=stages, device=self.device, precision=precision)
+            band = Accompanist.from_pretrained(self.model, **how)
         else:
-            band = Accompanist.from_checkpoints(
-                self.semantic,
-                self.coarse,
-                self.fine if stages == 3 else None,
-                tokenizers=tokenizers,
-                stages=stages,
-                device=self.device,
-                precision=precision,
-            )
+            fine = self.fine if self.stages == 3 else None
+            band = Accompanist.from_checkpoints(self.semantic, self.coarse, fine, tokenizers=tokenizers, **how)
         if band.tokenizers.identities() != tokenizers.identities():
             raise RequestError(
                 f"the model was trained with other tokenizers than those in {self.tokenizers}\n"
@@ -78,7 +72,6 @@ class RemoteBand:
 
     Attributes:
         source: The model.
-        stages: 2 or 3.
         sampling: Guidance and sampling.
         seed: See :class:`Band`.
         name: Row.
@@ -87,7 +80,6 @@ class RemoteBand:
     """
 
     source: ModelSource
-    stages: Stages
     sampling: SamplingOptions
     seed: int
     name: str
@@ -105,7 +97,7 @@ def _loaded(remote: RemoteBand) -> tuple[Band, ClipReader]:
     """Of one worker process, which ends with the evaluation: files do not change under it."""
     tokenizers = load_tokenizers(remote.source.tokenizers)
     vocals = None if remote.separation is None else SeparatedVocals(remote.separated, remote.separation)
-    band = remote.source.load(remote.stages, tokenizers)
+    band = remote.source.load(tokenizers)
     return Band(band, remote.sampling, remote.seed, remote.name, vocals), ClipReader.of(tokenizers)
 
 
@@ -136,12 +128,7 @@ class Band(System):
         self.facts = {
             "stages": {network.role: network.sha256 for network in band.networks},
             "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
-            "sampling": {
-                "guidance": sampling.guidance,
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-            },
+            "sampling": {key: getattr(sampling, key) for key in ("guidance", "temperature", "top_k", "top_p")},
             "seed": seed,
             "precision": band.precision,
             **({} if separated is None else {"vocals": separated.identity}),

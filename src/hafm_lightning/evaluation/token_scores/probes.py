@@ -24,7 +24,7 @@ from hafm_lightning.evaluation.segments import MusicClip
 from hafm_lightning.evaluation.token_scores.scores import (
     CLIPS_AT_ONCE,
     exchanged,
-    hears_vocal,
+    has_vocal,
     score_clips,
     vocal_streams,
     without_conditions,
@@ -45,7 +45,7 @@ Samples = npt.NDArray[np.float32]
 Losses = npt.NDArray[np.float64]
 
 
-def hears_semantic_vocal_alone(model: TokenModel) -> bool:
+def has_only_semantic_vocal(model: TokenModel) -> bool:
     """Whether semantic tokens are the only tokens of the vocal among the stage's conditions."""
     names = {stream.name for stream in model.layout.conditions}
     return VOCAL_SEMANTIC.name in names and VOCAL_ACOUSTIC.name not in names
@@ -111,7 +111,7 @@ class Probes:
         }
         self.null = {name: self._level(name, without_conditions(model, batch)) for name, model in networks.items()}
         # Stages whose vocal tokens can be computed again from a changed vocal.
-        self.retokenizable = {name: model for name, model in networks.items() if hears_semantic_vocal_alone(model)}
+        self.retokenizable = {name: model for name, model in networks.items() if has_only_semantic_vocal(model)}
 
     def _losses(self, model: TokenModel, streams: Mapping[str, Tensor]) -> Losses:
         losses = score_clips(model, self.batch, streams).losses
@@ -136,7 +136,7 @@ class Probes:
         model = self.networks[name]
         streams = vocal_streams(model)
         losses = [self._losses(model, shifted(self.batch, streams, shift)) for shift in SHIFTS_S]
-        what = "vocal" if hears_vocal(model) else "conditions"
+        what = "vocal" if has_vocal(model) else "conditions"
         levels = {f"{what} of another song": self.other[name], "no conditions at all": self.null[name]}
         title = f"{name}: {what} moved in time"
         return Plot(title, "seconds late", Y_LABEL, [self._curve(name, SHIFTS_S, losses)], levels)
@@ -185,6 +185,6 @@ class Probes:
     @staticmethod
     def passes(networks: Mapping[str, TokenModel], separated: bool) -> int:
         """Passes that the constructor and :meth:`plots` make, for a progress bar."""
-        retokenizable = sum(hears_semantic_vocal_alone(model) for model in networks.values())
+        retokenizable = sum(has_only_semantic_vocal(model) for model in networks.values())
         each = len(SEMITONES) + len(NOISE_SIGMAS) + separated
         return len(networks) * (3 + len(SHIFTS_S)) + retokenizable * each

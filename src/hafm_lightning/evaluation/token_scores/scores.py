@@ -70,7 +70,7 @@ def vocal_streams(model: TokenModel) -> tuple[TokenStream, ...]:
     return of_vocal or tuple(s for s in conditions if s.rate_hz)
 
 
-def hears_vocal(model: TokenModel) -> bool:
+def has_vocal(model: TokenModel) -> bool:
     """Whether the vocal itself is among the stage's conditions."""
     return any(s.name in (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name) for s in model.layout.conditions)
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from hafm_lightning.evaluation.card.card import Column, Row, Table, Value
 from hafm_lightning.evaluation.intervals import bootstrap_interval, paired_difference_interval
 from hafm_lightning.evaluation.parallel import Pool
-from hafm_lightning.evaluation.systems.band import ModelSource, Stages
+from hafm_lightning.evaluation.systems.band import ModelSource
 from hafm_lightning.evaluation.token_scores.scores import (
     ClipTokenScores,
     exchanged,
-    hears_vocal,
+    has_vocal,
     score_clips,
     vocal_streams,
     without_conditions,
@@ -64,11 +64,9 @@ class RemoteScores:
 
     Attributes:
         source: The model.
-        stages: 2 or 3.
     """
 
     source: ModelSource
-    stages: Stages
 
     def __call__(self, unit: Unit) -> ClipTokenScores:
         """Scores of one stage."""
@@ -78,7 +76,7 @@ class RemoteScores:
 
 @lru_cache(maxsize=1)
 def _networks(remote: RemoteScores) -> dict[str, TokenModel]:
-    band = remote.source.load(remote.stages, load_tokenizers(remote.source.tokenizers))
+    band = remote.source.load(load_tokenizers(remote.source.tokenizers))
     return {network.role: network.model for network in band.networks}
 
 
@@ -124,7 +122,7 @@ def token_table(
         cells = _cells({kind: found for (stage, kind), found in scores.items() if stage == name}, songs)
         absent = Value(None, note="the target has one codebook")
         values = {column.key: cells.get(column.key, absent) for column in columns}
-        rows.append(Row(name, name, len(batch), 0, {}, {"hears_vocal": hears_vocal(model)}, values))
+        rows.append(Row(name, name, len(batch), 0, {}, {"hears_vocal": has_vocal(model)}, values))
     return Table("tokens", about, columns, rows, unit="stage")
 
 
