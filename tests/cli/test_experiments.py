@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from hafm_lightning.cli.describe import describe
+from hafm_lightning.cli.evaluate import read_settings
 from hafm_lightning.cli.training import read_config
 from hafm_lightning.modeling.sampling import SamplingOptions
 
@@ -69,3 +70,13 @@ def test_the_quickstart_samples_as_the_demo_does():
         used += [callback["init_args"]["sampling"] for callback in callbacks if "sampling" in callback["init_args"]]
     assert len(used) == 5
     assert len({SamplingOptions(**sampling) for sampling in used}) == 1
+
+
+@pytest.mark.parametrize("name", ["evaluate", "quickstart/evaluate", "quickstart/demo"])
+def test_an_evaluation_configuration_is_complete(name, monkeypatch):
+    monkeypatch.setenv("MUSDB18_HQ", "/data/musdb18hq")
+    settings = read_settings(EXPERIMENTS / f"{name}.yaml", [], {})
+    assert settings.has_model
+    assert not [system for system in settings.systems if settings.absent(system)]
+    head = (EXPERIMENTS / f"{name}.yaml").read_text()
+    assert f"evaluate --config experiments/{name}.yaml" in head, "its head names the command"

@@ -51,7 +51,7 @@ def make_card(tmp_path: Path) -> Card:
 class Page(HTMLParser):
     """Checks that tags close in order; collects text and attributes."""
 
-    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "polygon"})
+    VOID = frozenset({"meta", "br", "img", "line", "circle", "polyline", "polygon"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_card import FAD, row
+from tiny_card import FAD, Page, row
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card import write_card
@@ -69,3 +70,14 @@ def test_cells_read_as_numbers_with_intervals() -> None:
     assert cell_text(Value(1.23456, 1.0, 1.5), 2) == "1.23 [1.00, 1.50]"
     assert cell_text(Value(1.23456), 1) == "1.2"
     assert cell_text(Value(None, note="why"), 3) == "–"
+
+
+def test_pictures_are_shown_and_leave_other_cards_as_they_were(card: Card, tmp_path: Path) -> None:
+    assert "pictures" not in card.as_dict()  # a card without pictures can be read by older versions
+    pictured = replace(card, pictures={"Loss <1>": "curves/a b.png"})
+    paths = write_card(pictured, tmp_path)
+    assert load_card(paths[0]) == pictured
+    assert "![Loss <1>](<curves/a b.png>)" in paths[1].read_text()
+    page = Page(paths[2].read_text())
+    (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert (picture["src"], picture["alt"]) == ("curves/a%20b.png", "Loss <1>")
