@@ -118,7 +118,7 @@ class Evaluation:
         sets = []
         if {"fad", "kd", "apa"} & set(settings.metrics):
             training = None
-            if settings.reference == "train":
+            if settings.reference == "train" and {e.name for e in self.embeddings} - set(settings.statistics):
                 drawn = replace(protocol, clips=settings.reference_clips, per_song=0)
                 training = self._select(drawn, "train")
             for embedding in self.embeddings:
@@ -172,8 +172,9 @@ class Evaluation:
         stored = stored_clips(settings.shards, settings.token_split) if settings.token_split else None
         if stored is not None and settings.token_clips:
             stored = stored.rows(range(min(settings.token_clips, len(stored))))
-        songs = [segment.song.id for segment in segments] if stored is None else [*map(song_of, stored.clip_ids)]
-        if len(set(songs)) < 2:
+        segment_songs = [segment.song.id for segment in segments]
+        songs = segment_songs if stored is None else [*map(song_of, stored.clip_ids)]
+        if len(set(songs)) < 2 or ("probes" in settings.metrics and len(set(segment_songs)) < 2):
             self.absent["tokens and probes"] = "another song's vocal needs clips of at least two songs"
             return [], []
         stages: Stages = 3 if settings.model or settings.fine else 2
