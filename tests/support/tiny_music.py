@@ -85,6 +85,7 @@ def save_stage(stage: Stage, music: TinyMusic, path: Path) -> Path:
     import lightning.pytorch as pl
 
     stage.tokenizers, stage.duration_s = music.tokenizers.identities(), CLIP_S
+    stage.tokenizers_folder = str(music.tokenizers_folder)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=0, barebones=True)
     trainer.strategy.connect(stage)
     trainer.save_checkpoint(path)

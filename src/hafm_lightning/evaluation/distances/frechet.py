@@ -9,8 +9,8 @@ Choices:
 * The last trace is the sum of the square roots of the eigenvalues of ``F^T C_y F`` for any factor ``C_x = F F^T``:
   Cholesky's where the covariance has full rank, else the symmetric square root. One symmetric eigenproblem replaces a
   general matrix square root; it stays real, and exact to rounding, where the covariances are rank-deficient and
-  ``scipy.linalg.sqrtm`` drifts into complex numbers. Only eigenvalues are computed, by LAPACK's own steps; symmetric
-  matrices go to LAPACK as their transposes, which need no reordering.
+  ``scipy.linalg.sqrtm`` drifts into complex numbers. Only eigenvalues are computed, by LAPACK's own steps, which
+  get symmetric matrices as transposes.
 * Everything is float64. A set is stored as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
   parts of a set are merged about their common mean (Chan, Golub and LeVeque, 1979). Rows far from zero lose no
   digits, and the number is the same, to rounding, on 1 and on N processes and in any order of batches.
@@ -98,8 +98,7 @@ def trace_of_root(covariance: Float64Array, factor: CovarianceFactor) -> float:
 def _symmetric_eigenvalues(matrix: Float64Array) -> Float64Array:
     """Eigenvalues ``[d]`` of a symmetric ``[d, d]`` matrix, of which the lower triangle is read.
 
-    These are the two steps inside LAPACK's drivers, without their scaling, their checks and their copies.
-    """
+    These are the two steps inside LAPACK's drivers, without their scaling, checks and copies."""
     from scipy.linalg import lapack
 
     if len(matrix) == 1:
