@@ -25,13 +25,13 @@ from typing import Any, Literal
 
 import torch
 from _facts import machine, peak_memory_bytes
+from _seams import seam_test
 
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.plain_weights import PackedPrecision
 from hafm_lightning.accompanist.processor import multiplies_bf16
 from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, pick_precision, settle
 from hafm_lightning.audio import Audio, resample, write_audio
-from hafm_lightning.evaluation.coherence.seams import seam_test
 from hafm_lightning.modeling.decoding import Decoder
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel

@@ -19,9 +19,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TextIO
 
-from hafm_lightning.cli.demo.workers import thread_limit
 from hafm_lightning.cli.fit.runs import newest_run
 from hafm_lightning.errors import RequestError
+from hafm_lightning.local_pool import thread_limit
 from hafm_lightning.locks import LOCK_NAME, Lock
 from hafm_lightning.progress import progress
 
