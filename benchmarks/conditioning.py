@@ -27,7 +27,7 @@ import torch
 from _facts import commit
 
 from hafm_lightning.data_modules import TokenShards
-from hafm_lightning.evaluation.token_scores.conditioning_gain import clip_losses
+from hafm_lightning.evaluation.token_scores.scores import exchanged, score_clips, without_conditions
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.stages import OptimizerConfig, SemanticStage
 from hafm_lightning.tokens import TokenBatch
@@ -110,9 +110,10 @@ def train(variant: str, seed: int, root: str, seconds: float, every_s: float, ra
 def look(stage: SemanticStage, clips: TokenBatch, steps: int, seconds: float) -> Point:
     """Mean scores on the held-out clips."""
     stage.eval()
-    losses = clip_losses(stage, clips)
+    model = stage.model
+    conditions = (None, without_conditions(model, clips), exchanged(clips, model.layout.conditions))
+    true, null, other = (float(score_clips(model, clips, streams).losses.mean()) for streams in conditions)
     stage.train()
-    true, null, other = (statistics.fmean(values) for values in (losses.true, losses.null, losses.other))
     return Point(steps, seconds, true, null - true, other - true)
 
 

@@ -26,11 +26,11 @@ from typing import Any, Literal
 
 import torch
 from _facts import machine, peak_memory_bytes
+from _seams import seam_test
 
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import Precision, StageNetwork, build_network, pick_precision
 from hafm_lightning.audio import Audio, resample, write_audio
-from hafm_lightning.evaluation.coherence.seams import seam_test
 from hafm_lightning.kernels import for_inference
 from hafm_lightning.kernels.base import WeightPrecision
 from hafm_lightning.kernels.cpu.processor import multiplies_bf16

@@ -42,7 +42,7 @@ from torchmetrics import SumMetric
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import FrechetAudioDistance
-from hafm_lightning.evaluation.embeddings.base import EmbeddingSource
+from hafm_lightning.evaluation.embeddings import EmbeddingSource
 from hafm_lightning.evaluation.segments import SegmentSettings, select_segments
 from hafm_lightning.evaluation.stage.material import (
     PROTOCOL_FILE,

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_scores import PairedBatch
 from hafm_lightning.shards import STORED_STREAMS, Manifest, ShardReader
+from hafm_lightning.tokenizers.compatibility import tokenizer_difference
 from hafm_lightning.tokens import (
     COARSE_CODEBOOKS,
     FRAME_GRID_S,

@@ -22,7 +22,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
-from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.data_modules.clip_batches import (
     ClipBatches,
     WorkerClipBatches,
@@ -35,6 +34,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song_clips, song_of
 from hafm_lightning.shards import Manifest, open_shards
+from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
 from hafm_lightning.training.protocols import TrainsModel
 

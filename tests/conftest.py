@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # tiny tensors gain nothing from more, and two workers
 def pytest_configure(config: pytest.Config) -> None:
     """Before workers start: have librosa compiled, by one process."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
-        from hafm_lightning.evaluation.coherence.compiled_librosa import compiled_librosa
+        from hafm_lightning.evaluation.coherence.rhythm import compiled_librosa
 
         compiled_librosa()
 

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 
-from hafm_lightning.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.tokens import STREAMS
 
 CHECKPOINT_FORMAT = 1

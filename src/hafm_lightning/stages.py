@@ -17,7 +17,7 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     The pairs of songs are fixed (``modeling/token_scores.py``); no other song, no such metric.
 
 The scores are in ``modeling/token_scores.py`` and ``training/token_means.py``, the optimizer in ``optimizer.py`` and
-``optimizer_step.py``, the file format in ``checkpoint_format.py``.
+``training/step_weights.py``, the file format in ``checkpoint_format.py``.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 """
@@ -43,7 +43,6 @@ from hafm_lightning.checkpoint_format import (
     checked_metadata,
     read_checkpoint,
 )
-from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import Kernels, for_training
 from hafm_lightning.modeling.conditioning import drop_at_random
@@ -62,10 +61,11 @@ from hafm_lightning.modeling.token_scores import (
 )
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
-from hafm_lightning.optimizer_step import StepWeights, check_training
+from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
 from hafm_lightning.training.internals import finishes_step, is_attached, writes_row
 from hafm_lightning.training.protocols import ShardSource, TokenSource
+from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
 
 

@@ -23,7 +23,7 @@ from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
 from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics, frechet_distance
-from hafm_lightning.evaluation.embeddings.base import LogMelEmbedding
+from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
 from hafm_lightning.evaluation.segments import SegmentSettings, load_clip, select_segments, tokenize_clips
 from hafm_lightning.evaluation.stage.material import SOUNDS
 from hafm_lightning.evaluation.stage.music import embedding_rows, write_target

@@ -8,12 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_music import CLIP_S, TinyMusic, tiny_stage
+from tiny_music import CLIP_S, TinyMusic, save_stage, tiny_stage
 
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.audio import read_audio
@@ -21,21 +20,12 @@ from hafm_lightning.cli import main
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import load_card
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics
-from hafm_lightning.evaluation.embeddings.base import LogMelEmbedding
-from hafm_lightning.evaluation.systems.base import (
-    Band,
-)
+from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
+from hafm_lightning.evaluation.segments import SegmentSettings, clip_file_stem, load_clip, select_segments
+from hafm_lightning.evaluation.systems.band import Band
 from hafm_lightning.evaluation.systems.retrieval import Retrieval
-from hafm_lightning.locks import LOCK_NAME, Lock
-from hafm_lightning.stages import Stage
-
-
-def saved(stage: Stage, music: TinyMusic, path: Path) -> str:
-    stage.tokenizers, stage.duration_s = music.tokenizers.identities(), CLIP_S
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=0, barebones=True)
-    trainer.strategy.connect(stage)
-    trainer.save_checkpoint(path)
-    return str(path)
+from hafm_lightning.processes.locks import LOCK_NAME, Lock
+from hafm_lightning.shards import open_shards
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +37,10 @@ def config(music: TinyMusic, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "root": str(music.songs),
         "tokenizers": str(music.tokenizers_folder),
         "shards": str(music.shards),
-        **{name: saved(tiny_stage(name), music, root / f"{name}.ckpt") for name in ("semantic", "coarse", "fine")},
+        **{
+            name: str(save_stage(tiny_stage(name), music, root / f"{name}.ckpt"))
+            for name in ("semantic", "coarse", "fine")
+        },
         "protocols": [{"name": "short", "duration_s": CLIP_S, "clips": 6, "active": 0.3}],
         "sampling": {"guidance": 1.0},
     }
@@ -114,7 +107,7 @@ def test_a_second_run_computes_nothing_and_says_the_same(config: Path, monkeypat
     monkeypatch.setattr(Band, "play", refuse)
     monkeypatch.setattr(Retrieval, "play", refuse)
     monkeypatch.setattr(LogMelEmbedding, "rows", refuse)
-    monkeypatch.setattr("hafm_lightning.evaluation.protocol.clip_scores.coherence_scores", refuse)
+    monkeypatch.setattr("hafm_lightning.evaluation.protocol.clip_scores.SongTracks", refuse)
     monkeypatch.setattr("hafm_lightning.evaluation.evaluate.token_table", refuse)
     assert main(["evaluate", "--config", str(config)]) == 0
     assert card.read_text() == before
@@ -209,7 +202,7 @@ def test_speed_from_runs_of_other_batches_says_so(config: Path, tmp_path: Path) 
         (table,) = load_card(tmp_path / "card.json").tables
         assert f"{batch_clips} clips at once" in table.columns[0].note
         notes.append(table.rows[0].values["real_time_factor"].note)
-    assert notes == ["", "", "kept from runs with 2 clips at once"]
+    assert notes == ["", "", "from earlier runs with 2 clips at once"]
 
 
 def test_separated_vocals_have_a_row_of_their_own(config: Path, music: TinyMusic, tmp_path: Path) -> None:
@@ -268,3 +261,61 @@ def test_a_model_of_other_tokenizers_is_refused(config: Path, music: TinyMusic, 
     save_tokenizers(other, music.tokenizers.acoustic, tmp_path / "tokenizers")
     arguments = ["--config", str(config), "--output", str(tmp_path), "--systems", "two_stages", "--metrics", "fad"]
     assert main(["evaluate", *arguments, "--set", f"tokenizers={tmp_path / 'tokenizers'}"]) == 2
+
+
+def test_processes_and_controls_of_other_vocals(config: Path, music: TinyMusic, tmp_path: Path) -> None:
+    """Two processes give the card of one; the controls hold the sounds of the next clip of another song."""
+    cards = []
+    for workers in (1, 2):
+        output = tmp_path / str(workers)
+        arguments = ["--config", str(config), "--output", str(output), "--metrics", "chroma", "tokens", "--systems"]
+        arguments += ["other_vocal", "three_stages", "random", "--set", "pairing=next", "batch_clips=2"]
+        arguments += ["differences=[random, other_vocal]", "token_split=test", f"workers={workers}"]
+        assert main(["evaluate", *arguments]) == 0
+        cards.append(load_card(output / "card.json"))
+    one, two = cards
+    assert [[row.values for row in table.rows] for table in one.tables] == [
+        [row.values for row in table.rows] for table in two.tables
+    ]
+    assert two.facts["processes"] == 2
+    table, differences, tokens = one.tables
+    assert [row.system for row in table.rows] == ["other_vocal", "three_stages", "random"]
+
+    selection = select_segments(SegmentSettings(str(music.songs), "test", CLIP_S, clips=6, active=0.3))
+    songs = [segment.song.id for segment in selection.segments]
+    folders = {folder.name.split("-")[0]: folder for folder in (tmp_path / "2" / "short" / "generations").iterdir()}
+
+    def sound(system: str, index: int) -> np.ndarray:
+        name = clip_file_stem(selection.segments[index].key)
+        return read_audio(folders[system] / f"{name}.wav").samples
+
+    for index, song in enumerate(songs):
+        other = next(i % 6 for i in range(index + 1, index + 6) if songs[i % 6] != song)
+        np.testing.assert_array_equal(sound("other_vocal", index), sound("three_stages", other))
+        expected = load_clip(selection.segments[other], music.tokenizers).accompaniment
+        np.testing.assert_array_equal(sound("random", index)[0], expected)
+
+    chroma = {row.system: row.values["chroma_cosine"].value or 0.0 for row in table.rows}
+    for row, control in zip(differences.rows, ("random", "other_vocal"), strict=True):
+        assert row.values["chroma_cosine"].value == pytest.approx(chroma["three_stages"] - chroma[control])
+    assert all(row.clips == len(open_shards(music.shards, "test")) for row in tokens.rows)
+    semantic, coarse, _ = (row.values for row in tokens.rows)
+    assert semantic["other_song_gap"] == semantic["other_clip_gap"]  # the vocal is its only condition
+    assert coarse["other_song_gap"] != coarse["other_clip_gap"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["systems=[other_vocal]"], "other_vocal uses the takes of three_stages"),
+        (["token_split=test", "shards=''"], "token_split needs `shards`"),
+        (["pairing=best"], "pairing: unknown best"),
+        (["systems=[ground_truth]", "differences=[random]"], "differences: unknown random"),
+        (["workers=-1"], "workers at 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    changes: list[str], words: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--config", str(config), "--set", *changes]) == 2
+    assert words in capsys.readouterr().err

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from hafm_lightning.evaluation.intervals import bootstrap_interval, paired_difference_interval
+from hafm_lightning.evaluation.intervals import bootstrap_interval, jackknife_interval, paired_difference_interval
 
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says():
@@ -73,3 +75,13 @@ def test_what_has_no_interval_is_refused(values, options, words):
         bootstrap_interval(values, **options)
     with pytest.raises(ValueError, match="equally many"):
         paired_difference_interval([1.0, 2.0], [1.0])
+
+
+def test_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).standard_normal(15)
+    found = jackknife_interval(lambda kept: float(values[kept].mean()), list(range(15)))
+    half = 1.959964 * values.std(ddof=1) / math.sqrt(15)
+    assert found.value == pytest.approx(values.mean())
+    assert found.high is not None
+    assert found.high - found.value == pytest.approx(half, rel=1e-6)
+    assert jackknife_interval(lambda kept: 1.0, ["a", "a", "b"]).low is None

@@ -16,9 +16,9 @@ from tiny_corpora import RATE_HZ, write_stems
 from tiny_preparation import command, shard_bytes, tiny_config, tiny_tokenizers, tiny_values, yaml_file
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.locks import LOCK_NAME, Lock
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.verification import verify_root
+from hafm_lightning.processes.locks import LOCK_NAME, Lock
 from hafm_lightning.shards import open_shards
 from hafm_lightning.tokenizers import load_tokenizers
 

@@ -8,12 +8,12 @@ import soundfile
 from tiny_corpora import RATE_HZ, stem_song, write_stems
 from tiny_preparation import shard_bytes, tiny_config, tiny_tokenizers
 
-from hafm_lightning.local_pool import SerialPool
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.quality.filters import FilterSettings
 from hafm_lightning.preparation.report.report import PreparationReport
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import ExcerptPool, TrainingSounds
+from hafm_lightning.processes.pool import SerialPool
 from hafm_lightning.shards import open_shards
 from hafm_lightning.songs.clips import ClipSettings
 from hafm_lightning.songs.separation import SeparationSettings

@@ -78,3 +78,15 @@ def tiny_stage(name: str, **settings: object) -> Stage:
 def tiny_selection(music: TinyMusic, **changes: Any) -> Selection:
     """Six test segments of :data:`CLIP_S`, or what ``changes`` asks for."""
     return select_segments(SegmentSettings(str(music.songs), **{**SETTINGS, **changes}))
+
+
+def save_stage(stage: Stage, music: TinyMusic, path: Path) -> Path:
+    """Write a checkpoint of a stage that was trained on ``music``."""
+    import lightning.pytorch as pl
+
+    stage.tokenizers, stage.duration_s = music.tokenizers.identities(), CLIP_S
+    stage.tokenizers_folder = str(music.tokenizers_folder)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=0, barebones=True)
+    trainer.strategy.connect(stage)
+    trainer.save_checkpoint(path)
+    return path

@@ -1,7 +1,7 @@
 """A stage as generation needs it: the plain network and the description in its file. No Lightning here.
 
 Both come from a checkpoint of training or from a model folder, which hold data only. Stages and tokenizers are compared
-before anything is computed (:mod:`hafm_lightning.compatibility`).
+before anything is computed (:mod:`hafm_lightning.tokenizers.compatibility`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 
 from hafm_lightning.checkpoint_format import checked_metadata, read_checkpoint
-from hafm_lightning.compatibility import check_stages, describe_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import backend_for
 from hafm_lightning.kernels.base import WeightPrecision
@@ -22,6 +21,7 @@ from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import Tokenizer, content_sha256
+from hafm_lightning.tokenizers.compatibility import check_stages, describe_difference
 from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenStream
 
 Role = Literal["semantic", "coarse", "fine"]
@@ -114,7 +114,7 @@ def check_networks(networks: Sequence[StageNetwork], tokenizers: Tokenizers | No
     """Refuse stages, in the order in which they write, and tokenizers that cannot make one model.
 
     Raises:
-        RequestError: See :func:`~hafm_lightning.compatibility.check_stages`.
+        RequestError: See :func:`~hafm_lightning.tokenizers.compatibility.check_stages`.
     """
     check_stages(
         {network.name: network.metadata for network in networks},

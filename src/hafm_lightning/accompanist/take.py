@@ -21,7 +21,7 @@ from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, limit_peak, resample, w
 from hafm_lightning.audio import mix as mix_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
-from hafm_lightning.locks import LOCK_NAME, WITHOUT_END, Lock
+from hafm_lightning.processes.locks import LOCK_NAME, WITHOUT_END, Lock
 from hafm_lightning.tokenizers import Tokenizers
 
 INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.json"

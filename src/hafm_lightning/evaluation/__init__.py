@@ -2,5 +2,5 @@
 
 Start at :mod:`hafm_lightning.evaluation.evaluate` (one run from settings to card), or take the parts: pure functions
 on arrays (:mod:`~hafm_lightning.evaluation.distances.frechet`, :mod:`~hafm_lightning.evaluation.coherence.scores`).
-`docs/evaluation.md` says what each number can and cannot show.
+`docs/evaluation.md` explains what each number can and cannot show.
 """

@@ -1,46 +1,68 @@
-"""``evaluate`` from settings to card: load the model, run every protocol, score tokens, probe, write.
+"""``evaluate`` from settings to card: select clips, play systems, score clips, sets and tokens, write the card.
 
-Works without a model too: the controls alone show what a corpus, a codec and an embedding can tell apart.
+Everything expensive is stored under ``output``: generations, embedding rows, scores. A stopped run continues, and one
+more metric or row costs only itself. Works without a model too: the controls alone show what a corpus, a codec and an
+embedding can distinguish.
 """
 
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hafm_lightning import __version__
-from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.accompanist.stage_network import Precision, pick_device
+from hafm_lightning.accompanist.stage_network import pick_device
 from hafm_lightning.audio import resample
-from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card
 from hafm_lightning.evaluation.card.dashboard import log_to_wandb
 from hafm_lightning.evaluation.card.page import write_card
-from hafm_lightning.evaluation.embeddings.base import load_embedding
-from hafm_lightning.evaluation.protocol.run import ProtocolRun
-from hafm_lightning.evaluation.segments import MusicClip, Segment, tokenize_clips
-from hafm_lightning.evaluation.settings import EvaluateSettings
-from hafm_lightning.evaluation.systems.base import Band, GroundTruth, RandomPairing, System, codec_systems
-from hafm_lightning.evaluation.systems.retrieval import Retrieval
+from hafm_lightning.evaluation.embeddings import load_embedding
+from hafm_lightning.evaluation.protocol.clip_scores import clip_cells, columns_of, score_played
+from hafm_lightning.evaluation.protocol.set_scores import SetColumns
+from hafm_lightning.evaluation.protocol.table import difference_table, players_of, speed_cells, system_table
+from hafm_lightning.evaluation.segments import ClipReader, MusicClip, SelectedClips, select_segments, tokenize_clips
+from hafm_lightning.evaluation.settings import EvaluateSettings, ProtocolSettings
+from hafm_lightning.evaluation.systems import SystemFactory
+from hafm_lightning.evaluation.systems.band import ModelSource, Stages
+from hafm_lightning.evaluation.systems.base import LABELS
+from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
 from hafm_lightning.evaluation.token_scores.probes import Probes
-from hafm_lightning.evaluation.token_scores.token_table import token_table
+from hafm_lightning.evaluation.token_scores.scores import stored_clips
+from hafm_lightning.evaluation.token_scores.table import RemoteScores, token_table
 from hafm_lightning.files import sha256_of_json, write_json
-from hafm_lightning.locks import LOCK_NAME, held
 from hafm_lightning.modeling.token_model import TokenModel
+from hafm_lightning.modeling.token_scores import song_of
+from hafm_lightning.processes.locks import LOCK_NAME, held
+from hafm_lightning.processes.pool import LocalPool, SerialPool, local_pool
 from hafm_lightning.progress import progress
-from hafm_lightning.shards import open_shards
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 
-PROBES_VERSION = 2
-"""Raised when a definition changes: kept token scores and probes are computed again."""
+TOKENS_VERSION = 3
+"""Raised when a definition changes: stored token scores and probes are computed again."""
+
+
+def evaluate(settings: EvaluateSettings) -> Card:
+    """Run an evaluation, write its card, log it to W&B where a project is named, and return it.
+
+    Raises:
+        RequestError: The settings are wrong, something is missing, or another evaluation writes to ``output``.
+    """
+    output = Path(settings.output)
+    with local_pool(settings.workers, threads=1) as pool:
+        evaluation = Evaluation(settings, pool)
+        with held(output / LOCK_NAME, f"{output}", "wait for it, or choose another folder: --output DIR", erase=True):
+            card = evaluation.run()
+            if settings.wandb_project:
+                print(log_to_wandb(card, output, settings.wandb_project))
+    return card
 
 
 class Evaluation:
@@ -48,158 +70,168 @@ class Evaluation:
 
     Args:
         settings: What to evaluate, on what, and how.
+        pool: Processes that generate and score.
     """
 
-    def __init__(self, settings: EvaluateSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: EvaluateSettings, pool: LocalPool) -> None:
+        self.settings, self.pool, self.output = settings, pool, Path(settings.output)
         self.device = pick_device(settings.device)
         self.tokenizers: Tokenizers = load_tokenizers(settings.tokenizers, device=self.device)
         self.embeddings = [load_embedding(source).to(self.device) for source in settings.embeddings]
         self.absent = {name: reason for name in settings.systems if (reason := settings.absent(name))}
-        self.separated: SeparatedVocals | None = None
-        if "separated" in settings.systems and "separated" not in self.absent:
-            self.separated = SeparatedVocals(settings.separated, settings.separation)
-        self._bands: dict[tuple[int, str], Accompanist] = {}
-
-    def band(self, stages: Literal[2, 3], precision: str | None = None) -> Accompanist:
-        """The model with two or three stages, loaded once."""
-        settings = self.settings
-        wanted = cast(Precision, precision or settings.precision)
-        if (stages, wanted) not in self._bands:
-            if settings.model:
-                made = Accompanist.from_pretrained(
-                    settings.model, stages=stages, device=settings.device, precision=wanted
-                )
-            else:
-                made = Accompanist.from_checkpoints(
-                    settings.semantic,
-                    settings.coarse,
-                    settings.fine if stages == 3 else None,
-                    tokenizers=self.tokenizers,
-                    stages=stages,
-                    device=settings.device,
-                    precision=wanted,
-                )
-            check_same_tokenizers(
-                made.tokenizers.identities(),
-                self.tokenizers.identities(),
-                part="the model",
-                other=f"the one in {settings.tokenizers}",
-                advice="correct `tokenizers`: the folder beside the shards that the model was trained on",
-            )
-            if made.precision_note is not None:
-                warnings.warn(made.precision_note, stacklevel=2)
-            self._bands[stages, wanted] = made
-        return self._bands[stages, wanted]
-
-    def systems(self, run: ProtocolRun) -> list[System]:
-        """The rows that can be made, in the order of the settings."""
-        settings = self.settings
-        codecs = {system.name: system for system in codec_systems(self.tokenizers)}
-        found: list[System] = []
-        for name in settings.systems:
-            if name in self.absent:
-                continue
-            if name == "ground_truth":
-                found.append(GroundTruth())
-            elif name in codecs:
-                found.append(codecs[name])
-            elif name == "random":
-                if len(set(run.songs)) < 2:
-                    self.absent[f"{run.protocol.name}: random"] = "random pairing needs clips of at least two songs"
-                    continue
-                found.append(RandomPairing(run.segments, run.selection.spare, run.load, settings.seed))
-            elif name == "retrieval":
-                found.append(Retrieval(open_shards(settings.shards, "train"), self.tokenizers))
-            else:
-                separated = self.separated if name == "separated" else None
-                band = self.band(2 if name == "two_stages" else 3)
-                found.append(Band(band, settings.sampling, settings.seed, name, separated))
-        return found
+        separated = "separated" in settings.systems and "separated" not in self.absent
+        self.factory = SystemFactory(
+            self.tokenizers,
+            ModelSource(
+                settings.model,
+                settings.semantic,
+                settings.coarse,
+                settings.fine,
+                settings.tokenizers,
+                settings.device,
+                settings.precision,
+            ),
+            settings.sampling,
+            settings.seed,
+            shards=settings.shards,
+            pairing=settings.pairing,
+            separated=settings.separated,
+            separation=settings.separation if separated else None,
+        )
 
     def run(self) -> Card:
         """Everything; writes the card and returns it."""
         settings = self.settings
+        selected = [self._select(protocol, settings.split) for protocol in settings.protocols]
         tables: list[Table] = []
-        runs = [ProtocolRun(settings, protocol, self.tokenizers, self.embeddings) for protocol in settings.protocols]
-        for run in runs:
-            tables.append(run.table(self.systems(run)))
+        for protocol, clips in zip(settings.protocols, selected, strict=True):
+            tables += self._protocol(protocol, clips)
         plots: list[Plot] = []
         if {"tokens", "probes"} & set(settings.metrics):
-            longest = max(runs, key=lambda run: run.protocol.duration_s)
-            found, plots = self._listen(longest)
-            tables += found
+            token_tables, plots = self._tokens(max(selected, key=lambda clips: clips.duration_s))
+            tables += token_tables
         card = Card("Evaluation of vocal-to-accompaniment models", self._facts(), tables, plots, self.absent)
-        write_card(card, Path(settings.output))
+        write_card(card, self.output)
         return card
 
-    def _listen(self, run: ProtocolRun) -> tuple[list[Table], list[Plot]]:
-        """Token table and probes on the clips of one protocol."""
+    def _select(self, protocol: ProtocolSettings, split: str) -> SelectedClips:
+        selection = select_segments(protocol.segments(self.settings.root, split))
+        return SelectedClips(selection, ClipReader.of(self.tokenizers))
+
+    def _protocol(self, protocol: ProtocolSettings, clips: SelectedClips) -> list[Table]:
+        """The tables of one protocol."""
+        settings, folder, seed = self.settings, self.output / protocol.name, self.settings.seed
+        played = self._play(protocol.name, clips)
+        columns = columns_of(settings.metrics)
+        scores = score_played(clips, played, folder / "scores", self.pool) if columns else {}
+        sets = []
+        if {"fad", "kd", "apa"} & set(settings.metrics):
+            training = None
+            if settings.reference == "train" and {e.name for e in self.embeddings} - set(settings.statistics):
+                drawn = replace(protocol, clips=settings.reference_clips, per_song=0)
+                training = self._select(drawn, "train")
+            for embedding in self.embeddings:
+                statistics = settings.statistics.get(embedding.name, "")
+                sets.append(SetColumns(clips, embedding, settings.metrics, folder, seed, training, statistics))
+        cells = {column: values for part in sets for column, values in part.cells(played).items()}
+        cells |= clip_cells(clips, scores, columns, seed)
+        if "speed" in settings.metrics:
+            cells |= speed_cells(clips, played, settings.batch_clips, self.pool.processes, seed)
+        table = system_table(protocol.name, clips, played, cells)
+        ranked_by = next((column for column in columns if column.key == settings.rank_by), None)
+        players = []
+        if ranked_by is not None and played:
+            row = settings.players if settings.players in played else list(played)[-1]
+            players = players_of(played[row], clips, scores[row], ranked_by, settings.player_clips, folder)
+        facts = {
+            "settings": asdict(protocol),
+            "segments": [segment.clip_id for segment in clips.segments],
+            "problems": clips.selection.problems,
+            "embeddings": [embedding.provenance() for embedding in self.embeddings],
+        }
+        about = [*table.about, *(part.about() for part in sets)]
+        tables = [replace(table, about=about, players=players, protocol=facts)]
+        controls = [name for name in settings.differences if name in scores]
+        if controls and settings.players in scores:
+            tables.append(difference_table(protocol.name, clips, scores, columns, settings.players, controls, seed))
+        return tables
+
+    def _play(self, protocol: str, clips: SelectedClips) -> dict[str, Generations]:
+        """Sounds of every row that can be made, in the order of the settings."""
+        one_song = len(set(clips.songs)) < 2
+        played: dict[str, Generations] = {}
+        names = [name for name in self.settings.systems if name not in self.absent]
+        for name in sorted(names, key=lambda name: name == "other_vocal"):  # it uses the takes of another row
+            if one_song and name in ("random", "other_vocal"):
+                self.absent[f"{protocol}: {name}"] = f"{LABELS[name]} needs clips of at least two songs"
+                continue
+            system = self.factory.system(name, clips, played)
+            played[name] = Generations(self.output / protocol, system, clips.rate_hz)
+            with progress(f"{protocol}: {LABELS[name]}", total=len(clips.segments), unit="clips") as bar:
+                played[name].make(clips, self.settings.batch_clips, self.pool, bar.advance)
+        return {name: played[name] for name in names if name in played}
+
+    def _tokens(self, clips: SelectedClips) -> tuple[list[Table], list[Plot]]:
+        """Token table, on segments or on stored clips, and probes on segments."""
         settings = self.settings
         if not settings.has_model:
             self.absent["tokens and probes"] = "no `model` and no checkpoints"
             return [], []
-        segments = run.segments[: settings.token_clips] if settings.token_clips else run.segments
-        songs = [segment.song.id for segment in segments]
-        if len(set(songs)) < 2:
+        segments = clips.segments[: settings.token_clips] if settings.token_clips else clips.segments
+        stored = stored_clips(settings.shards, settings.token_split) if settings.token_split else None
+        if stored is not None and settings.token_clips:
+            stored = stored.rows(range(min(settings.token_clips, len(stored))))
+        segment_songs = [segment.song.id for segment in segments]
+        songs = segment_songs if stored is None else [*map(song_of, stored.clip_ids)]
+        if len(set(songs)) < 2 or ("probes" in settings.metrics and len(set(segment_songs)) < 2):
             self.absent["tokens and probes"] = "another song's vocal needs clips of at least two songs"
             return [], []
-        stages: Literal[2, 3] = 3 if settings.model or settings.fine else 2
-        loaded = self.band(stages, "fp32").networks
-        networks: dict[str, TokenModel] = {network.role: network.model for network in loaded}
-        kept = self._kept([network.sha256 for network in loaded], segments)
-        if kept.is_file():
-            card = load_card(kept)
-            return card.tables, card.plots
-        clips = [run.load(segment) for segment in segments]
-        heard = [stream.name for model in networks.values() for stream in model.layout.conditions]
-        batch = tokenize_clips(clips, self.tokenizers, settings.vocal_noise_sigma, heard)
-        about = [
-            f"{len(clips)} clips of {run.protocol.duration_s:g} s from {len(set(songs))} songs of protocol "
-            f"{run.protocol.name}, noise on the vocal: sigma {settings.vocal_noise_sigma:g}; fp32"
-        ]
-        tables = [token_table(networks, batch, songs, about)] if "tokens" in settings.metrics else []
-        if "probes" not in settings.metrics:
-            write_json(kept, Card("tokens", {}, tables).as_dict())
-            return tables, []
-        separated = self._separated_vocals(clips)
-        total = Probes.passes(networks, separated is not None)
-        with progress("Probes", total=total, unit="passes") as bar:
-            probes = Probes(
-                networks, clips, batch, self.tokenizers, settings.vocal_noise_sigma, separated, lambda: bar.advance()
-            )
-            plots = probes.plots()
-        write_json(kept, Card("tokens", {}, tables, plots).as_dict())
-        return tables, plots
-
-    def _kept(self, networks: Sequence[str], segments: Sequence[Segment]) -> Path:
-        """Where token scores and probes of these weights on these clips are kept."""
-        settings = self.settings
+        stages: Stages = 3 if settings.model or settings.fine else 2
+        loaded = self.factory.model(stages, "fp32").networks
+        separated = self.factory.separated
+        wanted = [name for name in ("tokens", "probes") if name in settings.metrics]
         identity = [
-            PROBES_VERSION,
-            networks,
+            TOKENS_VERSION,
+            [network.sha256 for network in loaded],
             self.tokenizers.identities(),
             [segment.key for segment in segments],
             settings.vocal_noise_sigma,
-            self.separated.identity if self.separated is not None else "",
-            [name for name in ("tokens", "probes") if name in settings.metrics],
+            separated.identity if separated is not None else "",
+            wanted,
         ]
-        return Path(settings.output) / "tokens" / f"{sha256_of_json(identity)[:16]}.json"
-
-    def _separated_vocals(self, clips: Sequence[MusicClip]) -> list[npt.NDArray[np.float32]] | None:
-        if self.separated is None:
-            return None
-        vocals = []
-        for clip in clips:
-            audio = self.separated.read(clip.segment)
-            mono = resample(audio.mono().samples[0], audio.rate_hz, clip.semantic_hz)
-            length = len(clip.sound.vocal)
-            vocals.append(np.pad(mono[:length], (0, max(0, length - len(mono)))))
-        return vocals
+        if stored is not None:
+            identity += [stored.clip_ids, sha256_of_json({n: ids.tolist() for n, ids in stored.streams.items()})]
+        file = self.output / "tokens" / f"{sha256_of_json(identity)[:16]}.json"
+        if file.is_file():
+            card = load_card(file)
+            return card.tables, card.plots
+        networks: dict[str, TokenModel] = {network.role: network.model for network in loaded}
+        tables, plots = [], []
+        music = [clips.load(segment) for segment in segments] if stored is None or "probes" in wanted else []
+        conditions = [stream.name for model in networks.values() for stream in model.layout.conditions]
+        sigma = settings.vocal_noise_sigma
+        batch = tokenize_clips(music, self.tokenizers, sigma, conditions) if music else None
+        if "tokens" in wanted:
+            scored = batch if stored is None else stored
+            assert scored is not None
+            origin = f"protocol with segments of {clips.duration_s:g} s, noise on the vocal: sigma {sigma:g}"
+            if stored is not None:
+                origin = f"split {settings.token_split} of {settings.shards}, tokens as stored"
+            about = f"{len(scored)} clips of {scored.duration_s:g} s from {len(set(songs))} songs: {origin}; fp32"
+            remote = RemoteScores(replace(self.factory.source, precision="fp32", stages=stages))
+            pool = self.pool if self.device.type == "cpu" else SerialPool()
+            tables.append(token_table(networks, scored, songs, [about], pool, remote))
+        if "probes" in wanted:
+            assert batch is not None
+            vocals = None if separated is None else _separated(separated, music)
+            with progress("Probes", total=Probes.passes(networks, vocals is not None), unit="passes") as bar:
+                probes = Probes(networks, music, batch, self.tokenizers, sigma, vocals, lambda: bar.advance())
+                plots = probes.plots()
+        write_json(file, Card("tokens", {}, tables, plots).as_dict())
+        return tables, plots
 
     def _facts(self) -> dict[str, Any]:
-        settings = self.settings
-        sampling = settings.sampling
+        settings, sampling = self.settings, self.settings.sampling
         facts: dict[str, Any] = {
             "hafm_lightning": __version__,
             "torch": torch.__version__,
@@ -213,24 +245,22 @@ class Evaluation:
                 for name, identity in self.tokenizers.identities().items()
             },
         }
+        if self.pool.processes > 1:
+            facts["processes"] = self.pool.processes
         if settings.has_model:
-            facts["model"] = settings.model or ", ".join(
-                filter(None, (settings.semantic, settings.coarse, settings.fine))
-            )
-        if self.separated is not None:
-            facts["separated vocals"] = self.separated.identity
+            checkpoints = filter(None, (settings.semantic, settings.coarse, settings.fine))
+            facts["model"] = settings.model or ", ".join(checkpoints)
+        if self.factory.separated is not None:
+            facts["separated vocals"] = self.factory.separated.identity
         return facts
 
 
-def evaluate(settings: EvaluateSettings) -> Card:
-    """Run an evaluation, write its card, log it to W&B where a project is named, and return it.
-
-    Raises:
-        RequestError: The settings are wrong, something is missing, or another evaluation writes to ``output``.
-    """
-    evaluation, output = Evaluation(settings), Path(settings.output)
-    with held(output / LOCK_NAME, f"{output}", "wait for it, or choose another folder: --output DIR", erase=True):
-        card = evaluation.run()
-        if settings.wandb_project:
-            print(log_to_wandb(card, output, settings.wandb_project))
-    return card
+def _separated(vocals: SeparatedVocals, clips: Sequence[MusicClip]) -> list[npt.NDArray[np.float32]]:
+    """Separated vocals of clips, mono at the semantic rate and as long as the clean ones."""
+    found = []
+    for clip in clips:
+        audio = vocals.read(clip.segment)
+        mono = resample(audio.mono().samples[0], audio.rate_hz, clip.semantic_hz)
+        length = len(clip.sound.vocal)
+        found.append(np.pad(mono[:length], (0, max(0, length - len(mono)))))
+    return found

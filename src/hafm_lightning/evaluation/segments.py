@@ -5,7 +5,7 @@ Songs lie in the layout of MUSDB18-HQ (the toy band's too). A segment is *vocal-
 not overlap within a song, and are taken in rounds: one of every song, then a second of every song, until there are
 enough. So the paper's 33 x 3 s are 33 different songs of MUSDB18, and the same rule serves ten toy songs.
 
-What cannot be read is listed with its reason; too few segments are counted, never silently made up for.
+Songs that cannot be read are listed with the reason; missing segments are counted and never replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hafm_lightning.shards import clip_id
 from hafm_lightning.songs import MusdbHQ
 from hafm_lightning.songs.clips import MARGIN_S, ClipSound, clip_sound, with_noise
 from hafm_lightning.songs.song import Song
-from hafm_lightning.songs.stems import Window, probe_song, read_stretch, to_stereo
+from hafm_lightning.songs.stems import probe_song, read_window
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import (
     FRAME_GRID_S,
@@ -46,6 +46,8 @@ LOUD_PERCENTILE = 95.0
 """The gate is counted from this percentile of the song's vocal frames."""
 TOKENIZE_CLIPS = 8
 """Clips that go through a tokenizer at once."""
+CLIPS_IN_MEMORY = 256
+"""Clips whose sound a protocol keeps in memory; others are read again."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,16 @@ class Segment:
 
     @property
     def key(self) -> str:
-        """What results of this segment are kept under: they are made again when length or song files change."""
+        """Key of this segment's results on disk; another length or other song files give another key."""
         return f"{self.clip_id}+{self.duration_s:g}s#{self.song.bytes}"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The drawn segments and what the draw met.
+    """The drawn segments and the problems of the draw.
 
     Attributes:
-        settings: What was asked for.
+        settings: Of the draw.
         segments: In the order of the draw.
         songs: Songs that could be read.
         problems: Songs that could not, with the reason.
@@ -121,7 +123,7 @@ class Selection:
 
     @property
     def missing(self) -> int:
-        """Segments that were asked for and are not there."""
+        """Segments that were requested and could not be drawn."""
         return max(0, self.settings.clips - len(self.segments))
 
 
@@ -139,18 +141,18 @@ def select_segments(settings: SegmentSettings) -> Selection:
     listing = MusdbHQ(settings.root, allow_partial=True).listing()
     songs = sorted((song for song in listing.songs if song.split == settings.split), key=lambda song: song.id)
     problems = [f"{entry.name}: {entry.reason}" for entry in listing.quarantined]
-    found: list[list[Segment]] = []
+    by_song: list[list[Segment]] = []
     for index in np.random.default_rng(settings.seed).permutation(len(songs)):
         song = songs[index]
         try:
-            found.append(_drawn_order(song, _active_starts(song, settings), settings))
+            by_song.append(_drawn_order(song, _active_starts(song, settings), settings))
         except RequestError as error:
             problems.append(f"{song.id}: {str(error).splitlines()[0]}")
-    rounds = max((len(segments) for segments in found), default=0)
-    drawn = [segments[turn] for turn in range(rounds) for segments in found if turn < len(segments)]
+    rounds = max((len(segments) for segments in by_song), default=0)
+    drawn = [segments[turn] for turn in range(rounds) for segments in by_song if turn < len(segments)]
     if settings.per_song:
-        kept = [segment for segments in found for segment in segments[: settings.per_song]]
-        drawn = [segment for segment in drawn if segment in kept]
+        allowed = {segment for segments in by_song for segment in segments[: settings.per_song]}
+        drawn = [segment for segment in drawn if segment in allowed]
     if not drawn:
         raise RequestError(
             f"{settings.root}/{settings.split}: no vocal-active segment of {settings.duration_s} s in {len(songs)} "
@@ -159,8 +161,8 @@ def select_segments(settings: SegmentSettings) -> Selection:
         )
     chosen = drawn[: settings.clips] if settings.clips else drawn
     taken = set(chosen)
-    spare = [segment for segments in found for segment in segments if segment not in taken]
-    return Selection(settings, chosen, len(found), problems, spare)
+    spare = [segment for segments in by_song for segment in segments if segment not in taken]
+    return Selection(settings, chosen, len(by_song), problems, spare)
 
 
 def vocal_activity(vocal: npt.NDArray[np.float32], rate_hz: int, gate_db: float) -> npt.NDArray[np.bool_]:
@@ -206,21 +208,12 @@ def read_segment(segment: Segment, semantic_hz: int, acoustic_hz: int) -> ClipSo
     Raises:
         RequestError: A file is damaged or ends too soon.
     """
-    song, info = segment.song, probe_song(segment.song)
-    start = round(segment.start_s * info.rate_hz)
-    length = round(segment.duration_s * info.rate_hz)
-    margin = round(MARGIN_S * info.rate_hz)
-    low, high = max(0, start - margin), min(info.frames, start + length + margin)
-    if high < start + length:
-        raise RequestError(f"{song.id}: ends before {segment.start_s + segment.duration_s:.2f} s")
-    files = [Path(name) for name in (song.vocals, *song.accompaniment)]
-    stems = [to_stereo(read_stretch(file, info.rate_hz, low, high)) for file in files]
-    window = Window(segment.start_s, start - low, length, info.rate_hz, stems[0], np.sum(stems[1:], axis=0))
+    window = read_window(segment.song, None, segment.start_s, segment.duration_s, MARGIN_S)
     return clip_sound(window, semantic_hz, acoustic_hz, vocal_acoustic=True)
 
 
 def read_vocal(segment: Segment) -> Audio:
-    """A segment's clean vocal as its file has it: own rate and channels."""
+    """A segment's clean vocal at the rate and with the channels of its file."""
     return read_audio(segment.song.vocals, start_s=segment.start_s, duration_s=segment.duration_s)
 
 
@@ -257,11 +250,68 @@ class MusicClip:
         return self.sound.instrumental_acoustic
 
 
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads segments at two rates; small enough to be sent to a worker process."""
+
+    semantic_hz: int
+    acoustic_hz: int
+
+    @classmethod
+    def of(cls, tokenizers: Tokenizers) -> ClipReader:
+        """At the rates of ``tokenizers``."""
+        return cls(tokenizers.semantic.identity.sample_rate_hz, tokenizers.acoustic.identity.sample_rate_hz)
+
+    def __call__(self, segment: Segment) -> MusicClip:
+        """The segment in memory."""
+        sound = read_segment(segment, self.semantic_hz, self.acoustic_hz)
+        return MusicClip(segment, sound, self.semantic_hz, self.acoustic_hz)
+
+
 def load_clip(segment: Segment, tokenizers: Tokenizers) -> MusicClip:
     """Read a segment at the rates of ``tokenizers``."""
-    semantic_hz = tokenizers.semantic.identity.sample_rate_hz
-    acoustic_hz = tokenizers.acoustic.identity.sample_rate_hz
-    return MusicClip(segment, read_segment(segment, semantic_hz, acoustic_hz), semantic_hz, acoustic_hz)
+    return ClipReader.of(tokenizers)(segment)
+
+
+class SelectedClips:
+    """The drawn segments of one protocol with their sound, of which the newest stay in memory.
+
+    Args:
+        selection: The segments.
+        reader: Reads one of them.
+    """
+
+    def __init__(self, selection: Selection, reader: ClipReader) -> None:
+        self.selection, self.reader = selection, reader
+        self.segments = selection.segments
+        self.songs = [segment.song.id for segment in self.segments]
+        self.duration_s = selection.settings.duration_s
+        self.rate_hz = reader.acoustic_hz
+        self._clips: dict[str, MusicClip] = {}
+
+    def load(self, segment: Segment) -> MusicClip:
+        """A segment's sound."""
+        if segment.key not in self._clips:
+            if len(self._clips) >= CLIPS_IN_MEMORY:
+                self._clips.pop(next(iter(self._clips)))
+            self._clips[segment.key] = self.reader(segment)
+        return self._clips[segment.key]
+
+
+def next_of_other_song(songs: Sequence[str]) -> list[int]:
+    """For each clip the index of the next clip, in circular order, of another song; ValueError for one song alone."""
+    if len(set(songs)) < 2:
+        raise ValueError(f"another song's clips need at least two songs, got {sorted(set(songs))}")
+    count = len(songs)
+    return [
+        next(i for shift in range(1, count) if songs[i := (index + shift) % count] != song)
+        for index, song in enumerate(songs)
+    ]
+
+
+def clip_file_stem(clip_id: str) -> str:
+    """A clip id as part of a file name."""
+    return "".join(char if char.isalnum() or char in "-_.@" else "_" for char in clip_id)
 
 
 def tokenize_clips(
@@ -273,8 +323,8 @@ def tokenize_clips(
         clips: At least one.
         tokenizers: The pair that the shards were made with.
         noise_sigma: Gaussian noise on the vocal before it is tokenized, as preparation adds it (full scale is 1).
-        conditions: Names of the streams that stages hear. The vocal's acoustic tokens are added where one does; a
-            style is NULL, the learned "none".
+        conditions: Names of the stages' condition streams. The vocal's acoustic tokens are added where one is listed;
+            a style is NULL, the learned "none".
     """
     needed = set(conditions)
     vocal_acoustic = VOCAL_ACOUSTIC.name in needed
@@ -282,8 +332,8 @@ def tokenize_clips(
     vocals = [with_noise(clip.sound.vocal, clip.clip_id, noise_sigma, seed=0) for clip in clips]
     for start in range(0, len(clips), TOKENIZE_CLIPS):
         part = clips[start : start + TOKENIZE_CLIPS]
-        heard = vocals[start : start + TOKENIZE_CLIPS] + [clip.sound.instrumental for clip in part]
-        ids = tokenizers.semantic.encode(torch.from_numpy(np.stack(heard))).cpu()  # [2 n, 1, T]
+        sounds = vocals[start : start + TOKENIZE_CLIPS] + [clip.sound.instrumental for clip in part]
+        ids = tokenizers.semantic.encode(torch.from_numpy(np.stack(sounds))).cpu()  # [2 n, 1, T]
         semantic.append((ids[: len(part)], ids[len(part) :]))
         played = np.stack([clip.sound.instrumental_acoustic for clip in part])
         acoustic.append(tokenizers.acoustic.encode(torch.from_numpy(played)).cpu())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hafm_lightning.evaluation.embeddings.base import EMBEDDINGS, EmbeddingSource
+from hafm_lightning.evaluation.embeddings import EMBEDDINGS, EmbeddingSource
 from hafm_lightning.evaluation.segments import SegmentSettings
 from hafm_lightning.evaluation.systems.base import LABELS, MODEL_SYSTEMS
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.songs.separation import SeparationSettings
 
 METRICS = ("fad", "kd", "apa", "beats", "chroma", "key", "onsets", "truth", "speed", "tokens", "probes")
-"""Groups of columns (and, for the last two, tables) that can be asked for."""
+"""Groups of columns (and, for the last two, tables) that can be requested."""
 REFERENCES = ("ground_truth", "train")
+PAIRINGS = ("spare", "next")
+OPTIONAL_SYSTEMS = ("other_vocal", "separated")
+"""Systems that a card shows only where they are named."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,16 @@ class EvaluateSettings:
         separation: A separation model that makes them instead.
         vocal_noise_sigma: Standard deviation of the noise on vocals for the token tables; full scale is 1.
         token_clips: Most clips of the token tables and probes; 0 for all.
-        players: Row whose best, median and worst clips the page plays.
+        token_split: Split of ``shards`` whose stored tokens the token table scores; empty for the segments of the
+            longest protocol. Probes always use segments.
+        players: Row whose clips the page plays, from best to worst.
+        player_clips: Number of these clips; with 3, the best, the median and the worst.
         rank_by: Column that ranks these clips.
+        pairing: Music of the row ``random``: ``spare``: segments that are not evaluated; ``next``: the next evaluated
+            segment of another song, as in ``other_vocal``.
+        differences: Controls that are subtracted from the row ``players`` clip by clip, in a table of their own.
+        workers: Processes that generate and score side by side, one thread each; 1 for this process with all its
+            threads, 0 for one process a core. On a GPU they only score.
         wandb_project: Weights & Biases project that gets the table; empty for none.
     """
 
@@ -90,7 +101,7 @@ class EvaluateSettings:
     fine: str = ""
     model: str = ""
     split: str = "test"
-    systems: tuple[str, ...] = tuple(name for name in LABELS if name != "separated")
+    systems: tuple[str, ...] = tuple(name for name in LABELS if name not in OPTIONAL_SYSTEMS)
     metrics: tuple[str, ...] = METRICS
     embeddings: tuple[EmbeddingSource, ...] = (EmbeddingSource(),)
     reference: str = "ground_truth"
@@ -105,8 +116,13 @@ class EvaluateSettings:
     separation: SeparationSettings = field(default_factory=SeparationSettings)
     vocal_noise_sigma: float = 0.0
     token_clips: int = 64
+    token_split: str = ""
     players: str = "three_stages"
+    player_clips: int = 3
     rank_by: str = "chroma_cosine"
+    pairing: str = "spare"
+    differences: tuple[str, ...] = ()
+    workers: int = 1
     wandb_project: str = ""
 
     def __post_init__(self) -> None:
@@ -114,6 +130,14 @@ class EvaluateSettings:
         _check_names("metrics", self.metrics, METRICS)
         _check_names("reference", (self.reference,), REFERENCES)
         _check_names("statistics", tuple(self.statistics), EMBEDDINGS)
+        _check_names("pairing", (self.pairing,), PAIRINGS)
+        _check_names("differences", self.differences, self.systems)
+        if self.differences:
+            _check_names("players", (self.players,), self.systems)
+        if "other_vocal" in self.systems and "three_stages" not in self.systems:
+            raise ValueError("systems: other_vocal uses the takes of three_stages; name both")
+        if self.token_split and not self.shards:
+            raise ValueError("token_split needs `shards`, which hold the tokens")
         names = [protocol.name for protocol in self.protocols]
         if not names or len(set(names)) < len(names) or not all(_is_file_name(name) for name in names):
             raise ValueError(f"protocols need distinct names of letters, digits, '-' and '_', got {names}")
@@ -124,8 +148,11 @@ class EvaluateSettings:
             raise ValueError("give either `model` or the checkpoints `semantic`, `coarse`, `fine`, not both")
         if self.semantic and not self.coarse:
             raise ValueError("semantic is given without coarse: two stages at least are needed for sound")
-        if self.batch_clips < 1 or self.reference_clips < 1 or self.token_clips < 0:
-            raise ValueError("batch_clips and reference_clips start at 1, token_clips at 0")
+        if (
+            min(self.batch_clips, self.reference_clips, self.player_clips) < 1
+            or min(self.token_clips, self.workers) < 0
+        ):
+            raise ValueError("batch_clips, reference_clips and player_clips start at 1, token_clips and workers at 0")
 
     @property
     def has_model(self) -> bool:
@@ -138,7 +165,7 @@ class EvaluateSettings:
             return "no `shards` to search"
         if system in MODEL_SYSTEMS and not self.has_model:
             return "no `model` and no checkpoints"
-        if system in ("three_stages", "separated") and self.semantic and not self.fine:
+        if system in MODEL_SYSTEMS[1:] and self.semantic and not self.fine:
             return "no `fine` checkpoint"
         if system == "separated" and not (self.separated or self.separation.model):
             return "neither `separated` vocals nor a `separation` model"

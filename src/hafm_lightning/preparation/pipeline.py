@@ -24,8 +24,6 @@ from typing import Any
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import remove_unfinished
-from hafm_lightning.local_pool import Pool
-from hafm_lightning.locks import LOCK_NAME, Lock, held
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
 from hafm_lightning.preparation.engines import make_engine
 from hafm_lightning.preparation.plan import Plan, make_plan
@@ -41,6 +39,8 @@ from hafm_lightning.preparation.shard_work import (
 )
 from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
 from hafm_lightning.preparation.tokenizer_training import ExcerptPool, make_tokenizers
+from hafm_lightning.processes.locks import LOCK_NAME, Lock, held
+from hafm_lightning.processes.pool import Pool
 from hafm_lightning.progress import progress
 from hafm_lightning.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
 from hafm_lightning.songs import list_songs

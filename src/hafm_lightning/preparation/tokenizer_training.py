@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.local_pool import Pool, in_order
 from hafm_lightning.preparation.quality.filters import broken_rules, measure
 from hafm_lightning.preparation.shard_work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
+from hafm_lightning.processes.pool import Pool, in_order
 from hafm_lightning.progress import progress
 from hafm_lightning.shards import clip_id
 from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise

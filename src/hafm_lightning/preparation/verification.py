@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hafm_lightning.compatibility import tokenizer_difference
 from hafm_lightning.errors import RequestError
 from hafm_lightning.shards import MANIFEST_NAME, SPLITS, Manifest, ShardReader
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.tokenizers.base import read_description
+from hafm_lightning.tokenizers.compatibility import tokenizer_difference
 from hafm_lightning.tokenizers.hub import UnreachableWeightsError
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
-from hafm_lightning.locks import one_at_a_time
+from hafm_lightning.processes.locks import one_at_a_time
 from hafm_lightning.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 
 CACHE_VARIABLE = "HAFM_CACHE"  # environment variable that names the cache folder

@@ -7,7 +7,7 @@ Choices:
 
 * A :class:`TokenizerIdentity` names everything that changes a token: the family, a sha256 over all weights and
   settings, sample rate, frame rate, and the resampler that brought the audio to that rate. Shards and checkpoints carry
-  it, and :mod:`hafm_lightning.compatibility` compares it before parts are joined.
+  it, and :mod:`hafm_lightning.tokenizers.compatibility` compares it before parts are joined.
 * A clip's tokens never depend on the batch it rides in, and ``L`` samples give exactly ``L * rate / sample rate``
   frames: anything else is refused rather than cropped.
 * A folder holds `tokenizer.json` and safetensors files: data only, nothing that runs when it is loaded. It appears

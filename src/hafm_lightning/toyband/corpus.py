@@ -21,7 +21,7 @@ import numpy.typing as npt
 from hafm_lightning.audio import Audio, probe_audio, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_folder, remove_unfinished
-from hafm_lightning.local_pool import local_pool, usable_cores
+from hafm_lightning.processes.pool import local_pool, usable_cores
 from hafm_lightning.progress import progress
 from hafm_lightning.toyband.band import play
 from hafm_lightning.toyband.score import ToyTruth, compose

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,18 +9,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+import yaml
 from html_pages import ParsedPage
+from tiny_music import CLIP_S, TinyMusic, save_stage, tiny_stage
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.demo.command import STAGES, Places, fit_arguments
+from hafm_lightning.cli.demo.command import STAGES, Places, Plan, export, fit_arguments, make_card, run_root
 from hafm_lightning.cli.demo.fits import Fit, _wait_for_orphan, lanes, logged_step, run_fits
-from hafm_lightning.cli.demo.report import write_report
-from hafm_lightning.cli.demo.scores import CONTROLS, METRICS, SYSTEMS
 from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.errors import RequestError
-from hafm_lightning.locks import LOCK_NAME, Lock
+from hafm_lightning.evaluation.card.card import load_card
+from hafm_lightning.evaluation.card.page import write_card
+from hafm_lightning.processes.locks import LOCK_NAME, Lock
+from hafm_lightning.shards import open_shards
 
 
 def test_lanes_hold_every_stage_once_and_balance():
@@ -93,44 +98,47 @@ def test_the_logged_step_is_the_newest_runs(tmp_path):
     assert logged_step(fit) == 20
 
 
-def test_the_report_shows_every_system_and_marks_what_is_not_proven(tmp_path):
-    interval = {"mean": 0.5, "low": 0.25, "high": 0.75, "level": 0.95, "n": 3, "groups": 3}
-    flat = interval | {"mean": 0.125, "low": -0.125}
-    report = {
-        "minutes": 9,
-        "real_time_factor": 0.5,
-        "held_out": {"songs": 3, "clips": 9, "clip_seconds": 10},
-        "takes": ["<song>@0"],
-        "stages": {
-            name: {"steps": 7} | dict.fromkeys(("loss", "conditioning_gain", "other_clip_gap"), interval)
-            for name in STAGES
-        },
-        "music": {
-            "systems": {name: dict.fromkeys(METRICS, interval) for name in SYSTEMS},
-            "model_minus": {name: dict.fromkeys(METRICS, flat) for name in CONTROLS},
-            "fad": {
-                "values": {"model": 12.345},
-                "embedding": "logmel",
-                "dimensions": 128,
-                "rows": 30,
-                "seconds_a_clip": 10,
-                "rate_hz": 16000,
-                "reference": "truth",
-            },
-        },
-        "pictures": {"curves": ["curves/a.png"], "spectrogram": ["spectrogram.png"]},
-    }
-    page = ParsedPage(write_report(tmp_path, report).read_text())
+def test_the_card_shows_every_control_and_the_curves_of_training(
+    repository: Path, music: TinyMusic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Places(tmp_path / "experiments", tmp_path / "demo")
+    config = yaml.safe_load((repository / "experiments" / "quickstart" / "demo.yaml").read_text())
+    config["protocols"][0] |= {"duration_s": CLIP_S, "active": 0.3}
+    config |= {"workers": 1, "sampling": {"guidance": 1.0}}
+    places.experiments.mkdir()
+    (places.experiments / "demo.yaml").write_text(yaml.safe_dump(config))
+    checkpoints = {}
+    for stage in STAGES:
+        checkpoints[stage] = save_stage(tiny_stage(stage), music, tmp_path / f"{stage}.ckpt")
+        run = run_root(places, stage) / "run-000"
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("step,train/loss\n0,5.0\n1,4.5\n2,4.0\n")
+    export(places, checkpoints)
+    preparation: Any = SimpleNamespace(corpora=[SimpleNamespace(path=music.songs)], root=music.shards)
+    card = make_card(places, Plan(9.0, dict.fromkeys(STAGES, 3), dict.fromkeys(STAGES, 0.1)), preparation)
+
+    systems, differences, tokens = card.tables
+    rows = {row.system: row for row in systems.rows}
+    assert list(rows) == ["ground_truth", "codec_8", "three_stages", "other_vocal", "random"]
+    assert all((row.clips, row.failed) == (3, 0) for row in rows.values())
+    chords = {name: row.values["chord_accuracy"].value for name, row in rows.items()}
+    assert chords["ground_truth"] > 0.8 > chords["random"]
+    assert [row.system for row in differences.rows] == ["three_stages-random", "three_stages-other_vocal"]
+    lead = chords["three_stages"] - chords["random"]
+    assert differences.rows[0].values["chord_accuracy"].value == pytest.approx(lead)
+    assert [row.system for row in tokens.rows] == list(STAGES)
+    assert tokens.rows[0].clips == len(open_shards(music.shards, "test"))
+    assert len(systems.players) == 3
+
+    write_card(card, places.card)
+    page = ParsedPage((places.card / "card.html").read_text())
     page.check_whole()
     page.check_narrow()
-    assert all(name in page.text for name in SYSTEMS)
-    assert 'class="flat">+0.125<small>[-0.125, +0.750]' in page.source
-    assert 'class="good">+0.500<small>[+0.250, +0.750]' in page.source
-    assert "12.35" in page.text or "12.34" in page.text
-    sounds = [attributes["src"] for attributes in page.all("audio")]
-    assert sounds == [f"takes/%3Csong%3E%400/{name}.wav" for name in ("vocal", "mix", "truth")]
-    assert [attributes["src"] for attributes in page.all("img")] == ["curves/a.png", "spectrogram.png"]
-    assert "<song>" not in page.source
+    shown = [attributes["src"] for tag in ("audio", "img") for attributes in page.all(tag)]
+    assert all((places.card / unquote(file)).is_file() for file in shown)
+    assert [file for file in shown if file.endswith(".png")] == [quote(file) for file in card.pictures.values()]
+    assert sum("curves/" in file for file in shown) == len(STAGES)
+    assert sum("spectrogram" in file for file in shown) == 1
 
 
 def test_wrong_requests(tmp_path, capsys):
@@ -147,7 +155,7 @@ def test_wrong_requests(tmp_path, capsys):
 def test_the_whole_chain_survives_a_kill(repository, tmp_path):
     experiments = tmp_path / "experiments"
     experiments.mkdir()
-    for name in ("prepare", *STAGES):
+    for name in ("prepare", *STAGES, "demo"):
         text = (repository / "experiments" / "quickstart" / f"{name}.yaml").read_text()
         text = text.replace("data/quickstart", str(tmp_path / "data")).replace("batch_size: 16", "batch_size: 4")
         text = text.replace("train_songs: 120", "train_songs: 8").replace("test_songs: 24", "test_songs: 3")
@@ -165,12 +173,14 @@ def test_the_whole_chain_survives_a_kill(repository, tmp_path):
     plan = (out / "work" / "plan.json").read_text()
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=900)
     assert (out / "work" / "plan.json").read_text() == plan
-    report = json.loads((out / "report.json").read_text())
-    assert set(report["stages"]) == set(STAGES)
-    assert report["held_out"]["songs"] == 3
-    assert report["music"]["systems"]["ground truth"]["chord_accuracy"]["mean"] > 0.8
-    assert (out / "report.html").is_file()
-    assert (out / "spectrogram.png").is_file()
-    assert report["pictures"]["curves"]
-    for clip in report["takes"]:
-        assert (out / "takes" / clip / "mix.wav").is_file()
+    card = load_card(out / "card" / "card.json")
+    assert card.facts["training steps"].keys() == set(STAGES)
+    systems, _, tokens = card.tables
+    assert [row.system for row in tokens.rows] == list(STAGES)
+    truth = systems.rows[0]
+    assert (truth.system, truth.clips) == ("ground_truth", 3)
+    assert (truth.values["chord_accuracy"].value or 0) > 0.8
+    assert (out / "card" / "card.html").is_file()
+    assert len(card.pictures) == 1 + len(STAGES)
+    for player in systems.players:
+        assert all((out / "card" / file).is_file() for file in player.sounds.values())

@@ -4,9 +4,10 @@ import pytest
 import yaml
 from shipped import EXPERIMENTS, TRAINING, name_of
 
-from hafm_lightning.cli.demo.command import SAMPLING
 from hafm_lightning.cli.fit.describe import describe
 from hafm_lightning.cli.fit.training import read_config
+from hafm_lightning.configuration.settings import read_settings
+from hafm_lightning.evaluation.settings import EvaluateSettings
 from hafm_lightning.modeling.sampling import SamplingOptions
 
 
@@ -56,9 +57,19 @@ def test_every_run_is_heard_at_its_validations(path):
 
 def test_the_quickstart_samples_as_the_demo_does():
     quickstart = EXPERIMENTS / "quickstart"
-    used = [yaml.safe_load((quickstart / "evaluate.yaml").read_text())["sampling"]]
+    used = [yaml.safe_load((quickstart / f"{name}.yaml").read_text())["sampling"] for name in ("demo", "evaluate")]
     for stage in ("semantic", "coarse", "fine"):
         callbacks = yaml.safe_load((quickstart / f"{stage}.yaml").read_text())["trainer"]["callbacks"]
         used += [callback["init_args"]["sampling"] for callback in callbacks if "sampling" in callback["init_args"]]
-    assert len(used) == 4
-    assert all(SamplingOptions(**sampling) == SAMPLING for sampling in used)
+    assert len(used) == 5
+    assert len({SamplingOptions(**sampling) for sampling in used}) == 1
+
+
+@pytest.mark.parametrize("name", ["evaluate", "quickstart/evaluate", "quickstart/demo"])
+def test_an_evaluation_configuration_is_complete(name, monkeypatch):
+    monkeypatch.setenv("MUSDB18_HQ", "/data/musdb18hq")
+    settings = read_settings(EvaluateSettings, ["--config", str(EXPERIMENTS / f"{name}.yaml")])
+    assert settings.has_model
+    assert not [system for system in settings.systems if settings.absent(system)]
+    head = (EXPERIMENTS / f"{name}.yaml").read_text()
+    assert f"evaluate --config experiments/{name}.yaml" in head, "its head names the command"

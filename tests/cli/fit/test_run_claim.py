@@ -22,7 +22,7 @@ from tiny_shards import write_tiny_shards
 from hafm_lightning.cli import main
 from hafm_lightning.cli.fit.run_claim import LAUNCH_VARIABLE, claimed_run, joined_run
 from hafm_lightning.errors import RequestError
-from hafm_lightning.locks import LOCK_NAME, Lock
+from hafm_lightning.processes.locks import LOCK_NAME, Lock
 
 STEPS = 4
 

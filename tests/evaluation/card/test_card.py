@@ -1,13 +1,15 @@
-"""The card: no NaN, nothing lost between JSON and page, figures with their numbers, W&B offline."""
+"""The card: no NaN, nothing lost between JSON and Markdown."""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cards import FAD, card_row, small_card
+from cards import FAD, card_row
+from html_pages import ParsedPage
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import (
@@ -19,22 +21,14 @@ from hafm_lightning.evaluation.card.card import (
     load_card,
     markdown,
 )
-from hafm_lightning.evaluation.card.dashboard import log_to_wandb, plot_rows, table_rows
 from hafm_lightning.evaluation.card.page import write_card
-
-
-@pytest.fixture
-def card(tmp_path: Path) -> Card:
-    (tmp_path / "paper").mkdir()
-    (tmp_path / "paper" / "a b.wav").write_bytes(b"RIFF")  # the sound of its player
-    return small_card()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_no_cell_holds_nan(number: float) -> None:
-    with pytest.raises(ValueError, match="say why it is empty"):
+    with pytest.raises(ValueError, match="a note that gives the reason"):
         Value(number)
-    with pytest.raises(ValueError, match="say why it is empty"):
+    with pytest.raises(ValueError, match="a note that gives the reason"):
         Value(1.0, low=number)
     with pytest.raises(ValueError, match="needs a note"):
         Value(None)
@@ -79,25 +73,12 @@ def test_cells_read_as_numbers_with_intervals() -> None:
     assert cell_text(Value(None, note="why"), 3) == "–"
 
 
-def test_weights_and_biases_get_tables_and_probes_offline(
-    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    assert "offline" in log_to_wandb(card, tmp_path, "test")
-    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluate/*.table.json")
-    content = json.loads(table.read_text())
-    assert content["columns"][:6] == ["system", "clips", "failed", "fad_logmel", "fad_logmel_low", "fad_logmel_high"]
-    assert content["data"][1][:6] == ["system b", 33, 2, 1.5, 1.25, 1.75]
-    (probe,) = tmp_path.glob("wandb/offline-run-*/files/media/table/evaluate/probes/*.table.json")
-    content = json.loads(probe.read_text())
-    assert content["columns"] == ["curve", "x", "y", "low", "high"]
-    assert content["data"][0] == ["semantic", -1.0, 0.5, 0.4, 0.6]
-    assert content["data"][-1] == ["another song", None, 0.75, None, None]
-
-
-def test_dashboard_rows_hold_every_number_of_the_card(card: Card) -> None:
-    columns, rows = table_rows(card.tables[0])
-    assert all(len(row) == len(columns) for row in rows)
-    assert rows[1] == ["system b", 33, 2, 1.5, 1.25, 1.75, None, None, None]
-    assert len(plot_rows(card.plots[0])) == 4
+def test_pictures_are_shown_and_leave_other_cards_as_they_were(card: Card, tmp_path: Path) -> None:
+    assert "pictures" not in card.as_dict()  # a card without pictures can be read by older versions
+    pictured = replace(card, pictures={"Loss <1>": "curves/a b.png"})
+    paths = write_card(pictured, tmp_path)
+    assert load_card(paths[0]) == pictured
+    assert "![Loss <1>](<curves/a b.png>)" in paths[1].read_text()
+    page = ParsedPage(paths[2].read_text())
+    (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert (picture["src"], picture["alt"]) == ("curves/a%20b.png", "Loss <1>")

@@ -31,16 +31,20 @@ def good() -> dict[str, Row]:
 def test_controls_in_order_say_so() -> None:
     first, second, third = control_checks(COLUMNS, list(good().values()))
     assert first == "Ground truth is best in every column."
-    assert "come in this order in every distance" in second
-    assert "lies above random pairing, intervals apart" in third
+    assert "Every distance ranks ground truth, codec 8 and codec 4" in second
+    assert "is significantly above random pairing" in third
 
 
 @pytest.mark.parametrize(
     ("changed", "line", "text"),
     [
-        (row("codec_4", (0.15, 0.1, 0.3), (0.8, 0.7, 0.9)), 1, "Cannot tell 8 codebooks from 4 (wrong order): FAD."),
-        (row("random", (0.1, 0.0, 0.2), (0.7, 0.5, 0.85)), 2, "Cannot tell true from random pairing on these"),
-        (row("random", (0.1, 0.0, 0.2), (1.5, 1.4, 1.6)), 0, "clearly passed in: chords (random)."),
+        (row("codec_4", (0.15, 0.1, 0.3), (0.8, 0.7, 0.9)), 1, "Distances that do not rank 8 codebooks before 4: FAD."),
+        (
+            row("random", (0.1, 0.0, 0.2), (0.7, 0.5, 0.85)),
+            2,
+            "difference between true and random pairs: chords.",
+        ),
+        (row("random", (0.1, 0.0, 0.2), (1.5, 1.4, 1.6)), 0, "Scores above the ground truth: chords (random)."),
     ],
 )
 def test_controls_out_of_order_name_the_column(changed: Row, line: int, text: str) -> None:

@@ -5,18 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-from cards import FAD, KEY, card_row, small_card
+from cards import FAD, KEY, card_row
 from html_pages import ParsedPage
 
 from hafm_lightning.evaluation.card.card import Card, Player, Table, Value, cell_text, load_card, markdown
 from hafm_lightning.evaluation.card.page import card_page, write_card
 from hafm_lightning.page.document import render
-
-
-@pytest.fixture
-def card() -> Card:
-    return small_card()
 
 
 def parsed(card: Card) -> ParsedPage:
@@ -41,7 +35,7 @@ def test_page_is_whole_and_needs_nothing_else(card: Card) -> None:
     assert [attributes["src"] for attributes in page.all("audio")] == ["paper/a%20b.wav"]
     assert len(page.all("td", "best")) == 2
     assert len(page.all("td", "bad")) == 1
-    assert {attributes["href"] for attributes in page.all("a")} == {"#paper", "#Probes", "#Not%20made"}
+    assert {attributes["href"] for attributes in page.all("a")} == {"#paper", "#Probes", "#Left%20out"}
     for text in (
         "FAD alone is blind here",
         "system b: 2 failed: the vocal is silent",

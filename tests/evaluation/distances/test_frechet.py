@@ -22,7 +22,6 @@ from hafm_lightning.evaluation.distances.frechet import (
     moments_of,
     pooled_statistics,
 )
-from hafm_lightning.evaluation.distances.kernel_distance import kernel_distance
 
 
 def random_rows(n: int, d: int, seed: int, offset: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -241,23 +240,3 @@ def test_infinity_says_when_the_line_is_no_law() -> None:
     assert not frechet_infinity(random_rows(24, 16, 21), reference).reliable
     with pytest.raises(ValueError, match="at least 4 rows"):
         frechet_infinity(random_rows(3, 16, 21), reference)
-
-
-def test_kernel_distance_equals_the_naive_sums() -> None:
-    x, y = random_rows(7, 3, 22), random_rows(5, 3, 23, offset=0.5)
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> float:
-        return float((sum(a * b) / 3 + 1) ** 3)
-
-    within_x = np.mean([kernel(x[i], x[j]) for i in range(7) for j in range(7) if i != j])
-    within_y = np.mean([kernel(y[i], y[j]) for i in range(5) for j in range(5) if i != j])
-    across = np.mean([kernel(a, b) for a in x for b in y])
-    assert kernel_distance(x, y) == pytest.approx(within_x + within_y - 2 * across, rel=1e-12)
-
-
-def test_kernel_distance_is_unbiased_where_fad_is_not() -> None:
-    values = [kernel_distance(random_rows(40, 8, 2 * s), random_rows(40, 8, 2 * s + 1)) for s in range(60)]
-    standard_error = np.std(values, ddof=1) / np.sqrt(len(values))
-    assert abs(np.mean(values)) < 3 * standard_error
-    assert min(values) < 0 < max(values)
-    assert np.mean([distance_of(random_rows(40, 8, 2 * s), random_rows(40, 8, 2 * s + 1)) for s in range(60)]) > 0.3

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from tiny_music import TinyMusic, tiny_selection
 
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics, frechet_distance
-from hafm_lightning.evaluation.embeddings.base import LogMelEmbedding
-from hafm_lightning.evaluation.jackknife import jackknife_interval
+from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
 from hafm_lightning.evaluation.protocol.set_scores import Reference, clip_rows, fad_of, kd_of
 from hafm_lightning.evaluation.segments import (
     MusicClip,
@@ -19,16 +16,6 @@ from hafm_lightning.evaluation.segments import (
 from hafm_lightning.evaluation.systems.base import (
     ThroughCodec,
 )
-
-
-def test_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(0).standard_normal(15)
-    found = jackknife_interval(lambda kept: float(values[kept].mean()), list(range(15)))
-    half = 1.959964 * values.std(ddof=1) / math.sqrt(15)
-    assert found.value == pytest.approx(values.mean())
-    assert found.high is not None
-    assert found.high - found.value == pytest.approx(half, rel=1e-6)
-    assert jackknife_interval(lambda kept: 1.0, ["a", "a", "b"]).low is None
 
 
 def test_set_scores_are_those_of_all_rows(clips: list[MusicClip]) -> None:

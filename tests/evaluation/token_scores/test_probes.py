@@ -18,7 +18,8 @@ from hafm_lightning.evaluation.segments import (
     tokenize_clips,
 )
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
-from hafm_lightning.evaluation.token_scores.probes import Probes, score_clips, vocal_streams
+from hafm_lightning.evaluation.token_scores.probes import Probes
+from hafm_lightning.evaluation.token_scores.scores import score_clips, vocal_streams
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.songs.separation import SeparationSettings
 from hafm_lightning.tokens import TokenBatch

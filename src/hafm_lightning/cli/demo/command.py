@@ -7,10 +7,10 @@ prints it. Steps leave their results on disk and are not repeated, so that an in
 2. a plan: how many training steps fit into the time, from a few timed steps of each stage;
 3. ``fit``, three times, side by side, each continued from its newest checkpoint if it was interrupted;
 4. ``export`` to one model folder;
-5. a take for one vocal of every held-out song;
-6. scores, figures, report.
+5. ``evaluate``: takes for one vocal of every held-out song, scores with controls, the card, to which the demo adds the
+   curves of training.
 
-``--minutes`` trades time for quality: what preparation, generation and scoring leave over goes into training.
+``--minutes`` trades time for quality: training takes what preparation, generation and scoring leave.
 """
 
 from __future__ import annotations
@@ -19,33 +19,30 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hafm_lightning import __version__
+from hafm_lightning.audio import read_audio
 from hafm_lightning.cli import DONE
 from hafm_lightning.cli import main as run_command
 from hafm_lightning.cli.demo.fits import Fit, lanes, run_fits
-from hafm_lightning.cli.demo.report import write_pictures, write_report
-from hafm_lightning.cli.demo.scores import generate_takes, held_out_segments, read_listenings, score_music
-from hafm_lightning.cli.demo.workers import cores, spread, worker_pool
 from hafm_lightning.cli.fit.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.fit.training import StageCLI
 from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
+from hafm_lightning.configuration.settings import read_settings
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.token_scores.conditioning_gain import ClipLosses, clip_losses, join
+from hafm_lightning.evaluation.card.card import PAGE_FILE, Card, markdown
+from hafm_lightning.evaluation.card.page import write_card
+from hafm_lightning.evaluation.card.pictures import log_mel_picture
+from hafm_lightning.evaluation.evaluate import evaluate
+from hafm_lightning.evaluation.settings import EvaluateSettings
 from hafm_lightning.files import write_json
-from hafm_lightning.locks import LOCK_NAME, held
-from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.modeling.token_scores import song_of
 from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
-from hafm_lightning.shards import open_shards
-from hafm_lightning.stages import load_stage
-from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, TokenBatch, split_codes
+from hafm_lightning.processes.locks import LOCK_NAME, held
+from hafm_lightning.processes.pool import usable_cores
 
 STAGES = ("semantic", "coarse", "fine")
 SHARE = {"semantic": 0.3, "coarse": 0.5, "fine": 0.2}
@@ -60,9 +57,8 @@ WARMUP_STEPS = 40
 """Most optimizer steps over which the learning rate rises; a tenth of all where that is less."""
 VALIDATION_SHARE = 0.1
 """Share of a stage's time that its validations take."""
-CLIPS_A_PART = 24
-SAMPLING = SamplingOptions(guidance=1.5, temperature=0.7, top_k=100)
-"""Chosen on songs of the validation split: small stages sound better when they take fewer chances."""
+CARD_CONFIG = "demo"
+"""Configuration of the card."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +88,9 @@ class Places:
         return self.out / "model"
 
     @property
-    def takes(self) -> Path:
-        """A folder for every held-out vocal."""
-        return self.out / "takes"
+    def card(self) -> Path:
+        """Card, takes and scores."""
+        return self.out / "card"
 
     def config(self, name: str) -> Path:
         """A configuration; RequestError where it is missing."""
@@ -118,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
         raise RequestError(f"--minutes must be above 0, got {arguments.minutes:g}")
     check_writable(arguments.out)
     places = Places(arguments.experiments, arguments.out)
-    for name in ("prepare", *STAGES):
+    for name in ("prepare", *STAGES, CARD_CONFIG):
         places.config(name)
     with held(places.out / LOCK_NAME, f"{places.out}", "wait for it, or choose another folder: --out DIR", erase=True):
         return run(places, arguments.minutes, arguments.fresh)
@@ -133,11 +129,14 @@ def run(places: Places, minutes: float, fresh: bool) -> int:
     run_fits([[fit(places, stage, plan) for stage in lane] for lane in training_lanes()], threads_a_lane())
     checkpoints = {stage: best_checkpoint(run_root(places, stage)) for stage in STAGES}
     export(places, checkpoints)
-    report = score(places, plan, preparation, checkpoints)
-    report["seconds_of_this_run"] = round(time.monotonic() - began, 1)
-    write_json(places.out / "report.json", report)
-    page = write_report(places.out, report)
-    print(f"\nlisten: {page}\nscores: {places.out / 'report.json'}\nmodel:  {places.model}")
+    card = make_card(places, plan, preparation)
+    facts = {
+        "training steps": plan.steps,
+        "minutes of the demo": plan.minutes,
+        "seconds of this run": round(time.monotonic() - began, 1),
+    }
+    write_card(replace(card, title="A band for a voice: the demo", facts=facts | card.facts), places.card)
+    print(f"\n{markdown(card)}\nlisten: {places.card / PAGE_FILE}\nmodel:  {places.model}")
     print(f"your voice: python -m hafm_lightning generate --vocal VOICE.wav --model {places.model} --out take")
     return DONE
 
@@ -162,7 +161,7 @@ def make_plan(places: Places, minutes: float, fresh: bool) -> Plan:
         plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
         if plan.minutes == minutes:
             return plan
-    for folder in (places.work, places.takes):
+    for folder in (places.work, places.card):
         shutil.rmtree(folder, ignore_errors=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_a_lane())
@@ -213,12 +212,12 @@ def seconds_a_step(places: Places, stage: str) -> float:
 
 def training_lanes() -> list[list[str]]:
     """Which stages train one after the other, and which at the same time."""
-    return lanes(SHARE, cores())
+    return lanes(SHARE, usable_cores())
 
 
 def threads_a_lane() -> int:
     """Threads of each training process."""
-    return max(1, cores() // len(training_lanes()))
+    return max(1, usable_cores() // len(training_lanes()))
 
 
 def fit(places: Places, stage: str, plan: Plan) -> Fit:
@@ -244,60 +243,29 @@ def export(places: Places, checkpoints: dict[str, Path]) -> None:
     done.touch()
 
 
-def score(places: Places, plan: Plan, preparation: PreparationConfig, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    """Everything that the report says, and the takes and pictures that it shows."""
-    root = preparation.root
-    clips = held_out_clips(root)
+def make_card(places: Places, plan: Plan, preparation: PreparationConfig) -> Card:
+    """The card of the exported model, with a spectrogram and the curves of training."""
     (corpus,) = preparation.corpora
-    segments = held_out_segments(Path(corpus.path), len({song_of(clip) for clip in clips.clip_ids}))
-    with worker_pool() as pool:
-        parts = [
-            (name, str(checkpoints[name]), list(range(start, min(start + CLIPS_A_PART, len(clips)))))
-            for name in STAGES
-            for start in range(0, len(clips), CLIPS_A_PART)
-        ]
-        losses = spread(pool, stage_losses, parts, root, description="Asking the stages whether they listen")
-        stages: dict[str, Any] = {}
-        for name in STAGES:
-            mine = join([part for (stage, _, _), part in zip(parts, losses, strict=True) if stage == name])
-            stages[name] = {
-                **{key: interval.as_dict() for key, interval in mine.summary().items()},
-                "steps": plan.steps[name],
-                "seconds_a_step": plan.seconds_a_step[name],
-            }
-        generate_takes(pool, places.model, segments, places.takes, SAMPLING)
-        listenings, rate_hz = read_listenings(places.model, segments, places.takes)
-        music = score_music(pool, listenings, rate_hz, places.work / "clip-scores.json")
-    records = [json.loads((places.takes / s.clip_id / "take.json").read_text(encoding="utf-8")) for s in segments]
-    runs = {stage: newest_run(run_root(places, stage)) for stage in STAGES}
-    pictures = write_pictures(places.out, listenings, rate_hz, {name: run for name, run in runs.items() if run})
-    return {
-        "version": __version__,
-        "minutes": plan.minutes,
-        "sampling": asdict(SAMPLING),
-        "held_out": {"songs": len(segments), "clips": len(clips), "clip_seconds": clips.duration_s},
-        "stages": stages,
-        "music": music,
-        "real_time_factor": sum(record["real_time_factor"] for record in records) / len(records),
-        "pictures": pictures,
-        "takes": [segment.clip_id for segment in segments],
+    paths = {
+        "output": str(places.card),
+        "root": str(corpus.path),
+        "tokenizers": str(Path(preparation.root) / "tokenizers"),
+        "shards": str(preparation.root),
+        "model": str(places.model),
     }
-
-
-def stage_losses(part: tuple[str, str, list[int]], root: str) -> ClipLosses:
-    """Losses of some held-out clips, (stage, checkpoint, indices); runs in a worker."""
-    _, checkpoint, wanted = part
-    return clip_losses(load_stage(checkpoint), held_out_clips(root), wanted)
-
-
-def held_out_clips(root: str) -> TokenBatch:
-    """All clips of the test split."""
-    reader = open_shards(root, "test")
-    streams: dict[str, list[torch.Tensor]] = {}
-    for index in range(len(reader)):
-        for name, ids in reader[index].items():
-            streams.setdefault(name, []).append(torch.from_numpy(ids.astype("int64")))
-    batch = {name: torch.stack(ids) for name, ids in streams.items()}
-    coarse, fine = split_codes(batch.pop("instrumental_codes"))
-    batch |= {INSTRUMENTAL_COARSE.name: coarse, INSTRUMENTAL_FINE.name: fine}
-    return TokenBatch(batch, reader.manifest.clip_ids())
+    print(f"\n$ {PROGRAM} evaluate --config {places.config(CARD_CONFIG)}", flush=True)
+    settings = read_settings(EvaluateSettings, ["--config", str(places.config(CARD_CONFIG))])
+    card = evaluate(replace(settings, **paths))
+    pictures = {}
+    for table in card.tables:
+        for player in table.players[:1]:
+            sounds = {name: read_audio(places.card / player.sounds[name]) for name in ("vocal", "generated", "truth")}
+            log_mel_picture(sounds, places.card / "spectrogram.png")
+            pictures[f"{player.clip_id}: log-mel spectrograms"] = "spectrogram.png"
+    runs = [run for stage in STAGES if (run := newest_run(run_root(places, stage))) is not None]
+    code = run_command(["curves", *map(str, runs), "--out", str(places.card / "curves")])
+    if code != DONE:
+        raise RuntimeError(f"curves ended with exit code {code}")
+    for path in sorted((places.card / "curves").glob("*.png")):
+        pictures[f"Loss and accuracy of the run {path.stem}"] = f"curves/{path.name}"
+    return replace(card, pictures=pictures)

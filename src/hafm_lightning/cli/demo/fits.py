@@ -19,10 +19,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TextIO
 
-from hafm_lightning.cli.demo.workers import thread_limit
 from hafm_lightning.cli.fit.runs import newest_run
 from hafm_lightning.errors import RequestError
-from hafm_lightning.locks import LOCK_NAME, Lock
+from hafm_lightning.processes.locks import LOCK_NAME, Lock
+from hafm_lightning.processes.pool import thread_limit
 from hafm_lightning.progress import progress
 
 POLL_S = 1.0

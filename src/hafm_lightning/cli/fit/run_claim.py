@@ -31,7 +31,7 @@ from hafm_lightning.cli.fit.runs import (
     say,
 )
 from hafm_lightning.errors import RequestError
-from hafm_lightning.locks import GRACE_S, LOCK_NAME, Lock, Owner
+from hafm_lightning.processes.locks import GRACE_S, LOCK_NAME, Lock, Owner
 
 LAUNCH_VARIABLE = "HAFM_LAUNCH"
 """Environment variable by which the processes that Lightning starts know the first one's run."""

@@ -45,9 +45,9 @@ from hafm_lightning.configuration.settings import interpolation_error
 from hafm_lightning.configuration.signatures import Group
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
-from hafm_lightning.optimizer_step import check_precision, check_training
 from hafm_lightning.stages import Stage
 from hafm_lightning.training.protocols import ChecksRequest, ShardSource, UsesRunFolder
+from hafm_lightning.training.step_weights import check_precision, check_training
 
 CHECKPOINTS_CALLBACK = "hafm_lightning.callbacks.Checkpoints"
 DASHBOARD_CALLBACK = "hafm_lightning.callbacks.Dashboard"

@@ -1,1 +1,1 @@
-"""The evaluation card: tables, checks, figures, page, dashboard."""
+"""The evaluation card: its tables, its checks, and its three files."""

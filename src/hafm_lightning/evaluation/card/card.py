@@ -1,6 +1,6 @@
-"""The evaluation card: what was measured, on what, and how sure it is. JSON in full, Markdown for people.
+"""The evaluation card: tables of numbers with intervals, their protocol, plots and players; as JSON and as Markdown.
 
-Every cell is a :class:`Value` with its interval, or says why it is empty: no NaN is ever written, and a failed clip is
+A cell is a :class:`Value` with its interval, or states why it is empty: no NaN is ever written, and a failed clip is
 counted in the row and stays in its means.
 """
 
@@ -60,9 +60,9 @@ class Value:
     def __post_init__(self) -> None:
         for number in (self.value, self.low, self.high):
             if number is not None and not math.isfinite(number):
-                raise ValueError(f"a cell cannot hold {number}; say why it is empty instead")
+                raise ValueError(f"a cell cannot hold {number}; leave it empty with a note that gives the reason")
         if self.value is None and not self.note:
-            raise ValueError("an empty cell needs a note that says why")
+            raise ValueError("an empty cell needs a note with the reason")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Row:
     Attributes:
         system: Key.
         label: For people.
-        clips: Clips that were asked of it, all of which are in its means.
-        failed: Of these, how many came out as silence.
-        failures: Reasons, with how often each occurred.
+        clips: Number of requested clips, all of which are in its means.
+        failed: Number of these that failed and count as silence.
+        failures: Reason -> number of clips.
         facts: Hashes, seed, sampling.
         values: Column key -> cell.
     """
@@ -110,8 +110,8 @@ class Table:
         rows: In order.
         players: Clips to listen to.
         protocol: Settings, segments and problems, in full.
-        unit: What a row is: ``system``, or ``stage``, whose numbers cannot be ranked against each other.
-        checks: What the controls say of the columns; see :mod:`~hafm_lightning.evaluation.card.checks`.
+        unit: What a row is: ``system``, or ``stage`` or ``difference``, which cannot be ranked against each other.
+        checks: Results of the controls; see :mod:`~hafm_lightning.evaluation.card.checks`.
     """
 
     name: str
@@ -133,7 +133,8 @@ class Card:
         facts: Versions, device, model, seed.
         tables: Protocols, then token tables (one row a stage).
         plots: Probes.
-        absent: Rows and tables that were asked for and could not be made: name -> reason.
+        absent: Requested rows and tables that could not be made: name -> reason.
+        pictures: Caption -> image file, relative to the card.
     """
 
     title: str
@@ -141,10 +142,14 @@ class Card:
     tables: list[Table]
     plots: list[Plot] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; inverse: :func:`load_card`."""
-        return {"format": CARD_FORMAT, **asdict(self)}
+        """JSON values; inverse: :func:`load_card`. A card without pictures has the same fields as older ones."""
+        content = {"format": CARD_FORMAT, **asdict(self)}
+        if not self.pictures:
+            del content["pictures"]
+        return content
 
 
 def load_card(path: str | Path) -> Card:
@@ -153,26 +158,23 @@ def load_card(path: str | Path) -> Card:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format") > CARD_FORMAT:
             raise RequestError(f"{path}: a card of a newer format; update hafm_lightning")
-        tables = [
-            Table(
-                **table
-                | {
-                    "columns": [Column(**column) for column in table["columns"]],
-                    "rows": [
-                        Row(**row | {"values": {key: Value(**value) for key, value in row["values"].items()}})
-                        for row in table["rows"]
-                    ],
-                    "players": [Player(**player) for player in table["players"]],
-                }
-            )
-            for table in content["tables"]
-        ]
+        tables = [_table_of(table) for table in content["tables"]]
         plots = [Plot(**plot | {"curves": [Curve(**curve) for curve in plot["curves"]]}) for plot in content["plots"]]
         return Card(**content | {"tables": tables, "plots": plots})
     except FileNotFoundError:
         raise RequestError(f"no card {path}; run `evaluate` first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise error if isinstance(error, RequestError) else RequestError(f"{path}: not a card ({error})") from error
+
+
+def _table_of(content: dict[str, Any]) -> Table:
+    rows = [
+        Row(**row | {"values": {key: Value(**value) for key, value in row["values"].items()}})
+        for row in content["rows"]
+    ]
+    columns = [Column(**column) for column in content["columns"]]
+    players = [Player(**player) for player in content["players"]]
+    return Table(**content | {"columns": columns, "rows": rows, "players": players})
 
 
 def cell_text(value: Value, digits: int) -> str:
@@ -200,7 +202,7 @@ def markdown(card: Card) -> str:
         lines += ["", *(f"- **{column.label}**: {column.note}" for column in table.columns)]
         lines += [f"- {note}" for note in cell_notes(table)]
         if table.checks:
-            lines += ["", "What the controls say:", "", *(f"- {check}" for check in table.checks)]
+            lines += ["", "Controls:", "", *(f"- {check}" for check in table.checks)]
     for plot in card.plots:
         lines += ["", f"## {plot.title}", "", f"| {plot.x_label} | curve | {plot.y_label} |", "|---|---|---|"]
         for curve in plot.curves:
@@ -209,8 +211,10 @@ def markdown(card: Card) -> str:
                 for x, y, low, high in zip(curve.x, curve.y, curve.low, curve.high, strict=True)
             ]
         lines += [f"| any | {name} | {level:.4f} |" for name, level in plot.baselines.items()]
+    if card.pictures:
+        lines += ["", "## Pictures", "", *(f"![{caption}](<{file}>)" for caption, file in card.pictures.items())]
     if card.absent:
-        lines += ["", "## Not made", "", *(f"- {name}: {reason}" for name, reason in card.absent.items())]
+        lines += ["", "## Left out", "", *(f"- {name}: {reason}" for name, reason in card.absent.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -225,7 +229,7 @@ def _markdown_rows(table: Table) -> list[str]:
 
 
 def cell_notes(table: Table) -> list[str]:
-    """What the cells' notes say, each once: its columns, its systems (unless it holds for all), and the note."""
+    """The notes of the cells, each once: its columns, its systems (unless it holds for all), and the text."""
     systems: dict[tuple[str, str], list[str]] = {}
     for column in table.columns:
         for row in table.rows:
@@ -234,11 +238,11 @@ def cell_notes(table: Table) -> list[str]:
     columns: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (note, column_label), rows in systems.items():
         columns.setdefault((note, tuple(rows)), []).append(column_label)
-    found = []
+    notes = []
     for (note, of_rows), labels in columns.items():
         of = "" if len(of_rows) == len(table.rows) else f" of {'; '.join(of_rows)}"
-        found.append(f"{', '.join(labels)}{of}: {note}")
-    return found + [
+        notes.append(f"{', '.join(labels)}{of}: {note}")
+    return notes + [
         f"{row.label}: {count} failed: {reason}" for row in table.rows for reason, count in row.failures.items()
     ]
 

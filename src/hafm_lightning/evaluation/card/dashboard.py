@@ -1,6 +1,6 @@
 """The card on a Weights & Biases dashboard: every table with its intervals, every probe, every player.
 
-Without an API key the run is kept offline beside the card: nothing is lost, and nothing fails.
+Without an API key the run is written offline beside the card.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PROBE_COLUMNS = ("curve", "x", "y", "low", "high")
 
 
 def log_to_wandb(card: Card, folder: Path, project: str) -> str:
-    """Log tables, probes and players of the card in ``folder``; returns one line that says where to."""
+    """Log tables, probes and players of the card in ``folder``; returns one line with the address."""
     import wandb
 
     online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key) and os.environ.get("WANDB_MODE") != "offline"

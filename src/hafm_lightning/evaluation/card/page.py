@@ -23,14 +23,16 @@ def write_card(card: Card, folder: Path) -> list[Path]:
 
 
 def card_page(card: Card) -> Page:
-    """Versions, a section for each table, probes, and what could not be made."""
+    """Versions, a section for each table, probes, pictures, and what could not be made."""
     facts = {str(name): plain(value) for name, value in card.facts.items()}
     sections = [Section("Versions, model, sampling", facts=facts, fold="closed"), *map(_section, card.tables)]
     if card.plots:
         sections.append(Section("Probes", figures=tuple(map(curves, card.plots))))
+    if card.pictures:
+        sections.append(Section("Pictures", pictures={file: caption for caption, file in card.pictures.items()}))
     if card.absent:
         absent = tuple(f"{name}: {reason}" for name, reason in card.absent.items())
-        sections.append(Section("Not made", warnings=absent))
+        sections.append(Section("Left out", warnings=absent))
     return Page(card.title, sections=tuple(sections))
 
 
@@ -40,7 +42,7 @@ def _section(table: Table) -> Section:
     # Numbers of stages cannot be ranked against each other, so their figures matter less.
     fold = "open" if table.unit == "system" else "closed"
     parts = (
-        Section("Results of the controls", notes=tuple(table.checks)),
+        Section("Controls", notes=tuple(table.checks)),
         Section("Listen", players=players),
         Section("Figures: 95 % intervals", figures=tuple(_figures(table)), fold=fold),
         Section(f"Notes ({len(notes)})", notes=notes, fold="open"),

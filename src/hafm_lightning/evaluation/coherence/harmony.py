@@ -27,7 +27,7 @@ CHROMA_HOP = 1102
 _WINDOW = 4096
 _LOW_HZ, _HIGH_HZ = 65.0, 2000.0
 _GATE_DB = 30.0
-"""Frames so far below the loudest one count as silent."""
+"""Frames this far below the loudest one count as silent."""
 _VOICED_BELOW_HZ = 2000.0
 _VOICED_SHARE = 0.6
 _MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
@@ -79,8 +79,8 @@ def _peak_chroma(magnitude: npt.NDArray[Any]) -> Chroma:
     before, here, after = level[:, :-2], level[:, 1:-1], level[:, 2:]
     peak = (here > before) & (here >= after)
     curvature = np.where(peak, before - 2 * here + after, -1.0)
-    place = np.arange(1, magnitude.shape[1] - 1) + 0.5 * (before - after) / curvature
-    frequency_hz = place * ANALYSIS_RATE_HZ / _WINDOW
+    position = np.arange(1, magnitude.shape[1] - 1) + 0.5 * (before - after) / curvature
+    frequency_hz = position * ANALYSIS_RATE_HZ / _WINDOW
     frame, column = np.nonzero(peak & (frequency_hz > _LOW_HZ) & (frequency_hz < _HIGH_HZ))
     midi = 69 + 12 * np.log2(frequency_hz[frame, column] / 440.0)
     lower = np.floor(midi).astype(int)
@@ -98,16 +98,14 @@ def _unit_length(chroma: Chroma) -> Chroma:
     return scaled
 
 
-def chroma_cosine(vocal: npt.NDArray[Any], accompaniment: npt.NDArray[Any], rate_hz: int) -> float:
-    """Mean cosine of the two chromas over the vocal's voiced frames, 0 to 1; both mono ``[L]``.
+def compare_chroma(vocal: HarmonyTrack, accompaniment: HarmonyTrack) -> float:
+    """Mean cosine of the two chromas over the vocal's voiced frames, 0 to 1.
 
     Where the accompaniment is silent under the voice the cosine is 0; so is the score of a vocal without voiced frames.
+
+    Raises:
+        ValueError: The signals differ in length.
     """
-    return compare_chroma(HarmonyTrack(vocal, rate_hz), HarmonyTrack(accompaniment, rate_hz))
-
-
-def compare_chroma(vocal: HarmonyTrack, accompaniment: HarmonyTrack) -> float:
-    """See :func:`chroma_cosine`; ValueError if the signals differ in length."""
     if vocal.chroma.shape != accompaniment.chroma.shape:
         raise ValueError(
             f"expected signals of one length, got {len(vocal.chroma)} and {len(accompaniment.chroma)} chroma frames"
@@ -129,17 +127,12 @@ def estimate_key(chroma: npt.NDArray[Any]) -> str | None:
     return max(scores, key=lambda name: scores[name])
 
 
-def key_agreement(reference_mix: npt.NDArray[Any], accompaniment: npt.NDArray[Any], rate_hz: int) -> float:
-    """MIREX score of an accompaniment's key against that of the original mix; both mono ``[L]``.
+def compare_keys(reference: str | None, candidate: str | None) -> float:
+    """MIREX score of an accompaniment's key against that of the original mix.
 
     Returns:
         1 for the same key, 0.5 a fifth above, 0.3 relative, 0.2 parallel, else 0; 0 too where a side has no key.
     """
-    return compare_keys(HarmonyTrack(reference_mix, rate_hz).key(), HarmonyTrack(accompaniment, rate_hz).key())
-
-
-def compare_keys(reference: str | None, candidate: str | None) -> float:
-    """See :func:`key_agreement`."""
     import mir_eval
 
     if reference is None or candidate is None:

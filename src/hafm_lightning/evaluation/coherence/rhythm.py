@@ -6,20 +6,29 @@
 * **Onsets.** F-measure with 50 ms between the onsets of two signals.
 
 Both start from the same onset strength: librosa's mean positive flux of the log-mel spectrum.
+
+librosa's onset and beat functions are compiled by Numba at their first use and cached on disk. Where two processes of a
+new environment do that at the same moment, Numba may cache parts that do not belong together, and every later process
+that loads them ends in a segmentation fault. So the first use in each process happens under a lock of the machine.
+
 Source: Davies, Degara and Plumbley, "Evaluation methods for musical audio beat tracking algorithms" (2009), as
 implemented by mir_eval; Ellis, "Beat tracking by dynamic programming" (2007), as implemented by librosa.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.audio import resample
-from hafm_lightning.evaluation.coherence.compiled_librosa import compiled_librosa
+from hafm_lightning.processes.locks import one_at_a_time
 
 Times = npt.NDArray[np.float64]
 
@@ -27,6 +36,33 @@ ANALYSIS_RATE_HZ = 22050
 BEAT_WINDOW_S = 0.07
 ONSET_WINDOW_S = 0.05
 _HOP = 256
+
+
+@lru_cache(maxsize=1)
+def compiled_librosa() -> Any:
+    """The module, with its onset and beat functions compiled, or loaded from an earlier process's cache."""
+    import librosa
+
+    clicks = np.zeros(4 * ANALYSIS_RATE_HZ, np.float32)
+    for start in range(0, len(clicks), ANALYSIS_RATE_HZ // 2):
+        clicks[start : start + 200] = 1
+    with one_at_a_time(_lock_path()):
+        strength = librosa.onset.onset_strength(y=clicks, sr=ANALYSIS_RATE_HZ, hop_length=_HOP)
+        common: dict[str, Any] = {
+            "onset_envelope": strength,
+            "sr": ANALYSIS_RATE_HZ,
+            "hop_length": _HOP,
+            "units": "time",
+        }
+        librosa.onset.onset_detect(**common)
+        librosa.beat.beat_track(**common, trim=False)
+    return librosa
+
+
+def _lock_path() -> Path:
+    """A file for this user's processes on this machine, by number: in a container the user may have no name."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    return Path(tempfile.gettempdir()) / f"hafm-lightning-{user}-librosa.lock"
 
 
 @dataclass(frozen=True)
@@ -88,13 +124,11 @@ class RhythmTrack:
         return times
 
 
-def beat_agreement(reference_mix: npt.NDArray[Any], candidate_mix: npt.NDArray[Any], rate_hz: int) -> BeatScores:
-    """Beats tracked on the original mix against beats tracked on vocal + candidate; both mono ``[L]``."""
-    return compare_beats(RhythmTrack(reference_mix, rate_hz).beats(), RhythmTrack(candidate_mix, rate_hz).beats())
-
-
 def compare_beats(reference_s: Times, candidate_s: Times) -> BeatScores:
-    """Scores of two beat sequences, in seconds. Fewer than two beats on a side count as none found."""
+    """Scores of two beat sequences, in seconds: the song's own, and that of vocal + candidate.
+
+    Fewer than two beats on a side count as none found.
+    """
     import mir_eval
 
     if len(reference_s) < 2 or len(candidate_s) < 2:
@@ -104,13 +138,8 @@ def compare_beats(reference_s: Times, candidate_s: Times) -> BeatScores:
     return BeatScores(float(f_measure), float(cmlt), float(amlt), found=True)
 
 
-def onset_f1(first: npt.NDArray[Any], second: npt.NDArray[Any], rate_hz: int) -> float:
-    """F-measure of the onsets of two mono signals ``[L]`` within 50 ms: a vocal and its accompaniment, or two takes."""
-    return compare_onsets(RhythmTrack(first, rate_hz).onsets(), RhythmTrack(second, rate_hz).onsets())
-
-
 def compare_onsets(first_s: Times, second_s: Times) -> float:
-    """F-measure of two lists of onset times, in seconds; 0 where one of them is empty."""
+    """F-measure within 50 ms of two lists of onset times, in seconds; 0 where one of them is empty."""
     import mir_eval
 
     if len(first_s) == 0 or len(second_s) == 0:

@@ -27,61 +27,74 @@ COHERENCE_METRICS = (
     "onset_f1",
     "onset_f1_reference",
 )
-"""Keys of :func:`coherence_scores`; larger is better for each."""
+"""Keys of :meth:`SongTracks.scores`; larger is better for each."""
 TOY_METRICS = ("chord_accuracy", "chord_root_accuracy", "beat_phase")
 """Keys of :func:`toy_truth_scores`; larger is better for each."""
 
 _SHORTEST_CHORD_S = 0.3
 
 
-def coherence_scores(
-    vocal: npt.NDArray[Any], reference: npt.NDArray[Any], candidate: npt.NDArray[Any], rate_hz: int
-) -> dict[str, float]:
-    """How well a candidate accompaniment fits a vocal.
-
-    The candidate is first brought to the reference's root mean square: how loud it is, is not judged here.
+class SongTracks:
+    """Vocal and true accompaniment of a clip, analysed once for all candidates.
 
     Args:
         vocal: Mono ``[L]``.
         reference: The true accompaniment, mono ``[L]``.
-        candidate: The accompaniment to judge, mono ``[L]``.
-        rate_hz: Sample rate of all three.
-
-    Returns:
-        :data:`COHERENCE_METRICS` -> score from 0 to 1. Beats, key and ``onset_f1_reference`` compare with the original
-        song; ``chroma_cosine`` and ``onset_f1`` compare the accompaniment with the vocal and need no original.
+        rate_hz: Sample rate of both.
 
     Raises:
         ValueError: The lengths differ, or a signal is not mono and finite.
     """
-    if not vocal.shape == reference.shape == candidate.shape:
-        raise ValueError(
-            f"expected three mono signals of one length, got {vocal.shape}, {reference.shape} and {candidate.shape}"
-        )
-    reference_level, candidate_level = (float(np.sqrt(np.mean(np.square(x)))) for x in (reference, candidate))
-    if candidate_level > 0:
-        candidate = candidate * (reference_level / candidate_level)
-    beats = compare_beats(
-        RhythmTrack(vocal + reference, rate_hz).beats(), RhythmTrack(vocal + candidate, rate_hz).beats()
-    )
-    candidate_onsets = RhythmTrack(candidate, rate_hz).onsets()
-    candidate_harmony = HarmonyTrack(candidate, rate_hz)
-    return {
-        "beat_f_measure": beats.f_measure,
-        "beat_cmlt": beats.cmlt,
-        "beat_amlt": beats.amlt,
-        "beats_found": float(beats.found),
-        "chroma_cosine": compare_chroma(HarmonyTrack(vocal, rate_hz), candidate_harmony),
-        "key_score": compare_keys(HarmonyTrack(vocal + reference, rate_hz).key(), candidate_harmony.key()),
-        "onset_f1": compare_onsets(RhythmTrack(vocal, rate_hz).onsets(), candidate_onsets),
-        "onset_f1_reference": compare_onsets(RhythmTrack(reference, rate_hz).onsets(), candidate_onsets),
-    }
+
+    def __init__(self, vocal: npt.NDArray[Any], reference: npt.NDArray[Any], rate_hz: int) -> None:
+        if vocal.shape != reference.shape:
+            raise ValueError(f"expected mono signals of one length, got {vocal.shape} and {reference.shape}")
+        self.vocal, self.rate_hz, self.level = vocal, rate_hz, _level(reference)
+        self.beats = RhythmTrack(vocal + reference, rate_hz).beats()
+        self.key = HarmonyTrack(vocal + reference, rate_hz).key()
+        self.vocal_harmony = HarmonyTrack(vocal, rate_hz)
+        self.vocal_onsets, self.onsets = (RhythmTrack(sound, rate_hz).onsets() for sound in (vocal, reference))
+
+    def scores(self, candidate: npt.NDArray[Any]) -> dict[str, float]:
+        """How well a candidate accompaniment, mono ``[L]``, fits the vocal.
+
+        The candidate is first brought to the reference's root mean square: loudness is not judged here.
+
+        Returns:
+            :data:`COHERENCE_METRICS` -> score from 0 to 1. Beats, key and ``onset_f1_reference`` compare with the
+            original song; ``chroma_cosine`` and ``onset_f1`` compare the accompaniment with the vocal.
+
+        Raises:
+            ValueError: The lengths differ, or the candidate is not mono and finite.
+        """
+        if candidate.shape != self.vocal.shape:
+            raise ValueError(f"expected mono signals of one length, got {self.vocal.shape} and {candidate.shape}")
+        level = _level(candidate)
+        if level > 0:
+            candidate = candidate * (self.level / level)
+        beats = compare_beats(self.beats, RhythmTrack(self.vocal + candidate, self.rate_hz).beats())
+        onsets = RhythmTrack(candidate, self.rate_hz).onsets()
+        harmony = HarmonyTrack(candidate, self.rate_hz)
+        return {
+            "beat_f_measure": beats.f_measure,
+            "beat_cmlt": beats.cmlt,
+            "beat_amlt": beats.amlt,
+            "beats_found": float(beats.found),
+            "chroma_cosine": compare_chroma(self.vocal_harmony, harmony),
+            "key_score": compare_keys(self.key, harmony.key()),
+            "onset_f1": compare_onsets(self.vocal_onsets, onsets),
+            "onset_f1_reference": compare_onsets(self.onsets, onsets),
+        }
+
+
+def _level(sound: npt.NDArray[Any]) -> float:
+    return float(np.sqrt(np.mean(np.square(sound))))
 
 
 def toy_truth_scores(
     accompaniment: npt.NDArray[Any], rate_hz: int, truth: ToyTruth, start_s: float = 0.0
 ) -> dict[str, float]:
-    """An accompaniment of a toy band song against what is known about the song.
+    """Scores of an accompaniment of a toy band song against the song's known chords and beats.
 
     Args:
         accompaniment: Mono ``[L]``.
@@ -98,22 +111,22 @@ def toy_truth_scores(
     track = HarmonyTrack(accompaniment, rate_hz)
     end_s = start_s + len(accompaniment) / rate_hz
     times_s = track.times_s() + start_s
-    heard_s = right_s = right_root_s = 0.0
+    sung_total_s = right_s = right_root_s = 0.0
     for chord in truth.chords:
         # After the last syllable of a phrase only the drums play.
         sung_s = max((note.end_s for note in truth.notes if chord.start_s <= note.start_s < chord.end_s), default=0.0)
         first_s, last_s = max(chord.start_s, start_s), min(chord.end_s, sung_s, end_s)
         if last_s - first_s < _SHORTEST_CHORD_S:
             continue
-        heard_s += last_s - first_s
+        sung_total_s += last_s - first_s
         inside = (times_s > first_s + 0.05) & (times_s < last_s - 0.05)
-        found = _best_triad(track.chroma[inside].sum(axis=0))
-        if found is not None:
-            right_root_s += (last_s - first_s) * (found[0] == chord.root)
-            right_s += (last_s - first_s) * (found == (chord.root, chord.quality))
+        triad = _best_triad(track.chroma[inside].sum(axis=0))
+        if triad is not None:
+            right_root_s += (last_s - first_s) * (triad[0] == chord.root)
+            right_s += (last_s - first_s) * (triad == (chord.root, chord.quality))
     return {
-        "chord_accuracy": right_s / heard_s if heard_s else 0.0,
-        "chord_root_accuracy": right_root_s / heard_s if heard_s else 0.0,
+        "chord_accuracy": right_s / sung_total_s if sung_total_s else 0.0,
+        "chord_root_accuracy": right_root_s / sung_total_s if sung_total_s else 0.0,
         "beat_phase": beat_phase(RhythmTrack(accompaniment, rate_hz).beats() + start_s, truth),
     }
 

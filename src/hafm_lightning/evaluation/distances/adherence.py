@@ -130,13 +130,13 @@ def random_partners(songs: Sequence[Hashable], seed: int) -> list[int]:
     # Clips sorted by song and shifted by the size of the largest song never meet their own song, unless that song
     # holds more than half of the clips.
     order = draw.permutation(len(songs))
-    places = {song: place for place, song in enumerate(dict.fromkeys(songs[index] for index in order))}
-    order = np.array(sorted(order, key=lambda index: places[songs[index]]))
-    largest = max(sum(song == other for other in songs) for song in places)
+    rank_of = {song: rank for rank, song in enumerate(dict.fromkeys(songs[index] for index in order))}
+    order = np.array(sorted(order, key=lambda index: rank_of[songs[index]]))
+    largest = max(sum(song == other for other in songs) for song in rank_of)
     shift = int(draw.integers(largest, max(len(songs) - largest, largest) + 1))
     partners = [0] * len(songs)
-    for place, index in enumerate(order):
-        partner = int(order[(place + shift) % len(order)])
+    for position, index in enumerate(order):
+        partner = int(order[(position + shift) % len(order)])
         if songs[partner] == songs[index]:
             others = [other for other in range(len(songs)) if songs[other] != songs[index]]
             partner = others[int(draw.integers(len(others)))]

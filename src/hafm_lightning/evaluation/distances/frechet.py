@@ -9,12 +9,13 @@ Choices:
 * The last trace is the sum of the square roots of the eigenvalues of ``F^T C_y F`` for any factor ``C_x = F F^T``:
   Cholesky's where the covariance has full rank, else the symmetric square root. One symmetric eigenproblem replaces a
   general matrix square root; it stays real, and exact to rounding, where the covariances are rank-deficient and
-  ``scipy.linalg.sqrtm`` drifts into complex numbers. Only eigenvalues are computed, by LAPACK's own steps.
-* Everything is float64. A set is kept as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
+  ``scipy.linalg.sqrtm`` drifts into complex numbers. Only eigenvalues are computed, by LAPACK's own steps, which
+  get symmetric matrices as transposes.
+* Everything is float64. A set is stored as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
   parts of a set are merged about their common mean (Chan, Golub and LeVeque, 1979). Rows far from zero lose no
   digits, and the number is the same, to rounding, on 1 and on N processes and in any order of batches.
 * Covariances divide by ``n - 1``, as the published tools do.
-* FAD is biased upwards by about 1/n. Under ``2 d`` rows a :class:`RankWarning` says so, and
+* FAD is biased upwards by about 1/n. Under ``2 d`` rows a :class:`RankWarning` is given, and
   :func:`frechet_infinity` extrapolates the bias away.
 
 Sources: Kilgour et al., *Frechet Audio Distance* (arXiv 1812.08466); Chong and Forsyth, *Effectively unbiased FID*
@@ -32,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,19 +42,70 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.distances.covariance_root import CovarianceFactor, Float64Array, factor_of, trace_of_root
 from hafm_lightning.files import write_atomic
+
+Float64Array = npt.NDArray[np.float64]
 
 STATISTICS_FORMAT = 1
 """Version of the ``.npz`` layout; files of a newer one are refused."""
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
 IDENTITY_KEY = "embedding_identity"
-"""Key of the provenance that says which embedding (weights, layer, framing) made the rows."""
+"""Key of the provenance for the identity of the embedding (weights, layer, framing) that made the rows."""
+_LAPACK_BLOCK = 8
+"""Columns that LAPACK reduces at once."""
 
 
 class RankWarning(UserWarning):
     """Fewer rows than twice the dimensions: covariance nearly singular, FAD biased upwards."""
+
+
+class CovarianceFactor(NamedTuple):
+    """``F [d, d]`` with ``covariance = F F^T``.
+
+    Attributes:
+        matrix: ``F``, float64.
+        triangular: Whether it is lower triangular, as it is at full rank.
+    """
+
+    matrix: Float64Array
+    triangular: bool
+
+
+def factor_of(covariance: Float64Array) -> CovarianceFactor:
+    """Cholesky's factor of a covariance ``[d, d]`` of full rank, else its eigenvectors by the roots of its values."""
+    from scipy.linalg import lapack
+
+    triangle, failed = lapack.dpotrf(covariance.T, lower=1, clean=1)
+    if not failed:
+        return CovarianceFactor(triangle, True)
+    values, vectors = np.linalg.eigh(covariance)
+    return CovarianceFactor(np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), dtype=np.float64), False)
+
+
+def trace_of_root(covariance: Float64Array, factor: CovarianceFactor) -> float:
+    """``tr (C F F^T)^1/2`` of a covariance ``C [d, d]`` and the factor of another; both may be singular."""
+    from scipy.linalg import blas
+
+    if factor.triangular:
+        inner = blas.dtrmm(1.0, factor.matrix, covariance.T, side=1, lower=1)
+        inner = blas.dtrmm(1.0, factor.matrix, inner, side=0, lower=1, trans_a=1, overwrite_b=1)
+    else:
+        inner = factor.matrix.T @ covariance @ factor.matrix
+    return float(np.sqrt(np.maximum(_symmetric_eigenvalues(inner), 0.0)).sum())
+
+
+def _symmetric_eigenvalues(matrix: Float64Array) -> Float64Array:
+    """Eigenvalues ``[d]`` of a symmetric ``[d, d]`` matrix, of which the lower triangle is read.
+
+    These are the two steps inside LAPACK's drivers, without their scaling, checks and copies."""
+    from scipy.linalg import lapack
+
+    if len(matrix) == 1:
+        return np.asarray(matrix[0], dtype=np.float64)
+    _, diagonal, beside, _, _ = lapack.dsytrd(matrix, lower=1, lwork=_LAPACK_BLOCK * len(matrix))
+    values, failed = lapack.dsterf(diagonal, beside)
+    return np.asarray(np.linalg.eigvalsh(matrix) if failed else values, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -64,7 +116,7 @@ class GaussianStatistics:
         rows: Number of rows, at least 2.
         mean: Mean of the rows, float64 ``[d]``.
         covariance: Covariance with divisor ``rows - 1``, float64 ``[d, d]``.
-        provenance: What the rows are (embedding, identity, clips, seconds a clip, set): JSON values only.
+        provenance: Origin of the rows (embedding, identity, clips, seconds a clip, set): JSON values only.
     """
 
     rows: int
@@ -75,7 +127,9 @@ class GaussianStatistics:
     def __post_init__(self) -> None:
         d = self.mean.shape[-1] if self.mean.ndim == 1 else -1
         if self.covariance.shape != (d, d):
-            raise ValueError(f"mean {self.mean.shape} and covariance {self.covariance.shape} do not belong together")
+            raise ValueError(
+                f"mean {self.mean.shape} and covariance {self.covariance.shape} do not fit: expected [d] and [d, d]"
+            )
         if self.rows < 2:
             raise ValueError(f"a covariance needs at least 2 rows, got {self.rows}")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
@@ -88,7 +142,7 @@ class GaussianStatistics:
 
     @cached_property
     def factor(self) -> CovarianceFactor:
-        """A factor of the covariance; kept, since a reference set is compared with many others."""
+        """A factor of the covariance; cached, since a reference set is compared with many others."""
         return factor_of(self.covariance)
 
     @staticmethod
@@ -122,21 +176,16 @@ class GaussianStatistics:
         try:
             with np.load(source, allow_pickle=False) as archive:
                 version = int(archive["format"])
-                if version > STATISTICS_FORMAT:
-                    raise RequestError(
-                        f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
-                        "update hafm_lightning"
-                    )
-                return GaussianStatistics(
-                    int(archive["rows"]),
-                    np.asarray(archive["mean"], dtype=np.float64),
-                    np.asarray(archive["covariance"], dtype=np.float64),
-                    json.loads(str(archive["provenance"])),
-                )
-        except RequestError:
-            raise
+                if version <= STATISTICS_FORMAT:
+                    mean, covariance = (np.asarray(archive[key], dtype=np.float64) for key in ("mean", "covariance"))
+                    provenance = json.loads(str(archive["provenance"]))
+                    return GaussianStatistics(int(archive["rows"]), mean, covariance, provenance)
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise RequestError(f"{source}: not a statistics file ({error}); compute it again") from error
+        raise RequestError(
+            f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
+            "update hafm_lightning"
+        )
 
 
 def moments_of(rows: npt.ArrayLike) -> Float64Array:
@@ -195,6 +244,11 @@ def statistics_of(moments: Float64Array, provenance: Mapping[str, Any] | None = 
     return GaussianStatistics(rows, moments[1].copy(), moments[2:] / (rows - 1), dict(provenance or {}))
 
 
+def pooled_statistics(parts: Sequence[Float64Array], provenance: Mapping[str, Any] | None = None) -> GaussianStatistics:
+    """Statistics of the union of sets (for example clips) given by their moments ``[d + 2, d]``."""
+    return statistics_of(merge_moments(torch.from_numpy(np.stack(parts))).numpy(), provenance)
+
+
 def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistics) -> float:
     """Squared Frechet distance between two Gaussians, in the embedding's squared units; 0 for equal ones.
 
@@ -213,19 +267,6 @@ def frechet_distance(generated: GaussianStatistics, reference: GaussianStatistic
     offset = generated.mean - reference.mean
     spread = np.trace(generated.covariance) + np.trace(reference.covariance) - 2 * cross
     return max(float(offset @ offset + spread), 0.0)
-
-
-def warn_if_rank_deficient(rows: int, dimensions: int, what: str) -> bool:
-    """Warn (and return True) when ``rows`` is under twice the ``dimensions``; ``what`` names the set."""
-    if rows >= 2 * dimensions:
-        return False
-    warnings.warn(
-        f"{what}: {rows} embedding rows for {dimensions} dimensions (fewer than twice as many): the FAD is biased "
-        "upwards; compare only at equal rows, or read FAD-infinity",
-        RankWarning,
-        stacklevel=3,
-    )
-    return True
 
 
 @dataclass(frozen=True)
@@ -256,7 +297,7 @@ def frechet_infinity(
 
     Args:
         rows: Rows of the generated set, ``[n, d]``.
-        reference: Statistics of the reference set, kept whole.
+        reference: Statistics of the whole reference set.
         points: Number of subset sizes, spread evenly from ``smallest`` to n.
         smallest: Rows of the smallest subset; by default a fifth of n, but at least 2 d where that leaves a range.
         seed: Seed of the subsets, which are drawn without replacement.
@@ -274,10 +315,8 @@ def frechet_infinity(
         raise ValueError(f"smallest subset must have 2 to {n - 1} rows, got {smallest}")
     sizes = sorted({round(size) for size in np.linspace(smallest, n, points)})
     generator = np.random.default_rng(seed)
-    distances = [
-        frechet_distance(GaussianStatistics.from_rows(values[generator.permutation(n)[:size]]), reference)
-        for size in sizes
-    ]
+    subsets = (GaussianStatistics.from_rows(values[generator.permutation(n)[:size]]) for size in sizes)
+    distances = [frechet_distance(subset, reference) for subset in subsets]
     inverse = 1 / np.asarray(sizes, dtype=np.float64)
     slope, intercept = np.polyfit(inverse, distances, 1)
     residual = np.asarray(distances) - (intercept + slope * inverse)
@@ -296,7 +335,7 @@ class FrechetAudioDistance(Metric):
         dimensions: Width ``d`` of the embedding's rows.
         reference: Statistics of the reference set; without them, feed reference rows with ``real=True``.
         name: Which sets are compared, for the :class:`RankWarning`.
-        warn: Whether to warn of few rows at all.
+        warn: Whether few rows give a :class:`RankWarning`.
 
     Example:
         >>> metric = FrechetAudioDistance(dimensions=2)
@@ -325,10 +364,7 @@ class FrechetAudioDistance(Metric):
             raise ValueError(f"dimensions must be at least 1, got {dimensions}")
         if reference is not None and reference.dimensions != dimensions:
             raise ValueError(f"reference statistics have {reference.dimensions} dimensions, rows {dimensions}")
-        self.dimensions = dimensions
-        self.name = name
-        self.warn = warn
-        self.reference = reference
+        self.dimensions, self.reference, self.name, self.warn = dimensions, reference, name, warn
         empty = torch.zeros(dimensions + 2, dimensions, dtype=torch.float64)
         self.add_state("generated_moments", default=empty.clone(), dist_reduce_fx=merge_moments)
         self.add_state("reference_moments", default=empty.clone(), dist_reduce_fx=merge_moments)
@@ -353,11 +389,12 @@ class FrechetAudioDistance(Metric):
     def compute(self) -> Tensor:
         """FAD, float64 scalar; warns when either set has fewer than ``2 d`` rows."""
         generated, reference = self.statistics(), self.statistics(real=True)
-        if self.warn:
-            warn_if_rank_deficient(min(generated.rows, reference.rows), self.dimensions, self.name)
+        rows = min(generated.rows, reference.rows)
+        if self.warn and rows < 2 * self.dimensions:
+            warnings.warn(
+                f"{self.name}: {rows} embedding rows for {self.dimensions} dimensions (fewer than twice as many): the "
+                "FAD is biased upwards; compare only at equal rows, or read FAD-infinity",
+                RankWarning,
+                stacklevel=2,
+            )
         return torch.tensor(frechet_distance(generated, reference), dtype=torch.float64, device=self.device)
-
-
-def pooled_statistics(parts: Sequence[Float64Array], provenance: Mapping[str, Any] | None = None) -> GaussianStatistics:
-    """Statistics of the union of sets given by their moments ``[d + 2, d]`` (one a clip, say)."""
-    return statistics_of(merge_moments(torch.from_numpy(np.stack(parts))).numpy(), provenance)

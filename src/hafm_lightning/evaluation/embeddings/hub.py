@@ -9,17 +9,20 @@
   so that ``n`` samples give exactly ``n / 320`` frames.
 
 The sha256 of the weights file and of the configuration files, the layer and the window are part of the identity.
+Arguments of all three: ``source``, a folder or Hub id; ``sha256``, the expected hash of the weights file;
+``revision``, a commit on the Hub; ``window_s``, the seconds that a row covers.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.evaluation.embeddings.base import NetworkEmbedding
 from hafm_lightning.evaluation.embeddings.weights import model_folder
 
 CLAP_SOURCE = "laion/larger_clap_music"
@@ -45,30 +48,11 @@ def pooled_frames(frames: Tensor, frames_per_row: int) -> Tensor:
     return frames[: count * frames_per_row].reshape(count, frames_per_row, -1).mean(1)
 
 
-class _HubEmbedding(Embedding):
-    """An embedding with a transformers model as its network."""
-
-    network: torch.nn.Module
-
-    def to(self, device: torch.device | str) -> _HubEmbedding:
-        """The embedding with its network on ``device`` (in place)."""
-        self.network.to(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
-
-
-class ClapEmbedding(_HubEmbedding):
+class ClapEmbedding(NetworkEmbedding):
     """CLAP audio rows.
 
     Args:
-        source: Folder or Hub id.
-        sha256: Expected sha256 of the weights file.
-        revision: Commit on the Hub.
-        window_s: Seconds a row covers; None for all that the model hears at once (10 s), which is also the most.
+        window_s: None for the model's own window (10 s), which is also the most.
         hop_s: Seconds between rows of a clip longer than the window.
     """
 
@@ -93,13 +77,13 @@ class ClapEmbedding(_HubEmbedding):
                 f"got {window_s} and {hop_s}"
             )
         settings = {**hashes, "window_s": window_s, "hop_s": hop_s}
-        super().__init__("clap", rate_hz, int(network.config.projection_dim), settings, source)
-        self.network = network.requires_grad_(False)  # from_pretrained leaves it in eval mode
+        # from_pretrained leaves networks in eval mode
+        super().__init__(network, "clap", rate_hz, int(network.config.projection_dim), settings, source)
         self.window, self.hop = round(window_s * rate_hz), round(hop_s * rate_hz)
 
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Unit-length rows, one a window."""
-        found = []
+        rows = []
         for piece in windows(waveform, self.window, self.hop):
             features = self.extractor(
                 piece.cpu().numpy(),
@@ -108,20 +92,13 @@ class ClapEmbedding(_HubEmbedding):
                 padding="repeatpad",
                 return_tensors="pt",
             )["input_features"]
-            output: Any = self.network.get_audio_features(input_features=features.to(self.device))  # type: ignore[operator]
-            found.append(output if isinstance(output, Tensor) else output.pooler_output)
-        return torch.cat(found)
+            output = self.network.get_audio_features(input_features=features.to(self.device))
+            rows.append(output if isinstance(output, Tensor) else output.pooler_output)
+        return torch.cat(rows)
 
 
-class EncodecEmbedding(_HubEmbedding):
-    """EnCodec's continuous latent, averaged over ``window_s``.
-
-    Args:
-        source: Folder or Hub id.
-        sha256: Expected sha256 of the weights file.
-        revision: Commit on the Hub.
-        window_s: Seconds a row covers.
-    """
+class EncodecEmbedding(NetworkEmbedding):
+    """EnCodec's continuous latent, averaged over ``window_s``."""
 
     def __init__(
         self,
@@ -138,26 +115,20 @@ class EncodecEmbedding(_HubEmbedding):
         if config.audio_channels != 1 or config.normalize:
             raise RequestError(f"encodec: {source} is not a mono model without normalisation, such as {ENCODEC_SOURCE}")
         settings = {**hashes, "window_s": window_s}
-        super().__init__("encodec", int(config.sampling_rate), int(config.hidden_size), settings, source)
-        self.network = network.requires_grad_(False)  # from_pretrained leaves it in eval mode
+        super().__init__(network, "encodec", int(config.sampling_rate), int(config.hidden_size), settings, source)
         self.frames_per_row = max(1, round(window_s * config.frame_rate))
 
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Rows of the encoder's output."""
-        encoder: Any = self.network.encoder
-        latent = encoder(waveform.to(self.device)[None, None])  # [1, d, T]
+        latent = self.network.encoder(waveform.to(self.device)[None, None])  # [1, d, T]
         return pooled_frames(latent[0].T, self.frames_per_row)
 
 
-class HubertEmbedding(_HubEmbedding):
+class HubertEmbedding(NetworkEmbedding):
     """One hidden layer of HuBERT, averaged over ``window_s``.
 
     Args:
-        source: Folder or Hub id.
-        sha256: Expected sha256 of the weights file.
-        revision: Commit on the Hub.
         layer: Layer whose output is used, from 1; the layers above it are not loaded.
-        window_s: Seconds a row covers.
     """
 
     def __init__(
@@ -182,16 +153,11 @@ class HubertEmbedding(_HubEmbedding):
         self.extractor: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
         settings = {**hashes, "layer": layer, "window_s": window_s}
         rate_hz = int(self.extractor.sampling_rate)
-        super().__init__("hubert", rate_hz, int(config.hidden_size), settings, source)
-        self.network = network.requires_grad_(False)  # from_pretrained leaves it in eval mode
-        hop = 1
-        for stride in config.conv_stride:
-            hop *= int(stride)
-        self.frames_per_row = max(1, round(window_s * rate_hz / hop))
+        super().__init__(network, "hubert", rate_hz, int(config.hidden_size), settings, source)
+        self.frames_per_row = max(1, round(window_s * rate_hz / math.prod(config.conv_stride)))
 
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Rows of the chosen layer."""
         values = self.extractor(waveform.cpu().numpy(), sampling_rate=self.rate_hz, return_tensors="pt")["input_values"]
         padded = torch.nn.functional.pad(values, (HUBERT_PADDING, HUBERT_PADDING))  # [1, L + 80]
-        output: Any = self.network(padded.to(self.device))
-        return pooled_frames(output.last_hidden_state[0], self.frames_per_row)
+        return pooled_frames(self.network(padded.to(self.device)).last_hidden_state[0], self.frames_per_row)

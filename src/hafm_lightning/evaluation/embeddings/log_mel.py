@@ -1,4 +1,4 @@
-"""The log-mel front end of VGGish, and the two ways in use to cut its patches.
+"""The log-mel front end of VGGish, the two ways in use to cut its patches, and the embedding ``logmel``.
 
 Recipe: 16 kHz mono; frames of 400 samples every 160 (25 ms every 10 ms), no padding at the ends; periodic Hann window;
 512-point FFT; **magnitude**, not power; 64 triangles, straight-sided on the HTK mel scale, between 125 and 7500 Hz;
@@ -10,6 +10,9 @@ Two framings exist, and their numbers cannot be compared:
 * ``google``: the waveform is first cut in windows of 1 s every 0.5 s, and the first 96 frames of each are its patch
   (10 s: 19 rows), as the program of the FAD paper does.
 
+``logmel`` needs no download and no network: the low coefficients of a 2-D cosine transform of a log-mel patch. It ranks
+recordings by timbre and rhythm, and it is **not** VGGish: a FAD printed with it is labelled ``logmel``.
+
 Sources: Hershey et al., *CNN architectures for large-scale audio classification* (arXiv 1609.09430); Kilgour et al.,
 *Frechet Audio Distance* (arXiv 1812.08466).
 """
@@ -20,6 +23,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from hafm_lightning.evaluation.embeddings.base import Embedding
 
 RATE_HZ = 16000
 FRAME_SAMPLES = 400
@@ -105,3 +110,47 @@ def check_framing(framing: str) -> None:
     """ValueError unless ``framing`` is one of :data:`FRAMINGS`."""
     if framing not in FRAMINGS:
         raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
+
+
+def cosine_basis(points: int, coefficients: int) -> Tensor:
+    """First rows of the orthonormal DCT-II over ``points`` values: float64 ``[coefficients, points]``."""
+    n = torch.arange(points, dtype=torch.float64)
+    k = torch.arange(coefficients, dtype=torch.float64).unsqueeze(1)
+    basis = torch.cos(math.pi / points * (n + 0.5) * k) * math.sqrt(2 / points)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+class LogMelEmbedding(Embedding):
+    """Low 2-D cosine coefficients of VGGish's log-mel patch: 8 over time (up to 3.6 Hz) x 16 over mel = 128.
+
+    They are divided by the square root of the patch's size, so that the first is the patch's mean and squared
+    distances are in squared nats of magnitude, whatever the size.
+
+    Args:
+        framing: ``contiguous`` (0.96 s without overlap) or ``google`` (1 s every 0.5 s); see
+            the module's text.
+    """
+
+    TIME_COEFFICIENTS = 8
+    BAND_COEFFICIENTS = 16
+
+    def __init__(self, framing: str = "contiguous") -> None:
+        check_framing(framing)
+        dimensions = self.TIME_COEFFICIENTS * self.BAND_COEFFICIENTS
+        settings = {
+            "framing": framing,
+            "time_coefficients": self.TIME_COEFFICIENTS,
+            "band_coefficients": self.BAND_COEFFICIENTS,
+            "transform": "orthonormal DCT-II of the VGGish log-mel patch / sqrt(its size)",
+        }
+        super().__init__("logmel", RATE_HZ, dimensions, settings)
+        self.framing = framing
+        frames, bands = PATCH_FRAMES, BANDS
+        self._over_time = (cosine_basis(frames, self.TIME_COEFFICIENTS) / math.sqrt(frames)).float()
+        self._over_bands = (cosine_basis(bands, self.BAND_COEFFICIENTS) / math.sqrt(bands)).float()
+
+    def clip_rows(self, waveform: Tensor) -> Tensor:
+        """Rows ``[n, 128]``; coefficient (time i, band j) is at column ``16 i + j``."""
+        log_mels = patches(waveform, self.framing)  # [n, 96, 64]
+        return (self._over_time @ log_mels @ self._over_bands.T).flatten(1)

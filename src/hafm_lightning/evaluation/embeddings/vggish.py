@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.embeddings.base import Embedding, log_mel
+from hafm_lightning.evaluation.embeddings import log_mel
+from hafm_lightning.evaluation.embeddings.base import NetworkEmbedding
 from hafm_lightning.evaluation.embeddings.weights import (
     cache_folder,
     check_file,
@@ -73,10 +74,9 @@ class VGGish(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embedding before any last activation."""
-        found = self.features(patches.unsqueeze(1))  # [n, C, 6, 4]
+        maps = self.features(patches.unsqueeze(1))  # [n, C, 6, 4]
         # The weights were trained with channels last: time, band, channel.
-        flat = found.permute(0, 2, 3, 1).flatten(1)
-        embedded: Tensor = self.embeddings(flat)
+        embedded: Tensor = self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
         return embedded
 
     @classmethod
@@ -141,7 +141,7 @@ def vggish_weights(weights: str | Path | None, sha256: str | None) -> Path:
     return converted
 
 
-class VGGishEmbedding(Embedding):
+class VGGishEmbedding(NetworkEmbedding):
     """VGGish rows: 128 numbers for each 0.96 s (or for 1 s every 0.5 s).
 
     Args:
@@ -162,26 +162,14 @@ class VGGishEmbedding(Embedding):
         path = vggish_weights(weights, sha256)
         state = read_weights(path)
         network = VGGish.from_state(state, str(path))
-        settings = {
-            "weights_sha256": content_sha256(state, {}),
-            "framing": framing,
-            "activation": activation,
-            "pca": False,
-        }
+        weights_sha256 = content_sha256(state, {})
+        settings = {"weights_sha256": weights_sha256, "framing": framing, "activation": activation, "pca": False}
         dimensions = int(state["embeddings.4.weight"].shape[0])
-        super().__init__("vggish", log_mel.RATE_HZ, dimensions, settings, path.name)
-        self.framing = framing
-        self.activation = activation
-        self.network = network
+        super().__init__(network, "vggish", log_mel.RATE_HZ, dimensions, settings, path.name)
+        self.framing, self.activation = framing, activation
 
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Rows ``[n, 128]``, one a patch."""
-        device = next(self.network.parameters()).device
-        found = log_mel.patches(waveform, self.framing)
-        rows = torch.cat([self.network(part.to(device)) for part in torch.split(found, BATCH_PATCHES)])
+        patches = log_mel.patches(waveform, self.framing)
+        rows = torch.cat([self.network(part.to(self.device)) for part in torch.split(patches, BATCH_PATCHES)])
         return torch.relu(rows) if self.activation else rows
-
-    def to(self, device: torch.device | str) -> VGGishEmbedding:
-        """The embedding with its network on ``device`` (in place)."""
-        self.network.to(device)
-        return self

@@ -1,6 +1,6 @@
 """Where networks of the evaluation get their weights: a local file or folder, or the Hub, always by sha256.
 
-A file with another hash than the one asked for is refused before it is read. Nothing here runs code that came with
+A file with another hash than the expected one is refused before it is read. Nothing here runs code that came with
 weights: safetensors, or torch files read with ``weights_only=True``.
 """
 
@@ -51,7 +51,7 @@ def download(url: str, target: Path, sha256: str) -> Path:
     """Fetch ``url`` to ``target`` unless it is there already; the content must have ``sha256``.
 
     Raises:
-        RequestError: No connection, or the content has another hash (nothing is kept then).
+        RequestError: No connection, or the content has another hash (no file stays then).
     """
     if not target.is_file():
         try:

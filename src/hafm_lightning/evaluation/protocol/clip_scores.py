@@ -1,18 +1,25 @@
-"""Numbers of single clips: coherence with the vocal and, for toy songs, with the known truth. Kept on disk."""
+"""Scores of single clips: coherence with the vocal and, for toy songs, with the known truth. Stored on disk."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.coherence.scores import TOY_METRICS, coherence_scores, toy_truth_scores
-from hafm_lightning.evaluation.segments import MusicClip, Segment
+from hafm_lightning.evaluation.card.card import Column, Value
+from hafm_lightning.evaluation.coherence.scores import TOY_METRICS, SongTracks, toy_truth_scores
+from hafm_lightning.evaluation.intervals import bootstrap_interval
+from hafm_lightning.evaluation.protocol.columns import Cells, clip_columns
+from hafm_lightning.evaluation.segments import MusicClip, Segment, SelectedClips
+from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.files import write_json
+from hafm_lightning.processes.pool import LocalPool
+from hafm_lightning.progress import progress
 from hafm_lightning.toyband.corpus import TRUTH_FILE
 from hafm_lightning.toyband.score import ToyTruth
 
@@ -28,15 +35,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Group of columns -> its scores."""
 
-
-def toy_truth_of(clip: MusicClip) -> ToyTruth | None:
-    """What is known of the clip's song; None for songs of people."""
-    path = Path(clip.segment.song.vocals).parent / TRUTH_FILE
-    return ToyTruth.load(path) if path.is_file() else None
+Sounds = tuple[Segment, dict[str, Path]]
+"""A segment, and the file of each system's accompaniment."""
 
 
 class ClipScores:
-    """Scores of one system's clips, by segment; computed once and kept.
+    """Scores of one system's clips, by segment; computed once.
 
     Args:
         path: JSON file.
@@ -53,16 +57,6 @@ class ClipScores:
             except (ValueError, KeyError, TypeError) as error:
                 raise RequestError(f"{path} is damaged ({error}); delete it to compute it again") from error
 
-    def add(self, clip: MusicClip, samples: npt.NDArray[np.float32]) -> None:
-        """Score a clip unless it is there already."""
-        if clip.segment.key in self.scores:
-            return
-        found = dict(coherence_scores(clip.vocal, clip.accompaniment, samples, clip.acoustic_hz))
-        truth = toy_truth_of(clip)
-        if truth is not None:
-            found |= toy_truth_scores(samples, clip.acoustic_hz, truth, clip.segment.start_s)
-        self.scores[clip.segment.key] = found
-
     def save(self) -> None:
         """Write the file, whole or not at all."""
         write_json(self.path, {"version": VERSION, "clips": self.scores})
@@ -70,5 +64,59 @@ class ClipScores:
     def column(self, name: str, segments: Sequence[Segment]) -> list[float] | None:
         """One score of every segment, in order; None where it is not defined for these songs."""
         values = [self.scores[segment.key].get(name) for segment in segments]
-        found = [value for value in values if value is not None]
-        return found if len(found) == len(values) else None
+        defined = [value for value in values if value is not None]
+        return defined if len(defined) == len(values) else None
+
+
+def score_played(
+    clips: SelectedClips, played: Mapping[str, Generations], folder: Path, pool: LocalPool
+) -> dict[str, ClipScores]:
+    """Scores of every system's clips; only those that are not in ``folder`` yet are computed."""
+    stores = {name: ClipScores(folder / f"{made.key}.json") for name, made in played.items()}
+    units: list[Sounds] = []
+    for segment in clips.segments:
+        missing = {name: played[name].file(segment) for name in stores if segment.key not in stores[name].scores}
+        if missing:
+            units.append((segment, missing))
+    read = clips.load if pool.executor is None else clips.reader
+    if units:
+        with progress(f"{folder.parent.name}: clip scores", total=len(units), unit="clips") as bar:
+            for index, found in pool.map(partial(score_sounds, read), units):
+                for name, scores in found.items():
+                    stores[name].scores[units[index][0].key] = scores
+                    stores[name].save()
+                bar.advance()
+    return stores
+
+
+def score_sounds(read: Callable[[Segment], MusicClip], unit: Sounds) -> dict[str, dict[str, float]]:
+    """Scores of each system's accompaniment of one segment; may run in a worker process."""
+    segment, files = unit
+    clip = read(segment)
+    truth_file = Path(segment.song.vocals).parent / TRUTH_FILE
+    truth = ToyTruth.load(truth_file) if truth_file.is_file() else None  # songs of people have none
+    tracks = SongTracks(clip.vocal, clip.accompaniment, clip.acoustic_hz)
+    scores = {}
+    for name, file in files.items():
+        samples = np.ascontiguousarray(read_audio(file).samples[0])
+        scores[name] = tracks.scores(samples)
+        if truth is not None:
+            scores[name] |= toy_truth_scores(samples, clip.acoustic_hz, truth, segment.start_s)
+    return scores
+
+
+def clip_cells(clips: SelectedClips, scores: Mapping[str, ClipScores], columns: Sequence[Column], seed: int) -> Cells:
+    """Means over clips with intervals over songs; columns that are not defined for these songs are left out."""
+    cells: Cells = {}
+    for column in columns:
+        for name, store in scores.items():
+            values = store.column(column.key, clips.segments)
+            if values is not None:
+                interval = bootstrap_interval(values, seed, groups=clips.songs)
+                cells.setdefault(column, {})[name] = Value(interval.mean, interval.low, interval.high)
+    return cells
+
+
+def columns_of(metrics: Sequence[str]) -> list[Column]:
+    """Columns of the requested groups."""
+    return clip_columns([key for group, keys in GROUPS.items() if group in metrics for key in keys])

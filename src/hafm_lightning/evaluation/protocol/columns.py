@@ -1,12 +1,13 @@
-"""The columns of a card and what each means; docs/evaluation.md says more."""
+"""The columns of a card and their definitions; docs/evaluation.md has the details."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hafm_lightning.evaluation.card.card import Column
-from hafm_lightning.evaluation.embeddings.base import Embedding
-from hafm_lightning.evaluation.protocol.clip_scores import GROUPS
+from hafm_lightning.evaluation.card.card import Column, Value
+
+Cells = dict[Column, dict[str, Value]]
+"""Column -> system -> cell, in the order of the card."""
 
 _CLIP_COLUMNS = {
     "beat_f_measure": ("beats F", "F-measure (70 ms) of the beats of vocal + accompaniment against those of the song."),
@@ -19,33 +20,25 @@ _CLIP_COLUMNS = {
     "onset_f1_reference": ("onsets, truth", "F1 (50 ms) against the onsets of the true accompaniment."),
     "chord_accuracy": ("chords", "Share of the sung time in which the accompaniment's triad is the known chord."),
     "chord_root_accuracy": ("chord roots", "As chords, root only."),
-    "beat_phase": (
-        "beat phase",
-        "Mean cosine of its beats on the known grid: 1 on it, -1 half a beat off.",
-    ),
+    "beat_phase": ("beat phase", "Mean cosine of its beats on the known grid: 1 on it, -1 half a beat off."),
 }
 
 
-def clip_columns(group: str) -> list[Column]:
-    """Columns of one group of clip scores; larger is better in all of them."""
-    return [Column(key, _CLIP_COLUMNS[key][0], "higher", _CLIP_COLUMNS[key][1]) for key in GROUPS[group]]
+def clip_columns(keys: Sequence[str]) -> list[Column]:
+    """Columns of clip scores; larger is better in all of them."""
+    return [Column(key, _CLIP_COLUMNS[key][0], "higher", _CLIP_COLUMNS[key][1]) for key in keys]
 
 
-def clip_label(key: str) -> str:
-    """Heading of a clip score."""
-    return _CLIP_COLUMNS[key][0]
-
-
-def set_columns(embedding: Embedding, metrics: Sequence[str]) -> dict[str, Column]:
-    """Columns of one embedding: ``fad``, ``fad_infinity``, ``kd``, ``apa`` as far as they are asked for."""
-    name, columns = embedding.name, {}
+def set_columns(name: str, metrics: Sequence[str]) -> dict[str, Column]:
+    """Columns of the embedding ``name``: ``fad``, ``fad_infinity``, ``kd``, ``apa``, where they are requested."""
+    columns = {}
     if "fad" in metrics:
         columns["fad"] = Column(
             f"fad_{name}",
             f"FAD {name}",
             "lower",
-            f"Frechet distance of {name} rows to the reference. It hears sound, not whether the vocal is followed. "
-            "Interval: jackknife over songs; it does not hold the bias of few rows.",
+            f"Frechet distance of {name} rows to the reference. It compares sound, not whether the vocal is followed. "
+            "Interval: jackknife over songs; it does not include the bias of few rows.",
         )
         columns["fad_infinity"] = Column(
             f"fad_infinity_{name}",
@@ -54,27 +47,19 @@ def set_columns(embedding: Embedding, metrics: Sequence[str]) -> dict[str, Colum
             "FAD at several numbers of rows, extrapolated along 1/n to infinitely many.",
         )
     if "kd" in metrics:
-        columns["kd"] = Column(
-            f"kd_{name}",
-            f"KD {name}",
-            "lower",
-            "Unbiased squared MMD with a cubic kernel on the same rows; it may be below 0 for equal sets.",
-            5,
-        )
+        note = "Unbiased squared MMD with a cubic kernel on the same rows; it may be below 0 for equal sets."
+        columns["kd"] = Column(f"kd_{name}", f"KD {name}", "lower", note, 5)
     if "apa" in metrics:
-        columns["apa"] = Column(
-            f"apa_{name}",
-            f"APA {name}",
-            "higher",
-            "Accompaniment prompt adherence (arXiv 2503.06346) on 5 s mixes: 1 like true pairs, 0 like random ones.",
-        )
+        note = "Accompaniment prompt adherence (arXiv 2503.06346) on 5 s mixes: 1 like true pairs, 0 like random ones."
+        columns["apa"] = Column(f"apa_{name}", f"APA {name}", "higher", note)
     return columns
 
 
-def speed_columns(batch_clips: int) -> tuple[Column, Column]:
+def speed_columns(batch_clips: int, processes: int) -> tuple[Column, Column]:
     """Real-time factor and peak memory."""
-    batch = f", {batch_clips} clips at once" if batch_clips > 1 else ""
-    factor = f"Seconds of computing for a second of music{batch}; below 1 is faster than it sounds."
+    together = f", {batch_clips} clips at once" if batch_clips > 1 else ""
+    together += f", {processes} processes side by side" if processes > 1 else ""
+    factor = f"Seconds of computing for a second of music{together}; below 1 is faster than real time."
     memory = "Peak: of the GPU's tensors, or of the whole process where there is none."
     return (
         Column("real_time_factor", "RTF", "lower", factor),

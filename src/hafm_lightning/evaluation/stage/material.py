@@ -1,4 +1,4 @@
-"""What a stage in training is evaluated on: this process's share of the clips, with tokens, reference rows and sounds.
+"""The clips on which a stage in training is evaluated: one process's share, with tokens, reference rows and sounds.
 
 Read once a run; every measurement after that costs generation, decoding and distances only.
 """
@@ -16,8 +16,9 @@ import torch
 
 from hafm_lightning.audio import Audio, limit_peak, mix, write_audio
 from hafm_lightning.evaluation.card.pictures import log_mel_picture
-from hafm_lightning.evaluation.embeddings.base import Embedding, EmbeddingSource, load_embedding
-from hafm_lightning.evaluation.segments import MusicClip, Selection, load_clip, tokenize_clips
+from hafm_lightning.evaluation.embeddings import EmbeddingSource, load_embedding
+from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.evaluation.segments import MusicClip, Selection, clip_file_stem, load_clip, tokenize_clips
 from hafm_lightning.evaluation.stage.music import LaterStages, Waveforms, decode_clips, embedding_rows
 from hafm_lightning.files import write_json
 from hafm_lightning.tokenizers import Tokenizers
@@ -27,7 +28,7 @@ Rows = npt.NDArray[np.float32]
 
 PROTOCOL_FILE = "protocol.json"
 SOUNDS = ("vocal", "generated", "truth", "mix")
-"""What is kept of a clip, in this order."""
+"""Sounds that are written of a clip, in this order."""
 SEED_STRIDE = 1_000_003
 """Between two runs' seeds, more than any number of clips."""
 
@@ -42,8 +43,8 @@ class StageMaterial:
         batch: Their tokens; None where the share is empty.
         total: Clips over all processes.
         tokenizers: The pair that the training data was made with.
-        later: Stages through which a semantic stage is heard.
-        embeddings: What FAD is computed with.
+        later: Stages that turn a semantic stage's tokens into sound.
+        embeddings: Make the rows of the FAD.
     """
 
     clips: list[MusicClip]
@@ -61,7 +62,7 @@ class StageMaterial:
         return self.tokenizers.acoustic.identity.sample_rate_hz
 
     def reference_rows(self, embedding: Embedding, codebooks: int) -> tuple[Rows, Rows]:
-        """Rows of the true accompaniments, and of the same through the codec with so many codebooks; kept."""
+        """Rows of the true accompaniments, and of the same through ``codebooks`` of the codec; computed once."""
         key = (embedding.identity, codebooks)
         if key not in self._rows:
             assert self.batch is not None
@@ -104,7 +105,7 @@ def read_material(
 
 
 def write_protocol(path: Path, selection: Selection, material: StageMaterial, more: Mapping[str, Any]) -> None:
-    """Write as JSON what the numbers of a run belong to: segments, tokenizers, embeddings, reference, and ``more``."""
+    """Write the protocol of a run's numbers as JSON: segments, tokenizers, embeddings, reference, and ``more``."""
     content = {
         "segments": asdict(selection.settings) | {"clips": [segment.clip_id for segment in selection.segments]},
         "problems": selection.problems,
@@ -115,11 +116,6 @@ def write_protocol(path: Path, selection: Selection, material: StageMaterial, mo
         **more,
     }
     write_json(path, content)
-
-
-def clip_file_stem(clip_id: str) -> str:
-    """A clip id as part of a file name."""
-    return "".join(char if char.isalnum() or char in "-_.@" else "_" for char in clip_id)
 
 
 def write_sounds(clips: Sequence[MusicClip], waveforms: Waveforms, folder: Path) -> list[tuple[str, Path]]:

@@ -1,4 +1,4 @@
-"""Music of one stage that is still in training, and what is measured on it.
+"""Music of one stage that is still in training, and its scores.
 
 One stage makes no sound by itself. It is evaluated with true tokens for the stages before it; a coarse stage is decoded
 from 4 codebooks, a fine one from all 8. A semantic stage is decoded through a coarse and a fine checkpoint where they
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.audio import resample
-from hafm_lightning.compatibility import check_same_tokenizers
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings.base import Embedding
 from hafm_lightning.modeling.decoding import generate
@@ -25,6 +24,7 @@ from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.stages import Stage
 from hafm_lightning.tokenizers.base import AcousticTokenizer
+from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import (
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_FINE,
@@ -38,7 +38,7 @@ Waveforms = list[npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class LaterStages:
-    """The stages through which a semantic stage is heard; ``fine`` may be absent (4 codebooks then)."""
+    """The stages that turn semantic tokens into sound; ``fine`` may be absent (4 codebooks then)."""
 
     coarse: TokenModel
     fine: TokenModel | None = None
@@ -82,7 +82,7 @@ def codes_for(
     seeds: Sequence[int],
     batch_clips: int,
 ) -> Tensor | None:
-    """Acoustic codes ``[B, 4 or 8, T]`` in which the written target can be heard; None for semantic tokens alone."""
+    """Acoustic codes ``[B, 4 or 8, T]`` that the written target leads to; None for semantic tokens alone."""
     if target == INSTRUMENTAL_COARSE.name:
         return written
     if target == INSTRUMENTAL_FINE.name:

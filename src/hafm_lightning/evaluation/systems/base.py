@@ -1,41 +1,38 @@
-"""The rows of a card: what plays for each vocal.
+"""The rows of a card: what plays for each vocal, and the systems that need no model.
 
 ========================  =========================================================================================
 ``ground_truth``          the song's own accompaniment
 ``codec_8``, ``codec_4``  the same through the acoustic tokenizer with all and with the first codebooks: the ceiling
                           for every model that writes such tokens
 ``random``                an accompaniment of another song, from a segment that is not evaluated where there is one:
-                          real music that did not hear the singer, and the noise of a FAD with so few rows
+                          real music that ignores the singer, and the noise of a FAD with this few rows
 ``retrieval``             the training accompaniment whose vocal's tokens are nearest, decoded
 ``two_stages``            the model without its fine stage
 ``three_stages``          the model
-``separated``             the model, hearing vocals separated from the mixture instead of clean ones
+``other_vocal``           what three stages played for the vocal of another song: same sound, wrong vocal
+``separated``             three stages, given vocals separated from the mixture instead of clean ones
 ========================  =========================================================================================
 
-A system plays whole batches and never raises for one clip: what went wrong is an :class:`Outcome` with a reason, which
-sounds as silence, is counted, and stays in every mean.
+A system plays whole batches and never raises for one clip: a failure is an :class:`Outcome` with a reason, which sounds
+as silence, is counted, and stays in every mean.
 """
 
 from __future__ import annotations
 
-import time
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.audio import Audio, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.adherence import random_partners
-from hafm_lightning.evaluation.segments import MusicClip, Segment, read_vocal
-from hafm_lightning.evaluation.systems.separated import SeparatedVocals
+from hafm_lightning.evaluation.segments import MusicClip, Segment, SelectedClips, next_of_other_song
 from hafm_lightning.files import sha256_of_json
-from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, COARSE_CODEBOOKS
 
@@ -49,16 +46,17 @@ LABELS: Mapping[str, str] = {
     "retrieval": "retrieval",
     "two_stages": "two stages",
     "three_stages": "three stages",
+    "other_vocal": "three stages, other vocal",
     "separated": "three stages, separated vocals",
 }
 """Every system, in the order of the card's rows."""
-MODEL_SYSTEMS = ("two_stages", "three_stages", "separated")
+MODEL_SYSTEMS = ("two_stages", "three_stages", "other_vocal", "separated")
 """Systems that need a model."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a system made of one clip.
+    """A system's result for one clip.
 
     Attributes:
         samples: Mono ``[L]`` at the acoustic rate, as long as the clip; silence where it failed.
@@ -73,16 +71,26 @@ class Outcome:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Played:
+    """Outcomes of a batch, and the peak memory of the process that computed them (None: nothing was computed)."""
+
+    outcomes: list[Outcome]
+    peak_memory_mib: float | None = None
+
+
 class System(ABC):
     """One row.
 
     Attributes:
         name: Key in :data:`LABELS`.
         identity: sha256 over everything that changes its sound, besides the clips.
+        remote: Plays segments in a worker process; None for systems that are cheaper in this one.
     """
 
     name: str
     identity: str
+    remote: Callable[[Sequence[Segment]], Played] | None = None
 
     @abstractmethod
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
@@ -91,6 +99,25 @@ class System(ABC):
     def describe(self) -> dict[str, Any]:
         """Facts for the card (seed, sampling, hashes)."""
         return {}
+
+
+def play_clips(system: System, clips: Sequence[MusicClip]) -> Played:
+    """Outcomes of a batch, with the memory that it took."""
+    outcomes = system.play(clips)
+    computed = any(outcome.seconds is not None for outcome in outcomes)
+    return Played(outcomes, peak_memory_mib() if computed else None)
+
+
+def peak_memory_mib() -> float | None:
+    """Peak memory so far, MiB: of the GPU's tensors where there is one, else of the whole process; None on Windows."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def silence_for(clip: MusicClip, failure: str, seconds: float | None = None) -> Outcome:
@@ -147,25 +174,20 @@ class RandomPairing(System):
     """Accompaniments of other songs.
 
     Args:
-        segments: The evaluated segments, in order.
-        spare: Segments that are not evaluated; where none of another song is left, evaluated ones serve.
-        load: Reads a segment.
-        seed: Of the pairing.
+        clips: The evaluated clips.
+        pairing: ``spare``: segments that are not evaluated, and evaluated ones where no such segment of another song
+            is left. ``next``: the next evaluated clip of another song.
+        seed: Of the pairing ``spare``.
     """
 
-    def __init__(
-        self, segments: Sequence[Segment], spare: Sequence[Segment], load: Callable[[Segment], MusicClip], seed: int
-    ) -> None:
+    def __init__(self, clips: SelectedClips, pairing: str, seed: int) -> None:
         self.name = "random"
-        self.load = load
-        self.partners: dict[str, Segment] = {}
-        left = [spare[index] for index in np.random.default_rng(seed).permutation(len(spare))]
-        fallback = random_partners([segment.song.id for segment in segments], seed)
-        for segment, partner in zip(segments, fallback, strict=True):
-            chosen = next((other for other in left if other.song.id != segment.song.id), None)
-            if chosen is not None:
-                left.remove(chosen)
-            self.partners[segment.clip_id] = chosen if chosen is not None else segments[partner]
+        self.load = clips.load
+        if pairing == "next":
+            partners = [clips.segments[index] for index in next_of_other_song(clips.songs)]
+        else:
+            partners = _spare_partners(clips, seed)
+        self.partners = dict(zip((segment.clip_id for segment in clips.segments), partners, strict=True))
         self.identity = sha256_of_json([self.name, sorted((k, v.clip_id) for k, v in self.partners.items())])
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
@@ -180,71 +202,44 @@ class RandomPairing(System):
         return outcomes
 
 
-class Band(System):
-    """A model of two or three stages.
+def _spare_partners(clips: SelectedClips, seed: int) -> list[Segment]:
+    spare = clips.selection.spare
+    left = [spare[index] for index in np.random.default_rng(seed).permutation(len(spare))]
+    partners = []
+    for segment, fallback in zip(clips.segments, random_partners(clips.songs, seed), strict=True):
+        chosen = next((other for other in left if other.song.id != segment.song.id), None)
+        if chosen is not None:
+            left.remove(chosen)
+        partners.append(clips.segments[fallback] if chosen is None else chosen)
+    return partners
+
+
+class OtherVocal(System):
+    """What a model played for the next clip of another song.
 
     Args:
-        band: The model.
-        stages: 2 or 3, as the model was loaded.
-        sampling: Guidance and sampling.
-        seed: A clip's own seed is drawn from this and its id.
-        name: Row.
-        separated: Vocals that the model hears in place of the clean ones.
+        clips: The evaluated clips.
+        model: Identity of the model's row.
+        outcome: What the model played for a segment.
     """
 
-    def __init__(
-        self,
-        band: Accompanist,
-        sampling: SamplingOptions,
-        seed: int,
-        name: str,
-        separated: SeparatedVocals | None = None,
-    ) -> None:
-        self.name, self.band, self.sampling, self.seed = name, band, sampling, seed
-        self.vocal: Callable[[Segment], Audio] = read_vocal if separated is None else separated.read
-        self.facts = {
-            "stages": {network.role: network.sha256 for network in band.networks},
-            "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
-            "sampling": {
-                "guidance": sampling.guidance,
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "top_p": sampling.top_p,
-            },
-            "seed": seed,
-            "precision": band.precision,
-            **({} if separated is None else {"vocals": separated.identity}),
-        }
-        self.identity = sha256_of_json([self.name, self.facts])
-
-    def describe(self) -> dict[str, Any]:
-        """Hashes of the stages and tokenizers, sampling, seed."""
-        return self.facts
+    def __init__(self, clips: SelectedClips, model: str, outcome: Callable[[Segment], Outcome]) -> None:
+        self.name = "other_vocal"
+        self.outcome = outcome
+        partners = [clips.segments[index] for index in next_of_other_song(clips.songs)]
+        self.partners = dict(zip((segment.clip_id for segment in clips.segments), partners, strict=True))
+        self.identity = sha256_of_json([self.name, model, sorted((k, v.key) for k, v in self.partners.items())])
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
-        """Generated accompaniments; where a batch fails, its clips are tried one by one."""
-        began = time.perf_counter()
-        try:
-            takes = self.band.accompany_batch(
-                [self.vocal(clip.segment) for clip in clips],
-                seeds=[self.clip_seed(clip) for clip in clips],
-                options=self.sampling,
-            )
-        except (RequestError, ValueError) as error:
-            if len(clips) > 1:
-                return [outcome for clip in clips for outcome in self.play([clip])]
-            return [silence_for(clips[0], str(error).splitlines()[0], time.perf_counter() - began)]
-        share = (time.perf_counter() - began) / len(clips)
+        """The model's takes for other vocals; nothing is generated, so no time is counted."""
+        partners = [self.partners[clip.clip_id] for clip in clips]
         return [
-            fitted(clip, resample(take.instrumental.mono().samples[0], take.sample_rate_hz, clip.acoustic_hz), share)
-            for clip, take in zip(clips, takes, strict=True)
+            replace(self.outcome(partner), seconds=None, note=f"for the vocal of {partner.clip_id}")
+            for partner in partners
         ]
 
-    def clip_seed(self, clip: MusicClip) -> int:
-        """Seed of one clip: the same whichever clips are evaluated with it."""
-        return int(sha256_of_json([self.seed, clip.clip_id])[:8], 16)
 
-
-def codec_systems(tokenizers: Tokenizers) -> list[System]:
-    """The codec's ceilings."""
-    return [ThroughCodec(tokenizers, ACOUSTIC_CODEBOOKS), ThroughCodec(tokenizers, COARSE_CODEBOOKS)]
+def codec_systems(tokenizers: Tokenizers) -> dict[str, System]:
+    """The codec's ceilings by name."""
+    systems = [ThroughCodec(tokenizers, ACOUSTIC_CODEBOOKS), ThroughCodec(tokenizers, COARSE_CODEBOOKS)]
+    return {system.name: system for system in systems}

@@ -1,6 +1,6 @@
 """Retrieval: the training accompaniment whose vocal is nearest to the one that is sung, by its semantic tokens.
 
-A control between random pairing and a model: real playing that did hear a similar voice. Two stretches of vocal are
+A control between random pairing and a model: real playing to a similar voice. Two stretches of vocal are
 compared frame by frame: their distance is the mean squared distance of the tokens' centroid vectors, so that two tokens
 that sound alike count as near. All training clips are searched, at every offset on a grid; what is found is decoded
 from the shard's own tokens, since the training sound need not be at hand.

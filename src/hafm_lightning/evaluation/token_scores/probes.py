@@ -1,18 +1,17 @@
-"""Does a stage listen, and how far? Cross-entropy on held-out clips while its conditions are tampered with.
+"""Probes: cross-entropy on held-out clips while a stage's conditions are changed.
 
-Each probe replaces what a stage hears of the vocal and scores the same true target: with null conditions, with another
-song's vocal, with the vocal moved in time, transposed, or in noise. What is reported is the paired difference to the
-true vocal, clip by clip, with an interval over songs. A deaf stage gives level curves at 0; one that follows harmony
-but not time gives a flat curve over time and a steep one over semitones.
+Each probe replaces the vocal in a stage's conditions and scores the same true target: with null conditions, with
+another song's vocal, with the vocal moved in time, transposed, or in noise. The result is the paired difference to the
+true vocal, clip by clip, with an interval over songs. A stage that ignores its vocal gives level curves at 0; one that
+follows harmony but not time gives a flat curve over time and a steep one over semitones.
 
-What is tampered with are the stage's vocal streams; a stage that hears no vocal (fine) is probed through all its
-conditions, where only moving in time and exchanging are possible.
+The stage's vocal streams are changed; a stage without one (fine) is probed through all its conditions, where only
+moving in time and exchanging are possible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,14 @@ from torch import Tensor
 from hafm_lightning.evaluation.card.card import Curve, Plot
 from hafm_lightning.evaluation.intervals import paired_difference_interval
 from hafm_lightning.evaluation.segments import MusicClip
+from hafm_lightning.evaluation.token_scores.scores import (
+    CLIPS_AT_ONCE,
+    has_vocal,
+    score_clips,
+    vocal_streams,
+)
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.token_scores import TOP, other_song, score, without_conditions
+from hafm_lightning.modeling.token_scores import other_song, without_conditions
 from hafm_lightning.songs.clips import with_noise
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokens import VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenBatch, TokenStream
@@ -33,62 +38,20 @@ SHIFTS_S = (-2.0, -1.0, -0.48, -0.24, -0.12, 0.0, 0.12, 0.24, 0.48, 1.0, 2.0)
 SEMITONES = (-4, -2, -1, 0, 1, 2, 4)
 NOISE_SIGMAS = (0.0, 0.003, 0.01, 0.03, 0.1)
 """Standard deviation of the noise on the vocal, re full scale; the paper trains with 0.01."""
-CLIPS_AT_ONCE = 8
-
 Y_LABEL = "cross-entropy − true, nats"
 
 Samples = npt.NDArray[np.float32]
 Losses = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class ClipTokenScores:
-    """Scores of each clip and codebook, float64 ``[n, K]``: cross-entropy (nats), top-1 and top-10 accuracy."""
-
-    cross_entropy: Matrix
-    accuracy: Matrix
-    accuracy_top10: Matrix
-
-    @property
-    def losses(self) -> npt.NDArray[np.float64]:
-        """Mean over codebooks, ``[n]``."""
-        return np.asarray(self.cross_entropy.mean(axis=1))
-
-
-@torch.inference_mode()
-def score_clips(model: TokenModel, clips: TokenBatch, streams: Mapping[str, Tensor] | None = None) -> ClipTokenScores:
-    """Teacher-forced scores of each clip; ``streams`` replaces the clips' own, say by shifted ones."""
-    given = TokenBatch(dict(clips.streams if streams is None else streams), clips.clip_ids)
-    parts: list[list[Matrix]] = [[], [], []]
-    for start in range(0, len(given), CLIPS_AT_ONCE):
-        batch = given.rows(range(start, min(start + CLIPS_AT_ONCE, len(given)))).to(model.device)
-        scores = score(model, batch)
-        for part, values in zip(parts, (scores.cross_entropy, scores.rank == 0, scores.rank < TOP), strict=True):
-            part.append(values.double().mean(-1).cpu().numpy())
-    return ClipTokenScores(*(np.concatenate(part) for part in parts))
-
-
-def vocal_streams(model: TokenModel) -> tuple[TokenStream, ...]:
-    """The conditions that are read off the vocal; all conditions for a stage that hears none of it."""
-    conditions = model.layout.conditions
-    heard = tuple(s for s in conditions if s.name in (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name))
-    return heard or tuple(s for s in conditions if s.rate_hz)
-
-
-def hears_vocal(model: TokenModel) -> bool:
-    """Whether the vocal itself is among the stage's conditions."""
-    return any(s.name in (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name) for s in model.layout.conditions)
-
-
-def hears_semantic_vocal_alone(model: TokenModel) -> bool:
-    """Whether semantic tokens are all that the stage hears of the vocal."""
+def has_only_semantic_vocal(model: TokenModel) -> bool:
+    """Whether semantic tokens are the only tokens of the vocal among the stage's conditions."""
     names = {stream.name for stream in model.layout.conditions}
     return VOCAL_SEMANTIC.name in names and VOCAL_ACOUSTIC.name not in names
 
 
 def shifted(clips: TokenBatch, streams: Sequence[TokenStream], shift_s: float) -> dict[str, Tensor]:
-    """The clips' streams with some moved later by ``shift_s``; what leaves at one end comes in at the other."""
+    """The clips' streams with some moved later by ``shift_s``, circularly."""
     moved = dict(clips.streams)
     for stream in streams:
         moved[stream.name] = moved[stream.name].roll(round(shift_s * stream.rate_hz), dims=-1)
@@ -149,32 +112,33 @@ class Probes:
             name: self._level(name, without_conditions(batch, model.layout.conditions))
             for name, model in networks.items()
         }
-        # Stages for which a changed vocal can be tokenized anew from the sound at hand.
-        self.singable = {name: model for name, model in networks.items() if hears_semantic_vocal_alone(model)}
+        # Stages whose vocal tokens can be computed again from a changed vocal.
+        self.retokenizable = {name: model for name, model in networks.items() if has_only_semantic_vocal(model)}
 
     def _losses(self, model: TokenModel, streams: Mapping[str, Tensor]) -> Losses:
-        found = score_clips(model, self.batch, streams).losses
+        losses = score_clips(model, self.batch, streams).losses
         self.on_pass()
-        return found
+        return losses
 
     def _level(self, name: str, streams: Mapping[str, Tensor]) -> float:
         """Mean change of one stage's loss."""
         return float((self._losses(self.networks[name], streams) - self.true[name]).mean())
 
     def _curve(self, name: str, xs: Sequence[float], losses: Sequence[Losses]) -> Curve:
-        found = [paired_difference_interval(values, self.true[name], groups=self.songs) for values in losses]
-        bounds = ([f.mean for f in found], [f.low for f in found], [f.high for f in found])
+        gaps = [paired_difference_interval(values, self.true[name], groups=self.songs) for values in losses]
+        bounds = ([gap.mean for gap in gaps], [gap.low for gap in gaps], [gap.high for gap in gaps])
         return Curve(name, [float(x) for x in xs], *bounds)
 
     def _noisy(self, vocals: Sequence[Samples], sigma: float) -> list[Samples]:
         return [with_noise(vocal, clip.clip_id, sigma, 0) for vocal, clip in zip(vocals, self.clips, strict=True)]
 
     def over_time(self, name: str) -> Plot:
-        """What one stage hears of the vocal (see :func:`vocal_streams`) moved by :data:`SHIFTS_S`."""
+        """A stage's vocal conditions (:func:`~hafm_lightning.evaluation.token_scores.scores.vocal_streams`) moved by
+        :data:`SHIFTS_S`."""
         model = self.networks[name]
-        heard = vocal_streams(model)
-        losses = [self._losses(model, shifted(self.batch, heard, shift)) for shift in SHIFTS_S]
-        what = "vocal" if hears_vocal(model) else "conditions"
+        streams = vocal_streams(model)
+        losses = [self._losses(model, shifted(self.batch, streams, shift)) for shift in SHIFTS_S]
+        what = "vocal" if has_vocal(model) else "conditions"
         levels = {f"{what} of another song": self.other[name], "no conditions at all": self.null[name]}
         title = f"{name}: {what} moved in time"
         return Plot(title, "seconds late", Y_LABEL, [self._curve(name, SHIFTS_S, losses)], levels)
@@ -185,7 +149,7 @@ class Probes:
         """Other vocals in place of the true ones, tokenized once for all stages: a plot of each stage."""
         variants = [with_vocals(self.batch, vocals_at(x), self.tokenizers).streams for x in xs]
         plots = {}
-        for name, model in self.singable.items():
+        for name, model in self.retokenizable.items():
             curve = self._curve(name, xs, [self._losses(model, variant) for variant in variants])
             levels = {"vocal of another song": self.other[name]}
             plots[name] = Plot(f"{name}: {what}", x_label, Y_LABEL, [curve], levels)
@@ -213,16 +177,16 @@ class Probes:
 
     def plots(self) -> list[Plot]:
         """All probes that these stages allow, stage by stage."""
-        vocal = [self.over_semitones(), self.over_noise()] if self.singable else []
+        vocal = [self.over_semitones(), self.over_noise()] if self.retokenizable else []
         return [
             plot
             for name in self.networks
-            for plot in (self.over_time(name), *(found[name] for found in vocal if name in found))
+            for plot in (self.over_time(name), *(plots[name] for plots in vocal if name in plots))
         ]
 
     @staticmethod
     def passes(networks: Mapping[str, TokenModel], separated: bool) -> int:
         """Passes that the constructor and :meth:`plots` make, for a progress bar."""
-        singable = sum(hears_semantic_vocal_alone(model) for model in networks.values())
+        retokenizable = sum(has_only_semantic_vocal(model) for model in networks.values())
         each = len(SEMITONES) + len(NOISE_SIGMAS) + separated
-        return len(networks) * (3 + len(SHIFTS_S)) + singable * each
+        return len(networks) * (3 + len(SHIFTS_S)) + retokenizable * each

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hafm_lightning.local_pool import Pool, local_pool
 from hafm_lightning.preparation.engines.base import EngineSettings
 from hafm_lightning.preparation.engines.ray_engine import RayEngine
+from hafm_lightning.processes.pool import Pool, local_pool
 
 __all__ = ["EngineSettings", "Pool", "make_engine"]
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.local_pool import usable_cores
 from hafm_lightning.preparation.engines.base import EngineSettings
+from hafm_lightning.processes.pool import usable_cores
 
 U = TypeVar("U")
 R = TypeVar("R")

@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Protocol, TypeAlias, TypeVar
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -40,7 +41,7 @@ class Pool(Protocol):
         """End the workers; after an error without waiting for what they are doing."""
 
 
-def local_pool(workers: int = 0, threads: int | None = None) -> Pool:
+def local_pool(workers: int = 0, threads: int | None = None) -> LocalPool:
     """A pool of this machine: processes, or this process itself for one worker.
 
     Args:
@@ -67,8 +68,25 @@ def in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
             following += 1
 
 
+@contextmanager
+def thread_limit(threads: int) -> Iterator[None]:
+    """Processes that start in the block use ``threads`` threads; the environment is restored behind it."""
+    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 class SerialPool:
     """Runs everything in this process."""
+
+    processes = 1
 
     def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
         """In order, one after the other."""
@@ -87,9 +105,8 @@ class ProcessPool:
 
     def __init__(self, workers: int, threads: int | None = None) -> None:
         """``workers`` and ``threads`` as in :func:`local_pool`; the environment sets the threads inside the block."""
-        self._workers = workers
-        self._environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
-        self._saved: dict[str, str | None] = {}
+        self.processes, self._threads = workers, threads
+        self._environment = ExitStack()
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,))
 
@@ -103,7 +120,7 @@ class ProcessPool:
         try:
             for index, unit in enumerate(units):
                 running[self._pool.submit(work, unit)] = index
-                if len(running) >= 2 * self._workers:
+                if len(running) >= 2 * self.processes:
                     yield from _finished(running, units)
             while running:
                 yield from _finished(running, units)
@@ -112,17 +129,17 @@ class ProcessPool:
                 future.cancel()
 
     def __enter__(self) -> ProcessPool:
-        self._saved = {name: os.environ.get(name) for name in self._environment}
-        os.environ.update(self._environment)
+        if self._threads:
+            self._environment.enter_context(thread_limit(self._threads))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for name, value in self._saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        self._environment.close()
         self._pool.shutdown(wait=exception[0] is None, cancel_futures=True)
+
+
+LocalPool: TypeAlias = SerialPool | ProcessPool
+"""A pool of this machine; ``processes`` is the number of its workers."""
 
 
 def _finished(running: dict[Future[R], int], units: Sequence[U]) -> Iterator[tuple[int, R]]:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from hafm_lightning.audio import RESAMPLER
-from hafm_lightning.compatibility import (
+from hafm_lightning.errors import RequestError
+from hafm_lightning.tokenizers.compatibility import (
     check_same_tokenizers,
     check_stages,
     describe_difference,
     tokenizer_difference,
 )
-from hafm_lightning.errors import RequestError
 
 
 def identities(acoustic: str = "b" * 64, resampler: str = RESAMPLER) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_music import TinyMusic
 
-from hafm_lightning.evaluation.token_scores.conditioning_gain import clip_losses
-from hafm_lightning.modeling.token_scores import other_song_clips
+from hafm_lightning.evaluation.token_scores.scores import score_clips, stored_clips
+from hafm_lightning.modeling.token_scores import other_song, other_song_clips, without_conditions
 from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.shards import open_shards
 from hafm_lightning.stages import CoarseStage
 from hafm_lightning.tokens import NULL, TokenBatch
 
@@ -26,7 +29,12 @@ def test_losses_are_those_of_single_clips(pattern):
         "instrumental_semantic": torch.randint(0, 500, (5, 1, 4)),
         "instrumental_coarse": torch.randint(0, 1024, (5, 4, 6)),
     }
-    losses = clip_losses(stage, TokenBatch(streams, CLIPS))
+    clips = TokenBatch(streams, CLIPS)
+    losses = {
+        "true": score_clips(stage.model, clips).losses,
+        "null": score_clips(stage.model, clips, without_conditions(clips, stage.model.layout.conditions)).losses,
+        "other": score_clips(stage.model, clips, other_song(clips, stage.model.layout.conditions)).losses,
+    }
     for index, other in enumerate(other_song_clips(CLIPS)):
         true = {name: ids[index : index + 1] for name, ids in streams.items()}
         target = true["instrumental_coarse"]
@@ -36,19 +44,18 @@ def test_losses_are_those_of_single_clips(pattern):
         null = {n: torch.full_like(swapped[n], NULL) for n in ("vocal_semantic", "instrumental_semantic")} | {
             "instrumental_coarse": target
         }
-        for found, given in ((losses.true, true), (losses.null, null), (losses.other, swapped)):
+        for found, given in ((losses["true"], true), (losses["null"], null), (losses["other"], swapped)):
             with torch.no_grad():
                 expected = F.cross_entropy(stage.model(given).permute(0, 3, 1, 2), target)
             assert found[index] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_the_summary_takes_whole_songs():
-    from hafm_lightning.evaluation.token_scores.conditioning_gain import ClipLosses
-
-    losses = ClipLosses(CLIPS, [1.0, 2, 3, 4, 5], [2.0, 3, 4, 5, 6], [1.5, 2.5, 3.5, 4.5, 5.5])
-    summary = losses.summary()
-    assert summary["loss"].mean == pytest.approx(3)
-    assert summary["conditioning_gain"].mean == pytest.approx(1)
-    assert summary["other_clip_gap"].mean == pytest.approx(0.5)
-    assert summary["loss"].groups == 2
-    assert summary["conditioning_gain"].low == pytest.approx(1)
+def test_stored_clips_are_the_tokens_of_the_shards(music: TinyMusic) -> None:
+    reader = open_shards(music.shards, "test")
+    clips = stored_clips(str(music.shards), "test")
+    assert clips.clip_ids == reader.clip_ids
+    for index in range(len(reader)):
+        stored = reader[index]
+        np.testing.assert_array_equal(clips["vocal_semantic"][index].numpy(), stored["vocal_semantic"])
+        np.testing.assert_array_equal(clips["instrumental_coarse"][index].numpy(), stored["instrumental_codes"][:4])
+        np.testing.assert_array_equal(clips["instrumental_fine"][index].numpy(), stored["instrumental_codes"][4:])

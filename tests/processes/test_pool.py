@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hafm_lightning.local_pool import ProcessPool, SerialPool, in_order, local_pool, usable_cores
+from hafm_lightning.processes.pool import ProcessPool, SerialPool, in_order, local_pool, usable_cores
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_one_worker_needs_no_process():
 SLEEPER = """
 import os, sys, time
 from pathlib import Path
-from hafm_lightning.local_pool import ProcessPool
+from hafm_lightning.processes.pool import ProcessPool
 
 def sleep(folder):
     Path(folder, str(os.getpid())).touch()

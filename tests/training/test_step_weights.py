@@ -27,8 +27,8 @@ from hafm_lightning.cli import main
 from hafm_lightning.cli.fit.runs import newest_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.optimizer import OptimizerConfig
-from hafm_lightning.optimizer_step import check_training
 from hafm_lightning.stages import SemanticStage
+from hafm_lightning.training.step_weights import check_training
 
 RATE, STEPS, SCALE = 0.01, 4, 256.0
 SIZES = (4, 4, 4, 4, 2)

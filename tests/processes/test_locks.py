@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.locks import LOCK_NAME, Lock, held, one_at_a_time
+from hafm_lightning.processes.locks import LOCK_NAME, Lock, held, one_at_a_time
 
 HOLD = """
 import os, sys, time
@@ -25,7 +25,7 @@ if {broken}:
     def flock(*_):
         raise OSError({broken}, os.strerror({broken}))
     fcntl.flock = flock
-from hafm_lightning.locks import Lock
+from hafm_lightning.processes.locks import Lock
 lock = Lock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)

@@ -1,0 +1,1 @@
+"""Processes of one machine: a pool of workers, and locks between programs."""

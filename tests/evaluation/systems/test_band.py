@@ -1,0 +1,76 @@
+"""A model as a system: failed clips, and takes for separated vocals."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_music import CLIP_S
+
+from hafm_lightning.audio import Audio, read_audio, write_audio
+from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.segments import (
+    MusicClip,
+)
+from hafm_lightning.evaluation.systems.band import Band
+from hafm_lightning.evaluation.systems.separated import SeparatedVocals
+from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.songs.separation import SeparationSettings
+
+
+class FakeBand:
+    """An Accompanist that fails, is silent, or hums, by the clip's loudest sample."""
+
+    def __init__(self, bad: set[str], reason: str) -> None:
+        self.bad, self.reason = bad, reason
+        self.networks = [SimpleNamespace(role="semantic", sha256="0")]
+        self.tokenizers = SimpleNamespace(identities=dict)
+        self.precision = "fp32"
+        self.calls: list[int] = []
+
+    def accompany_batch(self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions) -> list[Any]:
+        self.calls.append(len(vocals))
+        takes = []
+        for vocal in vocals:
+            samples = np.sin(np.arange(24000, dtype=np.float32) * 0.1)
+            if f"{np.abs(vocal.samples).max():.6f}" in self.bad:
+                if self.reason == "raises":
+                    raise RequestError("the vocal: is silent; there is nothing to accompany")
+                samples = samples * (np.float32("nan") if self.reason == "nan" else 0)
+            takes.append(SimpleNamespace(instrumental=Audio(samples[None], 24000), sample_rate_hz=24000))
+        return takes
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"), [("raises", "is silent"), ("nan", "NaN"), ("silent", "sound is silent")]
+)
+def test_a_failed_clip_is_silence_with_a_reason_and_spares_the_others(
+    clips: list[MusicClip], reason: str, message: str
+) -> None:
+    vocal = read_audio(clips[1].segment.song.vocals, start_s=clips[1].segment.start_s, duration_s=CLIP_S)
+    band = FakeBand({f"{np.abs(vocal.samples).max():.6f}"}, reason)
+    outcomes = Band(band, SamplingOptions(), 0, "three_stages").play(clips[:3])  # type: ignore[arg-type]
+    assert [bool(outcome.failure) for outcome in outcomes] == [False, True, False]
+    assert message in outcomes[1].failure
+    assert not outcomes[1].samples.any()
+    assert all(len(outcome.samples) == 24000 for outcome in outcomes)
+    assert all(outcome.seconds is not None for outcome in outcomes)
+
+
+def test_takes_for_other_separated_vocals_are_made_anew(tmp_path: Path) -> None:
+    band: Any = FakeBand(set(), "")
+
+    def identity(name: str) -> str:
+        vocals = SeparatedVocals(str(tmp_path / name), SeparationSettings())
+        return Band(band, SamplingOptions(), 0, "separated", vocals).identity
+
+    for name, samples in (("first", 100), ("second", 200)):
+        write_audio(tmp_path / name / "song" / "vocals.wav", Audio(np.ones((1, samples), np.float32), 44100))
+    before = identity("first"), identity("second")
+    shutil.copytree(tmp_path / "second", tmp_path / "first", dirs_exist_ok=True)  # other vocals in the same folder
+    assert len({*before, identity("first")}) == 3
