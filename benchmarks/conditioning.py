@@ -27,7 +27,8 @@ import torch
 from _facts import commit
 
 from hafm_lightning.data_modules import TokenShards
-from hafm_lightning.evaluation.token_scores.scores import exchanged, score_clips, without_conditions
+from hafm_lightning.evaluation.token_scores.scores import score_clips
+from hafm_lightning.modeling.token_scores import other_song, without_conditions
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.stages import OptimizerConfig, SemanticStage
 from hafm_lightning.tokens import TokenBatch
@@ -111,8 +112,9 @@ def look(stage: SemanticStage, clips: TokenBatch, steps: int, seconds: float) ->
     """Mean scores on the held-out clips."""
     stage.eval()
     model = stage.model
-    conditions = (None, without_conditions(model, clips), exchanged(clips, model.layout.conditions))
-    true, null, other = (float(score_clips(model, clips, streams).losses.mean()) for streams in conditions)
+    conditions = model.layout.conditions
+    variants = (None, without_conditions(clips, conditions), other_song(clips, conditions))
+    true, null, other = (float(score_clips(model, clips, streams).losses.mean()) for streams in variants)
     stage.train()
     return Point(steps, seconds, true, null - true, other - true)
 
