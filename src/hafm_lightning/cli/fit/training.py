@@ -118,6 +118,7 @@ class StageCLI(LightningCLI):
         holding: contextlib.ExitStack | None = None,
     ) -> None:
         self.command, self.options = command, options_of(arguments)
+        config_files(self.options)  # a missing or broken file is refused before its keys are read
         self.origins = Origins(self.options)
         self.build, self.model_only = build and not model_only, model_only
         self.root, self.holding = Path(), holding
@@ -152,7 +153,6 @@ class StageCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; mistakes are reported with file and line."""
-        config_files(self.options)
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
         switches = [name for action in actions for name in action.option_strings]
         KeyCheck(self._sections(actions), switches).options(self.options)

@@ -78,7 +78,7 @@ def score_played(
         missing = {name: played[name].file(segment) for name in stores if segment.key not in stores[name].scores}
         if missing:
             units.append((segment, missing))
-    read = clips.load if pool.executor is None else clips.reader
+    read = clips.load if pool.processes == 1 else clips.reader
     if units:
         with progress(f"{folder.parent.name}: clip scores", total=len(units), unit="clips") as bar:
             for index, found in pool.map(partial(score_sounds, read), units):
