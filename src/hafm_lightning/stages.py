@@ -139,7 +139,7 @@ class Stage(pl.LightningModule):
         self._scores: dict[str, Tensor] = {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
-        super()._apply(fn, recurse)  # moves the module, perhaps to a device with other kernels
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # moves the module, perhaps to a device with other kernels
         for_training(self.model, self.kernels)
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hafm_lightning.cli.fit.runs import best_checkpoint
 from hafm_lightning.cli.parser import PROGRAM
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     settings = parse_settings(EvaluateSettings, with_lists(argv), f"{PROGRAM} evaluate", DESCRIPTION)
     roles = {role: getattr(settings, role) for role in ("semantic", "coarse", "fine")}
     folders = {role: Path(path) for role, path in roles.items() if path and Path(path).is_dir()}
-    settings = dataclasses.replace(settings, **{role: str(best_checkpoint(path)) for role, path in folders.items()})
+    checkpoints: dict[str, Any] = {role: str(best_checkpoint(path)) for role, path in folders.items()}
+    settings = dataclasses.replace(settings, **checkpoints)
     if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
     from hafm_lightning.evaluation.card.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown

@@ -233,7 +233,7 @@ class Decoder:
         if model.layout.pattern == "flattened":
             previous = (codebook - 1) % model.layout.target.codebooks
             books = slice(previous, previous + 1)
-        x = model.target(before, books).sum(1, keepdim=True) + place
+        x: Tensor = model.target(before, books).sum(1, keepdim=True) + place
         return x if self.rows == 1 else x.repeat(self.rows, 1, 1)
 
 

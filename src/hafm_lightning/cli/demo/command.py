@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -246,7 +247,7 @@ def export(places: Places, checkpoints: dict[str, Path]) -> None:
 def make_card(places: Places, plan: Plan, preparation: PreparationConfig) -> Card:
     """The card of the exported model, with a spectrogram and the curves of training."""
     (corpus,) = preparation.corpora
-    paths = {
+    paths: dict[str, Any] = {
         "output": str(places.card),
         "root": str(corpus.path),
         "tokenizers": str(Path(preparation.root) / "tokenizers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from hafm_lightning.evaluation.card import card as cards
 from hafm_lightning.evaluation.card.card import Card, Table, cell_notes, cell_text, heading, plain
@@ -40,7 +41,7 @@ def _section(table: Table) -> Section:
     notes = tuple(cell_notes(table))
     players = tuple(Player(f"{p.title} ({p.score:.3f})", p.clip_id, p.sounds) for p in table.players)
     # Numbers of stages cannot be ranked against each other, so their figures matter less.
-    fold = "open" if table.unit == "system" else "closed"
+    fold: Literal["open", "closed"] = "open" if table.unit == "system" else "closed"
     parts = (
         Section("Controls", notes=tuple(table.checks)),
         Section("Listen", players=players),
@@ -70,10 +71,10 @@ def _table(table: Table) -> document.Table:
     for row in table.rows:
         cells = [Cell(str(row.clips)), Cell(str(row.failed), mark="bad" if row.failed else "")]
         for column in table.columns:
-            value = row.values[column.key]
-            text, _, interval = cell_text(value, column.digits).partition(" ")
-            is_best = value.value is not None and value.value == best.get(column.key)
-            cells.append(Cell(text, interval, value.note, "best" if is_best else ""))
+            found = row.values[column.key]
+            text, _, interval = cell_text(found, column.digits).partition(" ")
+            is_best = found.value is not None and found.value == best.get(column.key)
+            cells.append(Cell(text, interval, found.note, "best" if is_best else ""))
         rows.append((row.label, tuple(cells)))
     columns = [document.Column("clips"), document.Column("failed")]
     columns += [document.Column(heading(column), column.note) for column in table.columns]

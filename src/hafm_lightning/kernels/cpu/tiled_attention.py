@@ -201,8 +201,8 @@ def _plain_gradients(
     """Gradients of queries, keys, values and table by PyTorch's operations, from the first ``unpadded`` columns."""
     with torch.enable_grad():
         queries, keys, values, table = leaves = [x.detach().requires_grad_() for x in inputs]
-        parts = (x[..., :unpadded] for x in (queries, keys, values))
-        output = bias.plain(len(table) - 1).attend(*parts, table)
+        queries, keys, values = (x[..., :unpadded] for x in (queries, keys, values))
+        output = bias.plain(len(table) - 1).attend(queries, keys, values, table)
     return torch.autograd.grad(output, leaves, gradient[..., :unpadded])
 
 
