@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ class Twin:
 def swap(model: nn.Module, twins: Mapping[type[nn.Module], type[nn.Module]]) -> None:
     """Give each module the class that ``twins`` has for its plain class, and all others their plain class."""
     for module in model.modules():
-        plain: type[nn.Module] = next(kind for kind in type(module).__mro__ if not issubclass(kind, Twin))
+        plain = cast(type[nn.Module], next(kind for kind in type(module).__mro__ if not issubclass(kind, Twin)))
         module.__class__ = twins.get(plain, plain)
 
 
