@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hafm_lightning import cli
+from hafm_lightning.cli.evaluate import with_lists
 from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.configuration.settings import as_plain, build, read_settings
@@ -83,6 +84,11 @@ def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
         assert read_config(command, arguments).model is not None
     elif command in SETTINGS and "--verify" not in arguments:
         monkeypatch.setenv("MUSDB18_HQ", "songs")
+        if "--help" in arguments:
+            assert cli.main([command, *arguments]) == cli.DONE
+            return
+        if command == "evaluate":
+            arguments = with_lists(arguments)
         read = read_settings(SETTINGS[command], arguments)
         assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
     elif command == "describe":

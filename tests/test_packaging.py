@@ -121,7 +121,11 @@ def data_files(wheel: Path) -> set[str]:
 def data_on_disk(repository: Path) -> set[str]:
     """Paths inside a wheel that the checkout's other files (templates) should have."""
     source = repository / "src" / PACKAGE
-    found = (path for path in source.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    found = (
+        path
+        for path in source.rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    )
     return {path.relative_to(source.parent).as_posix() for path in found}
 
 

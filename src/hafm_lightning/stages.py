@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,13 +63,13 @@ from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
-from hafm_lightning.training.internals import finishes_step, is_attached, writes_row
+from hafm_lightning.training.internals import NotesMoves, finishes_step, is_attached, writes_row
 from hafm_lightning.training.protocols import ShardSource, TokenSource
 from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
 
 
-class Stage(pl.LightningModule):
+class Stage(NotesMoves, pl.LightningModule):
     """One stage in training.
 
     The class names the stream that is written (``target``) and those that it is written from by default
@@ -138,10 +138,9 @@ class Stage(pl.LightningModule):
         self._measures = False
         self._scores: dict[str, Tensor] = {}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # moves the module, perhaps to a device with other kernels
+    def on_moved(self) -> None:
+        """Choose the kernels of the device that the network is on now."""
         for_training(self.model, self.kernels)
-        return self
 
     # --- training ---------------------------------------------------------------------------------------------
 

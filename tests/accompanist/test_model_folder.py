@@ -171,7 +171,7 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
     live_band: TinyBand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All are written before the first takes its place; with --overwrite one replaces the other, else one wins."""
-    place, count = files._rename_draft, 3
+    place, count = files._replace_folder, 3
     for overwrite in (True, False):
         barrier, outcomes = threading.Barrier(count), []
         target = tmp_path / f"model-{overwrite}"
@@ -187,7 +187,7 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
             except RequestError as error:
                 outcomes.append(str(error))
 
-        monkeypatch.setattr(files, "_rename_draft", place_together)
+        monkeypatch.setattr(files, "_replace_folder", place_together)
         threads = [threading.Thread(target=work) for _ in range(count)]
         for thread in threads:
             thread.start()

@@ -74,7 +74,9 @@ def test_a_device_that_is_not_there_is_refused(live_band: TinyBand) -> None:
 
 
 def test_a_style_of_a_model_without_styles_is_refused() -> None:
-    plain: Any = SimpleNamespace(model=tiny_model(tiny_config()), metadata={"styles": ["rock"]})
+    plain: Any = SimpleNamespace(
+        model=tiny_model(tiny_config(conditions=("vocal_semantic",))), metadata={"styles": ["rock"]}
+    )
     assert style_names([plain]) == []
     assert style_id([plain], [], None) == NULL
     with pytest.raises(RequestError, match="style 'rock' cannot be used: this model has no styles"):

@@ -29,7 +29,7 @@ def test_verify_finds_splits_that_share_songs_and_foreign_tokenizers(prepared, t
     text = "\n".join(verify_root(root).problems)
     assert "its manifest belongs to the split 'test'" in text
     assert "1 songs are in validation and in test" in text
-    assert "another semantic tokenizer" in text
+    assert "different semantic tokenizer" in text
 
 
 def test_the_command_prepares_and_verifies(musdb, tmp_path, capsys):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hafm_lightning.training import internals
+from hafm_lightning.training.internals import NotesMoves
 
 BATCHES = 5
 
@@ -68,7 +69,7 @@ TRAINING += [
         "training/protocols",
         "training/token_means",
         "optimizer",
-        "optimizer_step",
+        "training/step_weights",
         "checkpoint_format",
     )
 ]
@@ -229,3 +230,18 @@ def test_the_identity_of_a_wandb_run_is_set_before_it_begins(tmp_path):
     begun = object()
     internals.set_wandb_run(logger, begun)
     assert internals.wandb_run(logger) is begun
+
+
+def test_a_module_is_told_of_moves_of_itself_and_of_what_holds_it():
+    class Told(NotesMoves):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.moves = torch.nn.Parameter(torch.zeros(2)), []
+
+        def on_moved(self):
+            self.moves.append(self.weight.dtype)
+
+    module = Told()
+    assert module.double() is module
+    torch.nn.Sequential(module).half()
+    assert module.moves == [torch.float64, torch.float16]

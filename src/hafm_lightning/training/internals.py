@@ -7,15 +7,31 @@ removes it. Nothing else in the package reads a private name of a Trainer, a loo
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class NotesMoves(nn.Module):
+    """A module that is told when its tensors moved to another device or type (``to``, ``cuda``, ``half`` ...)."""
+
+    def on_moved(self) -> None:
+        """Called after every move."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.on_moved()
+        return self
+
 
 # --- where a run stands ------------------------------------------------------------------------------------------
 

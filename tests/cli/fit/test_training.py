@@ -247,14 +247,6 @@ def test_missing_files_and_sections(config, capsys, base):
     assert "names no data" in refusal(capsys, "fit", "--config", str(config))
 
 
-def test_an_override_that_an_interpolation_would_not_see_is_refused(config, capsys):
-    config.write_text(config.read_text() + "  limit_val_batches: ${data.init_args.batch_size}\n")
-    message = refusal(capsys, "fit", "--config", str(config), "--data.batch_size", "2")
-    assert "${data.init_args.batch_size}" in message
-    assert "line" in message
-    assert main(["fit", "--config", str(config)]) == 0, "without the override the interpolation is fine"
-
-
 def test_nothing_is_written_by_a_refused_request(config, base, capsys, tmp_path):
     """Neither a run folder nor the folder of a W&B run, and a run's saved configuration stays as it was."""
     assert main(["fit", "--config", str(config)]) == 0
@@ -269,7 +261,7 @@ def test_nothing_is_written_by_a_refused_request(config, base, capsys, tmp_path)
         (["--model.conditions", "[vocal_acoustic]"], "vocal_acoustic"),
         (["--ckpt_path", str(checkpoint), "--model.look_ahead_s", "0"], "look_ahead_s"),
         (["--ckpt_path", "auto", "--model.backbone.width", "32"], "width"),
-        (["--ckpt_path", str(checkpoint), "--data.root", str(tmp_path / "others")], "tokenizers"),
+        (["--ckpt_path", str(checkpoint), "--data.root", str(tmp_path / "others")], "different tokenizer"),
         (["--ckpt_path", "auto", "--data.batch_size", "2", "--trainer.logger", "false"], "batch_size"),
         ([music, "--trainer.callbacks.root", "no-songs"], "MUSDB18_HQ"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
@@ -314,7 +306,7 @@ def test_checkpoints_of_others_are_refused(config, base, capsys, tmp_path):
 
     write_tiny_shards(tmp_path / "others", train=(8,), sha256="other tokenizer")
     arguments = ["--config", str(config), "--ckpt_path", checkpoint, "--data.root", str(tmp_path / "others")]
-    assert "tokenizers" in refusal(capsys, "validate", *arguments)
+    assert "different tokenizer" in refusal(capsys, "validate", *arguments)
 
     hostile = tmp_path / "hostile.ckpt"
     torch.save({"state_dict": {}, "loops": print}, hostile)

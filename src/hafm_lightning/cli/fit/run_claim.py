@@ -146,7 +146,8 @@ def _new_run(root: Path, details: dict[str, str]) -> tuple[Path, Lock]:
         try:
             run.mkdir()
         except FileExistsError:
-            number_of_tries += 1
+            if next_run(root, number_of_tries) == run:  # no folder is there but a file, which has no number
+                number_of_tries += 1
             continue
         except FileNotFoundError:  # another fit was refused, and removed the root that it had made
             continue
