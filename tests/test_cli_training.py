@@ -100,7 +100,22 @@ def test_fit_then_continue_validate_test_and_predict(config, capsys):
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_float16_weights_are_refused_for_training_and_are_scored(config):
+    """A compiled function that reads another type ends the process, so this test runs others."""
+    assert main(["fit", "--config", str(config)]) == 0
+    expected = {"fit": 2, "validate": 0}
+    for command, code in expected.items():
+        words = [sys.executable, "-m", "hafm_lightning", command, "--config", str(config)]
+        words += ["--trainer.precision", "16-true"] + ["--ckpt_path", "auto"] * (command == "validate")
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
+        assert ended.returncode == code, ended.stderr[-2000:]
+        if code:
+            assert "precision 16-true" in ended.stderr
+            assert len(ended.stderr.splitlines()) <= 5
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_other_types_of_weights_train_and_are_scored_in_a_process_of_their_own(config, precision):
     """A compiled function that reads another type ends the process, so this one only looks on."""
     for words in (["fit"], ["validate", "--ckpt_path", "auto"]):

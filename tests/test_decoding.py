@@ -114,6 +114,7 @@ def test_advancing_in_pieces_equals_at_once(pattern, conditioning, bias):
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), [*EVERY, ("nonautoregressive", "prefix", "time")])
 def test_a_clip_does_not_depend_on_the_batch_it_rides_in(pattern, conditioning, bias, recorded_rows):
     model, _, conditions = setting(pattern, conditioning, bias, batch=3)
+    model.double()  # in float32 a draw on the border of two tokens depends on how the processor rounds each batch size
     together = generate(model, conditions, GUIDED, [5, 6, 7])
     logits = torch.stack(recorded_rows)
     for clip, seed in enumerate([5, 6, 7]):
