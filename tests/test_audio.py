@@ -19,7 +19,6 @@ from hafm_lightning.audio import (
     Audio,
     limit_peak,
     loudness_lufs,
-    match_loudness,
     mix,
     probe_audio,
     read_audio,
@@ -307,13 +306,18 @@ def test_true_peak_sees_between_the_samples():
     assert true_peak_dbtp(Audio(np.zeros((1, 100), np.float32), 48000)) == -math.inf
 
 
-def test_match_loudness_reaches_the_target_unless_the_peak_forbids():
+def test_the_peak_limit_lowers_a_loud_signal_and_keeps_a_quiet_one():
+    assert true_peak_dbtp(limit_peak(tone(440, 3, 1.0))) == pytest.approx(-1.0, abs=0.01)
     quiet = tone(440, 3, 0.01)
-    assert loudness_lufs(match_loudness(quiet, -20.0)) == pytest.approx(-20.0, abs=0.01)
-    assert true_peak_dbtp(match_loudness(quiet, 0.0)) == pytest.approx(-1.0, abs=0.01)
-    silence = Audio(np.zeros((1, 44100), np.float32), RATE_HZ)
-    assert not match_loudness(silence, -20.0).samples.any()
     assert limit_peak(quiet) is quiet
+
+
+def test_mix_brings_the_accompaniment_to_the_loudness_of_the_vocal():
+    vocal, band = tone(440, 3, 0.1), tone(997, 3, 0.01)
+    matched = Audio(mix(vocal, band).samples - vocal.samples, RATE_HZ)
+    assert loudness_lufs(matched) == pytest.approx(loudness_lufs(vocal), abs=0.01)
+    silence = Audio(np.zeros((1, 44100), np.float32), RATE_HZ)
+    assert np.array_equal(mix(vocal, silence).samples, vocal.samples)
 
 
 def test_mix_is_aligned_and_keeps_the_vocals_length():

@@ -3,9 +3,8 @@
 Choices:
 
 * Files go through libsndfile (wav, flac, ogg, mp3, aiff, ...), the rest through ffmpeg where it is installed. A file
-  that is missing, damaged or holds NaN is refused by name: one bad file must not end as a silent clip in a shard.
-* One resampler, soxr at quality HQ, always to exactly ``round(L * to / from)`` samples. Resampling changes tokens, so
-  :data:`RESAMPLER` is written into every manifest.
+  that is missing, damaged or holds NaN is refused by name: one bad file must not become a silent clip in a shard.
+* One resampler, soxr at quality HQ. Resampling changes tokens, so :data:`RESAMPLER` is written into every manifest.
 * PCM is scaled by 2^(bits - 1) in both directions, so reading and writing a file again gives the same samples.
 * Loudness is ITU-R BS.1770-4 (gated, K-weighted), the peak limit is on the true peak (4 x oversampled).
 """
@@ -14,9 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +24,7 @@ import numpy.typing as npt
 
 from hafm_lightning.audio_decode import ffmpeg_available, ffmpeg_decoded, missing_bytes, native
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import atomic_file
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -34,16 +33,15 @@ Samples = npt.NDArray[np.float32]
 Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
 
 RESAMPLER = "soxr-hq"
-"""Identity of :func:`resample`, recorded beside every token it helped to make."""
+"""Identity of :func:`resample`, recorded in manifests and tokenizers."""
 PEAK_LIMIT_DBTP = -1.0
 """Default true-peak ceiling of everything that is mixed, in dB below full scale."""
 
-_PCM_BITS = {"PCM_16": 16, "PCM_24": 24}
-_CODEC_DELAY_FRAMES = 2304
-"""Lossy formats may announce up to this many frames more than they decode to (encoder delay and padding)."""
-_LOSSY_FORMATS = frozenset({"MP3", "OGG"})
+_PCM_SCALE = {"PCM_16": 1 << 15, "PCM_24": 1 << 23}
+_CODEC_DELAY_FRAMES = {"MP3": 2304, "OGG": 2304}
+"""Lossy formats may announce this many frames more than they decode to (encoder delay and padding)."""
 _OVERSAMPLING = 4
-_GATING_BLOCK_S = 0.4
+_GATING_BLOCK_S = 0.4  # of BS.1770
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,11 @@ class Audio:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says: ``rate_hz``, ``channels``, ``frames`` (samples of each channel)."""
+    """Header of an audio file."""
 
     rate_hz: int
     channels: int
-    frames: int
+    frames: int  # samples of each channel
 
     @property
     def duration_s(self) -> float:
@@ -98,11 +96,7 @@ class AudioInfo:
 
 
 def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
-    """Rate, channels and length of a file, without decoding it (formats left to ffmpeg are decoded).
-
-    Raises:
-        RequestError: The file is missing, unreadable, truncated or empty.
-    """
+    """Header of a file, without decoding it where libsndfile reads it; RequestError as :func:`read_audio`."""
     with _opened(Path(path), 0.0, None) as (file, _):
         return AudioInfo(file.samplerate, file.channels, file.frames)
 
@@ -119,13 +113,10 @@ def read_audio(
 
     Args:
         path: Any file that libsndfile reads, or that ffmpeg reads where it is installed.
-        start_s: Where the window begins, in seconds.
-        duration_s: Length of the window, in seconds; less is returned where the file ends sooner. All if None.
+        start_s: Start of the window, in seconds.
+        duration_s: Length of the window, in seconds; the window is shorter if the file ends sooner. None: to the end.
         rate_hz: Resample to this rate; the file's own if None.
         mono: Return the mean of the channels.
-
-    Returns:
-        The window: ``round(duration_s * rate_hz)`` samples, or what the file holds of them.
 
     Raises:
         RequestError: The file is missing, a folder, unreadable, not audio, truncated, empty or ends before
@@ -161,7 +152,7 @@ def read_audio(
 
 
 def write_audio(path: str | os.PathLike[str], audio: Audio, *, subtype: Subtype = "PCM_16") -> None:
-    """Write a ``.wav`` or ``.flac`` file, whole or not at all (a temporary file beside it, then a rename).
+    """Write a ``.wav`` or ``.flac`` file, completely or not at all.
 
     Raises:
         RequestError: The folder cannot be written, or the suffix is neither ``.wav`` nor ``.flac``.
@@ -177,27 +168,23 @@ def write_audio(path: str | os.PathLike[str], audio: Audio, *, subtype: Subtype 
     if not np.isfinite(samples).all():
         raise ValueError(f"{path}: refusing to write NaN or infinite samples")
     data: npt.NDArray[Any] = samples.T
-    if subtype in _PCM_BITS:
+    if subtype in _PCM_SCALE:
         peak = float(np.abs(samples).max(initial=0.0))
         if peak > 1.0:
             raise ValueError(f"{path}: peak {peak:.4f} is over full scale; lower the gain before writing {subtype}")
-        data = _pcm(samples.T, _PCM_BITS[subtype])
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        scale = _PCM_SCALE[subtype]
+        whole = np.clip(np.rint(samples.T * np.float64(scale)), -scale, scale - 1)
+        # libsndfile takes 24 bits as the upper bits of an int32.
+        data = whole.astype(np.int16) if subtype == "PCM_16" else whole.astype(np.int32) << 8
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"{path}: its folder cannot be made ({error.strerror}); choose another folder") from error
-    try:
-        with soundfile.SoundFile(
-            native(temporary), "w", audio.rate_hz, audio.channels, subtype=subtype, format=container
-        ) as file:
+        with (
+            atomic_file(path) as draft,
+            soundfile.SoundFile(native(draft), "w", audio.rate_hz, audio.channels, subtype, format=container) as file,
+        ):
             file.write(data)
-        temporary.replace(path)
     except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
         reason = error.strerror if isinstance(error, OSError) else str(error) or "the disk may be full"
         raise RequestError(f"{path}: cannot be written ({reason}); choose another folder or free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def resample(samples: npt.NDArray[Any], from_hz: float, to_hz: float) -> Samples:
@@ -244,13 +231,8 @@ def true_peak_dbtp(audio: Audio) -> float:
     return 20 * math.log10(max(float(np.abs(oversampled).max()), float(np.abs(audio.samples).max())))
 
 
-def match_loudness(audio: Audio, target_lufs: float, peak_dbtp: float = PEAK_LIMIT_DBTP) -> Audio:
-    """Scale to ``target_lufs``, or to less where the true peak would pass ``peak_dbtp``. Silence stays silence."""
-    return limit_peak(_scaled_to(audio, target_lufs), peak_dbtp)
-
-
 def limit_peak(audio: Audio, peak_dbtp: float = PEAK_LIMIT_DBTP) -> Audio:
-    """Turn the whole signal down until its true peak is at most ``peak_dbtp``; never up."""
+    """Lower the level of the whole signal until its true peak is at most ``peak_dbtp``; never raise it."""
     excess_db = true_peak_dbtp(audio) - peak_dbtp
     return _with_gain(audio, -excess_db) if excess_db > 0 else audio
 
@@ -263,17 +245,14 @@ def mix(
     match_loudness: bool = True,
     peak_dbtp: float = PEAK_LIMIT_DBTP,
 ) -> Audio:
-    """Add an accompaniment to a vocal, aligned at the first sample; never clips.
+    """Add an accompaniment to a vocal, aligned at the first sample: ``[max(channels), L of the vocal]``.
 
     Args:
-        vocal: Sets rate and length of the mix.
+        vocal: Sets rate and length of the mix. A mono signal goes to every channel of the mix.
         accompaniment: Same rate; cut or padded with silence to the vocal's length.
         gain_db: Gain of the accompaniment, after loudness matching.
         match_loudness: First bring the accompaniment to the vocal's BS.1770 loudness (where neither is silent).
-        peak_dbtp: The mix is turned down until its true peak is at most this.
-
-    Returns:
-        The mix, ``[max(channels), L of the vocal]``; a mono side is heard in every channel.
+        peak_dbtp: True peak that the mix may reach; a louder mix is lowered.
 
     Raises:
         ValueError: The rates differ, or the channel counts differ and neither side is mono.
@@ -286,9 +265,9 @@ def mix(
     if vocal.channels != accompaniment.channels and 1 not in (vocal.channels, accompaniment.channels):
         raise ValueError(f"cannot mix {vocal.channels} with {accompaniment.channels} channels; make one of them mono")
     if match_loudness:
-        target_lufs = loudness_lufs(vocal)
-        if math.isfinite(target_lufs):
-            accompaniment = _scaled_to(accompaniment, target_lufs)
+        target_lufs, own_lufs = loudness_lufs(vocal), loudness_lufs(accompaniment)
+        if math.isfinite(target_lufs) and math.isfinite(own_lufs):
+            accompaniment = _with_gain(accompaniment, target_lufs - own_lufs)
     length = vocal.samples.shape[1]
     other = _with_gain(accompaniment, gain_db).samples[:, :length]
     other = np.pad(other, ((0, 0), (0, length - other.shape[1])))
@@ -297,18 +276,6 @@ def mix(
 
 def _with_gain(audio: Audio, gain_db: float) -> Audio:
     return Audio(audio.samples * np.float32(10 ** (gain_db / 20)), audio.rate_hz)
-
-
-def _scaled_to(audio: Audio, target_lufs: float) -> Audio:
-    loudness = loudness_lufs(audio)
-    return _with_gain(audio, target_lufs - loudness) if math.isfinite(loudness) else audio
-
-
-def _pcm(samples: npt.NDArray[np.float32], bits: int) -> npt.NDArray[Any]:
-    """Integers as libsndfile wants them: int16, or int32 with the 24 bits on top."""
-    scale = 1 << (bits - 1)
-    whole = np.clip(np.rint(samples * np.float64(scale)), -scale, scale - 1)
-    return whole.astype(np.int16) if bits == 16 else whole.astype(np.int32) << 8
 
 
 def _read_frames(path: Path, file: SoundFile, begin: int, wanted: int) -> npt.NDArray[np.float32]:
@@ -320,8 +287,7 @@ def _read_frames(path: Path, file: SoundFile, begin: int, wanted: int) -> npt.ND
         frames: npt.NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise _damaged(path, error.error_string) from error
-    allowed = _CODEC_DELAY_FRAMES if file.format in _LOSSY_FORMATS else 0
-    if len(frames) == 0 or wanted - len(frames) > allowed:
+    if len(frames) == 0 or wanted - len(frames) > _CODEC_DELAY_FRAMES.get(file.format, 0):
         raise _damaged(path, f"{wanted} frames announced from frame {begin} on, {len(frames)} found")
     return frames
 
@@ -332,7 +298,7 @@ def _damaged(path: Path, reason: str) -> RequestError:
 
 @contextmanager
 def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tuple[SoundFile, float]]:
-    """The open file, and where ``start_s`` lies in it (0 where ffmpeg has already cut the window out)."""
+    """The open file, and the window's start in it: ``start_s``, or 0 if ffmpeg has already cut the window."""
     import soundfile
 
     try:
@@ -349,26 +315,17 @@ def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tu
         raise RequestError(f"{path}: is empty (0 bytes); fetch or export the file again")
     if path.suffix.lower() == ".raw":
         raise RequestError(f"{path}: raw samples have no header; convert the file to WAV")
-    try:
-        file = soundfile.SoundFile(native(path))
-    except soundfile.LibsndfileError as error:
-        if not ffmpeg_available():
-            raise RequestError(
-                f"{path}: libsndfile cannot read it ({error.error_string.rstrip('.')}) and ffmpeg is not installed; "
-                "convert it to WAV, FLAC, OGG or MP3, or install ffmpeg"
-            ) from error
-        with (
-            ffmpeg_decoded(path, start_s=start_s, duration_s=duration_s) as decoded,
-            soundfile.SoundFile(native(decoded)) as file,
-        ):
-            _check_not_empty(path, file)
-            yield file, 0.0
-        return
-    with file:
-        _check_not_empty(path, file)
+    with ExitStack() as files:
+        try:
+            file = files.enter_context(soundfile.SoundFile(native(path)))
+        except soundfile.LibsndfileError as error:
+            if not ffmpeg_available():
+                raise RequestError(
+                    f"{path}: libsndfile cannot read it ({error.error_string.rstrip('.')}) and ffmpeg is not "
+                    "installed; convert it to WAV, FLAC, OGG or MP3, or install ffmpeg"
+                ) from error
+            decoded = files.enter_context(ffmpeg_decoded(path, start_s=start_s, duration_s=duration_s))
+            file, start_s = files.enter_context(soundfile.SoundFile(native(decoded))), 0.0
+        if file.frames <= 0:
+            raise RequestError(f"{path}: holds no audio (0 frames); fetch or export the file again")
         yield file, start_s
-
-
-def _check_not_empty(path: Path, file: SoundFile) -> None:
-    if file.frames <= 0:
-        raise RequestError(f"{path}: holds no audio (0 frames); fetch or export the file again")

@@ -1,9 +1,7 @@
-"""Below :mod:`hafm_lightning.audio`: what libsndfile does not do by itself.
+"""What libsndfile cannot do, for :mod:`hafm_lightning.audio`.
 
-* It reads a wav or aiff whose end is missing as a shorter file, without an error. :func:`missing_bytes` compares the
-  sizes in the header with the size of the file.
-* It does not know m4a, aac, wma or the sound of a video. :func:`ffmpeg_decoded` decodes those, where ffmpeg is
-  installed, into a float wav for the time of a ``with`` block.
+* It reads a wav or aiff whose end is missing as a shorter file, without an error: :func:`missing_bytes` finds those.
+* It does not read m4a, aac, wma or the sound of a video: :func:`ffmpeg_decoded` does.
 """
 
 from __future__ import annotations
@@ -23,17 +21,11 @@ from hafm_lightning.errors import RequestError
 
 _UNKNOWN_SIZE = 0x7FFFF000
 """Programs that write to a pipe cannot know the size and declare this much or more: not a truncation."""
-
-_RUN_UP_S = 1.0
-"""Decoded before a window and dropped, in seconds: many frames of any codec."""
+_RUN_UP_S = 1.0  # decoded before a window and dropped: many frames of any codec
 
 
 def missing_bytes(path: Path) -> int:
-    """Bytes of sound that the header of a wav, RF64 or aiff file declares and the file does not hold; 0 for others.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
+    """Bytes of sound that the header of a wav, RF64 or aiff file declares and the file does not hold; 0 for others."""
     size = path.stat().st_size
     with path.open("rb") as file:
         form, kind = struct.unpack("4s4x4s", file.read(12).ljust(12, b"\0"))
@@ -61,7 +53,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def left_to_ffmpeg(path: Path) -> bool:
-    """Whether a file holds something that libsndfile does not read and ffmpeg is there to try."""
+    """True if libsndfile cannot read the file and ffmpeg is installed."""
     import soundfile
 
     if not ffmpeg_available() or not path.is_file() or path.stat().st_size == 0:
@@ -71,40 +63,35 @@ def left_to_ffmpeg(path: Path) -> bool:
             return False
     except soundfile.LibsndfileError:
         return True
-    except OSError:  # no permission: whoever reads it says so
+    except OSError:  # no permission: reading the file reports it
         return False
 
 
 def native(path: Path) -> str | bytes:
-    """The path as soundfile takes it: bytes, since a name that is not UTF-8 is no valid text, except on Windows."""
+    """The path for soundfile: bytes, since a file name need not be UTF-8; text on Windows."""
     return str(path) if sys.platform == "win32" else os.fsencode(path)
 
 
 def ffmpeg_available() -> bool:
-    """Whether an ``ffmpeg`` program is on the PATH."""
+    """True if there is an ``ffmpeg`` program on the PATH."""
     return shutil.which("ffmpeg") is not None
 
 
 @contextmanager
 def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None = None) -> Iterator[Path]:
-    """Decode the first sound track of ``path`` into a temporary float wav, which is gone after the block.
+    """Decode a window of the first sound track into a temporary float wav, which the end of the block deletes.
 
-    Args:
-        path: File of any format that ffmpeg knows.
-        start_s: Where to begin, in seconds.
-        duration_s: How much to decode, in seconds; everything if None.
+    ``duration_s=None`` decodes to the end. ffmpeg must be installed.
 
     Raises:
         RequestError: ffmpeg cannot decode the file either.
-        OSError: There is no space for the decoded sound (``ENOSPC``), which says nothing about the file.
+        OSError: There is no space for the decoded sound (``ENOSPC``).
     """
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise RequestError(f"{path}: ffmpeg is not installed; install it, or convert the file to WAV")
     with tempfile.TemporaryDirectory(prefix="hafm-ffmpeg-") as folder:
         decoded = Path(folder) / "decoded.wav"
-        command = [program, "-nostdin", "-loglevel", "error", "-xerror", "-protocol_whitelist", "file"]
-        # A seek costs the next frame its overlap with the one before, even a seek to 0: begin earlier, and drop.
+        command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-xerror", "-protocol_whitelist", "file"]
+        # The first frame after a seek lacks its overlap with the one before, even after a seek to 0: seek to an
+        # earlier time and drop what comes before the window.
         seek_s = max(0.0, start_s - _RUN_UP_S)
         if seek_s:
             command += ["-ss", repr(float(seek_s))]

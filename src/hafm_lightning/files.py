@@ -1,8 +1,7 @@
 """Files and folders that are complete or absent: atomic writes, content hashes, printable names.
 
-Content goes to a temporary name in the same folder, is flushed to the disk, and takes its final name in one step
-(:func:`atomic_file`, :func:`atomic_folder`). A crash, ``kill -9`` or a full disk leaves the old content or none, never
-a part of the new one.
+Content is written under a temporary name in the same folder, flushed to the disk, and renamed in one step. A crash,
+``kill -9`` or a full disk leaves the old content or none, never a part of the new one.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from typing import Any
 from hafm_lightning.errors import RequestError
 
 TEMPORARY_PREFIX = ".writing-"
-"""Start of the names of unfinished files and folders. Those of a process that died may be deleted."""
+"""Names of unfinished files and folders start with this. After the process has died, they may be deleted."""
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path`` to write to; it takes the final name when the block ends without an error.
+    """An empty file beside ``path`` to write to; it is renamed to ``path`` when the block ends without an error.
 
-    OSError if the disk is full or the folder is not writable; the old file stays, and no part of the new one.
+    OSError if the disk is full or the folder is not writable; the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft_of(path)
@@ -45,18 +44,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, is_complete: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """An empty folder beside ``path`` to fill; it takes the final name when the block ends without an error.
-
-    An earlier folder at ``path`` is replaced, also one that another process put there meanwhile.
+    """An empty folder beside ``path`` to fill; it replaces ``path`` when the block ends without an error.
 
     Args:
-        path: The folder to write or replace; parents are made.
-        is_complete: Called before each attempt to rename. True if ``path`` already holds the same content, so that the
-            new folder is dropped; it may raise to protect what is there.
+        path: The folder; its parents are made. A folder that another process writes meanwhile is replaced too.
+        is_complete: Called before each attempt to rename. True if ``path`` already holds the same content, which then
+            stays; it may raise to protect other content.
 
     Raises:
         RequestError: The parent of ``path`` cannot be written.
-        OSError: The disk is full, or ``path`` is a file; what was at ``path`` stays.
+        OSError: The disk is full, or ``path`` is a file; ``path`` stays.
     """
     draft = _draft_of(path)
     try:
@@ -86,7 +83,7 @@ def _replace_folder(draft: Path, path: Path, is_complete: Callable[[], bool]) ->
             draft.rename(path)
             return
         except OSError as error:
-            # Another process renamed a folder of its own to `path` between the two renames: replace that one too.
+            # Another process renamed its folder to `path` between the two renames: replace that one too.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 if old.exists():
                     old.rename(path)
@@ -117,16 +114,16 @@ def remove_unfinished(root: Path, older_than_s: float = 0.0) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds all of it or stays as it was; errors as :func:`atomic_file`."""
+    """Write a file completely or not at all; errors as :func:`atomic_file`."""
     with atomic_file(path) as draft:
         draft.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut (nothing to do where folders cannot be opened)."""
+    """Make a rename in ``folder`` survive a power cut."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows has no folder handles
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(handle)
@@ -135,13 +132,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_occupied(path: Path) -> bool:
-    """Whether a file, or a folder that is not empty, is at ``path``."""
-    try:
-        return any(path.iterdir())
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:
-        return True
+    """True if ``path`` is a file, or a folder that is not empty."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -150,11 +142,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
-def sha256_of(path: Path, chunk_bytes: int = 1 << 20) -> str:
+def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(chunk_bytes):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -166,7 +158,7 @@ def sha256_of_json(content: Any) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A file name as text that any encoding can hold, different for different names.
+    r"""A file name as valid text, different for different names.
 
     Bytes that are not UTF-8 become ``\xff``, characters that cannot be printed ``\u000a``, a backslash ``\\``.
     """

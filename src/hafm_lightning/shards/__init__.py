@@ -1,9 +1,8 @@
 """Shards: tokenized clips on disk, in a local folder or below a remote address.
 
-A split is a folder: ``shard-00000.safetensors`` ... and ``manifest.json``. A shard holds uint16 arrays of fixed shape,
-one row for each clip: ``vocal_semantic [n, 500]``, ``instrumental_semantic [n, 500]``, ``instrumental_codes
-[n, 8, 750]``, and optionally ``vocal_acoustic [n, 8, 750]`` and ``style [n]``. A clip takes about 14 kB, so the
-paper's whole corpus takes 0.7 GB and stays in the page cache.
+A split is a folder: ``shard-00000.safetensors`` ... and ``manifest.json``. A shard holds uint16 arrays with one row for
+each clip: ``vocal_semantic [n, 500]``, ``instrumental_semantic [n, 500]``, ``instrumental_codes [n, 8, 750]``, and
+optionally ``vocal_acoustic [n, 8, 750]`` and ``style [n]``. A clip takes about 14 kB, the paper's corpus 0.7 GB.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.shards.manifest import (
-    FORMAT_VERSION,
     MANIFEST_NAME,
     REQUIRED_STREAMS,
     SPLITS,
@@ -30,7 +28,6 @@ from hafm_lightning.shards.remote import RemoteSource
 from hafm_lightning.shards.writer import write_shard
 
 __all__ = [
-    "FORMAT_VERSION",
     "MANIFEST_NAME",
     "REQUIRED_STREAMS",
     "SPLITS",
@@ -55,7 +52,7 @@ def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = Non
     Args:
         root: The output of ``prepare``: the folder that holds ``train/``, ``validation/``, ``test/``.
         split: Name of the split.
-        cache_dir: Where shards of a remote root are cached; by default ``$HAFM_CACHE`` or ``~/.cache/hafm_lightning``.
+        cache_dir: Cache of remote shards; by default ``$HAFM_CACHE`` or ``~/.cache/hafm_lightning``.
     """
     if "://" in str(root):
         return ShardReader(RemoteSource(str(root), split, cache_dir))

@@ -1,7 +1,4 @@
-"""The manifest of a split: what its shards hold, and how they were made.
-
-Names and shapes of the stored streams are here too, since writer, reader and manifest must agree on them.
-"""
+"""The manifest of a split: the contents and the origin of its shards; names and shapes of the stored streams."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from hafm_lightning.tokens import (
 
 Ids = NDArray[np.uint16]
 
-FORMAT_VERSION = 1  # version of the layout described here; readers refuse any other
+FORMAT_VERSION = 1  # readers refuse any other
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
@@ -44,12 +41,12 @@ STORED_STREAMS: Mapping[str, TokenStream] = {
         STYLE,
     )
 }
-"""Arrays that a shard may hold: coarse and fine codebooks lie together as ``instrumental_codes``."""
+"""Arrays that a shard may hold; ``instrumental_codes`` has the coarse and the fine codebooks."""
 REQUIRED_STREAMS = (VOCAL_SEMANTIC.name, INSTRUMENTAL_SEMANTIC.name, INSTRUMENTAL_CODES)
 
 
 def clip_id(song: str, start_s: float) -> str:
-    """Name of a clip: ``song@start``, the start in seconds with two decimals (clips start on a grid of 0.04 s)."""
+    """Name of a clip: ``song@start``, the start in seconds with two decimals."""
     return f"{song}@{start_s:.2f}"
 
 
@@ -59,12 +56,12 @@ def song_of(clip: str) -> str:
 
 
 def songs_of(clip_ids: Iterable[str]) -> list[str]:
-    """The songs of some clips, each once, in order."""
+    """The songs of the clips, each once, in order."""
     return list(dict.fromkeys(song_of(clip) for clip in clip_ids))
 
 
 def row_shape(stream: TokenStream, duration_s: float) -> tuple[int, ...]:
-    """Shape of one clip's row in a shard: ``[T]`` for one codebook, ``[K, T]`` for more, ``[]`` for a clip's tag."""
+    """Shape of a clip's row in a shard: ``[T]`` for one codebook, ``[K, T]`` for more, ``[]`` for a style."""
     if not stream.rate_hz:
         return ()
     frames = stream.frames(duration_s)
@@ -76,15 +73,15 @@ def stream_description(stream: TokenStream) -> dict[str, int]:
     return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
 
 
-def rows_problem(name: str, rows: np.ndarray[Any, Any], clips: int, duration_s: float) -> str:
-    """The problem of a stored array, or an empty string."""
+def rows_problem(name: str, rows: np.ndarray[Any, Any], clips: int, duration_s: float, check_ids: bool = True) -> str:
+    """The first problem of a stored array, or an empty string; ``check_ids`` reads every id."""
     stream = STORED_STREAMS.get(name)
     if stream is None:
         return f"unknown stream {name!r}; known: {', '.join(STORED_STREAMS)}"
     expected = (clips, *row_shape(stream, duration_s))
     if rows.dtype != np.uint16 or rows.shape != expected:
         return f"stream {name!r} is {rows.dtype} {list(rows.shape)}, expected uint16 {list(expected)}"
-    if rows.size and int(rows.max()) >= stream.vocabulary:
+    if check_ids and rows.size and int(rows.max()) >= stream.vocabulary:
         return f"stream {name!r} has id {int(rows.max())}, allowed 0..{stream.vocabulary - 1}"
     return ""
 
@@ -102,17 +99,17 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The shards of a split, and how they were made."""
+    """The shards of a split and their origin."""
 
     split: str  # `train`, `validation` or `test`
     duration_s: float  # length of every clip, in seconds
     streams: dict[str, dict[str, int]]  # stored name -> `{"rate_hz", "codebooks", "vocabulary"}`
     tokenizers: dict[str, dict[str, Any]]  # `semantic`, `acoustic` -> identity (kind, sha256, rates, ...)
-    resampler: str  # resampler before the tokenizers; another one gives other tokens
-    preparation: dict[str, Any]  # settings that decide what the shards hold
+    resampler: str  # another resampler before the tokenizers gives other tokens
+    preparation: dict[str, Any]  # settings that decide the contents of the shards
     styles: list[str]  # names of the ids in the `style` stream
-    shards: list[ShardInfo]  # the files, in order; clip `i` of the split counts through them
-    format_version: int = FORMAT_VERSION  # `FORMAT_VERSION` of the writer
+    shards: list[ShardInfo]  # in the order in which the clips of the split are numbered
+    format_version: int = FORMAT_VERSION
 
     @property
     def clips(self) -> int:
@@ -128,7 +125,7 @@ class Manifest:
         return list(dict.fromkeys(song for shard in self.shards for song in shard.songs))
 
     def save(self, folder: Path) -> None:
-        """Write ``manifest.json`` into the folder, completely or not at all."""
+        """Write the folder's ``manifest.json``, completely or not at all."""
         write_json(Path(folder) / MANIFEST_NAME, asdict(self))
 
     @classmethod
@@ -147,7 +144,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
-        """Build a manifest from its JSON bytes; ``where`` names the file in messages."""
+        """A manifest from its JSON bytes; ``where`` names the file in messages."""
 
         def refused(reason: str) -> RequestError:
             return RequestError(f"{where}{reason}; prepare the shards again")

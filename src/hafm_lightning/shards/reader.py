@@ -2,8 +2,8 @@
 
 Choices:
 
-* Files are mapped with numpy instead of ``safe_open``, because a map survives fork, a reader survives pickling (it
-  opens its files again), and reading one row touches the pages of that row only.
+* Files are mapped with numpy instead of ``safe_open``: a map works after a fork, and reading a row touches the pages of
+  that row only.
 * Ids are checked against the vocabularies when they are written and by :meth:`ShardReader.verify`, not at every read.
 """
 
@@ -13,25 +13,18 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import TEMPORARY_PREFIX, sha256_of
-from hafm_lightning.shards.manifest import (
-    STORED_STREAMS,
-    Ids,
-    Manifest,
-    ShardInfo,
-    row_shape,
-    rows_problem,
-    songs_of,
-)
+from hafm_lightning.shards.manifest import STORED_STREAMS, Ids, Manifest, ShardInfo, rows_problem, songs_of
+from hafm_lightning.shards.remote import RemoteSource
 
 
 def map_shard(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Memory-map the arrays of a file without reading them; RequestError if it is missing, cut short or no shard."""
+    """Memory-map the arrays of a shard; RequestError if the file is missing, truncated or not a shard."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     try:
         size = path.stat().st_size
@@ -57,19 +50,9 @@ def map_shard(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-class ShardSource(Protocol):
-    """Where a split's files come from: a folder, or a remote root with a local cache (``remote.py``)."""
-
-    def manifest(self) -> Manifest:
-        """The split's manifest."""
-
-    def path(self, shard: ShardInfo) -> Path:
-        """A local file with the shard's bytes."""
-
-
 @dataclass(frozen=True)
 class FolderSource:
-    """A split in a local folder."""
+    """The files of a split in a local folder; :class:`RemoteSource` has the same methods."""
 
     folder: Path
 
@@ -86,14 +69,14 @@ class ShardReader:
     """Random access to the clips of a split.
 
     ``reader[i]`` is a dict of uint16 arrays ``[K, T]``, read-only views into the mapped file: ``vocal_semantic
-    [1, 500]``, ``instrumental_semantic [1, 500]``, ``instrumental_codes [8, 750]``, and where the shards hold them
-    ``vocal_acoustic [8, 750]`` and ``style [1, 1]``. Shards are opened at their first use. A reader may be pickled,
-    and used after a fork.
+    [1, 500]``, ``instrumental_semantic [1, 500]``, ``instrumental_codes [8, 750]``, and if the shards hold them
+    ``vocal_acoustic [8, 750]`` and ``style [1, 1]``. Shards are opened at their first use. A reader can be pickled and
+    works after a fork.
     """
 
-    def __init__(self, source: ShardSource | Path | str) -> None:
-        """``source``: the split's folder, or another :class:`ShardSource`."""
-        self.source: ShardSource = FolderSource(Path(source)) if isinstance(source, str | Path) else source
+    def __init__(self, source: Path | RemoteSource) -> None:
+        """``source``: the split's folder or remote root."""
+        self.source = FolderSource(source) if isinstance(source, Path) else source
         self._maps: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
         self.manifest = self.source.manifest()
         self._ends = np.cumsum([shard.clips for shard in self.manifest.shards], dtype=np.int64)
@@ -121,7 +104,7 @@ class ShardReader:
         }
 
     def arrays(self, shard: int) -> dict[str, np.ndarray[Any, Any]]:
-        """The mapped arrays of one shard, in the file's shapes; RequestError where they do not fit the manifest."""
+        """The mapped arrays of one shard, in the file's shapes; RequestError if they do not fit the manifest."""
         if shard not in self._maps:
             info = self.manifest.shards[shard]
             path = self.source.path(info)
@@ -129,14 +112,14 @@ class ShardReader:
             if set(arrays) != set(self.manifest.streams):
                 raise RequestError(f"{path} holds {sorted(arrays)}, its manifest lists {sorted(self.manifest.streams)}")
             for name, rows in arrays.items():
-                expected = (info.clips, *row_shape(STORED_STREAMS[name], self.manifest.duration_s))
-                if rows.shape != expected:
-                    raise RequestError(f"{path}: stream {name!r} is {list(rows.shape)}, expected {list(expected)}")
+                problem = rows_problem(name, rows, info.clips, self.manifest.duration_s, check_ids=False)
+                if problem:
+                    raise RequestError(f"{path}: {problem}")
             self._maps[shard] = arrays
         return self._maps[shard]
 
     def verify(self) -> list[str]:
-        """Read every byte; one line for each problem: missing or changed files, wrong shapes or ids, repeated clips."""
+        """Read every byte; a line for each problem: missing or changed files, wrong shapes or ids, repeated clips."""
         problems = []
         for number, info in enumerate(self.manifest.shards):
             try:

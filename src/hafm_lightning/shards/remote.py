@@ -4,10 +4,10 @@ Any address that fsspec understands works: ``s3://``, ``gs://``, ``hf://datasets
 
 Choices:
 
-* A cached file is named by the sha256 in the manifest, so that a changed shard is another file, and two roots with
-  the same shard share it. It is hashed when a process first opens it; a damaged file is fetched again.
-* A file appears in the cache only if its bytes are right. Processes that need the same shard wait for the first one.
-* A broken connection is retried a few times. Nothing that fsspec opens lives across a fork.
+* A cached file is named by the sha256 in the manifest, so that a changed shard is another file. It is hashed when a
+  process first opens it; a damaged file is fetched again.
+* A file enters the cache only if its bytes are right. Processes that need the same shard wait for the first one.
+* A broken connection is retried a few times. fsspec's file systems are not kept, since they do not work after a fork.
 """
 
 from __future__ import annotations
@@ -30,24 +30,18 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Where shards are cached: the argument, ``$HAFM_CACHE``, or ``~/.cache/hafm_lightning``."""
+    """The cache: the argument, ``$HAFM_CACHE``, or ``~/.cache/hafm_lightning``."""
     chosen = cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "hafm_lightning"
     return Path(chosen).expanduser() / "shards"
 
 
 @dataclass(frozen=True)
 class RemoteSource:
-    """A split below a remote root.
+    """A split below a remote root."""
 
-    Attributes:
-        root: Address of the output of ``prepare``.
-        split: Name of the split.
-        cache_dir: Where shards are cached; see :func:`cache_folder`.
-    """
-
-    root: str
+    root: str  # address of the output of `prepare`
     split: str
-    cache_dir: str | Path | None = None
+    cache_dir: str | Path | None = None  # see `cache_folder`
 
     def manifest(self) -> Manifest:
         """The split's manifest, fetched each time, since it names the current shards."""
@@ -55,12 +49,7 @@ class RemoteSource:
         return Manifest.parse(read_bytes(address), address)
 
     def path(self, shard: ShardInfo) -> Path:
-        """A local file with the shard's bytes, fetched if need be.
-
-        Raises:
-            RequestError: The shard is missing, or its sha256 is not that of the manifest.
-            OSError: The connection failed :data:`ATTEMPTS` times.
-        """
+        """A local file with the shard's bytes, fetched if necessary; RequestError if its sha256 is wrong."""
         path = cache_folder(self.cache_dir) / shard.sha256[:2] / f"{shard.sha256}.safetensors"
         if path.is_file() and sha256_of(path) == shard.sha256:
             return path
@@ -86,7 +75,7 @@ def read_bytes(address: str) -> bytes:
     from fsspec.core import url_to_fs
 
     protocol = address.partition("://")[0]
-    # Without cached listings: a shard that is copied to a remote root after a first look must be seen.
+    # A cached listing would hide a shard that was copied to the remote root later.
     options = {"use_listings_cache": False} if protocol in ("http", "https", "s3", "gs", "gcs", "hf") else {}
     for attempt in range(ATTEMPTS):
         try:

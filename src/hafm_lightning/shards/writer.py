@@ -1,8 +1,4 @@
-"""Writing shards: the same clips give the same bytes.
-
-Arrays lie in the file in the order of their names, without free metadata. Their description is in the manifest,
-together with the sha256 of every shard.
-"""
+"""Writing shards: arrays in the order of their names, without metadata, so that the same clips give the same bytes."""
 
 from __future__ import annotations
 
@@ -16,17 +12,10 @@ from hafm_lightning.shards.manifest import REQUIRED_STREAMS, Ids, ShardInfo, row
 
 
 def write_shard(path: Path, arrays: Mapping[str, Ids], clip_ids: Sequence[str], duration_s: float) -> ShardInfo:
-    """Write one shard, completely or not at all; the same clips give the same bytes.
+    """Write one shard, completely or not at all (OSError).
 
-    Args:
-        path: Final name, ``.../shard-00000.safetensors``.
-        arrays: Stored name -> uint16 ids, one row a clip (:func:`row_shape`).
-        clip_ids: One id a row.
-        duration_s: Length of the clips, in seconds.
-
-    Raises:
-        ValueError: Names, shapes, dtypes or ids do not fit the streams.
-        OSError: The disk is full or not writable; nothing is left under ``path``.
+    ``arrays``: stored name -> uint16 ids, a row for each of ``clip_ids`` (:func:`row_shape`); ValueError if they do not
+    fit their streams. ``duration_s``: length of the clips.
     """
     from safetensors.numpy import save
 
