@@ -38,14 +38,14 @@ def test_names_that_are_not_utf8_or_very_long_become_ids(tmp_path):
 def test_a_folder_without_permission_is_put_aside(tmp_path, monkeypatch):
     touch(tmp_path / "a.wav")
     closed = touch(tmp_path / "closed" / "b.wav").parent
-    original = Path.iterdir
+    original = os.scandir
 
-    def iterdir(self):
-        if self == closed:
-            raise PermissionError(13, "Permission denied")
-        return original(self)
+    def scandir(folder):
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied", str(closed))
+        return original(folder)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     quarantined: list[Quarantined] = []
     assert [path.name for path, _ in walk_audio(tmp_path, quarantined)] == ["a.wav"]
     assert quarantined == [Quarantined(str(closed), "folder cannot be opened: Permission denied")]

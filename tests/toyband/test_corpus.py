@@ -73,10 +73,10 @@ def test_an_interrupted_corpus_is_completed_and_what_is_whole_is_kept(corpus):
 
 def test_a_song_that_another_process_has_made_meanwhile_is_left_where_it_is(corpus):
     """Its maker may be reading it by now: a folder that vanishes for a moment would be put aside as damaged."""
-    folder = corpus / "test" / toyband.song_name("test", 0)
+    folder = corpus / "test" / "toyband_test_0000"
     truth = ToyTruth.load(folder / "truth.json")
     before = folder.stat().st_ino
-    toyband.write_song(folder, truth.seed, truth.duration_s)
+    toyband.write_song((folder, truth.seed, truth.duration_s))
     assert folder.stat().st_ino == before
 
 
@@ -102,8 +102,6 @@ def test_other_songs_are_neither_mixed_in_nor_removed(corpus):
         synthesise_corpus(corpus, train_songs=2, test_songs=1, duration_s=4.0, seed=6, workers=1)
     with pytest.raises(RequestError, match=r"toyband_train_0001.*ask for more songs"):
         synthesise_corpus(corpus, train_songs=1, test_songs=1, duration_s=4.0, seed=5, workers=1)
-    with pytest.raises(RequestError, match="at least one song"):
-        synthesise_corpus(corpus, train_songs=0, test_songs=0)
     with pytest.raises(RequestError, match="at least 4 s"):
         synthesise_corpus(corpus, train_songs=1, test_songs=0, duration_s=1.0)
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -102,7 +103,7 @@ def scale_of(key: str) -> set[int]:
 
 def test_truth_survives_its_file(tmp_path):
     truth = compose(3, 9.5)
-    (tmp_path / "truth.json").write_text(json.dumps(truth.as_dict()))
+    (tmp_path / "truth.json").write_text(json.dumps(asdict(truth)))
     assert ToyTruth.load(tmp_path / "truth.json") == truth
     (tmp_path / "truth.json").write_text('{"seed": 3}')
     with pytest.raises(RequestError, match=r"truth\.json: not a truth file"):

@@ -1,7 +1,6 @@
-"""Songs: their sources (corpora), stems, separation, and how clips are cut.
+"""Songs: the kinds of corpora (``folders`` with ``fma``, ``musdb``), and the way from a song to clips.
 
-``song`` <- ``folders`` (with ``fma``) and ``musdb``, the kinds of corpora <- this module, all kinds together. ``stems``
-reads a song in bounded memory, with ``separation`` where there is only a mixture, and ``clips`` cuts it.
+``stems`` reads a song in bounded memory, ``separation`` separates it if there is only a mixture, ``clips`` cuts it.
 """
 
 from __future__ import annotations
@@ -10,20 +9,9 @@ from dataclasses import replace
 
 from hafm_lightning.songs.folders import SongFolder, StemFolder
 from hafm_lightning.songs.musdb import MusdbHQ, MusdbStems, ToyBand
-from hafm_lightning.songs.song import Listing, Quarantined, Song
+from hafm_lightning.songs.song import Listing, Song
 
-__all__ = [
-    "AnyCorpus",
-    "Listing",
-    "MusdbHQ",
-    "MusdbStems",
-    "Quarantined",
-    "Song",
-    "SongFolder",
-    "StemFolder",
-    "ToyBand",
-    "list_songs",
-]
+__all__ = ["AnyCorpus", "MusdbHQ", "MusdbStems", "SongFolder", "StemFolder", "ToyBand", "list_songs"]
 
 AnyCorpus = SongFolder | StemFolder | MusdbHQ | MusdbStems | ToyBand
 
@@ -31,7 +19,7 @@ AnyCorpus = SongFolder | StemFolder | MusdbHQ | MusdbStems | ToyBand
 def list_songs(corpora: tuple[AnyCorpus, ...]) -> Listing:
     """All songs of several corpora, with distinct ids.
 
-    An id that occurs twice gets its split in front, or the number of its corpus if that does not tell them apart.
+    Ids that occur twice get their split as a prefix, or the number of their corpus if the splits are the same too.
     """
     parts = [corpus.listing() for corpus in corpora]
     named: dict[str, list[tuple[int, Song]]] = {}

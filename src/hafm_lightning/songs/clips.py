@@ -2,13 +2,12 @@
 
 Choices:
 
-* Starts lie on a grid of 0.04 s, on which the frames of every stream begin at whole samples.
-* A long enough rest at a song's end gives one more clip, which ends with the song and overlaps the clip before:
-  FMA's 30 s excerpts decode to 29.98 s and give three clips, not two.
-* A clip is resampled together with a little context, so that there is no edge in the middle of a song.
-* Noise of sigma 0.01 is added to the vocal at the rate of the semantic tokenizer (full scale is 1), right before it,
-  so that its strength does not depend on the file's sample rate. It depends on seed and clip id alone. Source: HAFM
-  (arXiv 2604.09054), section 3.1: it hides the residue of separation in the vocal, so that clean vocals work as well.
+* Starts are on a grid of 0.04 s, on which the frames of every stream begin at whole samples.
+* A long rest at a song's end gives one more clip, which ends with the song and overlaps the clip before: FMA's 30 s
+  excerpts decode to 29.98 s and give three clips, not two.
+* A clip is resampled together with a little context, so that it has no edges in the middle of a song.
+* Noise of sigma 0.01 (full scale is 1) is added to the vocal at the semantic tokenizer's rate, so that its strength is
+  the same for all files. It hides the residue of separation. Source: HAFM (arXiv 2604.09054), section 3.1.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from hafm_lightning.audio import resample
+from hafm_lightning.audio import Samples, resample
 from hafm_lightning.songs.stems import Window
 from hafm_lightning.tokens import CLIP_DURATION_S, FRAME_GRID_S
-
-Samples = npt.NDArray[np.float32]
 
 MARGIN_S = FRAME_GRID_S  # context on each side of a clip for resampling, in seconds
 _GRID_HZ = round(1 / FRAME_GRID_S)
@@ -36,8 +32,8 @@ class ClipSettings:
 
     Attributes:
         duration_s: Length of a clip in seconds, a multiple of 0.04.
-        hop_s: From one clip's start to the next, in seconds; less than the duration makes clips overlap.
-        tail_s: If at least this much is left at a song's end, one more clip ends with the song.
+        hop_s: Distance of the starts of two clips, in seconds; clips overlap if it is less than the duration.
+        tail_s: If at least this many seconds are left at a song's end, one more clip ends with the song.
     """
 
     duration_s: float = CLIP_DURATION_S
@@ -53,7 +49,7 @@ class ClipSettings:
 
 
 def clip_starts(song_duration_s: float, settings: ClipSettings) -> list[float]:
-    """Starts of a song's clips, ascending, in seconds; empty when the song is shorter than a clip."""
+    """Starts of a song's clips, ascending, in seconds; empty if the song is shorter than a clip."""
     last = math.floor((song_duration_s - settings.duration_s) * _GRID_HZ + 1e-6)  # in steps of the grid
     if last < 0:
         return []
@@ -66,9 +62,9 @@ def clip_starts(song_duration_s: float, settings: ClipSettings) -> list[float]:
 
 @dataclass(frozen=True)
 class ClipSound:
-    """The waveforms of one clip that are tokenized: mono float32 ``[L]``."""
+    """The waveforms of one clip that are tokenized: mono float32 ``[L]``, without noise."""
 
-    vocal: Samples  # at the semantic tokenizer's rate, without noise
+    vocal: Samples  # at the semantic tokenizer's rate
     instrumental: Samples  # at the semantic tokenizer's rate
     instrumental_acoustic: Samples  # at the acoustic tokenizer's rate
     vocal_acoustic: Samples | None  # at the acoustic tokenizer's rate, or None if it is not needed
@@ -90,12 +86,12 @@ def _at_rate(window: Window, mono: Samples, rate_hz: int) -> Samples:
     length = round(window.length / window.rate_hz * rate_hz)
     before = round(window.before / window.rate_hz * rate_hz)
     converted = resample(mono, window.rate_hz, rate_hz)[before : before + length]
-    # Rates that do not divide the grid may come out one sample short at a song's very end.
+    # At a song's end, a rate off the grid may give one sample less.
     return np.pad(converted, (0, length - len(converted))) if len(converted) < length else converted
 
 
 def with_noise(vocal: Samples, clip: str, sigma: float, seed: int) -> Samples:
-    """``vocal [L]`` with Gaussian noise that depends on the clip's id and the seed alone; float32 ``[L]``."""
+    """``vocal [L]`` with Gaussian noise that depends on the clip's id and the seed alone."""
     if not sigma:
         return vocal
     digest = hashlib.sha256(f"{seed}:{clip}".encode()).digest()

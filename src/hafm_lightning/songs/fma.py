@@ -1,7 +1,7 @@
 """The metadata of the Free Music Archive dataset: ``fma_metadata/tracks.csv`` and ``genres.csv``.
 
-``tracks.csv`` has three header lines: groups (``track``, ``artist``, ``set``), names in the group (``genre_top``,
-``license``), and the name of the index. Source: Defferrard et al., "FMA: A dataset for music analysis", ISMIR 2017.
+``tracks.csv`` has three header lines: groups (``track``, ``artist``, ``set``), names in the group, and the name of the
+index. Source: Defferrard et al., "FMA: A dataset for music analysis", ISMIR 2017.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ class Track:
 
     artist: str  # the artist's number, or name if there is no number
     genre: str  # top-level genre; empty if unknown
-    licence: str  # text of the licence
-    # Length of the whole track in seconds (clips of `fma_large` are 30 s of it); 0 if unknown.
-    duration_s: float
-    # `train`, `validation` or `test` of the dataset, which keeps artists apart; empty if unknown.
-    split: str
+    licence: str
+    duration_s: float  # of the whole track (`fma_large` has 30 s of it); 0 if unknown
+    split: str  # `train`, `validation` or `test`, with an artist in one split only; empty if unknown
 
 
 def read_tracks(folder: Path) -> dict[int, Track]:

@@ -1,9 +1,9 @@
-"""Corpora of audio files in folders: mixes (FMA with its metadata), or folders of stems."""
+"""Corpora of audio files in folders: mixes (with FMA's metadata), or folders of stems."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hafm_lightning.files import printable
@@ -15,14 +15,14 @@ SPLIT_CHOICES = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SongFolder:
-    """A folder of mixes, in any arrangement of subfolders. They need separation.
+    """A folder of mixes, at any depth. They need separation.
 
     Attributes:
         path: The folder; for FMA the one that holds ``000/000002.mp3``.
         split: Which shards the songs feed: ``train`` (divided into train and validation), ``validation`` or ``test``.
         metadata: FMA's ``fma_metadata`` folder (``tracks.csv``, ``genres.csv``): artist, genre, licence and duration
             of each track. Empty: no metadata.
-        use_fma_split: Take training, validation and test from the metadata instead of drawing them.
+        use_fma_split: Take the splits from the metadata instead of drawing them.
         genres: Keep only songs of these genres (top-level titles of the metadata); empty keeps all.
         licences: Keep only songs whose licence contains one of these texts; empty keeps all.
         without_licences: Leave out songs whose licence contains one of these texts ("NoDerivatives").
@@ -59,8 +59,8 @@ class SongFolder:
                 left_out.append(Quarantined(printable(str(relative)), "not in the metadata"))
                 continue
             given = self.use_fma_split and bool(track.split)
-            song = Song(path.stem, track.split if given else self.split, mixture=str(path), bytes=size)
-            song = replace(song, artist=track.artist, genre=track.genre, licence=track.licence, split_given=given)
+            split, about = track.split if given else self.split, (track.artist, track.genre, track.licence)
+            song = Song(path.stem, split, str(path), "", (), size, *about, split_given=given)
             reason = self._exclusion(song, track.duration_s)
             if reason:
                 left_out.append(Quarantined(song.id, reason))

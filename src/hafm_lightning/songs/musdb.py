@@ -1,8 +1,4 @@
-"""Corpora in the layout of MUSDB18-HQ: the data set itself, its ``.stem.mp4`` form, decoded once, and the toy band.
-
-The ``musdb`` package reads the streams of a ``.stem.mp4``, and needs ffmpeg and ffprobe for it. A song's folder appears
-when all its files are written.
-"""
+"""Corpora in the layout of MUSDB18-HQ: the data set itself, its ``.stem.mp4`` form, decoded once, and the toy band."""
 
 from __future__ import annotations
 
@@ -18,9 +14,8 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_folder, printable
 from hafm_lightning.progress import progress
 from hafm_lightning.songs.song import Listing, Quarantined, Song, audio_by_folder, existing_folder, reason_of
-from hafm_lightning.toyband.corpus import synthesise_corpus
+from hafm_lightning.toyband.corpus import STEMS, synthesise_corpus
 
-MUSDB_STEMS = ("vocals", "drums", "bass", "other")
 MUSDB_SONGS = {"train": 100, "test": 50}
 STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # order of the streams in a `.stem.mp4`
 _ENDING = ".stem.mp4"
@@ -53,16 +48,16 @@ class MusdbHQ:
                 )
             for folder, files in folders:
                 named = {path.stem: (str(path), size) for path, size in files if path.suffix.lower() == ".wav"}
-                missing = [stem for stem in MUSDB_STEMS if stem not in named]
+                missing = [stem for stem in STEMS if stem not in named]
                 name = printable(folder.name)
                 if missing:
                     reason = f"incomplete: no {', '.join(stem + '.wav' for stem in missing)}"
                     quarantined.append(Quarantined(f"{split}/{name}", reason))
                     continue
-                size = sum(named[stem][1] for stem in MUSDB_STEMS)
+                size = sum(named[stem][1] for stem in STEMS)
                 artist = name.partition(" - ")[0] if " - " in name else ""
                 mixture = named["mixture"][0] if "mixture" in named else ""
-                vocals, *parts = (named[stem][0] for stem in MUSDB_STEMS)
+                vocals, *parts = (named[stem][0] for stem in STEMS)
                 songs.append(Song(name, split, mixture, vocals, tuple(parts), size, artist))
         if not songs:
             raise RequestError(f"{root} holds no songs in train/ or test/; give the folder of MUSDB18-HQ as `path`")
@@ -75,7 +70,7 @@ class MusdbStems:
 
     Attributes:
         path: The folder that holds ``train`` and ``test`` with ``*.stem.mp4``.
-        decoded: Where the wav files go (about 30 GB for all 150 songs); kept for the next run.
+        decoded: Folder of the wav files (about 30 GB for all 150 songs); kept for the next run.
         allow_partial: Accept a copy with fewer than 100 + 50 songs.
     """
 
@@ -95,7 +90,7 @@ class ToyBand:
     """Songs synthesised by :mod:`hafm_lightning.toyband.corpus`, in the layout of MUSDB18-HQ.
 
     Attributes:
-        path: Folder of the songs; missing ones are synthesised, complete ones are kept.
+        path: Folder of the songs; missing songs are synthesised, complete songs are kept.
         train_songs: Number of songs in ``train``.
         test_songs: Number of songs in ``test``.
         duration_s: Length of a song, in seconds.
@@ -113,14 +108,9 @@ class ToyBand:
             raise ValueError("a toy band needs at least 2 train songs, 1 test song and a positive duration_s")
 
     def listing(self) -> Listing:
-        """Synthesise the songs that are missing, then list them all."""
-        synthesise_corpus(
-            Path(self.path).expanduser(),
-            train_songs=self.train_songs,
-            test_songs=self.test_songs,
-            duration_s=self.duration_s,
-            seed=self.seed,
-        )
+        """Synthesise the missing songs, then list all."""
+        root = Path(self.path).expanduser()
+        synthesise_corpus(root, self.train_songs, self.test_songs, self.duration_s, self.seed)
         return MusdbHQ(self.path, allow_partial=True).listing()
 
 
@@ -128,7 +118,7 @@ def decode_stems(source: Path, target: Path) -> list[Quarantined]:
     """Write ``target/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` for every missing song.
 
     Returns the songs that could not be decoded. RequestError if there are no ``.stem.mp4`` files, if musdb, ffmpeg or
-    ffprobe is not installed, or if ``target`` is full.
+    ffprobe is missing, or if ``target`` is full.
     """
     files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
     if not files:
@@ -142,7 +132,12 @@ def decode_stems(source: Path, target: Path) -> list[Quarantined]:
     with progress("Decoding MUSDB18", len(missing), "songs") as bar:
         for split, path, folder in missing:
             try:
-                _decode(track_class, path, split, folder)
+                with atomic_folder(folder) as draft:
+                    for number, name in enumerate(STREAMS):
+                        audio = _stream(track_class, path, split, number)
+                        # Lossy coding sometimes exceeds full scale, which 16 bits cannot hold.
+                        loud = np.abs(audio.samples).max(initial=0.0) > 1
+                        write_audio(draft / f"{name}.wav", audio, subtype="FLOAT" if loud else "PCM_16")
             except _UndecodableError as error:
                 quarantined.append(Quarantined(f"{split}/{printable(folder.name)}", f"cannot be decoded: {error}"))
             bar.advance(1, path.name)
@@ -166,16 +161,7 @@ def _track_class() -> Any:
 
 
 class _UndecodableError(Exception):
-    """The file does not hold five audio streams; the folder that is written to is not to blame."""
-
-
-def _decode(track_class: Any, path: Path, split: str, folder: Path) -> None:
-    with atomic_folder(folder) as draft:
-        for number, name in enumerate(STREAMS):
-            audio = _stream(track_class, path, split, number)
-            # Lossy coding overshoots full scale now and then, which 16 bits cannot hold.
-            loud = np.abs(audio.samples).max(initial=0.0) > 1
-            write_audio(draft / f"{name}.wav", audio, subtype="FLOAT" if loud else "PCM_16")
+    """The file does not hold five audio streams. Other errors come from the target folder."""
 
 
 def _stream(track_class: Any, path: Path, split: str, number: int) -> Audio:
@@ -186,6 +172,6 @@ def _stream(track_class: Any, path: Path, split: str, number: int) -> Audio:
     except OSError as error:
         raise _UndecodableError(reason_of(error)) from error
     except Exception as error:  # errors of musdb, stempeg and ffmpeg-python have no common base but Exception
-        output = getattr(error, "stderr", None)  # ffmpeg-python's own message only points to it
+        output = getattr(error, "stderr", None)  # ffmpeg-python's own message does not give the reason
         lines = output.decode("utf-8", "replace").strip().splitlines() if isinstance(output, bytes) else []
         raise _UndecodableError(lines[-1] if lines else " ".join(str(error).split())) from error

@@ -2,9 +2,9 @@
 
 Choices:
 
-* Listing never opens audio. A file that cannot be read is noticed when it is read, and costs that song only.
-* Folders are followed through symbolic links, each real folder once, so that loops end.
-* A song's id is text that any encoding holds, whatever bytes its file name is made of.
+* Listing opens no audio. Each song is read on its own later, and a damaged file is reported then.
+* Symbolic links are followed; a real folder is entered once, so that a loop of links ends.
+* A song's id is printable text, whatever the bytes of its file name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from hafm_lightning.files import printable
 _FORMATS = "wav flac ogg oga opus mp3 aif aiff aifc au caf w64 rf64 m4a mp4 aac wma webm mka ape wv"
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
 """Files with these endings are songs or stems; others (pictures, texts) are ignored."""
-
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors of this machine, for which no song is to blame."""
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # not caused by the song
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Song:
 
     id: str  # unique name, printable
     split: str  # `train` (divided into train and validation later), `validation` or `test`
-    mixture: str = ""  # file with everything in it; empty if there is none
-    vocals: str = ""  # file with the vocals alone; empty means that the mixture has to be separated
-    accompaniment: tuple[str, ...] = ()  # files that sum to everything but the vocals
+    mixture: str = ""  # empty if there is none
+    vocals: str = ""  # empty if the mixture has to be separated
+    accompaniment: tuple[str, ...] = ()  # files whose sum is the accompaniment
     bytes: int = 0  # total size of the files; another size means a changed corpus
     artist: str = ""  # name or number; empty if unknown. Songs of one artist stay in one split
     genre: str = ""  # name; empty if unknown
@@ -74,7 +72,7 @@ def existing_folder(path: str) -> Path:
 
 
 def audio_by_folder(root: Path, quarantined: list[Quarantined]) -> dict[Path, list[tuple[Path, int]]]:
-    """Folder -> its audio files with their sizes, as :func:`walk_audio` finds them; empty if ``root`` is no folder."""
+    """Folder -> its audio files with their sizes, in the order of :func:`walk_audio`; empty without ``root``."""
     folders: dict[Path, list[tuple[Path, int]]] = {}
     for path, size in walk_audio(root, quarantined) if root.is_dir() else ():
         folders.setdefault(path.parent, []).append((path, size))
@@ -82,43 +80,34 @@ def audio_by_folder(root: Path, quarantined: list[Quarantined]) -> dict[Path, li
 
 
 def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Path, int]]:
-    """Audio files below ``root`` with their sizes, sorted by name; unreadable ones go to ``quarantined``.
+    """Audio files below ``root`` with their sizes, sorted by name; unreadable ones go to ``quarantined``."""
 
-    Symbolic links are followed; a real folder is entered once, so that a loop of links ends.
-    """
+    def put_aside(error: OSError) -> None:
+        quarantined.append(Quarantined(printable(error.filename), f"folder cannot be opened: {error.strerror}"))
+
     seen: set[tuple[int, int]] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            real = folder.stat()
-            if (real.st_dev, real.st_ino) in seen:
-                continue
-            seen.add((real.st_dev, real.st_ino))
-            paths = sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name))
-        except OSError as error:
-            quarantined.append(Quarantined(printable(str(folder)), f"folder cannot be opened: {error.strerror}"))
+    for folder, folders, names in os.walk(root, onerror=put_aside, followlinks=True):
+        real = Path(folder).stat()
+        if (real.st_dev, real.st_ino) in seen:
+            folders.clear()
             continue
-        folders = []
-        for path in paths:
-            if path.name.startswith("."):
+        seen.add((real.st_dev, real.st_ino))
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=os.fsencode)
+        for name in sorted(names, key=os.fsencode):
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in AUDIO_SUFFIXES:
                 continue
-            audio = path.suffix.lower() in AUDIO_SUFFIXES
             try:
                 status = path.stat()
-            except OSError as error:  # a link that leads nowhere or around in a circle, or no permission
-                if audio:
-                    quarantined.append(Quarantined(printable(str(path)), f"cannot be reached: {error.strerror}"))
+            except OSError as error:  # a link to nothing or to itself, or no permission
+                quarantined.append(Quarantined(printable(str(path)), f"cannot be reached: {error.strerror}"))
                 continue
-            if stat.S_ISDIR(status.st_mode):
-                folders.append(path)
-            elif audio and stat.S_ISREG(status.st_mode):
+            if stat.S_ISREG(status.st_mode):
                 yield path, status.st_size
-        waiting += reversed(folders)
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Why a song is quarantined, in one line; raises errors of this machine (disk, memory, open files) again."""
+    """The reason to quarantine a song, in one line; raises errors of this machine (disk, memory, open files) again."""
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         raise error
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,11 +1,7 @@
 """From a song's files to windows of vocal and instrumental sound, in bounded memory.
 
-A song is read in blocks of a minute, each with a margin where separation needs one. Windows are cut from a rolling
-buffer, so that a song of two hours needs no more memory than one of two minutes. Blocks lie on a grid that starts at
-the song's beginning, so that the samples do not depend on the choice of windows.
-
-Formats that libsndfile does not read (m4a, wma, ...) are decoded by ffmpeg once for each song (:func:`readable`): to
-decode from the middle on would cost the whole file for every block, and the first samples of each would be wrong.
+A song is read in blocks of a minute, with a margin if separation needs one, and windows are cut from a rolling buffer.
+Blocks are on a grid that starts at the song's beginning, so that the samples do not depend on the choice of windows.
 """
 
 from __future__ import annotations
@@ -13,22 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from hafm_lightning.audio import AudioInfo, probe_audio, read_audio, resample
+from hafm_lightning.audio import AudioInfo, Samples, probe_audio, read_audio, resample
 from hafm_lightning.audio_decode import ffmpeg_decoded, left_to_ffmpeg
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Separator
 from hafm_lightning.songs.song import Song
 
-Samples = npt.NDArray[np.float32]
-
 BLOCK_S = 60.0  # length of a block, in seconds
 LENGTH_TOLERANCE_S = 1.0
-"""Stems of one song may differ in length by this much (encoders pad); the shorter ones are filled with silence."""
+"""Stems of a song may differ this much in length (encoders pad); shorter ones are filled with silence."""
 _SHORTEST_LAST_BLOCK_S = 2.0
 
 
@@ -48,7 +42,7 @@ class Window:
     start_s: float  # start of the window in the song
     before: int  # samples of context before the window
     length: int  # samples of the window itself
-    rate_hz: int  # sample rate
+    rate_hz: int
     vocal: Samples  # float32 `[C, before + length + after]`
     instrumental: Samples  # the same shape
 
@@ -65,9 +59,9 @@ def song_files(song: Song) -> list[Path]:
 
 @contextmanager
 def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
-    """The song with files that libsndfile reads: files that only ffmpeg reads are decoded until the block ends.
+    """The song with files that libsndfile reads: ffmpeg decodes the others once, since every block would cost as much.
 
-    ``with_mixture`` decodes the mixture too if there are stems.
+    The decoded files exist until the block ends. ``with_mixture``: also decode the mixture of a song with stems.
 
     Raises:
         RequestError: ffmpeg cannot decode a file. Errors inside the block name the song's own files.
@@ -110,19 +104,18 @@ def probe_song(song: Song) -> AudioInfo:
 
 
 def read_blocks(song: Song, separator: Separator | None) -> Iterator[Block]:
-    """The song's vocal and instrumental in blocks at the rate of :func:`stem_rate_hz`; errors as :func:`read_block`."""
+    """Vocal and instrumental in blocks, at the rate of :func:`stem_rate_hz`; errors as :func:`read_window`."""
     info = probe_song(song)
     for start_s, stop_s in block_grid(info.duration_s):
-        yield read_block(song, info, separator, start_s, stop_s)
+        yield _read_block(song, info, separator, start_s, stop_s)
 
 
-def read_block(song: Song, info: AudioInfo, separator: Separator | None, start_s: float, stop_s: float) -> Block:
-    """One stretch of a song, separated if there are no stems; RequestError for a damaged file or without separator."""
+def _read_block(song: Song, info: AudioInfo, separator: Separator | None, start_s: float, stop_s: float) -> Block:
     if not song.needs_separation:
         return _read_stems(song, info, start_s, stop_s)
     if separator is None:
         raise RequestError(
-            f"{song.id}: only the mixture is there and no separation model is set; "
+            f"{song.id}: there is only the mixture and no separation model; "
             "give `separation.model`, or a corpus of stems"
         )
     return _separate(Path(song.mixture), info, separator, start_s, stop_s)
@@ -135,14 +128,11 @@ def _read_stems(song: Song, info: AudioInfo, start_s: float, stop_s: float) -> B
     channels = max(part.shape[0] for part in (vocal, *parts))
     if channels > 1:
         vocal, parts = to_stereo(vocal), [to_stereo(part) for part in parts]
-    instrumental = parts[0].copy()
-    for part in parts[1:]:
-        instrumental += part
-    return Block(start, vocal, instrumental)
+    return Block(start, vocal, reduce(np.add, parts))
 
 
 def _separate(path: Path, info: AudioInfo, separator: Separator, start_s: float, stop_s: float) -> Block:
-    """Separate with the context that the model needs, and cut the context off again."""
+    """Separate with the context that the model needs, then remove the context."""
     rate = separator.rate_hz
     from_s, to_s = max(0.0, start_s - separator.margin_s), min(info.duration_s, stop_s + separator.margin_s)
     start, stop = round(from_s * info.rate_hz), min(round(to_s * info.rate_hz), info.frames)
@@ -161,13 +151,13 @@ def stem_rate_hz(song: Song, info: AudioInfo, separator: Separator | None) -> in
 def read_window(song: Song, separator: Separator | None, start_s: float, duration_s: float, margin_s: float) -> Window:
     """One window with its context, without reading the rest of the song.
 
-    A separated window differs a little from the same one cut from blocks, since the model sees another context.
-    RequestError if a file is damaged or ends before the window does.
+    A separated window differs a little from the same one cut from blocks, since the model gets another context.
+    RequestError if a file is damaged or ends before the window, or if the song needs a separator and there is none.
     """
     info = probe_song(song)
     rate_hz = stem_rate_hz(song, info, separator)
     from_s, to_s = max(0.0, start_s - margin_s), min(info.duration_s, start_s + duration_s + margin_s)
-    block = read_block(song, info, separator, from_s, to_s)
+    block = _read_block(song, info, separator, from_s, to_s)
     before, length = round(start_s * rate_hz) - block.start, round(duration_s * rate_hz)
     if block.vocal.shape[1] < before + length - 1:
         raise RequestError(f"{song.id}: {info.duration_s:.3f} s long, no window of {duration_s} s at {start_s} s")
@@ -204,8 +194,8 @@ def _fixed(samples: Samples, length: int) -> Samples:
 def to_stereo(samples: Samples) -> Samples:
     """Any number of channels ``[C, L]`` -> ``[2, L]``.
 
-    5.1 (left, right, centre, low frequencies, surrounds) is folded down by ITU-R BS.775 (centre and surrounds at
-    -3 dB, no low-frequency channel), scaled so that it cannot clip; other layouts become their mean, twice.
+    5.1 is folded down by ITU-R BS.775 (centre and surrounds at -3 dB, no low-frequency channel), scaled so that it
+    cannot clip; other layouts become their mean, twice.
     """
     channels = samples.shape[0]
     if channels == 2:
@@ -223,8 +213,7 @@ def cut_windows(
 ) -> Iterator[Window]:
     """Windows of ``duration_s`` at the ascending ``starts`` (seconds), cut while the blocks arrive.
 
-    Each has up to ``margin_s`` of context on each side, less at the song's ends. ValueError if a window reaches past
-    the last block.
+    Each has up to ``margin_s`` of context on each side. ValueError if a window ends after the last block.
     """
     vocal = instrumental = np.zeros((1, 0), np.float32)
     begin = 0  # first sample of the buffer
@@ -243,9 +232,9 @@ def cut_windows(
                 vocal = np.concatenate((vocal[:, keep:], block.vocal), axis=1)
                 instrumental = np.concatenate((instrumental[:, keep:], block.instrumental), axis=1)
                 begin += keep
-        # At rates off the grid of 0.04 s, rounding may need one sample more than there is.
+        # At a rate off the grid of 0.04 s, the song may be one sample too short because of rounding.
         if begin + vocal.shape[1] < start + length - 1 or low < begin:
-            raise ValueError(f"window at {start_s} s lies outside the buffered sound")
+            raise ValueError(f"window at {start_s} s is outside the buffered sound")
         cut = slice(low - begin, start + length + margin - begin)
         size = max(vocal[:, cut].shape[1], start - low + length)
         parts = (_fixed(part[:, cut], size) for part in (vocal, instrumental))

@@ -1,27 +1,24 @@
-"""The toy band's instruments: bass, chords and drums, all following the voice.
+"""The toy band's instruments: bass, chords and drums follow the voice.
 
-Bass, kick and chords play with the syllables: the bass plays the chord's root as long as the syllable, the chords are
-loud where they change and soft elsewhere. Snare and hat keep the beat while the voice sings. In the rest after a phrase
-only the drums play, a fill of sixteenths.
-
-Tones are sums of decaying partials, drums are swept sines and filtered noise; each sound is rendered once per song.
+Bass, kick and chords play with the syllables: the bass plays the chord's root for the length of the syllable, chords
+are loud when they change and soft otherwise. Snare and hat play the beat while the voice sings. In the rest after a
+phrase only the drums play, a fill of sixteenths. Tones are sums of decaying partials, drums are swept sines and
+filtered noise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
+from hafm_lightning.audio import Samples
 from hafm_lightning.toyband.score import BEATS_PER_BAR, Chord, Note, ToyTruth
-
-Signal = npt.NDArray[np.float64]
-Stereo = npt.NDArray[np.float32]
+from hafm_lightning.toyband.voice import Signal, band_pass
 
 LOWEST_BASS_MIDI = 38
-LOWEST_CHORD_MIDI = 60
-"""A chord's tones are the lowest of their pitch class from here on, so that all chords lie in one octave."""
+LOWEST_CHORD_MIDI = 60  # all tones of chords are in the octave above
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,12 @@ BASS_SETTINGS = {
     "synth": Timbre((1.0, 0.6, 0.5, 0.4, 0.35, 0.3, 0.22, 0.15, 0.1, 0.08), 1.5, 0.3, 0.004, 0.060),
 }
 _KICK_LEVEL, _SNARE_LEVEL, _HAT_LEVEL, _TOM_LEVEL = 0.28, 0.17, 0.04, 0.24
-_LIGHT_STRIKE = 0.6
+_SOFT_STRIKE = 0.6
 _RELEASE_S = 0.03
 _PANORAMA = (-0.35, 0.0, 0.35)  # panning of a chord's three tones, -1 for left to 1 for right
 
 
-def play(truth: ToyTruth, rate_hz: int) -> dict[str, Stereo]:
+def play(truth: ToyTruth, rate_hz: int) -> dict[str, Samples]:
     """The accompaniment of a song: ``"bass"``, ``"other"`` (the chords) and ``"drums"``, each float32 ``[2, L]``."""
     length = round(truth.duration_s * rate_hz)
     stems = {name: np.zeros((2, length), dtype=np.float32) for name in ("bass", "other", "drums")}
@@ -61,40 +58,30 @@ def play(truth: ToyTruth, rate_hz: int) -> dict[str, Stereo]:
     return stems
 
 
-def voicing(chord: Chord) -> tuple[int, ...]:
-    """MIDI numbers of a chord's root, third and fifth."""
-    return tuple(LOWEST_CHORD_MIDI + (pitch_class - LOWEST_CHORD_MIDI) % 12 for pitch_class in chord.pitch_classes)
-
-
-def _play_bass(stem: Stereo, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
+def _play_bass(stem: Samples, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
     timbre = BASS_SETTINGS[truth.bass_timbre]
     longest_s = max((note.end_s - note.start_s for note, _ in strikes), default=0.0)
-    tones: dict[int, Signal] = {}
     for note, chord in strikes:
-        midi = LOWEST_BASS_MIDI + (chord.root - LOWEST_BASS_MIDI) % 12
-        if midi not in tones:
-            tones[midi] = _tone(midi, longest_s, timbre, rate_hz)
-        sound = _released(tones[midi], note.end_s - note.start_s, rate_hz)
+        tone = _tone(_midi_above(LOWEST_BASS_MIDI, chord.root), longest_s, timbre, rate_hz)
+        sound = _released(tone, note.end_s - note.start_s, rate_hz)
         _add(stem, note.velocity * sound, note.start_s, 0.0, rate_hz)
 
 
-def _play_chords(stem: Stereo, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
+def _play_chords(stem: Samples, truth: ToyTruth, strikes: list[tuple[Note, Chord]], rate_hz: int) -> None:
     timbre = CHORD_SETTINGS[truth.chord_timbre]
     ends_s = [note.start_s for note, _ in strikes[1:]] + [truth.duration_s]
-    # In a rest the last chord sounds for half a beat more.
+    # In a rest the last chord continues for half a beat.
     rest_s = truth.beat_s / 2
     lengths_s = [min(end_s, n.end_s + rest_s) - n.start_s for (n, _), end_s in zip(strikes, ends_s, strict=True)]
     longest_s = max(lengths_s, default=0.0)
-    tones: dict[int, Signal] = {}
     for (note, chord), length_s in zip(strikes, lengths_s, strict=True):
-        level = note.velocity * (1.0 if note.start_s == chord.start_s else _LIGHT_STRIKE)
-        for midi, panning in zip(voicing(chord), _PANORAMA, strict=True):
-            if midi not in tones:
-                tones[midi] = _tone(midi, longest_s, timbre, rate_hz)
-            _add(stem, level * _released(tones[midi], length_s, rate_hz), note.start_s, panning, rate_hz)
+        level = note.velocity * (1.0 if note.start_s == chord.start_s else _SOFT_STRIKE)
+        for pitch_class, panning in zip(chord.pitch_classes, _PANORAMA, strict=True):
+            tone = _tone(_midi_above(LOWEST_CHORD_MIDI, pitch_class), longest_s, timbre, rate_hz)
+            _add(stem, level * _released(tone, length_s, rate_hz), note.start_s, panning, rate_hz)
 
 
-def _play_drums(stem: Stereo, truth: ToyTruth, rate_hz: int) -> None:
+def _play_drums(stem: Samples, truth: ToyTruth, rate_hz: int) -> None:
     draw = np.random.default_rng(np.random.SeedSequence([truth.seed, 2]))
     kick = _drum(0.25, rate_hz, 46.0, 110.0, 0.08)
     snare = 0.45 * _drum(0.2, rate_hz, 185.0, 60.0, 0.05) + 0.8 * _noise(draw, 0.2, rate_hz, 1200.0, 9000.0, 0.06)
@@ -117,6 +104,12 @@ def _play_drums(stem: Stereo, truth: ToyTruth, rate_hz: int) -> None:
             _add(stem, (0.6 + 0.4 * progress) * sound, time_s, 0.4 * (progress - 0.5), rate_hz)
 
 
+def _midi_above(lowest: int, pitch_class: int) -> int:
+    """The note of a pitch class in the octave from ``lowest`` on."""
+    return lowest + (pitch_class - lowest) % 12
+
+
+@lru_cache(maxsize=32)
 def _tone(midi: int, length_s: float, timbre: Timbre, rate_hz: int) -> Signal:
     """A note of a timbre, ``[n]``."""
     time_s = np.arange(round(length_s * rate_hz)) / rate_hz
@@ -133,7 +126,7 @@ def _tone(midi: int, length_s: float, timbre: Timbre, rate_hz: int) -> Signal:
 
 
 def _released(sound: Signal, length_s: float, rate_hz: int) -> Signal:
-    """The beginning of a sound, faded out at its end."""
+    """The first ``length_s`` of a sound, faded out at the end."""
     cut = sound[: round(length_s * rate_hz)].copy()
     fade = min(round(_RELEASE_S * rate_hz), len(cut))
     if fade:
@@ -142,7 +135,7 @@ def _released(sound: Signal, length_s: float, rate_hz: int) -> Signal:
 
 
 def _drum(length_s: float, rate_hz: int, pitch_hz: float, sweep_hz: float, decay_s: float) -> Signal:
-    """A skin: a sine that falls from ``pitch_hz + sweep_hz`` to ``pitch_hz``, with a click at the stroke."""
+    """A drum head: a sine that falls from ``pitch_hz + sweep_hz`` to ``pitch_hz``, with a click at the start."""
     time_s = np.arange(round(length_s * rate_hz)) / rate_hz
     phase = np.cumsum(pitch_hz + sweep_hz * np.exp(-time_s / 0.02)) / rate_hz
     body = np.sin(2 * np.pi * phase) * np.exp(-time_s / decay_s)
@@ -154,17 +147,14 @@ def _noise(
     draw: np.random.Generator, length_s: float, rate_hz: int, low_hz: float, high_hz: float, decay_s: float
 ) -> Signal:
     """A decaying burst of noise in a band, of about unit peak."""
-    from scipy.signal import butter, sosfilt
-
     time_s = np.arange(round(length_s * rate_hz)) / rate_hz
-    sections = butter(2, (low_hz, min(high_hz, 0.49 * rate_hz)), "bandpass", fs=rate_hz, output="sos")
-    sound = sosfilt(sections, draw.standard_normal(len(time_s))) * np.exp(-time_s / decay_s)
+    sound = band_pass(draw.standard_normal(len(time_s)), low_hz, high_hz, rate_hz) * np.exp(-time_s / decay_s)
     sound *= np.clip((length_s - time_s) / 0.01, 0.0, 1.0)
     return np.asarray(sound / np.abs(sound).max())
 
 
-def _add(stem: Stereo, sound: Signal, start_s: float, panning: float, rate_hz: int) -> None:
-    """Add a sound to ``stem [2, L]`` at constant power; it is cut at the stem's end."""
+def _add(stem: Samples, sound: Signal, start_s: float, panning: float, rate_hz: int) -> None:
+    """Add a sound to ``stem [2, L]`` at constant power; the part after the stem's end is dropped."""
     begin = round(start_s * rate_hz)
     cut = sound[: max(stem.shape[1] - begin, 0)]
     angle = (panning + 1) * np.pi / 4

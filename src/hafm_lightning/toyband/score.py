@@ -1,25 +1,24 @@
 """The toy band's score: the notes, chords and fills of a song, drawn from a seed.
 
-The right accompaniment depends on the voice, and on nothing else:
+The accompaniment depends on the voice alone:
 
-* **Harmony.** Every two beats the voice moves to a newly drawn pitch, independent of the past, and the chord is the
-  key's triad on that pitch. So the voice determines the chord, while the chords so far determine only the key (the
-  next chord has 2.5 bits of entropy, against 2.6 for six equally likely ones).
-* **Rhythm.** In every two beats the syllables follow a newly drawn pattern; bass, kick and chords play with them.
-* **Form.** Phrases last 2 to 5 of these windows and end in a rest of the voice, with a drum fill.
+* **Harmony.** Every two beats (a window) the voice moves to a newly drawn pitch, and the chord is the key's triad on
+  it. So the voice determines the chord, while the earlier chords determine only the key (the next chord has 2.5 bits
+  of entropy, against 2.6 for six equally likely ones). Some short notes are on other tones of the chord.
+* **Rhythm.** In every window the syllables follow a newly drawn pattern; bass, kick and chords play with them.
+* **Form.** Phrases last 2 to 5 windows and end in a rest of the voice, with a drum fill.
 
-Keys are a tritone apart (C and F sharp, and their relative minors). Their six usable triads have no root in common, so
-that one absolute pitch means one chord in every song, and a model need not find the key first. A window's syllables
-stay on its pitch, except for some short notes on other chord tones.
+Keys are a tritone apart (C and F sharp, and their relative minors). Their triads have no root in common, so that a
+pitch means the same chord in every song, and a model does not have to find the key.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +30,6 @@ PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"
 LOWEST_MIDI, HIGHEST_MIDI = 55, 72
 """The voice's range, G3 to C5: one and a half octaves."""
 BEATS_PER_BAR = 4
-BEATS_PER_CHORD = 2
 SINGERS = ("alto", "mezzo", "tenor", "countertenor")
 CHORD_TIMBRES = ("piano", "guitar", "organ")
 BASS_TIMBRES = ("finger", "synth")
@@ -42,17 +40,15 @@ _TRIADS: dict[int, Quality] = {0: "major", 2: "minor", 4: "minor", 5: "major", 7
 """Semitones above the major tonic -> quality of the key's triad there (the diminished one is left out)."""
 _KEYS: tuple[tuple[int, Quality], ...] = ((0, "major"), (9, "minor"), (6, "major"), (3, "minor"))
 _SLOTS = 4  # eighth notes in a window of two beats
-_PATTERNS = ((0,), (0, 2), (0, 3), (0, 1, 2), (0, 2, 3), (0, 1, 3))
-"""Eighths on which syllables fall in a window."""
-_LAST_PATTERNS = ((0,), (0, 1))
-"""The same for a phrase's last window, whose second beat is a rest."""
+_PATTERNS = ((0,), (0, 2), (0, 3), (0, 1, 2), (0, 2, 3), (0, 1, 3))  # eighths on which syllables start
+_LAST_PATTERNS = ((0,), (0, 1))  # of a phrase's last window, whose second beat is a rest
 _TEMPO_BPM = (80.0, 130.0)
 _SHORTEST_NOTE_S = 0.15
 
 
 @dataclass(frozen=True)
 class Note:
-    """One sung syllable; its vowel sets in at ``start_s``, its consonant just before."""
+    """One sung syllable; its vowel starts at ``start_s``, its consonant just before."""
 
     start_s: float
     end_s: float
@@ -88,17 +84,16 @@ class Span:
 
 @dataclass(frozen=True)
 class ToyTruth:
-    """The truth about a song of the toy band; ``truth.json`` beside its sound."""
+    """A song of the toy band as it was composed; stored as ``truth.json`` beside its sound."""
 
-    seed: int  # draws the song, together with `duration_s`
+    seed: int  # determines the song, together with `duration_s`
     duration_s: float  # length of the song
     tempo_bpm: float  # beats a minute
     key: str  # tonic and mode, such as `"F# major"`
     singer: str  # one of `SINGERS`
     chord_timbre: str  # one of `CHORD_TIMBRES`
     bass_timbre: str  # one of `BASS_TIMBRES`
-    # Times of the beats; every `BEATS_PER_BAR`-th starts a bar, from the first on.
-    beats_s: tuple[float, ...]
+    beats_s: tuple[float, ...]  # the first and every `BEATS_PER_BAR`-th after it start a bar
     chords: tuple[Chord, ...]  # without gaps from the first beat on
     notes: tuple[Note, ...]  # the sung notes
     fills: tuple[Span, ...]  # rests at phrase ends, which the drums answer
@@ -112,10 +107,6 @@ class ToyTruth:
         """The chord that sounds at a time; None before the first."""
         return next((chord for chord in self.chords if chord.start_s <= time_s < chord.end_s), None)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
     @classmethod
     def load(cls, path: Path) -> ToyTruth:
         """Read ``truth.json``; RequestError if it is missing or is not a truth file of the toy band."""
@@ -127,8 +118,7 @@ class ToyTruth:
         except FileNotFoundError as error:
             raise RequestError(f"{path}: no such file; the toy band writes it beside each song") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            message = f"{path}: not a truth file of the toy band ({error}); synthesise the song again"
-            raise RequestError(message) from error
+            raise RequestError(f"{path}: not a truth file of the toy band ({error}); make the song again") from error
 
 
 def compose(seed: int, duration_s: float) -> ToyTruth:
@@ -140,32 +130,21 @@ def compose(seed: int, duration_s: float) -> ToyTruth:
     beat_s = 60.0 / tempo_bpm
     first_beat_s = float(np.round(draw.uniform(0.3, 0.3 + beat_s), 3))
     tonic, mode = _KEYS[draw.integers(len(_KEYS))]
-    singer, chord_timbre, bass_timbre = (
-        kind[draw.integers(len(kind))] for kind in (SINGERS, CHORD_TIMBRES, BASS_TIMBRES)
-    )
-    chords, notes, fills = _melody(draw, tonic, mode, first_beat_s, beat_s, duration_s)
-    beats = math.ceil((duration_s - first_beat_s) / beat_s)
-    return ToyTruth(
-        seed=seed,
-        duration_s=float(duration_s),
-        tempo_bpm=tempo_bpm,
-        key=f"{PITCH_CLASSES[tonic]} {mode}",
-        singer=singer,
-        chord_timbre=chord_timbre,
-        bass_timbre=bass_timbre,
-        beats_s=tuple(_rounded(first_beat_s + beat * beat_s) for beat in range(beats)),
-        chords=tuple(chords),
-        notes=tuple(notes),
-        fills=tuple(fills),
-    )
+    key = f"{PITCH_CLASSES[tonic]} {mode}"
+    singer, chords_by, bass_by = (kind[draw.integers(len(kind))] for kind in (SINGERS, CHORD_TIMBRES, BASS_TIMBRES))
+    beats = range(math.ceil((duration_s - first_beat_s) / beat_s))
+    beats_s = tuple(_rounded(first_beat_s + beat * beat_s) for beat in beats)
+    melody = _melody(draw, tonic, mode, first_beat_s, beat_s, duration_s)
+    return ToyTruth(seed, float(duration_s), tempo_bpm, key, singer, chords_by, bass_by, beats_s, *melody)
 
 
 def _melody(
     draw: np.random.Generator, tonic: int, mode: Quality, first_beat_s: float, beat_s: float, duration_s: float
-) -> tuple[list[Chord], list[Note], list[Span]]:
+) -> tuple[tuple[Chord, ...], tuple[Note, ...], tuple[Span, ...]]:
+    """Chords, notes and fills of a song."""
     major_tonic = tonic if mode == "major" else (tonic + 3) % 12
     degrees = list(_TRIADS)
-    # The tonic comes somewhat more often, so that the key can be heard.
+    # The tonic is drawn somewhat more often, to make the key clear.
     weights = np.array([1.6 if (major_tonic + degree) % 12 == tonic else 1.0 for degree in degrees])
     slot_s = beat_s / 2
     chords: list[Chord] = []
@@ -207,7 +186,7 @@ def _melody(
             start_s = end_s
             if start_s >= duration_s:
                 break
-    return chords, notes, fills
+    return tuple(chords), tuple(notes), tuple(fills)
 
 
 def _nearest(pitch_class: int, midi: int) -> int:
@@ -217,5 +196,5 @@ def _nearest(pitch_class: int, midi: int) -> int:
 
 
 def _rounded(time_s: float) -> float:
-    """Whole microseconds are short in JSON and compare exactly after it."""
+    """Whole microseconds: short in JSON, and equal after reading it again."""
     return round(time_s, 6)

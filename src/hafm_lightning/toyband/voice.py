@@ -1,9 +1,9 @@
 """The toy band's singer: glottal pulses through formants.
 
-A syllable is a band-limited glottal pulse train (the derivative of a Rosenberg flow pulse, read from a table of
-harmonics along the phase of the pitch curve) with aspiration noise, filtered by eight resonances in cascade. The
-resonances glide from a neutral tube to the vowel, and consonants are bursts of shaped noise (or a hum) just before the
-vowel. The pitch curve scoops into notes, slides between them and has a vibrato that fades in. Breaths are in rests.
+A syllable is a band-limited glottal pulse train (the derivative of a Rosenberg flow pulse, read from a table along the
+phase of the pitch curve) with aspiration noise, filtered by eight resonances in cascade. The resonances glide from a
+neutral tube to the vowel; consonants are bursts of noise (or a hum) just before it. The pitch curve scoops into notes,
+slides between them and has a vibrato that fades in. In rests the singer breathes.
 
 Source of the pulse: A. E. Rosenberg, "Effect of glottal pulse shape on the quality of natural vowels", 1971.
 """
@@ -23,10 +23,10 @@ Signal = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Singer:
-    """What makes one voice differ from another."""
+    """The properties of a voice."""
 
-    formant_scale: float  # factor on the frequencies of all resonances (short throats resonate higher)
-    open_quotient: float  # share of a period for which the glottis is open; more is softer
+    formant_scale: float  # factor on the frequencies of all resonances
+    open_quotient: float  # share of a period during which the glottis is open; more is softer
     breath: float  # aspiration noise, relative to the voiced source
     vibrato_hz: float  # vibrato rate
     vibrato_cents: float  # vibrato depth, to one side
@@ -46,10 +46,10 @@ FORMANTS_HZ = {
     "o": (440.0, 800.0, 2550.0, 2900.0, 3350.0),
     "u": (330.0, 700.0, 2450.0, 2850.0, 3300.0),
 }
-"""Resonances of the five vowels, before the singer's scale; the upper three are close, as in trained voices."""
+"""Resonances of the five vowels; the upper three are close, as in trained voices."""
 _NEUTRAL_HZ = (500.0, 1500.0, 2500.0, 3000.0, 3450.0)  # the neutral tube, between consonant and vowel
 _HUM_HZ = (260.0, 1050.0, 2200.0, 3000.0, 3500.0)  # the closed mouth of an "m"
-_UPPER_HZ = (4600.0, 5600.0, 6600.0)  # resonances of all vowels; without them the cascade would fall too fast
+_UPPER_HZ = (4600.0, 5600.0, 6600.0)  # of all vowels; without them the cascade's level falls too fast
 _BANDWIDTHS_HZ = (100.0, 120.0, 160.0, 200.0, 250.0, 400.0, 500.0, 600.0)
 
 _ATTACK_S, _RELEASE_S = 0.015, 0.045
@@ -63,7 +63,7 @@ _LEVEL = 0.1  # root mean square of a syllable of velocity 1
 
 @dataclass(frozen=True)
 class _Consonant:
-    """A burst of noise in a band, ``duration_s`` long, which ends ``overlap_s`` after the vowel has set in."""
+    """A burst of noise in a band, which ends ``overlap_s`` after the vowel has started."""
 
     low_hz: float
     high_hz: float
@@ -94,7 +94,7 @@ def sing(truth: ToyTruth, rate_hz: int) -> npt.NDArray[np.float32]:
     for note, following in zip(truth.notes, (*truth.notes[1:], None), strict=True):
         gap_s = np.inf if following is None else following.start_s - note.end_s
         hummed_next = following is not None and following.consonant == "m" and gap_s < 1e-3
-        # The voice stops before a consonant, but not before a hum.
+        # The voice stops before a consonant, except a hum.
         end_s = note.end_s - (_HUM_S if hummed_next else _CLOSURE_S if gap_s < 0.1 else 0.0)
         _add_syllable(voice, note, end_s, singer, frequency_hz, phase, noise, rate_hz)
         if note.consonant in _BURSTS:
@@ -112,7 +112,7 @@ def pitch_curve_hz(truth: ToyTruth, draw: np.random.Generator, rate_hz: int) -> 
     singer = SINGER_SETTINGS[truth.singer]
     starts = np.array([note.start_s for note in truth.notes])
     midi = np.array([note.midi for note in truth.notes], dtype=np.float64)
-    # The slide to a note is centred a little before it, so that the note is in tune when its vowel sets in.
+    # The slide to a note is centred a little before it, so that the note is in tune when its vowel starts.
     current = np.clip(np.searchsorted(starts - 0.02, control_s, side="right") - 1, 0, None)
     slide = np.hanning(round(0.06 * control_hz) + 2)[1:-1]
     padded = np.pad(midi[current], (len(slide) // 2, len(slide) - 1 - len(slide) // 2), mode="edge")
@@ -210,22 +210,21 @@ def _add_syllable(
     voice[begin:end] += _LEVEL * note.velocity / loudness * envelope * vowel
 
 
-@lru_cache(maxsize=16)
-def _band_sections(low_hz: float, high_hz: float, rate_hz: int) -> Signal:
-    from scipy.signal import butter
+def band_pass(signal: Signal, low_hz: float, high_hz: float, rate_hz: int) -> Signal:
+    """The signal ``[n]`` through a Butterworth band-pass of order 2."""
+    from scipy.signal import butter, sosfilt
 
-    return np.asarray(butter(2, (low_hz, min(high_hz, 0.49 * rate_hz)), "bandpass", fs=rate_hz, output="sos"))
+    sections = butter(2, (low_hz, min(high_hz, 0.49 * rate_hz)), "bandpass", fs=rate_hz, output="sos")
+    return np.asarray(sosfilt(sections, signal))
 
 
 def _add_noise(voice: Signal, noise: Signal, onset_s: float, burst: _Consonant, gain: float, rate_hz: int) -> None:
     """Add a burst of noise that leads into the vowel at ``onset_s``."""
-    from scipy.signal import sosfilt
-
     begin = max(round((onset_s + burst.overlap_s - burst.duration_s) * rate_hz), 0)
     end = min(round((onset_s + burst.overlap_s) * rate_hz), len(voice))
-    shaped = sosfilt(_band_sections(burst.low_hz, burst.high_hz, rate_hz), noise[begin:end])
+    shaped = band_pass(noise[begin:end], burst.low_hz, burst.high_hz, rate_hz)
     shaped *= burst.level * gain / (np.sqrt(np.mean(shaped**2)) + 1e-12)
     time = np.linspace(0.0, 1.0, end - begin)
-    # A plosive starts at once and decays; a fricative and a breath swell.
+    # A plosive starts at full level and decays; a fricative and a breath swell.
     envelope = np.exp(-3 * time) if burst.duration_s < 0.03 else np.sin(np.pi * time**0.8)
     voice[begin:end] += shaped * envelope

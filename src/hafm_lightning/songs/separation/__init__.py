@@ -6,15 +6,15 @@ from pathlib import Path
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of
-from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, Separator, Stems
+from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, Separator
 from hafm_lightning.songs.separation.htdemucs import HtdemucsSeparator
 from hafm_lightning.songs.separation.mdx import MdxSeparator
 
-__all__ = ["MdxParameters", "SeparationSettings", "Separator", "Stems", "load_separator"]
+__all__ = ["MdxParameters", "SeparationSettings", "Separator", "load_separator"]
 
 
 def load_separator(settings: SeparationSettings) -> Separator:
-    """The separator of the settings; RequestError if its file is missing or another one, or a package is missing."""
+    """The separator of the settings; RequestError if its file is missing or wrong, or a package is missing."""
     path = Path(settings.model).expanduser()
     if not settings.model or not path.is_file():
         raise RequestError(

@@ -1,27 +1,18 @@
-"""Separation: a mixture in, vocals and instrumental out, behind one small protocol.
+"""The protocol of separators, and their settings.
 
-A :class:`Separator` gets stretches of a song, so that memory does not grow with the song. Kinds: MDX-Net models in ONNX
-(``mdx``, as in the paper) and HTDemucs (``htdemucs``); another model is one more class with the same three names.
-
-Choices:
-
-* Weights come from a local file, as data only, and their sha256 is recorded with every shard.
-* Vocals and instrumental add up to the mixture: the instrumental is the mixture minus the vocals.
+Kinds: MDX-Net models in ONNX (``mdx``, as in the paper) and HTDemucs (``htdemucs``). Weights come from a local file, as
+data only, and their sha256 is recorded with every shard.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-Samples = npt.NDArray[np.float32]
+from hafm_lightning.audio import Samples
 
 
-@dataclass(frozen=True)
-class Stems:
+class Stems(NamedTuple):
     """The two parts of a mixture: float32 ``[2, L]`` each, which add up to it."""
 
     vocals: Samples
@@ -29,32 +20,28 @@ class Stems:
 
 
 class Separator(Protocol):
-    """A model that takes vocals out of a mixture."""
+    """A model that separates vocals from a mixture."""
 
-    # Everything that decides the result (kind, sha256 of the weights, settings), as JSON values.
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # kind, sha256 of the weights, settings: all that determines the result, as JSON values
     rate_hz: int  # sample rate of mixture and stems
     margin_s: float  # context that the model needs on each side of a stretch: whole seconds
 
     def separate(self, mixture: Samples, first: int = 0) -> Stems:
-        """Separate a stretch of a song.
+        """Separate a stretch ``[2, L]`` of a song, which begins at the song's sample ``first``.
 
-        Args:
-            mixture: float32 ``[2, L]``.
-            first: Start of the stretch in the song, in samples. Further than ``margin_s`` from the ends of the stretch,
-                the result depends on the song alone and not on where the stretch was cut.
+        Further than ``margin_s`` from the ends of the stretch, the result depends on the song alone.
         """
 
 
 @dataclass(frozen=True)
 class MdxParameters:
-    """Shape of an MDX-Net model's input; ``null`` is read from the JSON beside the model, or from the model itself.
+    """Shape of an MDX-Net model's input; ``null``: read it from the JSON beside the model, or from the model.
 
     Attributes:
-        n_fft: Length of the transform, in samples.
+        n_fft: Length of the Fourier transform, in samples.
         hop: Samples between its frames.
-        dim_f: Frequencies of the model's input, from the lowest on.
-        dim_t: Frames of the model's input.
+        dim_f: Number of frequencies of the model's input, from the lowest on.
+        dim_t: Number of frames of the model's input.
         compensation: Factor on the model's output.
         target: Output of the model: ``vocals`` or ``instrumental``.
     """
@@ -69,17 +56,17 @@ class MdxParameters:
 
 @dataclass(frozen=True)
 class SeparationSettings:
-    """Which model separates songs that come as mixtures only.
+    """The model that separates songs without stems.
 
     Attributes:
         model: File of an MDX-Net model (``.onnx``, with a JSON of the same name beside it or ``parameters`` here) or of
-            an HTDemucs (``.safetensors``, as demucs-infer writes them). Empty: all corpora come as stems.
+            an HTDemucs (``.safetensors``, as demucs-infer writes them). Empty: all corpora have stems.
         sha256: Required sha256 of the file; empty accepts any and records it.
         parameters: Shape of an MDX-Net model's input.
         overlap: Share of each chunk that is computed twice and cross-faded.
-        batch_size: Chunks that run together. On a CPU that is no faster, and each needs its memory.
+        batch_size: Chunks that run together. On a CPU a larger batch is no faster, and takes more memory.
         device: ``cpu``, ``cuda`` or ``auto``.
-        threads: Of each model on a CPU. Another number changes sums in their last bit.
+        threads: Threads of each model on a CPU. Another number changes sums in their last bit.
     """
 
     model: str = ""

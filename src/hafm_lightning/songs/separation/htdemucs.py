@@ -1,7 +1,6 @@
-"""HTDemucs through the optional package ``demucs-infer``: another model behind the same protocol.
+"""HTDemucs through the optional package ``demucs-infer``.
 
 Only safetensors files are read: the original ``.th`` checkpoints are pickles, which run code when they are loaded.
-
 Source: Rouard, Massa and Défossez, "Hybrid Transformers for Music Source Separation", 2022.
 """
 
@@ -13,20 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from hafm_lightning.audio import Samples
 from hafm_lightning.errors import RequestError
-from hafm_lightning.songs.separation.base import Samples, SeparationSettings, Stems
-
-_MARGIN_S = 8.0  # a little more than the length of the model's input (7.8 s)
+from hafm_lightning.songs.separation.base import SeparationSettings, Stems
 
 
 class HtdemucsSeparator:
     """Runs an HTDemucs; the vocals are its vocal stem, the instrumental is the mixture minus the vocals."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
-        """``path``: the ``.safetensors`` file; ``sha256``: of that file.
-
-        RequestError if demucs-infer is not installed, or the file is not an HTDemucs with vocals.
-        """
+        """RequestError if demucs-infer is not installed, or the file is not an HTDemucs with vocals."""
         try:
             from demucs_infer.apply import apply_model
             from demucs_infer.safetensors import load_safetensors_model
@@ -48,7 +43,7 @@ class HtdemucsSeparator:
             raise RequestError("separation.device is cuda, but torch sees no GPU here; set separation.device: cpu")
         self._device = "cuda" if available and settings.device != "cpu" else "cpu"
         self.rate_hz = int(self._model.samplerate)
-        self.margin_s = _MARGIN_S
+        self.margin_s = 8.0  # a little more than the length of the model's input (7.8 s)
         self.identity: dict[str, Any] = {"kind": "htdemucs", "sha256": sha256, "overlap": settings.overlap}
 
     def separate(self, mixture: Samples, first: int = 0) -> Stems:

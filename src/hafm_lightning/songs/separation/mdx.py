@@ -4,10 +4,10 @@
     chunk k          [ edge |          middle, cross-faded          | edge ]
     chunk k+1                                        [ edge |          middle ...
 
-A chunk, the model's input, has ``hop * (dim_t - 1)`` samples. Its edges, ``n_fft`` samples on each side, are computed
-and thrown away, since their frames reach beyond the chunk; the middles overlap and are cross-faded with weights that
-sum to 1. Chunks lie on a grid that starts at the song's beginning, in whole hops, so that a sample's value depends on
-the song alone, and not on the stretch in which it is separated.
+A chunk, the model's input, has ``hop * (dim_t - 1)`` samples. Its edges, at least ``n_fft`` samples on each side, are
+computed and dropped, since their frames extend beyond the chunk; the middles overlap and are cross-faded with weights
+that sum to 1. Chunks are on a grid of whole hops that starts at the song's beginning, so that the value of a sample is
+the same in every stretch that is separated.
 
 Source: Kim et al., "KUIELab-MDX-Net: A two-stream neural network for music demixing", 2021.
 """
@@ -16,25 +16,24 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hafm_lightning.audio import Samples
 from hafm_lightning.errors import RequestError
-from hafm_lightning.songs.separation.base import MdxParameters, Samples, SeparationSettings, Stems
+from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, Stems
 
-_PLAIN_NAMES = ("n_fft", "hop", "dim_f", "dim_t", "compensation", "target")
+_NAMES = tuple(field.name for field in fields(MdxParameters))
 _CHANNELS = 4  # left and right, real and imaginary
-_DEFAULT_HOP = 1024
-_RATE_HZ = 44_100
 
 
 @dataclass(frozen=True)
 class MdxShape:
-    """:class:`~hafm_lightning.songs.separation.base.MdxParameters` with every value set."""
+    """:class:`MdxParameters` with every value set."""
 
     n_fft: int
     hop: int
@@ -63,11 +62,8 @@ class MdxSeparator:
     """Runs an MDX-Net model by onnxruntime."""
 
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
-        """``path``: the ``.onnx`` file; ``sha256``: of that file.
-
-        RequestError if onnxruntime is not installed, the file is not an MDX-Net, or its shape is unknown.
-        """
-        self.rate_hz = _RATE_HZ
+        """RequestError if onnxruntime is not installed, the file is not an MDX-Net, or its shape is unknown."""
+        self.rate_hz = 44_100
         self._session = _session(path, settings)
         source = self._session.get_inputs()[0]
         self.shape = read_shape(path, settings.parameters, list(source.shape))
@@ -83,11 +79,9 @@ class MdxSeparator:
 
     def separate(self, mixture: Samples, first: int = 0) -> Stems:
         """Separate ``[2, L]`` at 44.1 kHz, a stretch that begins at sample ``first`` of its song."""
-        if mixture.ndim != 2 or mixture.shape[0] != 2:
-            raise ValueError(f"expected a stereo mixture [2, L], got {mixture.shape}")
         length = mixture.shape[1]
-        # The middle of chunk k is samples k * step - fade to k * step + middle - fade of the song. Chunks whose middle
-        # touches the stretch run.
+        # The middle of chunk k has the song's samples k * step - fade to k * step - fade + middle. The model runs for
+        # all chunks whose middle overlaps the stretch.
         first_chunk = (first + self._fade - self.shape.middle) // self._step + 1
         last_chunk = (first + length - 1 + self._fade) // self._step
         begin = first_chunk * self._step - self._fade - self.shape.edge - first
@@ -108,15 +102,12 @@ class MdxSeparator:
         return Stems(vocals, instrumental)
 
     def _weights(self) -> Samples:
-        """Cross-fade of a chunk's middle, ``[middle]``: chunks ``step`` apart sum to 1, however many overlap."""
-        ramp = np.minimum(np.arange(1, self.shape.middle + 1), self._fade + 1) / (self._fade + 1)
-        shape = np.minimum(ramp, ramp[::-1])
-        total = np.zeros(self._step)
-        for start in range(0, self.shape.middle, self._step):
-            part = shape[start : start + self._step]
-            total[: len(part)] += part
-        repeats = math.ceil(self.shape.middle / self._step)
-        return (shape / np.tile(total, repeats)[: self.shape.middle]).astype(np.float32)
+        """Cross-fade of a chunk's middle, ``[middle]``: chunks ``step`` apart sum to 1, whatever number overlaps."""
+        middle, step = self.shape.middle, self._step
+        ramp = np.minimum(np.arange(1, middle + 1), self._fade + 1) / (self._fade + 1)
+        overlapping = math.ceil(middle / step)
+        weights = np.pad(np.minimum(ramp, ramp[::-1]), (0, overlapping * step - middle)).reshape(overlapping, step)
+        return (weights / weights.sum(axis=0)).reshape(-1)[:middle].astype(np.float32)
 
     def _run(self, chunks: Samples) -> Samples:
         """Chunks ``[n, 2, chunk]`` -> the model's stem in their middles, ``[n, 2, middle]``."""
@@ -157,14 +148,13 @@ def _session(path: Path, settings: SeparationSettings) -> Any:
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # A worker holds the tokenizers too. Planned memory takes 0.4 GiB more for a full-size MDX-Net and is no faster; an
-    # arena would keep a chunk's memory while others work, and save an eighth of the time.
+    # A worker also holds the tokenizers. Planned memory takes 0.4 GiB more for a full-size MDX-Net and is no faster; an
+    # arena would save an eighth of the time, but keep a chunk's memory while the tokenizers run.
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
+    providers = [provider for provider in wanted if provider in available]
     try:
-        return onnxruntime.InferenceSession(
-            str(path), options, providers=[provider for provider in wanted if provider in available]
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers)
     except Exception as error:  # onnxruntime's own exceptions have no common base but Exception
         raise RequestError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from error
 
@@ -172,11 +162,9 @@ def _session(path: Path, settings: SeparationSettings) -> Any:
 def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
     """The model's shape: from the configuration, else from the JSON beside the model, else from the model's input.
 
-    The JSON has either the names of :class:`MdxParameters`, or those of the public lists of MDX-Net models
-    (``mdx_n_fft_scale_set``, ``mdx_dim_f_set``, ``mdx_dim_t_set`` as a power of two, ``compensate``,
-    ``primary_stem``). RequestError if a value is missing, or contradicts the model's input.
+    RequestError if a value is missing, or contradicts the model's input.
     """
-    values: dict[str, Any] = {"hop": _DEFAULT_HOP, "compensation": 1.0, "target": "vocals"}
+    values: dict[str, Any] = {"hop": 1024, "compensation": 1.0, "target": "vocals"}
     if len(inputs) != 4 or (isinstance(inputs[1], int) and inputs[1] != _CHANNELS):
         raise RequestError(f"{path}: input {inputs} is not an MDX-Net's [batch, {_CHANNELS}, dim_f, dim_t]")
     values |= {name: size for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True) if isinstance(size, int)}
@@ -184,11 +172,11 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
     if beside.is_file():
         values |= _read_json(beside)
     values |= {name: value for name, value in asdict(given).items() if value is not None}
-    missing = [name for name in _PLAIN_NAMES if name not in values]
+    missing = [name for name in _NAMES if name not in values]
     if missing:
         raise RequestError(
             f"{path}: {', '.join(missing)} of the model unknown\n"
-            f"put them into {beside.name} beside the model, or under separation.parameters"
+            f"set them in {beside.name} beside the model, or under separation.parameters"
         )
     try:
         sizes = {name: int(values[name]) for name in ("n_fft", "hop", "dim_f", "dim_t")}
@@ -201,20 +189,21 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
     if shape.target not in ("vocals", "instrumental"):
         raise RequestError(f"{path}: target is {shape.target!r}, choose vocals or instrumental")
     if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2 or shape.middle < 1:
-        raise RequestError(f"{path}: {shape} does not fit together; correct n_fft, hop, dim_f or dim_t")
+        raise RequestError(f"{path}: the values of {shape} contradict each other; correct n_fft, hop, dim_f or dim_t")
     return shape
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Values by the names of :class:`MdxParameters`, or by those of the public lists of MDX-Net models."""
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
-        values = {name: content[name] for name in _PLAIN_NAMES if name in content}
+        values = {name: content[name] for name in _NAMES if name in content}
         listed = {"n_fft": "mdx_n_fft_scale_set", "dim_f": "mdx_dim_f_set", "compensation": "compensate"}
         values |= {name: content[theirs] for name, theirs in listed.items() if theirs in content}
         if "mdx_dim_t_set" in content:
-            values["dim_t"] = 2 ** int(content["mdx_dim_t_set"])
+            values["dim_t"] = 2 ** int(content["mdx_dim_t_set"])  # the lists have the exponent
         if "primary_stem" in content:
             values["target"] = str(content["primary_stem"]).lower()
     except (OSError, ValueError, TypeError) as error:
