@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.audio_decode import ffmpeg_available, ffmpeg_decoded, missing_bytes, native
+from hafm_lightning.audio_decode import ffmpeg_decoded, missing_bytes, native
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_file
 
@@ -46,14 +47,9 @@ _GATING_BLOCK_S = 0.4  # of BS.1770
 
 @dataclass(frozen=True)
 class Audio:
-    """Sound in memory.
+    """Sound in memory."""
 
-    Attributes:
-        samples: float32 ``[channels, L]``, full scale at 1.0.
-        rate_hz: Samples a second.
-    """
-
-    samples: Samples
+    samples: Samples  # float32 `[channels, L]`, full scale at 1.0
     rate_hz: int
 
     def __post_init__(self) -> None:
@@ -118,9 +114,8 @@ def read_audio(
         rate_hz: Resample to this rate; the file's own if None.
         mono: Return the mean of the channels.
 
-    Raises:
-        RequestError: The file is missing, a folder, unreadable, not audio, truncated, empty or ends before
-            ``start_s``, or the window holds NaN or infinite samples.
+    RequestError if the file is missing, a folder, unreadable, not audio, truncated, empty or ends before ``start_s``,
+    or if the window holds NaN or infinite samples.
     """
     path = Path(path)
     if not (start_s >= 0 and (duration_s is None or duration_s > 0)):
@@ -154,9 +149,8 @@ def read_audio(
 def write_audio(path: str | os.PathLike[str], audio: Audio, *, subtype: Subtype = "PCM_16") -> None:
     """Write a ``.wav`` or ``.flac`` file, completely or not at all.
 
-    Raises:
-        RequestError: The folder cannot be written, or the suffix is neither ``.wav`` nor ``.flac``.
-        ValueError: The samples hold NaN or infinity, or exceed full scale in a PCM format.
+    RequestError if the folder cannot be written or the suffix is another one; ValueError if the samples hold NaN or
+    infinity, or exceed full scale in a PCM format.
     """
     import soundfile
 
@@ -209,8 +203,7 @@ def resample(samples: npt.NDArray[Any], from_hz: float, to_hz: float) -> Samples
 def loudness_lufs(audio: Audio) -> float:
     """Integrated loudness in LUFS (ITU-R BS.1770-4); ``-inf`` for silence.
 
-    Sound shorter than the standard's gating block of 0.4 s is measured as one block of its own length. More than
-    five channels are measured as their mean.
+    Sound shorter than a gating block is one block. More than five channels are measured as their mean.
     """
     import pyloudnorm
 
@@ -223,7 +216,7 @@ def loudness_lufs(audio: Audio) -> float:
 
 
 def true_peak_dbtp(audio: Audio) -> float:
-    """Largest absolute value of the 4 x oversampled signal, in dB re full scale; ``-inf`` for silence."""
+    """Largest absolute value of the oversampled signal, in dB re full scale; ``-inf`` for silence."""
     if audio.samples.size == 0 or not audio.samples.any():
         return -math.inf
     padded = np.pad(audio.samples, ((0, 0), (32, 32)))
@@ -254,8 +247,7 @@ def mix(
         match_loudness: First bring the accompaniment to the vocal's BS.1770 loudness (where neither is silent).
         peak_dbtp: True peak that the mix may reach; a louder mix is lowered.
 
-    Raises:
-        ValueError: The rates differ, or the channel counts differ and neither side is mono.
+    ValueError if the rates differ, or the numbers of channels differ and neither signal is mono.
     """
     if vocal.rate_hz != accompaniment.rate_hz:
         raise ValueError(
@@ -319,7 +311,7 @@ def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tu
         try:
             file = files.enter_context(soundfile.SoundFile(native(path)))
         except soundfile.LibsndfileError as error:
-            if not ffmpeg_available():
+            if shutil.which("ffmpeg") is None:
                 raise RequestError(
                     f"{path}: libsndfile cannot read it ({error.error_string.rstrip('.')}) and ffmpeg is not "
                     "installed; convert it to WAV, FLAC, OGG or MP3, or install ffmpeg"

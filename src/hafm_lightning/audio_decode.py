@@ -56,7 +56,7 @@ def left_to_ffmpeg(path: Path) -> bool:
     """True if libsndfile cannot read the file and ffmpeg is installed."""
     import soundfile
 
-    if not ffmpeg_available() or not path.is_file() or path.stat().st_size == 0:
+    if shutil.which("ffmpeg") is None or not path.is_file() or path.stat().st_size == 0:
         return False
     try:
         with soundfile.SoundFile(native(path)):
@@ -72,20 +72,12 @@ def native(path: Path) -> str | bytes:
     return str(path) if sys.platform == "win32" else os.fsencode(path)
 
 
-def ffmpeg_available() -> bool:
-    """True if there is an ``ffmpeg`` program on the PATH."""
-    return shutil.which("ffmpeg") is not None
-
-
 @contextmanager
 def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None = None) -> Iterator[Path]:
     """Decode a window of the first sound track into a temporary float wav, which the end of the block deletes.
 
-    ``duration_s=None`` decodes to the end. ffmpeg must be installed.
-
-    Raises:
-        RequestError: ffmpeg cannot decode the file either.
-        OSError: There is no space for the decoded sound (``ENOSPC``).
+    ffmpeg must be installed. RequestError if it cannot decode the file; OSError (``ENOSPC``) if the temporary folder is
+    full.
     """
     with tempfile.TemporaryDirectory(prefix="hafm-ffmpeg-") as folder:
         decoded = Path(folder) / "decoded.wav"

@@ -46,14 +46,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, is_complete: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill; it replaces ``path`` when the block ends without an error.
 
-    Args:
-        path: The folder; its parents are made. A folder that another process writes meanwhile is replaced too.
-        is_complete: Called before each attempt to rename. True if ``path`` already holds the same content, which then
-            stays; it may raise to protect other content.
-
-    Raises:
-        RequestError: The parent of ``path`` cannot be written.
-        OSError: The disk is full, or ``path`` is a file; ``path`` stays.
+    Its parents are made. ``is_complete`` is called before each attempt to rename: True keeps ``path``, since it already
+    has the same content; an error protects other content. RequestError if the parent of ``path`` cannot be written,
+    OSError if the disk is full or ``path`` is a file; ``path`` stays.
     """
     draft = _draft_of(path)
     try:

@@ -32,11 +32,8 @@ class ProgressBar(Protocol):
 def progress(description: str, total: float | None = None, unit: str = "", done: float = 0) -> Iterator[ProgressBar]:
     """Show a bar while the block runs.
 
-    Args:
-        description: Name of the work, a few words.
-        total: Number of units in all; None if it is unknown (no ETA then).
-        unit: Name of a unit, such as ``songs`` or ``steps``.
-        done: Units that an earlier run did: part of the count, but not of the speed from which the ETA comes.
+    ``total``: number of units in all; None if it is unknown (no ETA then). ``unit``: their name, such as ``songs``.
+    ``done``: units that an earlier run did: part of the count, but not of the speed from which the ETA comes.
     """
     quiet = os.environ.get("HAFM_QUIET", "") not in ("", "0")
     if quiet or sys.stderr.isatty():

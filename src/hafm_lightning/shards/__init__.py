@@ -47,12 +47,9 @@ __all__ = [
 
 
 def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = None) -> ShardReader:
-    """Open a split of a local folder or of a remote root (``s3://``, ``gs://``, ``hf://``, ``https://``).
+    """Open a split of the output of ``prepare``: a folder, or a remote root (``s3://``, ``gs://``, ``hf://``, ``https://``).
 
-    Args:
-        root: The output of ``prepare``: the folder that holds ``train/``, ``validation/``, ``test/``.
-        split: Name of the split.
-        cache_dir: Cache of remote shards; by default ``$HAFM_CACHE`` or ``~/.cache/hafm_lightning``.
+    ``cache_dir``: cache of remote shards; by default ``$HAFM_CACHE`` or ``~/.cache/hafm_lightning``.
     """
     if "://" in str(root):
         return ShardReader(RemoteSource(str(root), split, cache_dir))

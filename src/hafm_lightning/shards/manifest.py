@@ -154,22 +154,19 @@ class Manifest:
             version = content["format_version"]
             if version != FORMAT_VERSION:
                 raise refused(f": shards of format {version!r}, this version reads {FORMAT_VERSION}")
-            content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
-            manifest = cls(**content)
+            manifest = cls(**content | {"shards": [ShardInfo(**shard) for shard in content["shards"]]})
+            known = {name: stream_description(stream) for name, stream in STORED_STREAMS.items()}
+            for name in (*REQUIRED_STREAMS, *manifest.streams):
+                shape = manifest.streams.get(name, "missing")
+                if shape != known.get(name):
+                    expected = known.get(name, f"one of {', '.join(known)}")
+                    raise refused(f": stream {name!r} is {shape}, expected {expected}")
+            for shard in manifest.shards:
+                clips, ids = shard.clips, len(shard.clip_ids)
+                if clips != ids or clips < 1 or Path(shard.file).name != shard.file:
+                    raise refused(f": the entry of {shard.file!r} is inconsistent ({clips} clips, {ids} ids)")
         except RequestError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise refused(f" is not a shard manifest ({error!r})") from error
-        for name, shape in manifest.streams.items():
-            stream = STORED_STREAMS.get(name)
-            if stream is None or shape != stream_description(stream):
-                expected = stream_description(stream) if stream else f"one of {', '.join(STORED_STREAMS)}"
-                raise refused(f": stream {name!r} is {shape}, expected {expected}")
-        for name in REQUIRED_STREAMS:
-            if name not in manifest.streams:
-                raise refused(f": stream {name!r} is missing")
-        for shard in manifest.shards:
-            clips, ids = shard.clips, len(shard.clip_ids)
-            if clips != ids or clips < 1 or Path(shard.file).name != shard.file:
-                raise refused(f": the entry of {shard.file!r} is inconsistent ({clips} clips, {ids} ids)")
         return manifest

@@ -10,7 +10,6 @@ Choices:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,35 +49,19 @@ def map_shard(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """The files of a split in a local folder; :class:`RemoteSource` has the same methods."""
-
-    folder: Path
-
-    def manifest(self) -> Manifest:
-        """The folder's manifest."""
-        return Manifest.load(self.folder)
-
-    def path(self, shard: ShardInfo) -> Path:
-        """The shard's file in the folder."""
-        return self.folder / shard.file
-
-
 class ShardReader:
     """Random access to the clips of a split.
 
     ``reader[i]`` is a dict of uint16 arrays ``[K, T]``, read-only views into the mapped file: ``vocal_semantic
-    [1, 500]``, ``instrumental_semantic [1, 500]``, ``instrumental_codes [8, 750]``, and if the shards hold them
-    ``vocal_acoustic [8, 750]`` and ``style [1, 1]``. Shards are opened at their first use. A reader can be pickled and
+    [1, 500]``, ``instrumental_codes [8, 750]``, ... Shards are opened at their first use. A reader can be pickled and
     works after a fork.
     """
 
     def __init__(self, source: Path | RemoteSource) -> None:
-        """``source``: the split's folder or remote root."""
-        self.source = FolderSource(source) if isinstance(source, Path) else source
+        """``source``: the split, as a local folder or below a remote root."""
+        self.source = source
         self._maps: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
-        self.manifest = self.source.manifest()
+        self.manifest = Manifest.load(source) if isinstance(source, Path) else source.manifest()
         self._ends = np.cumsum([shard.clips for shard in self.manifest.shards], dtype=np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,7 +90,7 @@ class ShardReader:
         """The mapped arrays of one shard, in the file's shapes; RequestError if they do not fit the manifest."""
         if shard not in self._maps:
             info = self.manifest.shards[shard]
-            path = self.source.path(info)
+            path = self._file(info)
             arrays = map_shard(path)
             if set(arrays) != set(self.manifest.streams):
                 raise RequestError(f"{path} holds {sorted(arrays)}, its manifest lists {sorted(self.manifest.streams)}")
@@ -118,12 +101,15 @@ class ShardReader:
             self._maps[shard] = arrays
         return self._maps[shard]
 
+    def _file(self, shard: ShardInfo) -> Path:
+        return self.source / shard.file if isinstance(self.source, Path) else self.source.path(shard)
+
     def verify(self) -> list[str]:
         """Read every byte; a line for each problem: missing or changed files, wrong shapes or ids, repeated clips."""
         problems = []
         for number, info in enumerate(self.manifest.shards):
             try:
-                path = self.source.path(info)
+                path = self._file(info)
                 arrays = self.arrays(number)
                 if sha256_of(path) != info.sha256:
                     problems.append(f"{path}: the bytes changed since they were written (sha256)")
@@ -137,9 +123,9 @@ class ShardReader:
         repeated = len(self.clip_ids) - len(set(self.clip_ids))
         if repeated:
             problems.append(f"{repeated} clip ids of {self.manifest.split!r} occur twice")
-        if isinstance(self.source, FolderSource):
+        if isinstance(self.source, Path):
             listed = {shard.file for shard in self.manifest.shards}
-            for path in sorted(self.source.folder.iterdir()):
+            for path in sorted(self.source.iterdir()):
                 if path.name.startswith(TEMPORARY_PREFIX):
                     problems.append(f"{path}: unfinished file of a run that was stopped; delete it")
                 elif path.suffix == ".safetensors" and path.name not in listed:

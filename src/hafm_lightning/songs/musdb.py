@@ -80,9 +80,34 @@ class MusdbStems:
 
     def listing(self) -> Listing:
         """Decode the songs that are not decoded yet, then list all as MUSDB18-HQ."""
-        quarantined = decode_stems(existing_folder(self.path), Path(self.decoded).expanduser())
+        quarantined = self._decode()
         listing = MusdbHQ(self.decoded, self.allow_partial or bool(quarantined)).listing()
         return replace(listing, quarantined=quarantined + listing.quarantined)
+
+    def _decode(self) -> list[Quarantined]:
+        """Write the folders that are missing; returns the songs that could not be decoded."""
+        source, target = existing_folder(self.path), Path(self.decoded).expanduser()
+        files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
+        if not files:
+            raise RequestError(f"{source} holds no train/*{_ENDING} or test/*{_ENDING}; give the folder of MUSDB18")
+        songs = [(split, path, target / split / path.name.removesuffix(_ENDING)) for split, path in files]
+        missing = [song for song in songs if not song[2].is_dir()]
+        if not missing:
+            return []
+        quarantined, track_class = [], _track_class()
+        with progress("Decoding MUSDB18", len(missing), "songs") as bar:
+            for split, path, folder in missing:
+                try:
+                    with atomic_folder(folder) as draft:
+                        for number, name in enumerate(STREAMS):
+                            audio = _stream(track_class, path, split, number)
+                            # Lossy coding sometimes exceeds full scale, which 16 bits cannot hold.
+                            loud = np.abs(audio.samples).max(initial=0.0) > 1
+                            write_audio(draft / f"{name}.wav", audio, subtype="FLOAT" if loud else "PCM_16")
+                except _UndecodableError as error:
+                    quarantined.append(Quarantined(f"{split}/{printable(folder.name)}", f"cannot be decoded: {error}"))
+                bar.advance(1, path.name)
+        return quarantined
 
 
 @dataclass(frozen=True)
@@ -112,36 +137,6 @@ class ToyBand:
         root = Path(self.path).expanduser()
         synthesise_corpus(root, self.train_songs, self.test_songs, self.duration_s, self.seed)
         return MusdbHQ(self.path, allow_partial=True).listing()
-
-
-def decode_stems(source: Path, target: Path) -> list[Quarantined]:
-    """Write ``target/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` for every missing song.
-
-    Returns the songs that could not be decoded. RequestError if there are no ``.stem.mp4`` files, if musdb, ffmpeg or
-    ffprobe is missing, or if ``target`` is full.
-    """
-    files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
-    if not files:
-        raise RequestError(f"{source} holds no train/*{_ENDING} or test/*{_ENDING}; give the folder of MUSDB18")
-    songs = [(split, path, target / split / path.name.removesuffix(_ENDING)) for split, path in files]
-    missing = [song for song in songs if not song[2].is_dir()]
-    quarantined: list[Quarantined] = []
-    if not missing:
-        return quarantined
-    track_class = _track_class()
-    with progress("Decoding MUSDB18", len(missing), "songs") as bar:
-        for split, path, folder in missing:
-            try:
-                with atomic_folder(folder) as draft:
-                    for number, name in enumerate(STREAMS):
-                        audio = _stream(track_class, path, split, number)
-                        # Lossy coding sometimes exceeds full scale, which 16 bits cannot hold.
-                        loud = np.abs(audio.samples).max(initial=0.0) > 1
-                        write_audio(draft / f"{name}.wav", audio, subtype="FLOAT" if loud else "PCM_16")
-            except _UndecodableError as error:
-                quarantined.append(Quarantined(f"{split}/{printable(folder.name)}", f"cannot be decoded: {error}"))
-            bar.advance(1, path.name)
-    return quarantined
 
 
 def _track_class() -> Any:

@@ -61,11 +61,8 @@ def song_files(song: Song) -> list[Path]:
 def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
     """The song with files that libsndfile reads: ffmpeg decodes the others once, since every block would cost as much.
 
-    The decoded files exist until the block ends. ``with_mixture``: also decode the mixture of a song with stems.
-
-    Raises:
-        RequestError: ffmpeg cannot decode a file. Errors inside the block name the song's own files.
-        OSError: The temporary folder is full.
+    The decoded files exist until the block ends; RequestErrors inside it name the song's own files. ``with_mixture``:
+    also decode the mixture of a song with stems. OSError if the temporary folder is full.
     """
     decoded: dict[str, str] = {}
     paths = song_files(song) + ([Path(song.mixture)] if with_mixture and song.mixture else [])

@@ -8,7 +8,6 @@ model can be scored. Song ``i`` of a split is the same for every number of songs
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,16 +43,13 @@ class ToySong:
     @property
     def mixture(self) -> Audio:
         """The exact sum of the stems."""
-        return self._sum(STEMS)
+        return Audio(self.accompaniment.samples + self.stems["vocals"].samples, RATE_HZ)
 
     @property
     def accompaniment(self) -> Audio:
         """The exact sum of the stems without the vocals."""
-        return self._sum(STEMS[1:])
-
-    def _sum(self, names: Sequence[str]) -> Audio:
-        # All samples are multiples of 2^-15, so this float32 sum is exact.
-        return Audio(np.sum([self.stems[name].samples for name in names], axis=0, dtype=np.float32), RATE_HZ)
+        # All samples are multiples of 2^-15, so that float32 sums are exact.
+        return Audio(np.sum([self.stems[name].samples for name in STEMS[1:]], axis=0, dtype=np.float32), RATE_HZ)
 
 
 def synthesise_song(seed: int, duration_s: float = 20.0) -> ToySong:
@@ -69,12 +65,7 @@ def synthesise_song(seed: int, duration_s: float = 20.0) -> ToySong:
 
 
 def synthesise_corpus(
-    root: Path,
-    train_songs: int,
-    test_songs: int,
-    duration_s: float = 20.0,
-    seed: int = 0,
-    workers: int | None = None,
+    root: Path, train_songs: int, test_songs: int, duration_s: float = 20.0, seed: int = 0, workers: int | None = None
 ) -> None:
     """Write ``root/{train,test}/<song>/{mixture,vocals,drums,bass,other}.wav`` and ``truth.json``.
 
@@ -98,12 +89,7 @@ def synthesise_corpus(
     missing = [(path, own, duration_s) for path, own in songs.items() if not _complete(path, own, duration_s)]
     if not missing:
         return
-    try:
-        for split in _SPLITS:
-            (root / split).mkdir(parents=True, exist_ok=True)
-        remove_unfinished(root, _ABANDONED_S)
-    except OSError as error:
-        raise RequestError(f"{root}: cannot be written ({error.strerror}); choose another folder") from error
+    remove_unfinished(root, _ABANDONED_S)
     workers = min(workers or usable_cores(), max(1, len(missing) // _SONGS_PER_WORKER))
     with progress("Synthesising the toy band", len(missing), "songs") as bar, local_pool(workers) as pool:
         for index, _ in pool.map(write_song, missing):

@@ -113,11 +113,9 @@ class ToyTruth:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             parts = {"chords": Chord, "notes": Note, "fills": Span}
-            lists = {name: tuple(part(**entry) for entry in content.pop(name)) for name, part in parts.items()}
-            return cls(**{**content, **lists, "beats_s": tuple(content["beats_s"])})
-        except FileNotFoundError as error:
-            raise RequestError(f"{path}: no such file; the toy band writes it beside each song") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            lists = {name: tuple(part(**entry) for entry in content[name]) for name, part in parts.items()}
+            return cls(**content | lists | {"beats_s": tuple(content["beats_s"])})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(f"{path}: not a truth file of the toy band ({error}); make the song again") from error
 
 

@@ -10,7 +10,7 @@ Source of the pulse: A. E. Rosenberg, "Effect of glottal pulse shape on the qual
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -96,7 +96,7 @@ def sing(truth: ToyTruth, rate_hz: int) -> npt.NDArray[np.float32]:
         hummed_next = following is not None and following.consonant == "m" and gap_s < 1e-3
         # The voice stops before a consonant, except a hum.
         end_s = note.end_s - (_HUM_S if hummed_next else _CLOSURE_S if gap_s < 0.1 else 0.0)
-        _add_syllable(voice, note, end_s, singer, frequency_hz, phase, noise, rate_hz)
+        _add_syllable(voice, replace(note, end_s=end_s), singer, frequency_hz, phase, noise, rate_hz)
         if note.consonant in _BURSTS:
             _add_noise(voice, noise, note.start_s, _BURSTS[note.consonant], note.velocity, rate_hz)
     for fill in truth.fills:
@@ -165,21 +165,14 @@ def vowel_formants_hz(vowel: str, singer: Singer, fundamental_hz: float) -> tupl
 
 
 def _add_syllable(
-    voice: Signal,
-    note: Note,
-    end_s: float,
-    singer: Singer,
-    frequency_hz: Signal,
-    phase: Signal,
-    noise: Signal,
-    rate_hz: int,
+    voice: Signal, note: Note, singer: Singer, frequency_hz: Signal, phase: Signal, noise: Signal, rate_hz: int
 ) -> None:
     """Add the voiced part of one syllable, from its hum if it has one to the decay after its end."""
     from scipy.signal import sosfilt
 
     hum_s = _HUM_S if note.consonant == "m" else 0.0
     begin = max(round((note.start_s - hum_s) * rate_hz), 0)
-    end = min(round((end_s + _TAIL_S) * rate_hz), len(voice))
+    end = min(round((note.end_s + _TAIL_S) * rate_hz), len(voice))
     time_s = np.arange(begin, end) / rate_hz - note.start_s
     highest_hz = float(frequency_hz[begin:end].max())
     harmonics = int(_HIGHEST_HARMONIC_HZ / highest_hz)
@@ -204,7 +197,7 @@ def _add_syllable(
 
     rise = np.clip(time_s / _ATTACK_S, 0.0, 1.0) if not hum_s else np.clip((time_s + hum_s) / 0.02, 0.0, 1.0)
     level = np.where(time_s < 0, _HUM_LEVEL, np.clip(_HUM_LEVEL + time_s / _ATTACK_S, 0.0, 1.0)) if hum_s else 1.0
-    fall = np.clip((end_s + _TAIL_S - note.start_s - time_s) / (_RELEASE_S + _TAIL_S), 0.0, 1.0)
+    fall = np.clip((note.end_s + _TAIL_S - note.start_s - time_s) / (_RELEASE_S + _TAIL_S), 0.0, 1.0)
     sustain = 1.0 - 0.25 * np.clip(time_s, 0.0, 1.0)
     envelope = np.sin(np.pi / 2 * rise) * level * fall**2 * sustain
     voice[begin:end] += _LEVEL * note.velocity / loudness * envelope * vowel

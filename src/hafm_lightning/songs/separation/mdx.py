@@ -42,21 +42,6 @@ class MdxShape:
     compensation: float
     target: str
 
-    @property
-    def chunk(self) -> int:
-        """Samples of the model's input."""
-        return self.hop * (self.dim_t - 1)
-
-    @property
-    def edge(self) -> int:
-        """Samples thrown away on each side of a chunk: whole hops, at least ``n_fft``."""
-        return math.ceil(self.n_fft / self.hop) * self.hop
-
-    @property
-    def middle(self) -> int:
-        """Samples of a chunk without its edges."""
-        return self.chunk - 2 * self.edge
-
 
 class MdxSeparator:
     """Runs an MDX-Net model by onnxruntime."""
@@ -69,11 +54,16 @@ class MdxSeparator:
         self.shape = read_shape(path, settings.parameters, list(source.shape))
         self._input = source.name
         self._batch_size = settings.batch_size if not isinstance(source.shape[0], int) else source.shape[0]
-        hops = max(1, round(self.shape.middle * (1 - settings.overlap) / self.shape.hop))
-        self._step = min(hops * self.shape.hop, self.shape.middle)
-        self._fade = self.shape.middle - self._step
+        hop = self.shape.hop
+        self._chunk = hop * (self.shape.dim_t - 1)
+        self._edge = hop * math.ceil(self.shape.n_fft / hop)
+        self._middle = self._chunk - 2 * self._edge
+        if self._middle < 1:
+            raise RequestError(f"{path}: {self.shape} gives no middle of a chunk; correct n_fft, hop or dim_t")
+        self._step = min(hop * max(1, round(self._middle * (1 - settings.overlap) / hop)), self._middle)
+        self._fade = self._middle - self._step
         self._window = torch.hann_window(self.shape.n_fft, periodic=True, dtype=torch.float32)
-        self.margin_s = float(math.ceil(self.shape.chunk / self.rate_hz))
+        self.margin_s = float(math.ceil(self._chunk / self.rate_hz))
         origin = {"kind": "mdx-net", "sha256": sha256, "overlap": settings.overlap}
         self.identity: dict[str, Any] = origin | asdict(self.shape)
 
@@ -82,20 +72,20 @@ class MdxSeparator:
         length = mixture.shape[1]
         # The middle of chunk k has the song's samples k * step - fade to k * step - fade + middle. The model runs for
         # all chunks whose middle overlaps the stretch.
-        first_chunk = (first + self._fade - self.shape.middle) // self._step + 1
+        first_chunk = (first + self._fade - self._middle) // self._step + 1
         last_chunk = (first + length - 1 + self._fade) // self._step
-        begin = first_chunk * self._step - self._fade - self.shape.edge - first
-        end = last_chunk * self._step - self._fade - self.shape.edge + self.shape.chunk - first
+        begin = first_chunk * self._step - self._fade - self._edge - first
+        end = last_chunk * self._step - self._fade - self._edge + self._chunk - first
         padded = np.pad(mixture, ((0, 0), (-begin, max(0, end - length))))
         target = np.zeros((2, end - begin), np.float32)
         weights = self._weights()
         numbers = range(last_chunk - first_chunk + 1)
         for batch_start in range(0, len(numbers), self._batch_size):
             batch = numbers[batch_start : batch_start + self._batch_size]
-            chunks = np.stack([padded[:, n * self._step : n * self._step + self.shape.chunk] for n in batch])
+            chunks = np.stack([padded[:, n * self._step : n * self._step + self._chunk] for n in batch])
             for n, middle in zip(batch, self._run(chunks), strict=True):
-                start = n * self._step + self.shape.edge
-                target[:, start : start + self.shape.middle] += middle * weights
+                start = n * self._step + self._edge
+                target[:, start : start + self._middle] += middle * weights
         target = target[:, -begin : -begin + length] * np.float32(self.shape.compensation)
         rest = mixture - target
         vocals, instrumental = (target, rest) if self.shape.target == "vocals" else (rest, target)
@@ -103,7 +93,7 @@ class MdxSeparator:
 
     def _weights(self) -> Samples:
         """Cross-fade of a chunk's middle, ``[middle]``: chunks ``step`` apart sum to 1, whatever number overlaps."""
-        middle, step = self.shape.middle, self._step
+        middle, step = self._middle, self._step
         ramp = np.minimum(np.arange(1, middle + 1), self._fade + 1) / (self._fade + 1)
         overlapping = math.ceil(middle / step)
         weights = np.pad(np.minimum(ramp, ramp[::-1]), (0, overlapping * step - middle)).reshape(overlapping, step)
@@ -115,7 +105,7 @@ class MdxSeparator:
         if count < self._batch_size and isinstance(self._session.get_inputs()[0].shape[0], int):
             chunks = np.concatenate((chunks, np.zeros((self._batch_size - count, *chunks.shape[1:]), np.float32)))
         shape = self.shape
-        sound = torch.from_numpy(chunks).reshape(-1, shape.chunk)
+        sound = torch.from_numpy(chunks).reshape(-1, self._chunk)
         frames: dict[str, Any] = {"window": self._window, "center": True}
         # [n * 2, bins, dim_t]
         spectrum = torch.stft(sound, shape.n_fft, shape.hop, **frames, pad_mode="constant", return_complex=True)
@@ -125,8 +115,8 @@ class MdxSeparator:
         full = torch.zeros_like(planes)
         full[:, :, : shape.dim_f] = torch.from_numpy(np.asarray(result))
         paired = full.reshape(-1, 2, bins, shape.dim_t).permute(0, 2, 3, 1).contiguous()
-        sound = torch.istft(torch.view_as_complex(paired), shape.n_fft, shape.hop, **frames, length=shape.chunk)
-        middles: Samples = sound.reshape(-1, 2, shape.chunk)[:count, :, shape.edge : shape.edge + shape.middle].numpy()
+        sound = torch.istft(torch.view_as_complex(paired), shape.n_fft, shape.hop, **frames, length=self._chunk)
+        middles: Samples = sound.reshape(-1, 2, self._chunk)[:count, :, self._edge : self._edge + self._middle].numpy()
         return middles
 
 
@@ -188,7 +178,7 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
             raise RequestError(f"{path}: the model's {name} is {size}, the settings say {getattr(shape, name)}")
     if shape.target not in ("vocals", "instrumental"):
         raise RequestError(f"{path}: target is {shape.target!r}, choose vocals or instrumental")
-    if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2 or shape.middle < 1:
+    if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2:
         raise RequestError(f"{path}: the values of {shape} contradict each other; correct n_fft, hop, dim_f or dim_t")
     return shape
 
