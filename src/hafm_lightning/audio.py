@@ -127,9 +127,8 @@ def read_audio(
                 f"{path}: holds {file.frames / file.samplerate:.3f} s of audio, nothing at {start_s} s; "
                 "ask for an earlier window"
             )
-        wanted = file.frames - begin
-        if duration_s is not None:
-            wanted = min(wanted, round(duration_s * file.samplerate))
+        left = file.frames - begin
+        wanted = left if duration_s is None else min(left, round(duration_s * file.samplerate))
         frames = _read_frames(path, file, begin, wanted)
         own_rate_hz = int(file.samplerate)
     if not np.isfinite(frames).all():

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -56,18 +57,16 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+@dataclass(frozen=True)
 class _RichBar:
-    """A task of a running Rich display."""
-
-    def __init__(self, display: Progress, task: TaskID) -> None:
-        self._display = display
-        self._task = task
+    display: Progress
+    task: TaskID
 
     def advance(self, n: float = 1, note: str = "") -> None:
         if note:
-            self._display.update(self._task, advance=n, note=note)
+            self.display.update(self.task, advance=n, note=note)
         else:
-            self._display.advance(self._task, n)
+            self.display.advance(self.task, n)
 
 
 class _PlainBar:

@@ -1,5 +1,6 @@
 """Manifests: ids of clips, and files that cannot be used."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -42,4 +43,15 @@ def test_manifests_that_cannot_be_used_say_so(tmp_path):
         ShardReader(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(RequestError, match="not a shard manifest"):
+        ShardReader(folder)
+
+
+@pytest.mark.parametrize("key", ["streams", "shards", "format_version"])
+@pytest.mark.parametrize("value", [None, 7, "text", [[]], [{}]])
+def test_values_of_a_wrong_type_are_refused(tmp_path, key, value):
+    folder = tmp_path / "train"
+    write_full_split(folder)
+    content = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(content | {key: value}))
+    with pytest.raises(RequestError, match=r"manifest\.json"):
         ShardReader(folder)

@@ -1,11 +1,11 @@
-"""Folders of songs or stems: what is listed, in which order, and what is not used."""
+"""Folders of songs or stems: what is listed, in which order, and what is not used; FMA's metadata."""
 
 import pytest
-from tiny_corpora import touch, write_stems
+from tiny_corpora import touch, write_stems, write_tracks_csv
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs import SongFolder, StemFolder
-from hafm_lightning.songs.song import Song
+from hafm_lightning.songs.song import Quarantined, Song
 
 
 def test_a_song_folder_lists_audio_files_in_order_of_their_names(tmp_path):
@@ -40,3 +40,70 @@ def test_missing_corpora_and_wrong_splits_are_refused(tmp_path):
         SongFolder(str(tmp_path / "nowhere")).listing()
     with pytest.raises(ValueError, match="choose one of train"):
         StemFolder(str(tmp_path), split="dev")
+
+
+def test_fma_metadata_give_artist_genre_licence_and_choose_songs(tmp_path):
+    def track(number, genre, licence, seconds, **more):
+        return {"id": number, "track.genre_top": genre, "track.license": licence, "track.duration": seconds} | more
+
+    tracks = [
+        track("2", "Rock", "Attribution", "168", **{"artist.id": "7"}),
+        track("3", "", "CC0", "30", **{"artist.id": "7", "track.genres": "[85, 21]"}),
+        track("5", "Rock", "Attribution-NoDerivatives", "200", **{"artist.id": "8"}),
+        track("10", "Pop", "Attribution", "999", **{"artist.name": "Nine, Ltd", "set.split": "test"}),
+        track("11", "Rock", "Attribution", ""),  # of unknown length
+    ]
+    metadata = write_tracks_csv(tmp_path / "fma_metadata", tracks)
+    for number in (2, 3, 5, 10, 11, 99):
+        touch(tmp_path / "fma_full" / f"{number // 1000:03d}" / f"{number:06d}.mp3")
+    corpus = SongFolder(str(tmp_path / "fma_full"), metadata=str(metadata), use_fma_split=True)
+    listing = corpus.listing()
+    assert [(song.id, song.artist, song.genre, song.split) for song in listing.songs] == [
+        ("000002", "7", "Rock", "train"),
+        ("000003", "7", "Rock", "train"),  # Garage, whose top-level genre is Rock
+        ("000005", "8", "Rock", "train"),
+        ("000010", "Nine, Ltd", "Pop", "test"),
+        ("000011", "", "Rock", "train"),
+    ]
+    assert listing.left_out == [Quarantined("000/000099.mp3", "not in the metadata")]
+    chosen = SongFolder(
+        str(tmp_path / "fma_full"),
+        metadata=str(metadata),
+        genres=("Rock",),
+        licences=("attribution", "cc0"),
+        without_licences=("NoDerivatives",),
+        min_duration_s=60,
+    ).listing()
+    assert [song.id for song in chosen.songs] == ["000002", "000011"]
+    assert {entry.name: entry.reason for entry in chosen.left_out} == {
+        "000003": "shorter than 60 s",
+        "000005": "licence 'Attribution-NoDerivatives' is excluded",
+        "000010": "genre 'Pop' is not wanted",
+        "000/000099.mp3": "not in the metadata",
+    }
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "track_id,x\n,y\n,\nfive,6\n"])
+def test_metadata_that_are_not_fmas_are_refused(tmp_path, content):
+    touch(tmp_path / "songs" / "000002.mp3")
+    (tmp_path / "meta").mkdir()
+    if content is not None:
+        (tmp_path / "meta" / "tracks.csv").write_text(content)
+    with pytest.raises(RequestError, match=r"tracks\.csv"):
+        SongFolder(str(tmp_path / "songs"), metadata=str(tmp_path / "meta")).listing()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"genre_id,title\n1,Rock\n", b"genre_id,title,top_level\n1,\xff,1\n", b"genre_id\n"]
+)
+def test_genres_that_are_not_fmas_are_refused_or_unknown(tmp_path, content):
+    touch(tmp_path / "songs" / "000002.mp3")
+    track = {"id": "2", "track.genre_top": "", "track.license": "", "track.duration": "30", "track.genres": "[1]"}
+    metadata = write_tracks_csv(tmp_path / "meta", [track])
+    (metadata / "genres.csv").write_bytes(content)
+    corpus = SongFolder(str(tmp_path / "songs"), metadata=str(metadata))
+    if content in (b"", b"genre_id\n"):  # no genres
+        assert [song.genre for song in corpus.listing().songs] == [""]
+    else:
+        with pytest.raises(RequestError, match=r"genres\.csv"):
+            corpus.listing()

@@ -44,7 +44,7 @@ def map_shard(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise RequestError(f"shard {path} is missing; run `prepare` again to finish the folder") from None
     except OSError as error:
         raise RequestError(f"shard {path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise RequestError(f"{path} is damaged or not a shard; run `prepare` again, or fetch the file again") from error
     return arrays
 

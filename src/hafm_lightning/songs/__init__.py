@@ -1,4 +1,4 @@
-"""Songs: the kinds of corpora (``folders`` with ``fma``, ``musdb``), and the way from a song to clips.
+"""Songs: the kinds of corpora (``folders``, ``musdb``), and the way from a song to clips.
 
 ``stems`` reads a song in bounded memory, ``separation`` separates it if there is only a mixture, ``clips`` cuts it.
 """

@@ -1,13 +1,20 @@
-"""Corpora of audio files in folders: mixes (with FMA's metadata), or folders of stems."""
+"""Corpora of audio files in folders: mixes (with FMA's metadata), or folders of stems.
+
+The metadata of the Free Music Archive dataset are ``tracks.csv`` and ``genres.csv``. ``tracks.csv`` has three header
+lines: groups (``track``, ``artist``, ``set``), names in the group, and the name of the index. Source: Defferrard et
+al., "FMA: A dataset for music analysis", ISMIR 2017.
+"""
 
 from __future__ import annotations
 
+import ast
+import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable
-from hafm_lightning.songs.fma import read_tracks
 from hafm_lightning.songs.song import Listing, Quarantined, Song, audio_by_folder, existing_folder, walk_audio
 
 SPLIT_CHOICES = ("train", "validation", "test")
@@ -47,7 +54,7 @@ class SongFolder:
         """Every audio file below the folder is a song."""
         root = existing_folder(self.path)
         quarantined: list[Quarantined] = []
-        tracks = read_tracks(Path(self.metadata).expanduser()) if self.metadata else {}
+        tracks = _read_tracks(Path(self.metadata).expanduser()) if self.metadata else {}
         songs, left_out = [], []
         for path, size in walk_audio(root, quarantined):
             relative = path.relative_to(root)
@@ -137,3 +144,62 @@ class StemFolder:
 def _check_split(split: str) -> None:
     if split not in SPLIT_CHOICES:
         raise ValueError(f"split is {split!r}, choose one of {', '.join(SPLIT_CHOICES)}")
+
+
+_FMA_SPLITS = {"training": "train", "validation": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class _Track:
+    """FMA's metadata of one track."""
+
+    artist: str  # the artist's number, or name if there is no number
+    genre: str  # top-level genre; empty if unknown
+    licence: str
+    duration_s: float  # of the whole track (`fma_large` has 30 s of it); 0 if unknown
+    split: str  # `train`, `validation` or `test`, with an artist in one split only; empty if unknown
+
+
+def _read_tracks(folder: Path) -> dict[int, _Track]:
+    """Track number -> metadata; RequestError if the files are missing or not FMA's (``genres.csv`` may be missing)."""
+    path, genres_path = folder / "tracks.csv", folder / "genres.csv"
+    genres: dict[int, str] = {}
+    tracks = {}
+    try:
+        if genres_path.is_file():
+            with genres_path.open(newline="", encoding="utf-8") as file:
+                listed = list(csv.DictReader(file))
+            titles = {int(row["genre_id"]): row["title"] for row in listed}
+            genres = {int(row["genre_id"]): titles[int(row["top_level"])] for row in listed}
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            groups, names = next(rows), next(rows)
+            next(rows)
+            column = {f"{group}.{name}": index for index, (group, name) in enumerate(zip(groups, names, strict=True))}
+            for row in rows:
+                tracks[int(row[0])] = _track(row, column, genres)
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist; give FMA's fma_metadata folder as `metadata`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{folder}: tracks.csv or genres.csv cannot be read: {error}") from error
+    except (ValueError, KeyError, IndexError, StopIteration, SyntaxError, TypeError, csv.Error) as error:
+        message = f"{folder}: tracks.csv or genres.csv is not FMA's ({error!r}); fetch fma_metadata.zip again"
+        raise RequestError(message) from error
+    if not tracks:
+        raise RequestError(f"{path} lists no tracks; fetch fma_metadata.zip again")
+    return tracks
+
+
+def _track(row: list[str], column: dict[str, int], genres: dict[int, str]) -> _Track:
+    genre = row[column["track.genre_top"]]
+    if not genre and "track.genres" in column:
+        listed = ast.literal_eval(row[column["track.genres"]] or "[]")
+        genre = next((genres[number] for number in listed if number in genres), "")
+    artist_columns = [column[name] for name in ("artist.id", "artist.name") if name in column]
+    return _Track(
+        artist=next((row[index] for index in artist_columns if row[index]), ""),
+        genre=genre,
+        licence=row[column["track.license"]],
+        duration_s=float(row[column["track.duration"]] or 0),
+        split=_FMA_SPLITS.get(row[column["set.split"]], "") if "set.split" in column else "",
+    )

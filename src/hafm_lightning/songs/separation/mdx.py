@@ -196,6 +196,6 @@ def _read_json(path: Path) -> dict[str, Any]:
             values["dim_t"] = 2 ** int(content["mdx_dim_t_set"])  # the lists have the exponent
         if "primary_stem" in content:
             values["target"] = str(content["primary_stem"]).lower()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"{path} cannot be used: {error}; correct the file") from error
     return values
