@@ -88,10 +88,8 @@ class _PlainBar:
 
     def write(self, now: float) -> None:
         elapsed_s = now - self._began
-        line = (
-            f"{self._description}: {_count(self._done, self._total)} {self._unit}".rstrip()
-            + f", {format_duration(elapsed_s)} elapsed"
-        )
+        line = f"{self._description}: {_count(self._done, self._total)} {self._unit}".rstrip()
+        line += f", {format_duration(elapsed_s)} elapsed"
         if self._total is not None and self._before < self._done < self._total:
             left_s = elapsed_s * (self._total - self._done) / (self._done - self._before)
             line += f", {format_duration(left_s)} left"

@@ -10,40 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.shards.manifest import (
-    MANIFEST_NAME,
-    REQUIRED_STREAMS,
-    SPLITS,
-    STORED_STREAMS,
-    Ids,
-    Manifest,
-    ShardInfo,
-    clip_id,
-    row_shape,
-    song_of,
-    stream_description,
-)
-from hafm_lightning.shards.reader import ShardReader, map_shard
+from hafm_lightning.shards.manifest import MANIFEST_NAME as MANIFEST_NAME
+from hafm_lightning.shards.manifest import REQUIRED_STREAMS as REQUIRED_STREAMS
+from hafm_lightning.shards.manifest import SPLITS as SPLITS
+from hafm_lightning.shards.manifest import STORED_STREAMS as STORED_STREAMS
+from hafm_lightning.shards.manifest import Ids as Ids
+from hafm_lightning.shards.manifest import Manifest as Manifest
+from hafm_lightning.shards.manifest import ShardInfo as ShardInfo
+from hafm_lightning.shards.manifest import clip_id as clip_id
+from hafm_lightning.shards.manifest import row_shape as row_shape
+from hafm_lightning.shards.manifest import song_of as song_of
+from hafm_lightning.shards.manifest import stream_description as stream_description
+from hafm_lightning.shards.reader import ShardReader as ShardReader
+from hafm_lightning.shards.reader import map_shard as map_shard
 from hafm_lightning.shards.remote import RemoteSource
-from hafm_lightning.shards.writer import write_shard
-
-__all__ = [
-    "MANIFEST_NAME",
-    "REQUIRED_STREAMS",
-    "SPLITS",
-    "STORED_STREAMS",
-    "Ids",
-    "Manifest",
-    "ShardInfo",
-    "ShardReader",
-    "clip_id",
-    "map_shard",
-    "open_shards",
-    "row_shape",
-    "song_of",
-    "stream_description",
-    "write_shard",
-]
+from hafm_lightning.shards.writer import write_shard as write_shard
 
 
 def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = None) -> ShardReader:

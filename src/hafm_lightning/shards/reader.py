@@ -10,7 +10,6 @@ Choices:
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +61,11 @@ class ShardReader:
         self.source = source
         self._maps: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
         self.manifest = Manifest.load(source) if isinstance(source, Path) else source.manifest()
+        self.clip_ids = self.manifest.clip_ids()  # in order
         self._ends = np.cumsum([shard.clips for shard in self.manifest.shards], dtype=np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in self.__dict__.items() if key != "clip_ids"}
-        return state | {"_maps": {}}  # open maps would be pickled as copies of the data
-
-    @cached_property
-    def clip_ids(self) -> list[str]:
-        """Id of every clip, in order."""
-        return self.manifest.clip_ids()
+        return self.__dict__ | {"_maps": {}}  # open maps would be pickled as copies of the data
 
     def __len__(self) -> int:
         return self.manifest.clips

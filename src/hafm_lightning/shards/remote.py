@@ -23,7 +23,6 @@ from hafm_lightning.files import sha256_of, write_atomic
 from hafm_lightning.processes.locks import one_at_a_time
 from hafm_lightning.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
 
-CACHE_VARIABLE = "HAFM_CACHE"  # environment variable that names the cache folder
 ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "az": "adlfs", "abfs": "adlfs"}
@@ -31,7 +30,7 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """The cache: the argument, ``$HAFM_CACHE``, or ``~/.cache/hafm_lightning``."""
-    chosen = cache_dir or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "hafm_lightning"
+    chosen = cache_dir or os.environ.get("HAFM_CACHE") or Path.home() / ".cache" / "hafm_lightning"
     return Path(chosen).expanduser() / "shards"
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import printable
+from hafm_lightning.shards import SPLITS
 from hafm_lightning.songs.song import Listing, Quarantined, Song, audio_by_folder, existing_folder, walk_audio
-
-SPLIT_CHOICES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,8 @@ class StemFolder:
 
 
 def _check_split(split: str) -> None:
-    if split not in SPLIT_CHOICES:
-        raise ValueError(f"split is {split!r}, choose one of {', '.join(SPLIT_CHOICES)}")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, choose one of {', '.join(SPLITS)}")
 
 
 _FMA_SPLITS = {"training": "train", "validation": "validation", "test": "test"}

@@ -167,16 +167,11 @@ def _melody(
                 pitch = midi
                 if slot != 0 and draw.random() >= 0.75:  # the third or the fifth
                     pitch = _nearest(chord.pitch_classes[draw.integers(1, 3)], midi)
-                note = Note(
-                    start_s=_rounded(start_s + slot * slot_s),
-                    end_s=_rounded(min(start_s + ends * slot_s, duration_s)),
-                    midi=pitch,
-                    vowel=VOWELS[draw.integers(len(VOWELS))],
-                    consonant=CONSONANTS[draw.integers(len(CONSONANTS))],
-                    velocity=float(np.round((1.0 if slot == 0 else 0.85) * draw.uniform(0.9, 1.0), 3)),
-                )
-                if note.end_s - note.start_s >= _SHORTEST_NOTE_S:
-                    notes.append(note)
+                vowel, consonant = (kind[draw.integers(len(kind))] for kind in (VOWELS, CONSONANTS))
+                velocity = float(np.round((1.0 if slot == 0 else 0.85) * draw.uniform(0.9, 1.0), 3))
+                from_s, to_s = _rounded(start_s + slot * slot_s), _rounded(min(start_s + ends * slot_s, duration_s))
+                if to_s - from_s >= _SHORTEST_NOTE_S:
+                    notes.append(Note(from_s, to_s, pitch, vowel, consonant, velocity))
             chords.append(chord)
             rest_s = start_s + sung_slots * slot_s
             if last and rest_s < duration_s:

@@ -154,13 +154,12 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
 
     RequestError if a value is missing, or contradicts the model's input.
     """
-    values: dict[str, Any] = {"hop": 1024, "compensation": 1.0, "target": "vocals"}
     if len(inputs) != 4 or (isinstance(inputs[1], int) and inputs[1] != _CHANNELS):
         raise RequestError(f"{path}: input {inputs} is not an MDX-Net's [batch, {_CHANNELS}, dim_f, dim_t]")
-    values |= {name: size for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True) if isinstance(size, int)}
+    fixed = {name: size for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True) if isinstance(size, int)}
     beside = path.with_suffix(".json")
-    if beside.is_file():
-        values |= _read_json(beside)
+    values: dict[str, Any] = {"hop": 1024, "compensation": 1.0, "target": "vocals"} | fixed
+    values |= _read_json(beside) if beside.is_file() else {}
     values |= {name: value for name, value in asdict(given).items() if value is not None}
     missing = [name for name in _NAMES if name not in values]
     if missing:
@@ -173,8 +172,8 @@ def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
         shape = MdxShape(**sizes, compensation=float(values["compensation"]), target=str(values["target"]))
     except (TypeError, ValueError) as error:
         raise RequestError(f"{beside}: {error}; correct the file") from error
-    for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True):
-        if isinstance(size, int) and size != getattr(shape, name):
+    for name, size in fixed.items():
+        if size != getattr(shape, name):
             raise RequestError(f"{path}: the model's {name} is {size}, the settings say {getattr(shape, name)}")
     if shape.target not in ("vocals", "instrumental"):
         raise RequestError(f"{path}: target is {shape.target!r}, choose vocals or instrumental")
