@@ -97,7 +97,7 @@ class MdxSeparator:
         ramp = np.minimum(np.arange(1, middle + 1), self._fade + 1) / (self._fade + 1)
         overlapping = math.ceil(middle / step)
         weights = np.pad(np.minimum(ramp, ramp[::-1]), (0, overlapping * step - middle)).reshape(overlapping, step)
-        return (weights / weights.sum(axis=0)).reshape(-1)[:middle].astype(np.float32)
+        return np.asarray((weights / weights.sum(axis=0)).reshape(-1)[:middle], np.float32)
 
     def _run(self, chunks: Samples) -> Samples:
         """Chunks ``[n, 2, chunk]`` -> the model's stem in their middles, ``[n, 2, middle]``."""
