@@ -15,14 +15,7 @@ DESCRIPTION = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepare or verify.
-
-    Returns:
-        0 when done; 1 when ``--verify`` found something wrong.
-
-    Raises:
-        RequestError: The request was wrong; the message says what to do.
-    """
+    """Prepare or verify; 1 when ``--verify`` found something wrong, else 0."""
     if any(argument.partition("=")[0] == "--verify" for argument in argv):
         return verify(argv)
     if not argv:
@@ -40,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Check prepared shards; 1 when something is wrong."""
-    parser = Parser(prog=f"{PROGRAM} prepare", description=DESCRIPTION, hint="--verify ROOT takes no other option")
+    parser = Parser("prepare", DESCRIPTION, hint="--verify ROOT takes no other option")
     parser.add_argument("--verify", metavar="ROOT", help="folder of prepared shards")
     root = parser.parse_args(argv).verify
     from hafm_lightning.preparation.verification import verify_root
