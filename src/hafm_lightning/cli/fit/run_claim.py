@@ -1,12 +1,10 @@
 """The run folder of a fit belongs to it alone: made exclusively, locked while the fit lives.
 
-Choices:
-
-* A new folder is made by ``mkdir``, which only one process can win; the others take the next number. A run that is to
-  be continued is refused while another fit works in it.
-* Of a run on several processes the first one claims the folder. The others find it by the launch that the owner's
-  record names: an id that Lightning's own launcher hands on in the environment, or what torchrun and SLURM tell all
-  processes of one launch. Nothing but the file system is needed, before any process group exists.
+* A new folder is made by ``mkdir``, which only one process can win; the others take the next number. A run that another
+  fit works in is not continued.
+* In a run of several processes the first one claims the folder. The others find it by the launch that the owner's
+  record names: an id that Lightning's own launcher hands on in the environment, or the variables that torchrun and
+  SLURM set for all processes of a launch. That needs the file system alone, before any process group exists.
 * A folder that was made for a request which is then refused is removed again.
 """
 
@@ -15,15 +13,16 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hafm_lightning.cli.fit.runs import (
     AUTO,
     RESTARTS,
     checkpoints,
+    is_requeued,
     newest_checkpoint,
     next_run,
     run_to_continue,
@@ -31,7 +30,7 @@ from hafm_lightning.cli.fit.runs import (
     say,
 )
 from hafm_lightning.errors import RequestError
-from hafm_lightning.processes.locks import GRACE_S, LOCK_NAME, Lock, Owner
+from hafm_lightning.processes.locks import GRACE_S, LOCK_NAME, Lock
 
 LAUNCH_VARIABLE = "HAFM_LAUNCH"
 """Environment variable by which the processes that Lightning starts know the first one's run."""
@@ -40,29 +39,24 @@ LAUNCHERS = (
     ("SLURM_JOB_ID", "SLURM_STEP_ID", RESTARTS),
     ("MASTER_ADDR", "MASTER_PORT"),
 )
-"""What names a launch, where all processes are started from outside; the first group whose first variable is set."""
+"""Variables that together name a launch from outside; the first group whose first variable is set counts."""
 REQUEUED_WAIT_S = 60.0
 """How long a job that SLURM has queued again waits for its predecessor to end."""
 FIRST_WAIT_S = 300.0
 """How long the other processes wait for the first one to claim a run."""
 _POLL_S = 0.2
+_IN_USE = "wait for it, or start a run of its own: without --ckpt_path"
 
 
-@dataclass(frozen=True)
-class RunClaim:
-    """What a fit may write to, and where it continues from.
-
-    Attributes:
-        run: The run folder.
-        checkpoint: The checkpoint that it continues from, if any.
-    """
+class RunClaim(NamedTuple):
+    """The run folder that a fit may write to, and the checkpoint that it continues from, if any."""
 
     run: Path
     checkpoint: str | None
 
 
 def outer_launch() -> str:
-    """A name that the processes of one launch from outside have in common; empty if there was no such launch."""
+    """A name that all processes of a launch from outside share; empty if there was no such launch."""
     for names in LAUNCHERS:
         if names[0] in os.environ:
             return "/".join(os.environ.get(name, "") for name in names)
@@ -117,18 +111,17 @@ def _claim(root: Path, asked: str | None, details: dict[str, str]) -> tuple[RunC
 
 def _checkpoint_of(run: Path, asked: str | None, lock: Lock, details: dict[str, str]) -> str | None:
     """Lock a run that is to be continued, and find its checkpoint, which nobody replaces from then on."""
-    requeued = int(os.environ.get(RESTARTS, "0")) > 0
-    if not lock.acquire(REQUEUED_WAIT_S if requeued else GRACE_S):
-        raise lock.refusal(str(run), "wait for it, or start a run of its own: without --ckpt_path")
+    if not lock.acquire(REQUEUED_WAIT_S if is_requeued() else GRACE_S):
+        raise lock.refusal(str(run), _IN_USE)
     try:
         checkpoint = newest_checkpoint(run) if asked == AUTO else Path(str(asked))
         if checkpoint is None:
-            say(f"--ckpt_path {AUTO}: no checkpoint under {run}, starting anew")
+            say(f"--ckpt_path {AUTO}: no checkpoint under {run}, starting at step 0")
         elif not checkpoint.is_file():
-            raise RequestError(f"--ckpt_path {asked}: no such file any more\n`--ckpt_path auto` finds the newest")
+            raise RequestError(f"--ckpt_path {asked}: the file was removed\n`--ckpt_path auto` finds the newest")
         elif asked == AUTO:
             say(f"--ckpt_path {AUTO}: continuing from {checkpoint}")
-        text = str(checkpoint) if checkpoint is not None else ""
+        text = str(checkpoint or "")
         lock.describe(details | {"checkpoint": text})
     except BaseException:
         lock.release()
@@ -138,22 +131,22 @@ def _checkpoint_of(run: Path, asked: str | None, lock: Lock, details: dict[str, 
 
 def _new_run(root: Path, details: dict[str, str]) -> tuple[Path, Lock]:
     """A run folder that this process has made, locked."""
-    number_of_tries = 0
+    skip = 0
     while True:
         root.mkdir(parents=True, exist_ok=True)
-        run = next_run(root, number_of_tries)
+        run = next_run(root, skip)
         lock = Lock(run / LOCK_NAME)
         try:
             run.mkdir()
         except FileExistsError:
-            if next_run(root, number_of_tries) == run:  # no folder is there but a file, which has no number
-                number_of_tries += 1
+            if next_run(root, skip) == run:  # no folder has this name but a file
+                skip += 1
             continue
         except FileNotFoundError:  # another fit was refused, and removed the root that it had made
             continue
         if lock.acquire(0, details):
             return run, lock
-        number_of_tries += 1  # `--ckpt_path auto` of another fit has found the new folder first
+        skip += 1  # `--ckpt_path auto` of another fit has found the new folder first
 
 
 def joined_run(root: Path, asked: str | None, wait_s: float = FIRST_WAIT_S) -> RunClaim:
@@ -165,41 +158,38 @@ def joined_run(root: Path, asked: str | None, wait_s: float = FIRST_WAIT_S) -> R
     wanted, _ = run_to_continue(root, asked)
     token, launch = os.environ.get(LAUNCH_VARIABLE), outer_launch()
 
-    def ours(owner: Owner) -> bool:
-        details = owner.details
-        mine = details.get("token") == token if token else bool(launch) and details.get("launch") == launch
-        return mine and "checkpoint" in details
+    def is_ours(details: Mapping[str, str]) -> bool:
+        same = details.get("token") == token if token else bool(launch) and details.get("launch") == launch
+        return same and "checkpoint" in details
 
-    requeued = int(os.environ.get(RESTARTS, "0")) > 0
-    patience_s = (REQUEUED_WAIT_S if requeued else GRACE_S) + 1
+    patience_s = (REQUEUED_WAIT_S if is_requeued() else GRACE_S) + 1
     start = refused_since = time.monotonic()
     while time.monotonic() - start < wait_s:
         for run in reversed(runs(root)):
             lock = Lock(run / LOCK_NAME)
             owner = lock.owner()
-            if owner is not None and ours(owner) and lock.is_held():
+            if owner is not None and is_ours(owner.details) and lock.is_held():
                 time.sleep(_POLL_S)  # the record of a killed owner is replaced within that time
                 if lock.owner() == owner:
                     return RunClaim(run, owner.details["checkpoint"] or None)
-        asked_for = Lock(wanted / LOCK_NAME) if wanted is not None else None
-        if asked_for is None or not asked_for.is_held():
+        wanted_lock = Lock(wanted / LOCK_NAME) if wanted is not None else None
+        if wanted_lock is None or not wanted_lock.is_held():
             refused_since = time.monotonic()
         elif time.monotonic() - refused_since > patience_s:
-            raise asked_for.refusal(str(wanted), "wait for it, or start a run of its own: without --ckpt_path")
+            raise wanted_lock.refusal(str(wanted), _IN_USE)
         time.sleep(_POLL_S)
     raise RequestError(
         f"the first process of this launch has claimed no run below {root} within {wait_s:.0f} s\n"
-        "all processes must see the same folder; its output tells what else went wrong"
+        "all processes must see the same folder; the output of the first one may name another reason"
     )
 
 
 def claim(root: Path, asked: str | None) -> RunClaim:
-    """What :func:`claimed_run` would give now, without making or locking anything."""
+    """The claim that :func:`claimed_run` would make now, without making or locking anything."""
     run, asked = run_to_continue(root, asked)
-    checkpoint = None if run is None and asked == AUTO else asked
-    if run is not None and asked == AUTO:
-        newest = newest_checkpoint(run)
-        checkpoint = str(newest) if newest is not None else None
-        if checkpoint is None and checkpoints(run):
-            run = None
-    return RunClaim(run or next_run(root), checkpoint)
+    if run is None or asked != AUTO:
+        return RunClaim(run or next_run(root), asked if asked != AUTO else None)
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        return RunClaim(next_run(root) if checkpoints(run) else run, None)
+    return RunClaim(run, str(checkpoint))

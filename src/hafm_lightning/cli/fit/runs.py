@@ -1,9 +1,8 @@
-"""Run folders: every fit has its own, and ``--ckpt_path auto`` continues in the newest.
+"""Run folders, one for each fit, and their checkpoints, found by name.
 
 ``trainer.default_root_dir`` (default ``logs/<name of the configuration>``) holds ``run-000``, ``run-001``, ...; each
-holds ``config.yaml``, ``metrics.csv`` and ``checkpoints/`` with ``step-00001000.ckpt`` ... and ``best.ckpt``. A fit
-that is not told to continue makes the next folder, so that nothing is overwritten. Here is what can be read from the
-names; :mod:`hafm_lightning.cli.fit.run_claim` makes and locks the folder.
+holds ``config.yaml``, ``metrics.csv`` and ``checkpoints/`` with ``step-00001000.ckpt`` ... and ``best.ckpt``.
+:mod:`hafm_lightning.cli.fit.run_claim` makes and locks the folders.
 """
 
 from __future__ import annotations
@@ -15,21 +14,25 @@ from pathlib import Path
 
 import torch
 
-from hafm_lightning.checkpoint_format import METADATA_KEY
 from hafm_lightning.errors import RequestError
 
-RUN_NAME = re.compile(r"run-(\d+)$")
+RUN_NAME = re.compile(r"run-(\d+)")
 STEP_NAME = re.compile(r"step-(\d+)\.ckpt$")
 CHECKPOINTS = "checkpoints"
 BEST = "best.ckpt"
 RESTARTS = "SLURM_RESTART_COUNT"
-"""How often SLURM has queued this job again; not set the first time."""
+"""Environment variable: the number of times that SLURM has queued this job again; not set the first time."""
 AUTO = "auto"
-"""Value of ``--ckpt_path`` that looks for the checkpoint itself."""
+"""Value of ``--ckpt_path`` for the newest checkpoint."""
+
+
+def is_requeued() -> bool:
+    """Whether SLURM has queued this job again."""
+    return int(os.environ.get(RESTARTS, "0")) > 0
 
 
 def is_first() -> bool:
-    """Whether this is the first, or the only, process of a run, by what its launcher says."""
+    """Whether this is the first, or the only, process of a run, by its launcher's environment variables."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"]) == 0
     if {"LOCAL_RANK", "NODE_RANK"} & os.environ.keys():
@@ -45,20 +48,18 @@ def say(line: str) -> None:
 
 def runs(root: Path) -> list[Path]:
     """The run folders under ``root``, oldest first."""
-    found = [path for path in root.glob("run-*") if RUN_NAME.search(path.name) and path.is_dir()]
+    found = [path for path in root.glob("run-*") if RUN_NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=run_number)
 
 
 def run_number(path: Path) -> int:
     """Number in a run folder's name."""
-    match = RUN_NAME.search(path.name)
-    assert match is not None
-    return int(match[1])
+    return int(path.name.removeprefix("run-"))
 
 
 def newest_run(root: Path) -> Path | None:
     """The newest run folder under ``root``."""
-    return runs(root)[-1] if runs(root) else None
+    return next(reversed(runs(root)), None)
 
 
 def next_run(root: Path, skip: int = 0) -> Path:
@@ -76,11 +77,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def saved_step(path: Path) -> int:
-    """Optimizer steps done in a checkpoint; maps the weights without reading them.
-
-    Raises:
-        ValueError: Why it cannot be continued from.
-    """
+    """Optimizer steps done in a checkpoint, without reading its weights; ValueError if no fit can continue from it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -91,7 +88,7 @@ def saved_step(path: Path) -> int:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of a run with the most steps among those that can be read; what is skipped is said on stderr."""
+    """The checkpoint of a run with the most steps; a line on stderr for each that cannot be read."""
     readable: list[tuple[int, Path]] = []
     for path in checkpoints(run):
         if readable and path.name != BEST:
@@ -104,19 +101,16 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def run_to_continue(root: Path, asked: str | None) -> tuple[Path | None, str | None]:
-    """The run folder that a fit asks to continue in, and what it asks for.
+    """The run folder in which a fit continues (None for a new one), and its ``--ckpt_path``.
 
     Args:
         root: Folder of the runs.
-        asked: Value of ``--ckpt_path``: none, ``auto``, or a file.
-
-    Returns:
-        The run, or None where the fit makes a new one; ``asked``, or ``auto`` for a job that was queued again.
+        asked: Value of ``--ckpt_path``: none, ``auto``, or a file. A job that was queued again continues by itself.
 
     Raises:
         RequestError: There is no such file.
     """
-    if asked is None and int(os.environ.get(RESTARTS, "0")) > 0:
+    if asked is None and is_requeued():
         say("this job was queued again: --ckpt_path auto")
         asked = AUTO
     if asked is None:
@@ -124,13 +118,12 @@ def run_to_continue(root: Path, asked: str | None) -> tuple[Path | None, str | N
     if asked == AUTO:
         run = newest_run(root)
         if run is None:
-            say(f"--ckpt_path auto: no checkpoint under {root}, starting anew")
+            say(f"--ckpt_path auto: no checkpoint under {root}, starting at step 0")
         return run, AUTO
-    path = Path(asked)
-    if not path.is_file():
-        raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest by itself")
-    continues = path.resolve().parent.parent
-    return (continues if continues.parent == root.resolve() else None), str(path)
+    if not Path(asked).is_file():
+        raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest")
+    run = Path(asked).resolve().parent.parent
+    return (run if run.parent == root.resolve() else None), asked
 
 
 def best_checkpoint(root: Path) -> Path:
@@ -147,9 +140,3 @@ def best_checkpoint(root: Path) -> Path:
     if newest is None:
         raise RequestError(f"no checkpoint under {root}\ntrain first, or name the file with --ckpt_path")
     return newest
-
-
-def stage_of(path: Path) -> str:
-    """Name of the stage in a checkpoint, or an empty string for one of another kind."""
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return str(content.get(METADATA_KEY, {}).get("stage", "")) if isinstance(content, dict) else ""
