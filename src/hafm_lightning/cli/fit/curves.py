@@ -53,7 +53,7 @@ class Series:
 
 
 def metrics_file(run: Path) -> Path:
-    """The metrics of a run folder, of the newest run in a folder, or the file itself; RequestError if there are none."""
+    """The metrics file of a run folder, of the newest run in a folder, or ``run`` itself; RequestError if missing."""
     if run.is_file():
         return run
     newest = newest_run(run) if run.is_dir() else None
