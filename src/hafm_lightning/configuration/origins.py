@@ -6,26 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from hafm_lightning.configuration.yaml_keys import Source, key_lines, read_tree
+from hafm_lightning.configuration.yaml_keys import KeyPath, Source, key_lines, read_tree
 from hafm_lightning.errors import RequestError
 
 SPEC = ("class_path", "init_args", "dict_kwargs")
-"""Keys that say which class is meant, and with what; they are left out of a key's path in messages."""
+"""Keys that name a class and its arguments; messages leave them out of a key's path."""
 CONFIG_OPTIONS = ("--config", "-c")
-
-KeyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command line.
-
-    Attributes:
-        name: With its dashes.
-        value: Its text; None where none follows.
-    """
+    """One option of a command line: its name with dashes, and its text (None where none follows)."""
 
     name: str
     value: str | None
@@ -41,9 +32,9 @@ class Option:
         return tuple(self.name.removeprefix("--").removesuffix("+").split("."))
 
     @property
-    def is_file(self) -> bool:
-        """Whether it names a configuration file."""
-        return self.name in CONFIG_OPTIONS
+    def file(self) -> Path | None:
+        """The configuration file that it names, if any."""
+        return Path(self.value) if self.name in CONFIG_OPTIONS and self.value is not None else None
 
 
 def options_of(arguments: Sequence[str]) -> list[Option]:
@@ -70,58 +61,27 @@ def options_of(arguments: Sequence[str]) -> list[Option]:
     return options
 
 
-def config_files(options: Iterable[Option]) -> list[Path]:
-    """The configuration files that a command line names, in order.
-
-    Raises:
-        RequestError: One of them is missing or holds no settings.
-    """
-    files = [Path(option.value) for option in options if option.is_file and option.value is not None]
-    for file in files:
-        _check_file(file)
-    return files
-
-
-def _check_file(file: Path) -> None:
-    """Refuse a file that is missing, is not YAML, or holds no settings."""
-    if not file.is_file():
-        raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"configuration file {file} cannot be read ({error})\nit must be YAML text") from error
-    except RecursionError as error:
-        raise RequestError(f"configuration file {file} nests too deeply to be read") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise RequestError(
-            f"configuration file {file} is not YAML: {getattr(error, 'problem', None) or error}\n"
-            f"where: {file}{f', line {mark.line + 1}' if mark else ''}"
-        ) from error
-    if not isinstance(content, dict):
-        raise RequestError(
-            f"configuration file {file} holds no settings (YAML with one `key: value` a line)\n"
-            "the shipped ones are in experiments/"
-        )
-
-
 class Origins:
     """Where the keys of a configuration were set.
 
     Args:
         options: The command line.
+
+    Raises:
+        RequestError: A configuration file is missing or broken.
     """
 
     def __init__(self, options: Sequence[Option]) -> None:
         self._places: list[tuple[KeyPath, str, bool]] = []
+        self.files: list[Path] = []
         for option in options:
-            if not option.is_file:
+            if option.file is None:
                 self._places.append((without_spec(option.path), option.source.name, True))
-            elif option.value is not None:
-                source = Source(option.value)
-                for path, line in key_lines(read_tree(Path(option.value))):
-                    self._places.append((without_spec(path), source.place(line), False))
-        self.files = ", ".join(option.value for option in options if option.is_file and option.value)
+                continue
+            self.files.append(option.file)
+            source = Source(str(option.file))
+            for path, line in key_lines(read_tree(option.file)):
+                self._places.append((without_spec(path), source.place(line), False))
 
     def of(self, path: KeyPath) -> str:
         """Where a key was set last, else the section around it, else the files."""
@@ -133,7 +93,7 @@ class Origins:
             sections = [where for known, where, _ in self._places if known == path[:length]]
             if sections:
                 return sections[-1]
-        return self.files or "command line"
+        return ", ".join(map(str, self.files)) or "command line"
 
     def ending_with(self, path: KeyPath) -> KeyPath:
         """The whole path of a key of which the parser gives only the last parts."""

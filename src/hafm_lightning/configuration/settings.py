@@ -1,8 +1,8 @@
 """Settings of a command as a frozen dataclass: from YAML files and options, as ``fit`` reads its configuration.
 
 Every group of settings is a dataclass beside the code that it controls; its docstring is the text of ``--help``. Where
-one of several dataclasses may stand, the key ``kind`` names it. Later files and options win; ``${key}`` is resolved
-after the last of them, so that an option reaches it.
+several dataclasses are allowed, the key ``kind`` names one. Later files and options win; ``${key}`` is resolved after
+the last of them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.configuration.keys import KIND, KeyCheck, kind_of, unknown_key, wrong_value
-from hafm_lightning.configuration.origins import KeyPath, Option, Origins, config_files, options_of, without_spec
+from hafm_lightning.configuration.origins import Option, Origins, options_of, without_spec
 from hafm_lightning.configuration.signatures import any_of, choices_of, kinds_of
 from hafm_lightning.configuration.values import takes_null, value_as, words_of
+from hafm_lightning.configuration.yaml_keys import KeyPath
 from hafm_lightning.errors import RequestError
 
 T = TypeVar("T")
@@ -31,13 +32,13 @@ HELP, PRINT_CONFIG = ("-h", "--help"), "--print_config"
 
 
 def parse_settings(kind: type[T], arguments: Sequence[str], program: str, description: str) -> T:
-    """The settings that a command line gives; prints and leaves for ``--help`` and ``--print_config``.
+    """The settings that a command line gives; prints and exits for ``--help`` and ``--print_config``.
 
     Args:
         kind: The dataclass.
         arguments: ``--config FILE``, ``--key value``, ``--key=value`` and ``key=value``.
-        program: How the command is called, for its help.
-        description: What it does.
+        program: The command, for its help.
+        description: A sentence about it.
 
     Raises:
         RequestError: A setting is wrong, with its key, its place and what to do.
@@ -57,28 +58,21 @@ def parse_settings(kind: type[T], arguments: Sequence[str], program: str, descri
 def read_settings(kind: type[T], arguments: Sequence[str]) -> T:
     """The settings that files and options give; see :func:`parse_settings`."""
     options = options_of(arguments)
-    config_files(options)
-    KeyCheck(typing.get_type_hints(kind), ["--config"], numbered=True).options(options)
-    if not any(option.is_file for option in options):
-        raise RequestError("no configuration\nname one with --config; the shipped ones are in experiments/")
     origins = Origins(options)
+    KeyCheck(typing.get_type_hints(kind), ["--config"], numbered=True).options(options)
+    if not origins.files:
+        raise RequestError("no configuration\nname one with --config; the shipped ones are in experiments/")
     try:
         values = _merged(options)
     except yaml.YAMLError as error:
-        raise RequestError(f"{' '.join(str(error).split())[:300]}\nwhere: {origins.files}") from error
+        raise RequestError(f"{' '.join(str(error).split())[:300]}\nwhere: {origins.of(())}") from error
     except OmegaConfBaseException as error:
         raise interpolation_error(error, origins) from error
     return build(kind, values, origins.of, {option.path: option.value or "" for option in options})
 
 
 def interpolation_error(error: OmegaConfBaseException, origins: Origins, command: str = "settings") -> RequestError:
-    """A ``${...}`` that leads nowhere, as a wrong request.
-
-    Args:
-        error: From OmegaConf.
-        origins: Where keys were set.
-        command: The section below which LightningCLI keeps the configuration.
-    """
+    """A ``${...}`` that names no key, as a wrong request; LightningCLI keeps the configuration below ``command``."""
     key = re.sub(r"\[(\d+)\]", r".\1", str(getattr(error, "full_key", "") or "")).removeprefix(f"{command}.")
     path = without_spec(key.split("."))
     # LightningCLI makes paths relative: '..model.width' and, below its section, 'fit.model.width'
@@ -93,8 +87,8 @@ def _merged(options: Sequence[Option]) -> dict[str, Any]:
     """Files and options as one tree of plain values."""
     config = DictConfig({})
     for option in options:
-        if option.value is not None and option.is_file:
-            config = typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.load(option.value)))
+        if option.file is not None:
+            config = typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.load(option.file)))
             continue
         key = ".".join(option.path)
         # by the loader of the files: 1e-3 is a number
@@ -117,8 +111,8 @@ def build(
     Args:
         kind: The dataclass.
         values: A mapping of its fields.
-        origin: Path of a key -> where it was set, for messages.
-        texts: Path of a key -> its text on the command line, where a number may be meant as a text.
+        origin: Gives the place of a key, for messages.
+        texts: Path of a key -> its text on the command line, for keys whose values are texts that look like numbers.
 
     Raises:
         RequestError: Unknown or missing keys, values of another type, or values that the dataclass refuses.

@@ -1,13 +1,11 @@
-"""The keys of YAML text with the lines on which they stand, so that a mistake can be told with its place.
-
-PyYAML's loader keeps the last of two equal keys without a word; here such a pair is refused.
-"""
+"""The keys of YAML text with the lines on which they stand, so that a mistake can be reported with its place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -16,26 +14,24 @@ from hafm_lightning.errors import RequestError
 MERGE_TAG = "tag:yaml.org,2002:merge"
 """Of the key ``<<``, which takes over the keys of another mapping."""
 
+KeyPath = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where YAML text comes from.
-
-    Attributes:
-        name: A file, or ``command line: --option``.
-        is_file: Whether lines are counted.
-    """
+    """The origin of YAML text: a file, whose lines are counted, or ``command line: --option``."""
 
     name: str
     is_file: bool = True
 
-    def place(self, line: int) -> str:
-        """The source, with the line where it is a file."""
-        return f"{self.name}, line {line}" if self.is_file else self.name
+    def place(self, *lines: int) -> str:
+        """The source, with its lines where it is a file."""
+        if not self.is_file:
+            return self.name
+        return f"{self.name}, line{'s' if len(lines) > 1 else ''} {' and '.join(map(str, lines))}"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One ``key: value`` of a mapping; ``line`` is the key's, from 1."""
 
     key: str
@@ -43,16 +39,41 @@ class Entry:
     value: yaml.Node
 
 
-def read_tree(file: Path) -> yaml.Node | None:
-    """The syntax tree of a YAML file; None where it is empty or is no YAML (of which the loader tells)."""
-    return tree_of(file.read_text(encoding="utf-8"), Source(str(file)))
+def read_tree(file: Path) -> yaml.MappingNode:
+    """The syntax tree of a configuration file.
+
+    Raises:
+        RequestError: The file is missing, is not YAML, holds no settings, nests too deeply, or sets a key twice.
+    """
+    if not file.is_file():
+        raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
+    try:
+        text = file.read_text(encoding="utf-8")
+        yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"configuration file {file} cannot be read ({error})\nit must be YAML text") from error
+    except RecursionError as error:
+        raise RequestError(f"configuration file {file} nests too deeply to be read") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise RequestError(
+            f"configuration file {file} is not YAML: {getattr(error, 'problem', None) or error}\n"
+            f"where: {Source(str(file)).place(mark.line + 1) if mark else file}"
+        ) from error
+    tree = tree_of(text, Source(str(file)))
+    if not isinstance(tree, yaml.MappingNode):
+        raise RequestError(
+            f"configuration file {file} holds no settings (YAML with one `key: value` a line)\n"
+            "the shipped ones are in experiments/"
+        )
+    return tree
 
 
 def tree_of(text: str, source: Source) -> yaml.Node | None:
     """The syntax tree of YAML text; None where it is empty or is no YAML.
 
     Raises:
-        RequestError: It nests deeper than Python's stack.
+        RequestError: It nests deeper than Python's stack, or sets a key twice, of which PyYAML keeps the last.
     """
     try:
         tree: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -60,72 +81,55 @@ def tree_of(text: str, source: Source) -> yaml.Node | None:
         return None
     except RecursionError as error:
         raise RequestError(f"{source.name} nests too deeply to be read") from error
+    for above, mapping in _mappings(tree):
+        lines: dict[str, int] = {}
+        for key, _ in mapping.value:
+            line, name = key.start_mark.line + 1, str(key.value)
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG and name in lines:
+                where = source.place(lines[name], line)
+                path = ".".join((*above, name))
+                raise RequestError(f"key {path!r} is set twice\nwhere: {where}\nkeep one of the two")
+            lines[name] = line
     return tree
 
 
 def entries(node: yaml.MappingNode) -> list[Entry]:
     """The keys of a mapping, with those that it takes over by ``<<`` and does not set itself."""
     found: dict[str, Entry] = {}
-    merged: list[yaml.Node] = []
-    seen: set[int] = {id(node)}
-
-    def collect(mapping: yaml.MappingNode) -> None:
+    waiting: list[yaml.Node] = [node]
+    seen: set[int] = set()
+    while waiting:
+        mapping = waiting.pop(0)
+        if not isinstance(mapping, yaml.MappingNode) or id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
         for key, value in mapping.value:
             if key.tag == MERGE_TAG:
-                merged.extend(value.value if isinstance(value, yaml.SequenceNode) else [value])
+                waiting.extend(value.value if isinstance(value, yaml.SequenceNode) else [value])
             elif isinstance(key, yaml.ScalarNode):
                 found.setdefault(str(key.value), Entry(str(key.value), key.start_mark.line + 1, value))
-
-    collect(node)
-    while merged:
-        mapping = merged.pop(0)
-        if isinstance(mapping, yaml.MappingNode) and id(mapping) not in seen:
-            seen.add(id(mapping))
-            collect(mapping)
     return list(found.values())
 
 
-def refuse_duplicates(tree: yaml.Node | None, source: Source) -> None:
-    """Refuse a mapping that sets a key twice.
+def key_lines(tree: yaml.Node) -> Iterator[tuple[KeyPath, int]]:
+    """Every key with its path (elements of lists by number) and its line."""
+    for above, mapping in _mappings(tree):
+        for entry in entries(mapping):
+            yield (*above, entry.key), entry.line
 
-    Raises:
-        RequestError: With the key and both lines.
-    """
+
+def _mappings(tree: yaml.Node | None) -> Iterator[tuple[KeyPath, yaml.MappingNode]]:
+    """Every mapping with its path; each once, since an alias stands for a node that came before."""
     seen: set[int] = set()
-    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(tree, ())]
+    waiting: list[tuple[KeyPath, yaml.Node | None]] = [((), tree)]
     while waiting:
-        node, above = waiting.pop(0)
-        if node is None or id(node) in seen:  # an alias stands for a node that was looked at already
+        path, node = waiting.pop(0)
+        if id(node) in seen:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            waiting += [(value, (*above, str(number))) for number, value in enumerate(node.value)]
-        if not isinstance(node, yaml.MappingNode):
-            continue
-        lines: dict[str, int] = {}
-        for key, value in node.value:
-            line, name = key.start_mark.line + 1, str(key.value)
-            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG and name in lines:
-                places = f"{source.name}, lines {lines[name]} and {line}" if source.is_file else source.name
-                raise RequestError(
-                    f"key {'.'.join((*above, name))!r} is set twice\nwhere: {places}\nkeep one of the two"
-                )
-            lines[name] = line
-            waiting.append((value, (*above, name)))
-
-
-def key_lines(tree: yaml.Node | None) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Every key with its path (elements of lists by number) and its line; each node once, aliases not again."""
-    seen: set[int] = set()
-    waiting: list[tuple[yaml.Node | None, tuple[str, ...]]] = [(tree, ())]
-    while waiting:
-        node, above = waiting.pop(0)
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += [(value, (*above, str(number))) for number, value in enumerate(node.value)]
+            waiting += [((*path, str(number)), value) for number, value in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):
-            for entry in entries(node):
-                yield (*above, entry.key), entry.line
-                waiting.append((entry.value, (*above, entry.key)))
+            yield path, node
+            for key, value in node.value:
+                waiting.append((path if key.tag == MERGE_TAG else (*path, str(key.value)), value))

@@ -37,7 +37,7 @@ from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.run_claim import claim, claimed_run, joined_run
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, is_first, say
 from hafm_lightning.configuration.keys import KeyCheck
-from hafm_lightning.configuration.origins import Origins, config_files, options_of
+from hafm_lightning.configuration.origins import Origins, options_of
 from hafm_lightning.configuration.settings import interpolation_error
 from hafm_lightning.configuration.signatures import Group
 from hafm_lightning.errors import RequestError
@@ -101,7 +101,6 @@ class StageCLI(LightningCLI):
         held: contextlib.ExitStack | None = None,
     ) -> None:
         self.command, self.options = command, options_of(arguments)
-        self.files = config_files(self.options)  # a missing or broken file is refused before its keys are read
         self.origins = Origins(self.options)
         self.build, self.held = build, held
         self.root = Path()
@@ -144,7 +143,7 @@ class StageCLI(LightningCLI):
             "dashboard": Group(callback_class("Dashboard")),
         }
         KeyCheck(sections, switches).options(self.options)
-        if not self.files and not any(o.path[0] == "model" or o.name in ("-h", "--help") for o in self.options):
+        if not self.origins.files and not any(o.path[0] == "model" or o.name in ("-h", "--help") for o in self.options):
             raise RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
         try:
             self.config = parser.parse_args(args)
@@ -166,7 +165,7 @@ class StageCLI(LightningCLI):
                 "the configuration names no data\nadd `data: {class_path: hafm_lightning.data_modules.TokenShards, "
                 "init_args: {root: FOLDER, batch_size: 8}}`"
             )
-        default = Path("logs") / (self.files[0].stem if self.files else "run")
+        default = Path("logs") / (self.origins.files[0].stem if self.origins.files else "run")
         self.root, self.asked = Path(config.trainer.default_root_dir or default), config.ckpt_path
         if "://" in str(self.asked):
             raise RequestError(f"--ckpt_path {self.asked}: only local files can be read\ndownload it first")
