@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from key_cases import refusal
 from tiny_shards import write_tiny_shards, write_tiny_split
 
 from hafm_lightning.cli import main
@@ -52,17 +53,6 @@ def config(base, tmp_path, monkeypatch):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config_of(base), sort_keys=False))
     return path
-
-
-def refusal(capsys, *arguments: str) -> str:
-    """What a wrong request prints; at most five lines, no traceback."""
-    capsys.readouterr()
-    assert main(list(arguments)) == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err
-    assert printed.out == ""
-    assert 1 <= len(printed.err.splitlines()) <= 5, printed.err
-    return printed.err
 
 
 def test_fit_then_continue_validate_test_and_predict(config, capsys):
