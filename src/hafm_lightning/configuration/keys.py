@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from hafm_lightning.configuration.origins import SPEC, Option
+from hafm_lightning.configuration.origins import SPEC, KeyPath, Option, Source, entries, read_tree, tree_of
 from hafm_lightning.configuration.signatures import (
     Group,
     Kinds,
@@ -34,7 +34,6 @@ from hafm_lightning.configuration.signatures import (
 )
 from hafm_lightning.configuration.suggestions import did_you_mean, guess, nearest
 from hafm_lightning.configuration.values import plain_value, value_as
-from hafm_lightning.configuration.yaml_keys import KeyPath, Source, entries, read_tree, tree_of
 from hafm_lightning.errors import RequestError
 
 KIND = "kind"

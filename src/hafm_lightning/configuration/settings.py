@@ -21,10 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.configuration.keys import KIND, KeyCheck, kind_of, unknown_key, wrong_value
-from hafm_lightning.configuration.origins import Option, Origins, options_of, without_spec
+from hafm_lightning.configuration.origins import KeyPath, Option, Origins, options_of, without_spec
 from hafm_lightning.configuration.signatures import any_of, choices_of, kinds_of
 from hafm_lightning.configuration.values import takes_null, value_as, words_of
-from hafm_lightning.configuration.yaml_keys import KeyPath
 from hafm_lightning.errors import RequestError
 
 T = TypeVar("T")
@@ -138,16 +137,17 @@ class _Builder:
         required = [name for name, field in fields.items() if field.default is field.default_factory is MISSING]
         missing = [".".join((*path, name)) for name in required if name not in values]
         if missing:
-            raise self._refusal(f"missing key {', '.join(missing)}", path)
+            raise RequestError(f"missing key {', '.join(missing)}\nwhere: {self.origin(path)}")
         content = {key: self.value(value, hints[key], (*path, key)) for key, value in values.items()}
         try:
             return kind(**content)
         except RequestError:
             raise
         except ValueError as error:
-            message = f"{'.'.join(path)}: {error}" if path else str(error)
             named = str(error).split(":")[0].split(" ")[0]  # most begin with the field's name
-            raise self._refusal(message, (*path, named) if named in fields else path) from error
+            where = self.origin((*path, named) if named in fields else path)
+            section = f"{'.'.join(path)}: " if path else ""
+            raise RequestError(f"{section}{error}\nwhere: {where}") from error
 
     def value(self, value: Any, hint: Any, path: KeyPath) -> Any:
         """What a field takes: a dataclass, a list, or a plain value."""
@@ -173,10 +173,6 @@ class _Builder:
             if hint is str and text is not None and yaml.safe_load(text) == value:
                 return text
             raise wrong_value(path, str(error), value, self.origin(path)) from error
-
-    def _refusal(self, message: str, path: KeyPath) -> RequestError:
-        where = self.origin(path)
-        return RequestError(f"{message}\nwhere: {where}" if where else message)
 
 
 def as_plain(settings: Any, all_kinds: bool = True) -> Any:
@@ -207,7 +203,7 @@ def _has_choices(hint: Any) -> bool:
 
 
 def explain(kind: type[Any], program: str, description: str) -> str:
-    """The help of a command: every setting with its type, its default and its meaning, and the kinds that may stand."""
+    """The help of a command: type, default and meaning of every setting, and the dataclasses that ``kind`` can name."""
     parser = ArgumentParser(prog=program, description=description, usage=f"{program} --config FILE [--KEY VALUE ...]")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; may be repeated, the last one wins")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print the settings that a run would have, and stop")
@@ -225,7 +221,7 @@ def explain(kind: type[Any], program: str, description: str) -> str:
 
 
 def _choices_in(kind: type[Any], path: KeyPath) -> list[tuple[KeyPath, str, type[Any]]]:
-    """Path, name and class of everything that a key ``kind`` may name, in a dataclass and those inside it."""
+    """Path, name and class of every value of a key ``kind``, in a dataclass and those inside it."""
     found: list[tuple[KeyPath, str, type[Any]]] = []
     for name, hint in typing.get_type_hints(kind).items():
         here = (*path, name)

@@ -34,8 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
-from hafm_lightning.cli.fit.run_claim import claim, claimed_run, joined_run
-from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, is_first, say
+from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, claim, claimed_run, is_first, joined_run, say
 from hafm_lightning.configuration.keys import KeyCheck
 from hafm_lightning.configuration.origins import Origins, options_of
 from hafm_lightning.configuration.settings import interpolation_error
