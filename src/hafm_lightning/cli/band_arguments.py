@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from hafm_lightning.accompanist import Accompanist, MixOptions
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 
+T = TypeVar("T", SamplingOptions, MixOptions)
 ROLES = ("semantic", "coarse", "fine")
 
 
@@ -55,7 +57,7 @@ def add_mix_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the mix."""
     add = parser.add_argument_group("mix").add_argument
     add("--gain-db", type=float, default=0.0, help="gain of the accompaniment, in dB (default: 0)")
-    add("--no-match-loudness", action="store_true", help="keep the loudness of the accompaniment as generated")
+    add("--no-match-loudness", dest="match_loudness", action="store_false", help="keep the accompaniment's loudness")
     add("--peak-dbtp", type=float, default=-1.0, help="highest true peak, in dBTP (default: -1)")
     add("--rate-hz", type=int, help="sample rate of the files, in Hz (default: 24000)")
     add("--channels", type=int, choices=(1, 2), help="1 for a mono mix, 2 for stereo (default: as the vocal)")
@@ -83,20 +85,9 @@ def load_band(arguments: argparse.Namespace) -> Accompanist:
     return band
 
 
-def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
-    """The sampling options; RequestError names the one that is out of range."""
+def options_of(kind: type[T], arguments: argparse.Namespace) -> T:
+    """A dataclass of options from the arguments of the same names; RequestError names one that is out of range."""
     try:
-        return SamplingOptions(arguments.guidance, arguments.temperature, arguments.top_k, arguments.top_p)
+        return kind(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(kind)})
     except ValueError as error:
-        raise RequestError(f"{error}") from error
-
-
-def mix_options(arguments: argparse.Namespace) -> MixOptions:
-    """The mixing options."""
-    return MixOptions(
-        gain_db=arguments.gain_db,
-        match_loudness=not arguments.no_match_loudness,
-        peak_dbtp=arguments.peak_dbtp,
-        rate_hz=arguments.rate_hz,
-        channels=arguments.channels,
-    )
+        raise RequestError(str(error)) from error

@@ -21,8 +21,7 @@ from hafm_lightning.cli.band_arguments import (
     add_model_arguments,
     add_sampling_arguments,
     load_band,
-    mix_options,
-    sampling_options,
+    options_of,
 )
 from hafm_lightning.cli.parser import Parser, check_writable
 from hafm_lightning.errors import RequestError
@@ -56,11 +55,12 @@ def main(argv: Sequence[str]) -> int:
         return repeat(Path(arguments.take), out, arguments.model)
     if arguments.batch_size < 1:
         raise RequestError(f"--batch-size must be 1 or more, got {arguments.batch_size}")
-    settings: dict[str, Any] = {"options": sampling_options(arguments), "mix": mix_options(arguments)}
+    options, mix = options_of(SamplingOptions, arguments), options_of(MixOptions, arguments)
     vocals = find_vocals([Path(name) for name in arguments.vocal])
     folders = output_folders(vocals, out)
+    band = load_band(arguments)
     perform = partial(
-        load_band(arguments).accompany_batch, **settings, style=arguments.style, overlap_s=arguments.overlap_s
+        band.accompany_batch, options=options, mix=mix, style=arguments.style, overlap_s=arguments.overlap_s
     )
     refused = []
     for start in range(0, len(vocals), arguments.batch_size):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -35,27 +34,17 @@ PROCESS_GIB = 0.5
 HELD_PER_BYTE_IN_USE = {"cpu": 1.35, "gpu": 1.1}
 """Bytes that the allocators hold for each byte in use: the C library keeps much of what is freed between two steps.
 Measured on the CPU (semantic and coarse stage: 1.24 to 1.5), assumed for the GPU."""
-
-
-@dataclass(frozen=True)
-class LayerBytes:
-    """Bytes that a layer keeps for each step: factors of the width, of GEGLU's inner width and of the heads; a rest."""
-
-    width: int
-    inner: int
-    heads: int
-    rest: int
-
-
-LAYER_BYTES: dict[Path, LayerBytes] = {
+LAYER_BYTES: dict[Path, tuple[int, int, int, int]] = {
     # two residual streams, both norms' outputs, projected and normalised queries, keys, values, mixed values;
     # GEGLU's expanded rows and gates; the log-sum-exp of each query
-    "cpu": LayerBytes(width=40, inner=12, heads=12, rest=8),
+    "cpu": (40, 12, 12, 8),
     # the same with half-precision copies for the products, attention itself in float32
-    "cpu-mixed": LayerBytes(width=54, inner=8, heads=12, rest=8),
+    "cpu-mixed": (54, 8, 12, 8),
     # attention in half precision, which keeps the log-sum-exp of each query
-    "cuda-mixed": LayerBytes(width=34, inner=8, heads=12, rest=8),
+    "cuda-mixed": (34, 8, 12, 8),
 }
+"""Bytes that autograd keeps of a layer at each step: for each of the width, of GEGLU's inner width, and of the heads;
+and a rest."""
 LOGIT_BYTES: dict[Path, int] = {"cpu": 16, "cpu-mixed": 20, "cuda-mixed": 20}
 """For each logit: the stacked logits, rows for the cross-entropy, log-probabilities, gradients of the backward pass."""
 
@@ -63,8 +52,8 @@ LOGIT_BYTES: dict[Path, int] = {"cpu": 16, "cpu-mixed": 20, "cuda-mixed": 20}
 def activation_bytes(config: TokenModelConfig, clips: int, frames: int, path: Path) -> int:
     """Bytes that autograd keeps of the layers: of all, or with ``checkpoint_layers`` of one layer and all inputs."""
     backbone, steps = config.backbone, clips * config.layout.plan(frames).steps
-    layer = LAYER_BYTES[path]
-    kept = layer.width * backbone.width + layer.inner * backbone.inner_width + layer.heads * backbone.heads + layer.rest
+    width, inner, heads, rest = LAYER_BYTES[path]
+    kept = width * backbone.width + inner * backbone.inner_width + heads * backbone.heads + rest
     if backbone.checkpoint_layers:
         return steps * (kept + backbone.layers * 4 * backbone.width)
     return steps * backbone.layers * kept
