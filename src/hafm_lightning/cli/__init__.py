@@ -89,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return find(arguments[0])(arguments[1:])
     except RequestError as error:
-        refuse(error, debug)
+        if debug:
+            traceback.print_exception(error)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":  # once, also with several processes
+            lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -98,12 +102,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(stop).__name__ == "SIGTERMException":
             return TERMINATED
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
-
-
-def refuse(error: RequestError, debug: bool) -> None:
-    """Show a wrong request in at most :data:`ERROR_LINES` lines (once, also with several processes)."""
-    if debug:
-        traceback.print_exception(error)
-    elif os.environ.get("LOCAL_RANK", "0") == "0":
-        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)

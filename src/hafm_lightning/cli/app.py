@@ -146,19 +146,10 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
     ) -> Iterator[tuple[Any, Any, Any, str]]:
         if vocal is None:
             raise gr.Error("Upload or record a vocal first.")
-        performance = Performance(
-            partial(
-                band.accompany,
-                vocal,
-                seed=int(seed),
-                guidance=guidance,
-                temperature=temperature,
-                top_k=int(top_k),
-                style=style or None,
-            )
-        )
+        sampling = {"guidance": guidance, "temperature": temperature, "top_k": int(top_k)}
+        make = partial(band.accompany, vocal, seed=int(seed), style=style or None, **sampling)
         session = str(request.session_hash)
-        running[session] = performance
+        running[session] = performance = Performance(make)
         steps = performance.run()
         try:
             yield None, None, None, status("Reading the vocal", 0.0)

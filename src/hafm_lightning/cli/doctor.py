@@ -52,17 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Package:
-    """A package to import, and the findings if that fails.
-
-    Attributes:
-        name: Name of the distribution.
-        module: Name of the module, where it differs.
-        purpose: What needs it; empty if every command does.
-        install: Command that installs it.
-        repair: Command for a package that does not load.
-        if_absent: State where it is not installed.
-        if_broken: State where it does not load.
-    """
+    """A package to import (``module`` where its name differs); ``repair`` fixes one that is installed but fails."""
 
     name: str
     module: str = ""
@@ -131,8 +121,7 @@ def examine() -> Iterator[Finding]:
         yield from device_findings()
     yield from machine_findings()
     yield ffmpeg_finding()
-    for repository, purpose in HUB_WEIGHTS.items():
-        yield weights_finding(repository, purpose)
+    yield from (weights_finding(repository, purpose) for repository, purpose in HUB_WEIGHTS.items())
     yield wandb_finding()
 
 

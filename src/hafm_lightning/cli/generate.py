@@ -139,12 +139,7 @@ def output_folders(vocals: Sequence[Path], out: Path) -> dict[Path, Path]:
 
 
 def repeat(record_path: Path, out: Path, model: str | None) -> int:
-    """Repeat a recorded take and compare the files.
-
-    Args:
-        record_path: The `take.json`.
-        out: Folder of the new take.
-        model: A model folder to use in place of the recorded one.
+    """Repeat a recorded take into ``out``, with the recorded model or another model folder, and compare the files.
 
     Returns:
         0 when both files are the same bit for bit, else 1.

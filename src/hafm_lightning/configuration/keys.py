@@ -73,14 +73,7 @@ def wrong_value(path: KeyPath, expected: str, value: Any, where: str) -> Request
 def kind_of(
     value: Any, choices: Mapping[str, type[Any]], path: KeyPath, where: str, chosen: type[Any] | None = None
 ) -> type[Any]:
-    """The dataclass that the key ``kind`` of the section at ``path`` names.
-
-    Args:
-        value: The value of ``kind``; None where the section does not set it.
-        choices: Name -> dataclass.
-        path: Of the section.
-        where: Its place.
-        chosen: The dataclass that was chosen before.
+    """The dataclass that the key ``kind`` of the section at ``path`` names, or the one ``chosen`` before without it.
 
     Raises:
         RequestError: It names none.

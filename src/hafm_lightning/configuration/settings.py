@@ -105,13 +105,13 @@ def build(
     origin: Callable[[KeyPath], str] = lambda path: "",
     texts: Mapping[KeyPath, str] | None = None,
 ) -> T:
-    """Make a dataclass of plain values.
+    """Make a dataclass of a mapping of plain values.
 
     Args:
         kind: The dataclass.
-        values: A mapping of its fields.
+        values: The mapping.
         origin: Gives the place of a key, for messages.
-        texts: Path of a key -> its text on the command line, for keys whose values are texts that look like numbers.
+        texts: Path of a key -> its text on the command line, for texts that look like numbers.
 
     Raises:
         RequestError: Unknown or missing keys, values of another type, or values that the dataclass refuses.
@@ -176,11 +176,9 @@ class _Builder:
 
 
 def as_plain(settings: Any, all_kinds: bool = True) -> Any:
-    """Dataclasses as mappings, lists and plain values.
+    """Dataclasses as mappings, lists and plain values, with the name of each class under ``kind``.
 
-    Args:
-        settings: A dataclass.
-        all_kinds: Name the class of each under ``kind``, as manifests do; else only where a configuration needs it.
+    Without ``all_kinds`` only where a configuration needs the name.
     """
 
     def plain(value: Any, named: bool) -> Any:

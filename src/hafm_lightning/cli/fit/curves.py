@@ -41,10 +41,6 @@ class Series:
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def times(self, scale: float) -> Series:
-        """The series in another unit."""
-        return Series(self.steps, [value * scale for value in self.values])
-
     def smoothed(self) -> Series:
         """A centred running mean, over fewer points at both ends; few points stay as they are."""
         window = np.ones(2 * (len(self.values) // (2 * SMOOTHING_POINTS)) + 1)
@@ -103,14 +99,15 @@ def draw(series: dict[str, Series], title: str) -> Figure:
     for panel, metric in zip(panels, metrics, strict=True):
         label, scale = METRICS[metric]
         panel.set_ylabel(label)
-        train, validation = (series.get(f"{part}/{metric}", Series()).times(scale) for part in ("train", "val"))
-        if train.steps:
-            panel.plot(train.steps, train.values, color=TRAINING, alpha=0.25, linewidth=0.8)
-            panel.plot(train.steps, train.smoothed().values, color=TRAINING, label="training")
-        if validation.steps:
-            panel.plot(validation.steps, validation.values, "--o", color=VALIDATION, label="validation")
+        if train := series.get(f"train/{metric}"):
+            mean = scale * np.array(train.smoothed().values)
+            panel.plot(train.steps, scale * np.array(train.values), color=TRAINING, alpha=0.25, linewidth=0.8)
+            panel.plot(train.steps, mean, color=TRAINING, label="training")
+        if validation := series.get(f"val/{metric}"):
+            values = scale * np.array(validation.values)
+            panel.plot(validation.steps, values, "--o", color=VALIDATION, label="validation")
         if paper := series.get(f"val/{metric}_paper"):
-            panel.axhline(paper.times(scale).values[-1], color=PAPER, linestyle=":", label="the paper")
+            panel.axhline(scale * paper.values[-1], color=PAPER, linestyle=":", label="the paper")
         panel.grid(alpha=0.25)
         panel.legend(fontsize=8)
     panels[-1].set_xlabel("optimizer step")

@@ -70,11 +70,7 @@ def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames
 
 
 def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str, Any]:
-    """The facts about a configuration; the command's help names them.
-
-    Args:
-        arguments: As for ``fit``.
-        clip_s: Length of a clip in seconds; by default the configuration's crop, else 10.
+    """The facts about a configuration for clips of ``clip_s`` seconds; ``arguments`` as for ``fit``.
 
     Raises:
         RequestError: The configuration is wrong, or does not train a stage of this project.

@@ -85,8 +85,7 @@ class StageCLI(LightningCLI):
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         arguments: The command line after the command.
         build: The objects to make: model, data module and trainer; the model alone; or none.
-        held: Keeps the run folder of a fit locked until it is closed. Without it the path of the run folder is only
-            computed, and the fit cannot be executed.
+        held: Keeps the run folder of a fit locked until it is closed; without it the fit cannot be executed.
 
     Raises:
         RequestError: The configuration or the command line is wrong, or the run is in use.
