@@ -64,11 +64,7 @@ def add_mix_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_band(arguments: argparse.Namespace) -> Accompanist:
-    """The model that the options name; a note about its precision goes to stderr.
-
-    Raises:
-        RequestError: None is named, or two ways at once, or it cannot be loaded.
-    """
+    """The model that the options name; RequestError if none or two are named. Its warning goes to stderr."""
     files = {role: getattr(arguments, role) for role in ROLES}
     runs_as: dict[str, Any] = {name: getattr(arguments, name) for name in ("stages", "device", "precision")}
     if arguments.model is not None:

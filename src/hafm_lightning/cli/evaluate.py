@@ -22,11 +22,7 @@ OLDER_SYNTAX = "--set"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and print where the card is.
-
-    Raises:
-        RequestError: The settings are wrong, or songs, model or tokenizers are missing.
-    """
+    """Run the command and print where the card is."""
     from hafm_lightning.evaluation.settings import EvaluateSettings
 
     settings = parse_settings(EvaluateSettings, with_lists(argv), f"{PROGRAM} evaluate", DESCRIPTION)

@@ -30,11 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def upload(folder: Path, repository: str, *, private: bool, message: str) -> str:
-    """Upload the data files of a model folder; the address of the commit.
-
-    Raises:
-        RequestError: Not logged in, not allowed, or the Hub cannot be reached.
-    """
+    """Upload the data files of a model folder; the address of the commit. RequestError if the Hub refuses it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 

@@ -73,11 +73,7 @@ def wrong_value(path: KeyPath, expected: str, value: Any, where: str) -> Request
 def kind_of(
     value: Any, choices: Mapping[str, type[Any]], path: KeyPath, where: str, chosen: type[Any] | None = None
 ) -> type[Any]:
-    """The dataclass that the key ``kind`` of the section at ``path`` names, or the one ``chosen`` before without it.
-
-    Raises:
-        RequestError: It names none.
-    """
+    """The dataclass that the key ``kind`` of the section at ``path`` names; without it the one ``chosen`` before."""
     if value is None and chosen is not None:
         return chosen
     if value in choices:
@@ -118,11 +114,7 @@ class KeyCheck:
         self._lengths: dict[KeyPath, int] = {}
 
     def options(self, options: Iterable[Option]) -> None:
-        """Check a command line, and the files that it names, from left to right.
-
-        Raises:
-            RequestError: With the key, its place, and what was probably meant.
-        """
+        """Check a command line, and the files that it names, from left to right."""
         for option in options:
             if option.file is None:
                 self._option(option)

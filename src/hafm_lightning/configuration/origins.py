@@ -43,11 +43,7 @@ class Entry(NamedTuple):
 
 
 def read_tree(file: Path) -> yaml.MappingNode:
-    """The syntax tree of a configuration file.
-
-    Raises:
-        RequestError: The file is missing, is not YAML, holds no settings, nests too deeply, or sets a key twice.
-    """
+    """The syntax tree of a configuration file; RequestError if it is missing, broken or empty."""
     if not file.is_file():
         raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
     try:
@@ -73,11 +69,7 @@ def read_tree(file: Path) -> yaml.MappingNode:
 
 
 def tree_of(text: str, source: Source) -> yaml.Node | None:
-    """The syntax tree of YAML text; None where it is empty or is no YAML.
-
-    Raises:
-        RequestError: It nests deeper than Python's stack, or sets a key twice, of which PyYAML keeps the last.
-    """
+    """The syntax tree of YAML text; None if it is empty or not YAML. RequestError if a key is set twice."""
     try:
         tree: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
@@ -155,11 +147,7 @@ class Option:
 
 
 def options_of(arguments: Sequence[str]) -> list[Option]:
-    """The options of a command line, from left to right, up to ``--``; ``key=value`` is ``--key value``.
-
-    Raises:
-        RequestError: An argument belongs to no option.
-    """
+    """The options of a command line up to ``--``, in order; ``key=value`` is ``--key value``."""
     options = []
     waiting = list(arguments)
     while waiting and waiting[0] != "--":
@@ -179,14 +167,7 @@ def options_of(arguments: Sequence[str]) -> list[Option]:
 
 
 class Origins:
-    """Where the keys of a configuration were set.
-
-    Args:
-        options: The command line.
-
-    Raises:
-        RequestError: A configuration file is missing or broken.
-    """
+    """Where the keys of a configuration were set; RequestError if a file of the command line is missing or broken."""
 
     def __init__(self, options: Sequence[Option]) -> None:
         self._places: list[tuple[KeyPath, str, bool]] = []

@@ -68,11 +68,7 @@ class Lock:
         self._since = ""
 
     def acquire(self, wait_s: float = GRACE_S, details: Mapping[str, str] | None = None) -> bool:
-        """Take the lock and record its owner, with details for other processes; whether this process holds it now.
-
-        Raises:
-            OSError: The folder cannot be made or written.
-        """
+        """Take the lock and record its owner; False if another process holds it, OSError if its folder cannot be written."""
         self._held = self._take(wait_s, quiet=False)
         if self._held is None:
             return False
@@ -172,11 +168,7 @@ class Lock:
 
 @contextlib.contextmanager
 def held(path: Path, what: str, instead: str, erase: bool = False) -> Iterator[Lock]:
-    """Hold a lock for the block, or refuse the request; ``erase`` removes the lock file at the end.
-
-    Raises:
-        RequestError: Another process holds the lock (see :meth:`Lock.refusal`), or the folder cannot be written.
-    """
+    """Hold a lock for the block (``erase`` removes its file); RequestError if another process holds it."""
     lock = Lock(path)
     try:
         taken = lock.acquire()
@@ -192,11 +184,7 @@ def held(path: Path, what: str, instead: str, erase: bool = False) -> Iterator[L
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path, erase: bool = False) -> Iterator[None]:
-    """Wait for a lock and hold it for the block; ``erase`` removes the lock file at the end.
-
-    Raises:
-        OSError: The folder cannot be made or written.
-    """
+    """Wait for a lock and hold it for the block; ``erase`` removes its file."""
     lock = Lock(path)
     lock.acquire(WITHOUT_END)
     try:

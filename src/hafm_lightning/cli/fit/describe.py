@@ -70,11 +70,7 @@ def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames
 
 
 def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str, Any]:
-    """The facts about a configuration for clips of ``clip_s`` seconds; ``arguments`` as for ``fit``.
-
-    Raises:
-        RequestError: The configuration is wrong, or does not train a stage of this project.
-    """
+    """The facts about a configuration for clips of ``clip_s`` seconds; RequestError if it does not train a stage."""
     with quiet_lightning(), torch.device("meta"):
         cli = StageCLI("fit", arguments, build="model")
     stage, config = cli.model, cli.config["fit"]

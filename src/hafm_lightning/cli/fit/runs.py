@@ -152,11 +152,7 @@ def run_to_continue(root: Path, asked: str | None) -> tuple[Path | None, str | N
 
 
 def best_checkpoint(root: Path) -> Path:
-    """The checkpoint with the best validation loss of the newest run under ``root`` (or of the run ``root`` itself).
-
-    Raises:
-        RequestError: There is no run, or it has no checkpoint yet.
-    """
+    """The best checkpoint of the newest run under ``root``, or of the run ``root``; RequestError if there is none."""
     run = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
     best = run / CHECKPOINTS / BEST if run is not None else None
     if best is not None and best.is_file():
@@ -272,11 +268,7 @@ def _new_run(root: Path, details: dict[str, str]) -> tuple[Path, Lock]:
 
 
 def joined_run(root: Path, asked: str | None, wait_s: float = FIRST_WAIT_S) -> RunClaim:
-    """The run that the first process of this launch has claimed; waits for it.
-
-    Raises:
-        RequestError: Another fit works in the run that was asked for, or no claim came.
-    """
+    """The run that the first process of this launch has claimed; waits for it. RequestError if no claim comes."""
     wanted, _ = run_to_continue(root, asked)
     token, launch = os.environ.get(LAUNCH_VARIABLE), outer_launch()
 

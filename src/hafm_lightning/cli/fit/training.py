@@ -237,11 +237,7 @@ class StageCLI(LightningCLI):
         """Wait for :meth:`execute`."""
 
     def check(self) -> None:
-        """Check that data, callbacks and checkpoint fit, before a logger starts or a folder is created.
-
-        Raises:
-            RequestError: One of them does not fit.
-        """
+        """Refuse data, callbacks or a checkpoint that do not fit, before a logger starts or a folder is created."""
         for part in (self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
             if isinstance(part, ChecksRequest):
                 part.check_request(self.command, self.trainer, self.model)
@@ -323,11 +319,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def read_config(command: str, arguments: Sequence[str]) -> Namespace:
-    """The resolved configuration of a command, without building anything.
-
-    Raises:
-        RequestError: The configuration or the command line is wrong.
-    """
+    """The resolved configuration of a command, without building anything; RequestError if it is wrong."""
     config: Namespace = StageCLI(command, arguments, build="none").config[command]
     return config
 
