@@ -171,8 +171,10 @@ def python_finding() -> Finding:
 
 
 def device_findings() -> Iterator[Finding]:
-    """The devices of PyTorch."""
+    """The devices of PyTorch, and the operations that this processor can do (each is tried)."""
     import torch
+
+    from hafm_lightning.kernels.cpu import processor
 
     build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
     if torch.cuda.is_available():
@@ -194,17 +196,11 @@ def device_findings() -> Iterator[Finding]:
         detail = f"none ({build}): quickstart and generation work without one; full training needs one"
         yield Finding("GPU", "note", detail)
     capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {capability}; {processor_facts()}")
-
-
-def processor_facts() -> str:
-    """The operations with which generation multiplies matrices on this processor; each is tried."""
-    from hafm_lightning.kernels.cpu import processor
-
     dense = "oneDNN's packed layers" if processor.has("packed fp32") else "PyTorch's plain layers"
     kind = "bf16" if processor.multiplies_bf16() else "float32 (no bf16 products here)"
     few = "with" if processor.has("int8 rows bf16" if processor.multiplies_bf16() else "int8 rows fp32") else "without"
-    return f"generation multiplies by {dense}, below fp32 in {kind}, {few} int8 products"
+    products = f"generation multiplies by {dense}, below fp32 in {kind}, {few} int8 products"
+    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {capability}; {products}")
 
 
 def machine_findings() -> Iterator[Finding]:

@@ -77,7 +77,7 @@ def tree_of(text: str, source: Source) -> yaml.Node | None:
     except RecursionError as error:
         raise RequestError(f"{source.name} nests too deeply to be read") from error
     for above, mapping in _mappings(tree):
-        lines: dict[str, int] = {}
+        lines: dict[str, int] = {}  # of two equal keys PyYAML would keep the last
         for key, _ in mapping.value:
             line, name = key.start_mark.line + 1, str(key.value)
             if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_TAG and name in lines:
@@ -125,7 +125,7 @@ def _mappings(tree: yaml.Node | None) -> Iterator[tuple[KeyPath, yaml.MappingNod
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a command line: its name with dashes, and its text (None where none follows)."""
+    """One option of a command line: its name with dashes, and its text, if any."""
 
     name: str
     value: str | None

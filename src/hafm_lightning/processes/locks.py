@@ -68,7 +68,7 @@ class Lock:
         self._since = ""
 
     def acquire(self, wait_s: float = GRACE_S, details: Mapping[str, str] | None = None) -> bool:
-        """Take the lock and record its owner; False if another process holds it, OSError if its folder cannot be written."""
+        """Take the lock and record its owner; False if another process holds it, OSError if nothing can be written."""
         self._held = self._take(wait_s, quiet=False)
         if self._held is None:
             return False

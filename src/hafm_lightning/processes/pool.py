@@ -105,7 +105,7 @@ class ProcessPool:
         self._pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,))
 
     def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
-        """In order of completion, with few units in flight; RuntimeError names the units that ran when a worker died."""
+        """In order of completion, with few units in flight; RuntimeError names the units of a worker that died."""
         running: dict[Future[R], int] = {}
         try:
             for index, unit in enumerate(units):
