@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         command: Name of the command.
-        description: What it does; line breaks are kept.
+        description: What it does; with its line breaks.
         epilog: Text below the options.
         hint: A line of advice after an unknown option.
     """

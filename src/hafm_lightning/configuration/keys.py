@@ -311,7 +311,7 @@ class KeyCheck:
     # --- classes ----------------------------------------------------------------------------------------------
 
     def _class_at(self, hint: Any, path: KeyPath) -> Any:
-        """The class whose keys stand at a path; None where none is known."""
+        """The class of the section at a path; None where none is known."""
         if isinstance(hint, Group):
             return hint.target
         if path in self._classes:
@@ -348,7 +348,7 @@ class KeyCheck:
             raise RequestError(f"class_path {name!r}: this class is no {bases}\nwhere: {where}")
 
     def _forget(self, path: KeyPath) -> None:
-        """Another value takes the place of what was chosen at and below a path."""
+        """Drop the choices at and below a path, since another value replaces them."""
         for table in (self._classes, self._lengths):
             for known in [known for known in table if known[: len(path)] == path]:
                 del table[known]

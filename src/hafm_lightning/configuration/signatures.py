@@ -143,7 +143,7 @@ def subclass_names(bases: Sequence[Any]) -> list[str]:
 
 
 def is_one_of(target: type[Any], bases: Sequence[Any]) -> bool:
-    """Whether a class is a subclass of one of ``bases``, or that cannot be told (a Protocol)."""
+    """Whether a class is a subclass of one of ``bases``; also true for a Protocol, which cannot be checked."""
     try:
         return any(not isinstance(base, type) or issubclass(target, base) for base in bases)
     except TypeError:

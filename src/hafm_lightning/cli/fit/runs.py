@@ -125,30 +125,30 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(readable, key=lambda found: found[0])[1] if readable else None
 
 
-def run_to_continue(root: Path, asked: str | None) -> tuple[Path | None, str | None]:
+def run_to_continue(root: Path, ckpt_path: str | None) -> tuple[Path | None, str | None]:
     """The run folder in which a fit continues (None for a new one), and its ``--ckpt_path``.
 
     Args:
         root: Folder of the runs.
-        asked: Value of ``--ckpt_path``: none, ``auto``, or a file. A job that was queued again continues by itself.
+        ckpt_path: None, ``auto``, or a file; a job that was queued again has ``auto`` by default.
 
     Raises:
         RequestError: There is no such file.
     """
-    if asked is None and is_requeued():
+    if ckpt_path is None and is_requeued():
         say("this job was queued again: --ckpt_path auto")
-        asked = AUTO
-    if asked is None:
+        ckpt_path = AUTO
+    if ckpt_path is None:
         return None, None
-    if asked == AUTO:
+    if ckpt_path == AUTO:
         run = newest_run(root)
         if run is None:
             say(f"--ckpt_path auto: no checkpoint under {root}, starting at step 0")
         return run, AUTO
-    if not Path(asked).is_file():
-        raise RequestError(f"--ckpt_path {asked}: no such file\n`--ckpt_path auto` finds the newest")
-    run = Path(asked).resolve().parent.parent
-    return (run if run.parent == root.resolve() else None), asked
+    if not Path(ckpt_path).is_file():
+        raise RequestError(f"--ckpt_path {ckpt_path}: no such file\n`--ckpt_path auto` finds the newest")
+    run = Path(ckpt_path).resolve().parent.parent
+    return (run if run.parent == root.resolve() else None), ckpt_path
 
 
 def best_checkpoint(root: Path) -> Path:
@@ -182,12 +182,8 @@ def outer_launch() -> str:
 
 
 @contextmanager
-def claimed_run(root: Path, asked: str | None) -> Iterator[RunClaim]:
+def claimed_run(root: Path, ckpt_path: str | None) -> Iterator[RunClaim]:
     """The run of this fit, held for the block; for the first process of a launch.
-
-    Args:
-        root: Folder of the runs.
-        asked: Value of ``--ckpt_path``: none, ``auto``, or a file.
 
     Raises:
         RequestError: There is no such file, another fit works in that run, or the folder cannot be written.
@@ -196,7 +192,7 @@ def claimed_run(root: Path, asked: str | None) -> Iterator[RunClaim]:
     token = secrets.token_hex(8)
     details = {"launch": outer_launch(), "token": token}
     try:
-        claim, lock, new = _claim(root, asked, details)
+        claim, lock, new = _claim(root, ckpt_path, details)
     except PermissionError as error:
         raise RequestError(
             f"{root}: cannot be written ({error.strerror})\nchoose another folder: --trainer.default_root_dir DIR"
@@ -214,30 +210,30 @@ def claimed_run(root: Path, asked: str | None) -> Iterator[RunClaim]:
                     folder.rmdir()
 
 
-def _claim(root: Path, asked: str | None, details: dict[str, str]) -> tuple[RunClaim, Lock, bool]:
+def _claim(root: Path, ckpt_path: str | None, details: dict[str, str]) -> tuple[RunClaim, Lock, bool]:
     """The claim, its lock, and whether the folder is a new one."""
-    run, asked = run_to_continue(root, asked)
+    run, ckpt_path = run_to_continue(root, ckpt_path)
     if run is not None:
         lock = Lock(run / LOCK_NAME)
-        checkpoint = _checkpoint_of(run, asked, lock, details)
+        checkpoint = _checkpoint_of(run, ckpt_path, lock, details)
         if checkpoint is not None or not checkpoints(run):
             return RunClaim(run, checkpoint), lock, False
-        lock.release()  # none of its checkpoints can be read: what is left of the run is kept
-    run, lock = _new_run(root, details | {"checkpoint": asked if asked not in (None, AUTO) else ""})
-    return RunClaim(run, asked if asked != AUTO else None), lock, True
+        lock.release()  # none of its checkpoints can be read: the run stays as it is
+    run, lock = _new_run(root, details | {"checkpoint": ckpt_path if ckpt_path not in (None, AUTO) else ""})
+    return RunClaim(run, ckpt_path if ckpt_path != AUTO else None), lock, True
 
 
-def _checkpoint_of(run: Path, asked: str | None, lock: Lock, details: dict[str, str]) -> str | None:
-    """Lock a run that is to be continued, and find its checkpoint, which nobody replaces from then on."""
+def _checkpoint_of(run: Path, ckpt_path: str | None, lock: Lock, details: dict[str, str]) -> str | None:
+    """Lock a run that is to be continued, and find its checkpoint, which no other fit can replace then."""
     if not lock.acquire(REQUEUED_WAIT_S if is_requeued() else GRACE_S):
         raise lock.refusal(str(run), _IN_USE)
     try:
-        checkpoint = newest_checkpoint(run) if asked == AUTO else Path(str(asked))
+        checkpoint = newest_checkpoint(run) if ckpt_path == AUTO else Path(str(ckpt_path))
         if checkpoint is None:
             say(f"--ckpt_path {AUTO}: no checkpoint under {run}, starting at step 0")
         elif not checkpoint.is_file():
-            raise RequestError(f"--ckpt_path {asked}: the file was removed\n`--ckpt_path auto` finds the newest")
-        elif asked == AUTO:
+            raise RequestError(f"--ckpt_path {ckpt_path}: the file was removed\n`--ckpt_path auto` finds the newest")
+        elif ckpt_path == AUTO:
             say(f"--ckpt_path {AUTO}: continuing from {checkpoint}")
         text = str(checkpoint or "")
         lock.describe(details | {"checkpoint": text})
@@ -267,9 +263,9 @@ def _new_run(root: Path, details: dict[str, str]) -> tuple[Path, Lock]:
         skip += 1  # `--ckpt_path auto` of another fit has found the new folder first
 
 
-def joined_run(root: Path, asked: str | None, wait_s: float = FIRST_WAIT_S) -> RunClaim:
+def joined_run(root: Path, ckpt_path: str | None, wait_s: float = FIRST_WAIT_S) -> RunClaim:
     """The run that the first process of this launch has claimed; waits for it. RequestError if no claim comes."""
-    wanted, _ = run_to_continue(root, asked)
+    wanted, _ = run_to_continue(root, ckpt_path)
     token, launch = os.environ.get(LAUNCH_VARIABLE), outer_launch()
 
     def is_ours(details: Mapping[str, str]) -> bool:
@@ -298,11 +294,11 @@ def joined_run(root: Path, asked: str | None, wait_s: float = FIRST_WAIT_S) -> R
     )
 
 
-def claim(root: Path, asked: str | None) -> RunClaim:
+def claim(root: Path, ckpt_path: str | None) -> RunClaim:
     """The claim that :func:`claimed_run` would make now, without making or locking anything."""
-    run, asked = run_to_continue(root, asked)
-    if run is None or asked != AUTO:
-        return RunClaim(run or next_run(root), asked if asked != AUTO else None)
+    run, ckpt_path = run_to_continue(root, ckpt_path)
+    if run is None or ckpt_path != AUTO:
+        return RunClaim(run or next_run(root), ckpt_path if ckpt_path != AUTO else None)
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
         return RunClaim(next_run(root) if checkpoints(run) else run, None)

@@ -102,7 +102,7 @@ class StageCLI(LightningCLI):
         self.origins = Origins(self.options)
         self.build, self.held = build, held
         self.root = Path()
-        self.asked: str | None = None
+        self.ckpt_path: str | None = None
         # ${...} are resolved after the last option; LightningCLI keeps all keys one section deeper than files do
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         within = [REFERENCE.sub(rf"${{{command}.\1}}", argument) for argument in arguments]
@@ -164,24 +164,24 @@ class StageCLI(LightningCLI):
                 "init_args: {root: FOLDER, batch_size: 8}}`"
             )
         default = Path("logs") / (self.origins.files[0].stem if self.origins.files else "run")
-        self.root, self.asked = Path(config.trainer.default_root_dir or default), config.ckpt_path
-        if "://" in str(self.asked):
-            raise RequestError(f"--ckpt_path {self.asked}: only local files can be read\ndownload it first")
+        self.root, self.ckpt_path = Path(config.trainer.default_root_dir or default), config.ckpt_path
+        if "://" in str(self.ckpt_path):
+            raise RequestError(f"--ckpt_path {self.ckpt_path}: only local files can be read\ndownload it first")
         if self.command == "fit":
             if self.held is not None and is_first() and not config.trainer.fast_dev_run:
-                claimed = self.held.enter_context(claimed_run(self.root, self.asked))
+                claimed = self.held.enter_context(claimed_run(self.root, self.ckpt_path))
             else:
-                claimed = claim(self.root, self.asked)
+                claimed = claim(self.root, self.ckpt_path)
             config.trainer.default_root_dir, config.ckpt_path = str(claimed.run), claimed.checkpoint
             return
         config.trainer.default_root_dir = str(self.root)
-        if self.asked in (AUTO, "best"):
+        if self.ckpt_path in (AUTO, "best"):
             config.ckpt_path = str(best_checkpoint(self.root))
-        elif self.asked is None:
+        elif self.ckpt_path is None:
             say("no --ckpt_path: the weights are untrained (`--ckpt_path auto` takes the best)")
-        elif not Path(self.asked).is_file():
+        elif not Path(self.ckpt_path).is_file():
             advice = f"`--ckpt_path auto` finds {BEST} under {self.root}"
-            raise RequestError(f"--ckpt_path {self.asked}: no such file\n{advice}")
+            raise RequestError(f"--ckpt_path {self.ckpt_path}: no such file\n{advice}")
 
     # --- the objects ------------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class StageCLI(LightningCLI):
             )
         if is_first():
             return
-        checkpoint = joined_run(self.root, self.asked).checkpoint
+        checkpoint = joined_run(self.root, self.ckpt_path).checkpoint
         if checkpoint != self.config[self.command].ckpt_path:
             self.config[self.command].ckpt_path = self.config_init[self.command].ckpt_path = checkpoint
             self.check()
