@@ -10,7 +10,7 @@ from hafm_lightning.errors import RequestError
 
 DESCRIPTION = (
     "Turn songs into shards of tokens; a stopped run continues where it stopped. "
-    "With --verify ROOT and nothing else: read every byte of prepared shards and report what is wrong."
+    "With --verify ROOT and no other option: read every byte of prepared shards and report what is wrong."
 )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from hafm_lightning.configuration.signatures import (
     is_one_of,
     kinds_of,
     load_class,
-    never_implied,
     parameters_of,
     subclass_names,
     takes_more,
@@ -186,7 +186,8 @@ class KeyCheck:
 
     def _refuse_without_class(self, kinds: Kinds, path: KeyPath, part: str, source: Source) -> None:
         """Refuse a key of a class where none is named yet and the parser assumes none."""
-        if kinds.classes and path not in self._classes and not kinds.open and never_implied(kinds.classes):
+        has_default = any(not (isabstract(k) or k.__module__.startswith("lightning.")) for k in kinds.classes)
+        if kinds.classes and path not in self._classes and not kinds.open and not has_default:
             dotted = ".".join(path)
             advice = f"no class is named for {dotted!r}: do so before this key, with --{dotted} CLASS"
             raise refusal((*path, part), source.name, advice)

@@ -115,11 +115,6 @@ def takes_more(target: Any) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def never_implied(kinds: Sequence[Any]) -> bool:
-    """Whether all are abstract or Lightning's base classes, so that a class must be named."""
-    return all(inspect.isabstract(kind) or kind.__module__.startswith("lightning.") for kind in kinds)
-
-
 def is_fixed(hint: Any, target: Any) -> bool:
     """Whether a section has its keys without ``class_path`` and ``init_args``."""
     return isinstance(hint, Group) or dataclasses.is_dataclass(target)
