@@ -36,7 +36,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0 done, 1 a repeated take differs. A file that cannot be used raises at the end."""
     parser = Parser("generate", "Make the accompaniment of vocals of any length, and the mix.")
-    parser.add_argument("--vocal", action="append", metavar="FILE_OR_DIR", help="a vocal or a folder; repeatable")
+    parser.add_argument("--vocal", action="append", metavar="FILE_OR_DIR", help="vocal or folder of vocals; repeatable")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="output folder; several vocals get a subfolder each"
     )

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import typing
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, TypeVar
 
@@ -207,25 +207,27 @@ def explain(kind: type[Any], program: str, description: str) -> str:
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print the settings that a run would have, and stop")
     parser.add_class_arguments(kind, as_group=False)
     for action in parser._actions:
-        if action.metavar in ("CONFIG", "CLASS_PATH_OR_NAME"):  # a file for one section, the help of one class
+        # a file for one section, the help of one class
+        if action.metavar in ("CONFIG", "CLASS_PATH_OR_NAME") or action.option_strings[0].endswith(".help"):
             action.help = SUPPRESS
     pages = [parser.format_help()]
-    for path, name, choice in _choices_in(kind, ()):
+    for title, target in _pages_of(kind, ()):
         page = ArgumentParser(prog=program, usage="", add_help=False)
-        page.add_class_arguments(choice, nested_key=None)
-        text = page.format_help().partition("\n\n")[2].replace("  --", "  ")
-        pages.append(f"{'.'.join(path)} with kind: {name}\n{text}")
+        page.add_class_arguments(target, nested_key=None)
+        keys = page.format_help().partition("\n\n")[2].replace("  --", "  ")
+        pages.append("\n".join([title, keys or f"{str(target.__doc__).splitlines()[0]}\n"]))
     return "\n".join(pages).rstrip()
 
 
-def _choices_in(kind: type[Any], path: KeyPath) -> list[tuple[KeyPath, str, type[Any]]]:
-    """Path, name and class of every value of a key ``kind``, in a dataclass and those inside it."""
-    found: list[tuple[KeyPath, str, type[Any]]] = []
+def _pages_of(kind: type[Any], path: KeyPath) -> Iterator[tuple[str, type[Any]]]:
+    """Title and class of every value of a key ``kind`` and of the elements of lists, in a dataclass and inside it."""
     for name, hint in typing.get_type_hints(kind).items():
-        here = (*path, name)
-        for element in (hint, *kinds_of(hint).elements):
+        dotted = ".".join((*path, name))
+        elements = kinds_of(hint).elements
+        for element in (hint, *elements):
             choices = choices_of(element)
-            found += [(here, choice, target) for choice, target in choices.items()]
+            yield from ((f"{dotted} with kind: {choice}", target) for choice, target in choices.items())
             for inner in () if choices else kinds_of(element).classes:
-                found += _choices_in(inner, here)
-    return found
+                if element in elements:
+                    yield f"each element of {dotted}", inner
+                yield from _pages_of(inner, (*path, name))

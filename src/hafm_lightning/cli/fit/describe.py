@@ -1,6 +1,6 @@
 """Print the size and cost of a configuration as one JSON object; no weights are created.
 
-stage, parameters, conditions, target, pattern, conditioning, streams, clip_s, sequence_steps
+Its keys: stage, parameters, conditions, target, pattern, conditioning, streams, clip_s, sequence_steps, and
 batch_size       clips of one process
 tokens_per_step  target tokens of a batch
 flops_per_step   forward and backward pass of a batch

@@ -33,8 +33,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
+from hafm_lightning.cli import COMMANDS
 from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, claim, claimed_run, is_first, joined_run, say
+from hafm_lightning.cli.parser import PROGRAM
 from hafm_lightning.configuration.keys import KeyCheck
 from hafm_lightning.configuration.origins import Origins, options_of
 from hafm_lightning.configuration.settings import interpolation_error
@@ -105,13 +107,14 @@ class StageCLI(LightningCLI):
         self.ckpt_path: str | None = None
         # ${...} are resolved after the last option; LightningCLI keeps all keys one section deeper than files do
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        description = f"{COMMANDS[command][1].capitalize()}."
         within = [REFERENCE.sub(rf"${{{command}.\1}}", argument) for argument in arguments]
         super().__init__(
             save_config_callback=SavedConfig,
             trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=0,
             parser_class=StageParser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": PROGRAM, command: {"description": description}},
             args=[command, *within],
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -132,6 +135,10 @@ class StageCLI(LightningCLI):
         """Parse; mistakes are reported with file and line."""
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
         switches = [name for action in actions for name in action.option_strings]
+        for action in actions:
+            if action.dest == "ckpt_path":  # Lightning's text names values that are refused here
+                start = "the newest checkpoint of" if self.command == "fit" else "the best checkpoint of"
+                action.help = f"A checkpoint file, or ``auto`` for {start} the newest run."
         names = sorted({str(action.dest).partition(".")[0] for action in actions} - {"help", "config", "print_config"})
         sections: dict[str, Any] = dict.fromkeys(names, Any) | {
             "model": pl.LightningModule,
