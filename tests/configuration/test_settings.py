@@ -95,6 +95,22 @@ class Example:
     texts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number, as :class:`~numpy.float64`.
+
+    Attributes:
+        value: The number.
+    """
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Several:
+    several: tuple[Number, ...] = ()
+
+
 def test_files_that_are_no_configuration_are_refused(tmp_path):
     with pytest.raises(RequestError, match="does not exist"):
         read_settings(Example, ["--config", str(tmp_path / "none.yaml")])
@@ -143,6 +159,7 @@ def test_help_and_the_printed_configuration(tmp_path, capsys):
     for words in ("program --config FILE", "What it does.", "--texts", "One more, or a text.", "default: 0"):
         assert words in text
     assert "one with kind: Inner" in explain(Outer, "program", "What it does.")
+    assert "each element of several\nA number, as numpy.float64" in explain(Several, "program", "What it does.")
 
 
 @pytest.mark.parametrize(

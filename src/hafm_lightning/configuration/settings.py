@@ -28,6 +28,8 @@ from hafm_lightning.errors import RequestError
 
 T = TypeVar("T")
 HELP, PRINT_CONFIG = ("-h", "--help"), "--print_config"
+ROLE = re.compile(r":\w+:`~?([\w.]+)`")
+"""A reference in a docstring, which ``--help`` shows as plain text."""
 
 
 def parse_settings(kind: type[T], arguments: Sequence[str], program: str, description: str) -> T:
@@ -216,7 +218,7 @@ def explain(kind: type[Any], program: str, description: str) -> str:
         page.add_class_arguments(target, nested_key=None)
         keys = page.format_help().partition("\n\n")[2].replace("  --", "  ")
         pages.append("\n".join([title, keys or f"{str(target.__doc__).splitlines()[0]}\n"]))
-    return "\n".join(pages).rstrip()
+    return ROLE.sub(r"\1", "\n".join(pages)).rstrip()
 
 
 def _pages_of(kind: type[Any], path: KeyPath) -> Iterator[tuple[str, type[Any]]]:
