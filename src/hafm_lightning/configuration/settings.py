@@ -33,17 +33,11 @@ ROLE = re.compile(r":\w+:`~?([\w.]+)`")
 
 
 def parse_settings(kind: type[T], arguments: Sequence[str], program: str, description: str) -> T:
-    """The settings that a command line gives; prints and exits for ``--help`` and ``--print_config``.
-
-    Args:
-        kind: The dataclass.
-        arguments: ``--config FILE``, ``--key value``, ``--key=value`` and ``key=value``.
-        program: The command, for its help.
-        description: A sentence about it.
+    """The dataclass ``kind`` from a command line: ``--config FILE``, ``--key value``, ``--key=value``, ``key=value``.
 
     Raises:
         RequestError: A setting is wrong, with its key, its place and what to do.
-        SystemExit: Something was printed.
+        SystemExit: After ``--help``, which shows ``program`` and ``description``, or ``--print_config``.
     """
     if set(HELP) & set(arguments):
         print(explain(kind, program, description))

@@ -67,7 +67,8 @@ def kinds_of(hint: Any) -> Kinds:
         return kinds_of(inner[0])
     if origin in (typing.Union, types.UnionType):
         *lists, opens = zip(*map(kinds_of, inner), strict=True)
-        return Kinds(*(tuple(itertools.chain(*parts)) for parts in lists), open=any(opens))
+        classes, elements, values, scalars = (tuple(itertools.chain(*parts)) for parts in lists)
+        return Kinds(classes, elements, values, scalars, any(opens))
     base = origin or hint
     if base is typing.Literal or hint is None or base in PLAIN:
         return Kinds(scalars=(hint,))
