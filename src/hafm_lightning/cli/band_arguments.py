@@ -20,9 +20,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checkpoints")
     for role in ROLES:
         group.add_argument(f"--{role}", metavar="CKPT", help=f"checkpoint of the {role} stage")
-    group.add_argument(
-        "--tokenizers", metavar="DIR", help="folder `tokenizers` of the shards (default: the one used in training)"
-    )
+    group.add_argument("--tokenizers", metavar="DIR", help="shards' folder `tokenizers` (default: that of training)")
     group.add_argument("--stages", type=int, choices=(2, 3), default=3, help="2 omits the fine stage (default: 3)")
 
 

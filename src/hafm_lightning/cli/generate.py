@@ -37,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; 0 done, 1 a repeated take differs. A file that cannot be used raises at the end."""
     parser = Parser("generate", "Make the accompaniment of vocals of any length, and the mix.")
     parser.add_argument("--vocal", action="append", metavar="FILE_OR_DIR", help="vocal or folder of vocals; repeatable")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="output folder; several vocals get a subfolder each"
-    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="output folder; several vocals get subfolders")
     parser.add_argument("--take", metavar="FILE", help="a take.json: repeat this take and compare the files")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same take (default: 0)")
     parser.add_argument("--batch-size", type=int, default=1, help="vocals that are generated together (default: 1)")
