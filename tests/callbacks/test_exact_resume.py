@@ -64,7 +64,7 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_ends(base, whole, at, num
     folder = base / f"{at}-{number}".replace(" ", "-")
     log = kill_and_continue(folder, at, number)
     assert_equal_runs(folder, whole)
-    assert ("starting anew" in log) == (at == "before step")
+    assert ("starting at step 0" in log) == (at == "before step")
     assert "not resumable" not in log, "Lightning's warning does not know that the data module remembers its place"
     leftover = list((folder / "logs" / "run-000" / "checkpoints").glob(".writing-*"))
     assert leftover == [], "an unfinished file stayed behind"
@@ -135,7 +135,7 @@ def test_a_run_without_a_readable_checkpoint_is_kept_and_another_started(base):
     (folder / "metrics.csv").write_text("step,epoch,seconds,train/loss\n7,0,1.0,2.0\n")
     assert fit(config, "--ckpt_path", "auto", "--trainer.max_steps", "1") == [0], log_of(config)
     assert "skipping" in log_of(config)
-    assert "starting anew" in log_of(config)
+    assert "starting at step 0" in log_of(config)
     assert (folder / "metrics.csv").read_text().endswith("7,0,1.0,2.0\n")
     assert (base / "ruined" / "logs" / "run-001" / "checkpoints" / "step-00000001.ckpt").is_file()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import Take
 from hafm_lightning.audio import write_audio
 from hafm_lightning.cli import main
-from hafm_lightning.cli.app import Cancelled, Performance, Request, build_page, files_of, serve, status
+from hafm_lightning.cli.app import Cancelled, Performance, build_page, files_of, serve, status
 from hafm_lightning.errors import RequestError
 
 HAS_PAGE = find_spec("gradio") is not None
@@ -33,13 +34,13 @@ def vocal(tmp_path: Path) -> Path:
     return path
 
 
-def request_for(vocal: Path) -> Request:
-    return Request(str(vocal), seed=2, guidance=2.0, temperature=0.9, top_k=100)
+def performance(band: Accompanist, vocal: Path) -> Performance:
+    return Performance(partial(band.accompany, str(vocal), seed=2, guidance=2.0, temperature=0.9, top_k=100))
 
 
 def test_a_performance_reports_and_ends_with_the_take(band: Accompanist, vocal: Path, tmp_path: Path) -> None:
     write_audio(vocal, sing(3.0, 44100))
-    news = list(Performance(band, request_for(vocal)).run())
+    news = list(performance(band, vocal).run())
     assert isinstance(news[-1], Take)
     shares = [share for share in news if isinstance(share, float)]
     assert shares == sorted(shares)
@@ -50,15 +51,15 @@ def test_a_performance_reports_and_ends_with_the_take(band: Accompanist, vocal: 
 
 
 def test_a_cancelled_performance_stops_working(band: Accompanist, vocal: Path) -> None:
-    performance = Performance(band, request_for(vocal))
-    performance.stop()
+    cancelled = performance(band, vocal)
+    cancelled.stop()
     with pytest.raises(Cancelled):
-        list(performance.run())
+        list(cancelled.run())
 
 
 def test_leaving_the_page_stops_the_work(band: Accompanist, vocal: Path) -> None:
     before = threading.active_count()
-    steps = Performance(band, request_for(vocal)).run()
+    steps = performance(band, vocal).run()
     next(steps)
     steps.close()  # returns when the thread has ended
     assert threading.active_count() == before
@@ -66,7 +67,7 @@ def test_leaving_the_page_stops_the_work(band: Accompanist, vocal: Path) -> None
 
 def test_a_vocal_that_cannot_be_used_is_the_listeners_business(band: Accompanist, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"nobody\.wav"):
-        list(Performance(band, request_for(tmp_path / "nobody.wav")).run())
+        list(performance(band, tmp_path / "nobody.wav").run())
 
 
 def test_status_shows_a_bar_only_while_there_is_something_to_show() -> None:
@@ -114,7 +115,7 @@ def test_a_listeners_visit(band: Accompanist, vocal: Path, tmp_path: Path) -> No
     long_vocal = tmp_path / "long.wav"
     write_audio(long_vocal, sing(30.0, 44100))
     page = build_page(band, tmp_path)
-    serve(page, str(tmp_path), host="127.0.0.1", port=port, block=False)
+    serve(page, str(tmp_path), host="127.0.0.1", port=port, inbrowser=False, block=False)
     try:
         with browser(tmp_path / "profile") as tab:
             upload(tab, port, long_vocal)

@@ -1,9 +1,11 @@
-"""Settings from files and options: as dataclasses and back, with every mistake named."""
+"""Settings from files and options: as dataclasses and back, with every mistake of prepare and evaluate named."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
+from key_cases import PREPARATION, refusal
 
 from hafm_lightning.configuration.settings import as_plain, build, explain, parse_settings, read_settings
 from hafm_lightning.errors import RequestError
@@ -93,6 +95,22 @@ class Example:
     texts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number, as :class:`~numpy.float64`.
+
+    Attributes:
+        value: The number.
+    """
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Several:
+    several: tuple[Number, ...] = ()
+
+
 def test_files_that_are_no_configuration_are_refused(tmp_path):
     with pytest.raises(RequestError, match="does not exist"):
         read_settings(Example, ["--config", str(tmp_path / "none.yaml")])
@@ -141,3 +159,87 @@ def test_help_and_the_printed_configuration(tmp_path, capsys):
     for words in ("program --config FILE", "What it does.", "--texts", "One more, or a text.", "default: 0"):
         assert words in text
     assert "one with kind: Inner" in explain(Outer, "program", "What it does.")
+    assert "each element of several\nA number, as numpy.float64" in explain(Several, "program", "What it does.")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("clips:", "clip:", 4, "unknown key 'clip'; did you mean 'clips'?"),
+        ("hop_s:", "hop-s:", 5, "unknown key 'clips.hop-s'; did you mean 'hop_s'?"),
+        ("hop_s:", "Hop_S:", 5, "unknown key 'clips.Hop_S'; did you mean 'hop_s'?"),
+        ("path:", "pth:", 3, "unknown key 'corpora.0.pth'; did you mean 'path'?"),
+        ("layer:", "layr:", 9, "unknown key 'tokenizers.semantic.layr'; did you mean 'layer'?"),
+        ("n_fft:", "nfft:", 12, "unknown key 'separation.parameters.nfft'; did you mean 'n_fft'?"),
+        ("Hubert", "hubert", 8, "'tokenizers.semantic.kind' cannot be 'hubert'; did you mean 'Hubert'?"),
+        ("Hubert", "Offline", 9, "unknown key 'tokenizers.semantic.layer'"),
+        ("{kind: ToyBand, ", "{", 3, "'corpora.0.kind' is missing"),
+        ("hop_s: 5", "hop_s: five", 5, "'clips.hop_s' must be float, got 'five'"),
+        ("hop_s: 5", "hop_s: -1.0", 5, "clips: hop_s is -1.0, must be a positive multiple of 0.04 s"),
+        ("hop_s: 5", "hop_s: ${root}", 5, "'clips.hop_s' must be float, got 'out'"),
+        ("root: out", "root: ${nope}", 1, "root: Interpolation key 'nope' not found"),
+        ("root: out", "seed: 1", None, "missing key root"),
+        ("root: out", "root: [}", 1, "configuration file p.yaml is not YAML: expected the node content, but found '}'"),
+    ],
+)
+def test_prepare_names_file_and_line(tmp_path, monkeypatch, capsys, old, new, line, message):
+    monkeypatch.chdir(tmp_path)
+    assert PREPARATION.count(old) == 1
+    Path("p.yaml").write_text(PREPARATION.replace(old, new))
+    what, _, meant = message.partition("; ")
+    told = refusal(capsys, "prepare", "--config", "p.yaml")
+    where = f"p.yaml, line {line}" if line else "p.yaml"
+    assert told.startswith(f"error: {what}\nwhere: {where}\n{meant}")
+
+
+@pytest.mark.parametrize("dashes", ["", "--"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("clips.hop=5", "unknown key 'clips.hop'; did you mean 'hop_s'?"),
+        ("clips={hop: 5}", "unknown key 'clips.hop'; did you mean 'hop_s'?"),
+        ("corpora.0.pth=x", "unknown key 'corpora.0.pth'; did you mean 'path'?"),
+        ("corpora.0.kind=ToyBnd", "'corpora.0.kind' cannot be 'ToyBnd'; did you mean 'ToyBand'?"),
+        ("tokenizers.semantic.layr=3", "unknown key 'tokenizers.semantic.layr'; did you mean 'layer'?"),
+        ("noise_sigma.x=3", "unknown key 'noise_sigma.x'; 'noise_sigma' takes a value and has no keys of its own"),
+        ("noise_sigma=1e-3x", "'noise_sigma' must be float, got '1e-3x'"),
+        ("clips=5", "'clips' must be settings (key: value), got 5"),
+        ("clips.hop_s=-1", "clips: hop_s is -1.0, must be a positive multiple of 0.04 s"),
+        ("root=${nope}", "root: Interpolation key 'nope' not found"),
+        ("clips={hop_s: 1, hop_s: 2}", "key 'hop_s' is set twice; keep one of the two"),
+    ],
+)
+def test_prepare_names_the_option(tmp_path, monkeypatch, capsys, dashes, option, message):
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text(PREPARATION)
+    what, _, meant = message.partition("; ")
+    told = refusal(capsys, "prepare", "--config", "p.yaml", dashes + option)
+    assert told.startswith(f"error: {what}\nwhere: command line: --{option.partition('=')[0]}\n{meant}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("temperature:", "temprature:", 7, "unknown key 'sampling.temprature'; did you mean 'temperature'?"),
+        ("duration_s:", "duration:", 4, "unknown key 'protocols.0.duration'; did you mean 'duration_s'?"),
+        ("name: logmel", "nam: logmel", 8, "unknown key 'embeddings.0.nam'; did you mean 'name'?"),
+        ("root: songs", "systems: [rndom]", 2, "systems: unknown rndom; choose from"),
+    ],
+)
+def test_evaluate_names_file_and_line(tmp_path, monkeypatch, capsys, old, new, line, message):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "output: out\nroot: songs\nprotocols:\n  - {name: p, duration_s: 3}\ntokenizers: t\n"
+        "sampling:\n  temperature: 1\nembeddings: [{name: logmel}]\n"
+    )
+    assert text.count(old) == 1
+    Path("e.yaml").write_text(text.replace(old, new) + ("root: songs\n" if "root" in old else ""))
+    what, _, meant = message.partition("; ")
+    told = refusal(capsys, "evaluate", "--config", "e.yaml")
+    assert told.startswith(f"error: {what}")
+    assert f"where: e.yaml, line {line}\n" in told
+    assert meant in told
+    Path("e.yaml").write_text(text.replace("name: logmel", "name: logmel, name: logmel"))
+    assert "key 'embeddings.0.name' is set twice\nwhere: e.yaml, lines 8 and 8" in refusal(
+        capsys, "evaluate", "--config", "e.yaml"
+    )

@@ -1,7 +1,7 @@
 """The commands, each in a module of its own, which is imported when the command is called.
 
-A command is a function ``(argv) -> int``; :data:`COMMANDS` lists them. Other commands call these functions
-(``prepare.main``, ``fit.training.fit``), which raise. This module turns what is raised into exit codes:
+A command is a function ``(argv) -> int``. Other commands call these functions, which raise; this module turns what is
+raised into exit codes:
 
 * 0: done;
 * 1: the work failed (the traceback is shown: it is not the request's fault);
@@ -13,71 +13,54 @@ A command is a function ``(argv) -> int``; :data:`COMMANDS` lists them. Other co
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from hafm_lightning import __version__
+from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-"""Exit codes."""
 ERROR_LINES = 5
 """A wrong request is answered in at most this many lines."""
 DEBUG_FLAG = "--debug"
 
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Attributes:
-        module: Its module in this package.
-        help: One line for the list of commands.
-        function: Name of the function in the module, ``main(argv) -> int``.
-    """
-
-    module: str
-    help: str
-    function: str = "main"
-
-
 COMMANDS = {
-    "fit": Command("fit.training", "train a stage, for example --config experiments/coarse.yaml", "fit"),
-    "validate": Command("fit.training", "score a checkpoint on the validation clips", "validate"),
-    "test": Command("fit.training", "score a checkpoint on the test clips", "test"),
-    "predict": Command("fit.training", "write the loss of every test clip", "predict"),
-    "describe": Command("fit.describe", "print parameters, steps, FLOPs and memory of a configuration as JSON"),
-    "curves": Command("fit.curves", "draw loss and accuracy of runs as PNG and SVG"),
-    "prepare": Command("prepare", "turn songs into shards of tokens; a stopped run continues"),
-    "generate": Command("generate", "make the accompaniment of a vocal, and the mix"),
-    "evaluate": Command("evaluate", "measure a model and write its evaluation card"),
-    "listen": Command("listen", "blind listening tests: build, serve, report"),
-    "judge": Command("judge", "judge listening tests automatically"),
-    "export": Command("export", "write one model folder from three checkpoints"),
-    "push": Command("push", "upload a model folder to the Hugging Face Hub"),
-    "app": Command("app", "serve a web page that makes the accompaniment of an uploaded vocal"),
-    "demo": Command("demo.command", "prepare, train, generate and evaluate on synthesised songs"),
-    "doctor": Command("doctor", "check this machine and print a fix for everything missing"),
+    "fit": ("fit.training:fit", "train a stage, for example --config experiments/coarse.yaml"),
+    "validate": ("fit.training:validate", "score a checkpoint on the validation clips"),
+    "test": ("fit.training:test", "score a checkpoint on the test clips"),
+    "predict": ("fit.training:predict", "write the loss of every test clip"),
+    "describe": ("fit.describe:main", "print parameters, steps, FLOPs and memory of a configuration as JSON"),
+    "curves": ("fit.curves:main", "draw loss and accuracy of runs as PNG and SVG"),
+    "prepare": ("prepare:main", "turn songs into shards of tokens; a stopped run continues"),
+    "generate": ("generate:main", "make the accompaniment of a vocal, and the mix"),
+    "evaluate": ("evaluate:main", "measure a model and write its evaluation card"),
+    "listen": ("listen:main", "blind listening tests: build, serve, report"),
+    "judge": ("judge:main", "judge listening tests automatically"),
+    "export": ("export:main", "write one model folder from three checkpoints"),
+    "push": ("push:main", "upload a model folder to the Hugging Face Hub"),
+    "app": ("app:main", "serve a web page that makes the accompaniment of an uploaded vocal"),
+    "demo": ("demo.command:main", "prepare, train, generate and evaluate on synthesised songs"),
+    "doctor": ("doctor:main", "check this machine and print a fix for everything missing"),
 }
-"""Name -> command. Commands whose module is not installed are not offered."""
+"""Name -> module and function in this package, and a line of help."""
 
 
-def available() -> dict[str, Command]:
-    """The commands that this installation has."""
-    return {name: c for name, c in COMMANDS.items() if importlib.util.find_spec(f"{__name__}.{c.module}") is not None}
+def available() -> dict[str, tuple[str, str]]:
+    """The commands whose module is installed."""
+    modules = {name: target.partition(":")[0] for name, (target, _) in COMMANDS.items()}
+    return {name: COMMANDS[name] for name in COMMANDS if importlib.util.find_spec(f"{__name__}.{modules[name]}")}
 
 
 def usage() -> str:
     """The list of commands."""
     lines = [f"hafm_lightning {__version__}: give a singing voice a band", ""]
     lines += [f"usage: python -m hafm_lightning COMMAND ... [{DEBUG_FLAG}]", ""]
-    lines += [f"  {name:<10}{command.help}" for name, command in available().items()]
+    lines += [f"  {name:<10}{text}" for name, (_, text) in available().items()]
     return "\n".join([*lines, "", "python -m hafm_lightning COMMAND --help explains a command."])
 
 
@@ -85,16 +68,10 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
     """The function behind a command; RequestError, with the nearest names, when there is none."""
     commands = available()
     if name not in commands:
-        near = difflib.get_close_matches(name, commands, n=3, cutoff=0.5)
-        raise RequestError(
-            f"unknown command {name!r}"
-            + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
-            + f"\ncommands: {', '.join(commands)}"
-        )
-    command = commands[name]
-    function: Callable[[Sequence[str]], int] = getattr(
-        importlib.import_module(f"{__name__}.{command.module}"), command.function
-    )
+        near = nearest(name, list(commands))
+        question = f"; {did_you_mean(near)}" if near else ""
+        raise RequestError(f"unknown command {name!r}{question}\ncommands: {', '.join(commands)}")
+    function: Callable[[Sequence[str]], int] = pkgutil.resolve_name(f"{__name__}.{commands[name][0]}")
     return function
 
 
@@ -112,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return find(arguments[0])(arguments[1:])
     except RequestError as error:
-        return refuse(error, debug)
+        if debug:
+            traceback.print_exception(error)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":  # once, also with several processes
+            lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)
+        return WRONG_REQUEST
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -120,13 +102,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(stop).__name__ == "SIGTERMException":
             return TERMINATED
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
-
-
-def refuse(error: Exception, debug: bool) -> int:
-    """Show a wrong request in at most :data:`ERROR_LINES` lines (once, also with several processes)."""
-    if debug:
-        traceback.print_exception(error)
-    elif os.environ.get("LOCAL_RANK", "0") == "0":
-        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)
-    return WRONG_REQUEST

@@ -1,18 +1,16 @@
 """``app``: a web page on which a vocal is uploaded or recorded, and its accompaniment played.
 
-One performance runs at a time; others wait in a queue. The work runs in a thread of its own, so that the page can show
-its progress and stop it: Cancel (or leaving the page) raises inside the decoding loop at the next frame.
+One performance runs at a time; others wait in a queue. It runs in a thread of its own, so that the page can show its
+progress and stop it: Cancel (or leaving the page) raises inside the decoding loop at the next frame.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ import numpy as np
 from hafm_lightning.accompanist import Accompanist, Take
 from hafm_lightning.audio import Audio, read_audio
 from hafm_lightning.cli.band_arguments import add_model_arguments, load_band
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.pictures import log_mel_picture
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     import gradio
 
 SHORTEST_PICTURE_S = 0.5
-"""Shorter sounds are drawn with silence after them."""
 REFRESH_S = 0.25
 """Seconds between two updates of the progress."""
 
@@ -38,112 +35,65 @@ class Cancelled(Exception):
     """The user pressed Cancel."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a user of the page asks for.
-
-    Attributes:
-        vocal: The uploaded or recorded file.
-        seed: Seed of the take.
-        guidance: Guidance scale.
-        temperature: Sampling temperature.
-        top_k: Number of likeliest tokens.
-        style: Name of a style, for models trained with them.
-    """
-
-    vocal: str
-    seed: int
-    guidance: float
-    temperature: float
-    top_k: int
-    style: str | None = None
-
-
-@dataclass
 class Performance:
-    """One take being made in a thread; progress and result come through a queue.
+    """One take being made in a thread.
 
-    Attributes:
-        band: The model.
-        request: What to make.
+    Args:
+        make: Makes the take; receives ``on_progress``, as :meth:`Accompanist.accompany` does.
     """
 
-    band: Accompanist
-    request: Request
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _news: queue.SimpleQueue[float | Take | Exception] = field(default_factory=queue.SimpleQueue)
+    def __init__(self, make: Callable[..., Take]) -> None:
+        self._make = make
+        self._stop = threading.Event()
+        self._share = 0.0
+        self._outcome: Take | Exception | None = None
 
     def run(self) -> Iterator[float | Take]:
-        """Shares of the work that are done, and at the end the take.
-
-        Closing the iterator stops the work and waits until it has stopped.
+        """Shares of the work that are done, and at the end the take; closing the iterator stops the work.
 
         Raises:
             Cancelled: :meth:`stop` was called.
-            Exception: Whatever went wrong in the work.
+            Exception: Any error of the work.
         """
         worker = threading.Thread(target=self._work, daemon=True)
         worker.start()
         try:
-            while True:
-                news = self._latest()
-                if isinstance(news, Exception):
-                    raise news
-                yield news
-                if isinstance(news, Take):
-                    return
+            worker.join(REFRESH_S)
+            while worker.is_alive():
+                yield self._share
+                worker.join(REFRESH_S)
+            if isinstance(self._outcome, Exception):
+                raise self._outcome
+            assert self._outcome is not None, "the thread ends with a take or an error"
+            yield self._outcome
         finally:
-            self._stop.set()
+            self.stop()
             worker.join()
 
     def stop(self) -> None:
         """Stop the work at the next frame."""
         self._stop.set()
 
-    def _latest(self) -> float | Take | Exception:
-        """The outcome as soon as it is there, else the newest share after :data:`REFRESH_S`."""
-        until = time.monotonic() + REFRESH_S
-        news = self._news.get()
-        while isinstance(news, float):
-            try:
-                news = self._news.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-        return news
+    def _report(self, share: float) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        self._share = float(share)
 
     def _work(self) -> None:
-        def report(share: float) -> None:
-            if self._stop.is_set():
-                raise Cancelled
-            self._news.put(float(share))
-
-        request = self.request
         try:
-            take = self.band.accompany(
-                request.vocal,
-                seed=request.seed,
-                guidance=request.guidance,
-                temperature=request.temperature,
-                top_k=request.top_k,
-                style=request.style,
-                on_progress=report,
-            )
-        except Exception as error:  # noqa: BLE001 - handed to the thread that asked
-            self._news.put(error)
-        else:
-            self._news.put(take)
+            self._outcome = self._make(on_progress=self._report)
+        except Exception as error:  # noqa: BLE001 - raised in the thread of the page
+            self._outcome = error
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command: serve the page until Ctrl-C."""
-    parser = Parser(
-        prog=f"{PROGRAM} app", description="Serve a web page: upload or record a vocal and listen to its accompaniment."
-    )
+    parser = Parser("app", "Serve a web page: upload or record a vocal and listen to its accompaniment.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     add_model_arguments(parser)
-    arguments = parser.parse_args(list(argv))
+    arguments = parser.parse_args(argv)
     import_gradio()
     with tempfile.TemporaryDirectory(prefix="hafm-app-") as folder:
         page = build_page(load_band(arguments), Path(folder))
@@ -152,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def import_gradio() -> Any:
-    """The gradio module, told to call nobody; RequestError with the command that installs it where it is missing."""
+    """The gradio module, without its telemetry; RequestError with the command that installs it where it is missing."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio as gr
@@ -161,9 +111,7 @@ def import_gradio() -> Any:
     return gr
 
 
-def serve(
-    page: gradio.Blocks, folder: str, *, host: str, port: int, inbrowser: bool = False, block: bool = True
-) -> Any:
+def serve(page: gradio.Blocks, folder: str, *, host: str, port: int, inbrowser: bool, block: bool = True) -> Any:
     """Launch the page; RequestError when the port is taken."""
     gr = import_gradio()
     fonts = ["system-ui", "sans-serif"]  # the default theme would fetch fonts from the network
@@ -183,7 +131,7 @@ def serve(
 
 
 def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
-    """The page for a band; the files it makes go to ``folder``."""
+    """The page for a band; its files go to ``folder``."""
     gr = import_gradio()
     running: dict[str, Performance] = {}
 
@@ -198,15 +146,18 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
     ) -> Iterator[tuple[Any, Any, Any, str]]:
         if vocal is None:
             raise gr.Error("Upload or record a vocal first.")
-        performance = Performance(band, Request(vocal, int(seed), guidance, temperature, int(top_k), style or None))
+        sampling = {"guidance": guidance, "temperature": temperature, "top_k": int(top_k)}
+        make = partial(band.accompany, vocal, seed=int(seed), style=style or None, **sampling)
         session = str(request.session_hash)
-        running[session] = performance
+        running[session] = performance = Performance(make)
         steps = performance.run()
         try:
             yield None, None, None, status("Reading the vocal", 0.0)
             for news in steps:
                 if isinstance(news, Take):
-                    yield (*files_of(news, vocal, folder), status(f"Done: {speed(news)}", 1.0))
+                    seconds, factor = news.instrumental.duration_s, news.real_time_factor
+                    done = f"Done: {seconds:.1f} s of music, {factor:.2f} s of work for each second"
+                    yield (*files_of(news, vocal, folder), status(done, 1.0))
                 else:
                     yield gr.skip(), gr.skip(), gr.skip(), status("Accompanying", news)
         except Cancelled:
@@ -269,7 +220,7 @@ def files_of(take: Take, vocal: str, folder: Path) -> tuple[str, str, str]:
 
 
 def _drawable(audio: Audio) -> Audio:
-    """The sound, with silence after it where it is too short for a picture."""
+    """The sound, padded with silence if it is too short for a picture."""
     missing = round(SHORTEST_PICTURE_S * audio.rate_hz) - audio.samples.shape[1]
     return audio if missing <= 0 else Audio(np.pad(audio.samples, ((0, 0), (0, missing))), audio.rate_hz)
 
@@ -279,8 +230,3 @@ def status(text: str, share: float | None) -> str:
     bar = "" if share is None else f'<progress max="1" value="{share:.3f}" style="width: 100%"></progress>'
     percent = f" ({100 * share:.0f} %)" if share is not None and share < 1 else ""
     return f"<div>{text}{percent}</div>{bar}"
-
-
-def speed(take: Take) -> str:
-    """Length and real-time factor in words."""
-    return f"{take.instrumental.duration_s:.1f} s of music, {take.real_time_factor:.2f} s of work for each second"

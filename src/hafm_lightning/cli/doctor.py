@@ -1,15 +1,14 @@
 """``doctor``: checks this machine and prints a fix for everything that is missing.
 
-A finding is ``ok``, ``note`` (an optional part is missing), or ``broken`` (a required part is missing, or a package
-that is installed does harm). Each package is imported in a process of its own: one that was built for another PyTorch
-can fail in ways that no ``except`` catches, and importing all of them here would take half a minute.
-
-Exit code: 0 when nothing is broken, else 1.
+Each package is imported in a process of its own: one that was built for another PyTorch can fail in ways that no
+``except`` catches, and importing all of them here would take half a minute.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import netrc
 import os
 import platform
 import shutil
@@ -19,17 +18,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.progress import progress
 
 HUB_WEIGHTS = {
     "facebook/hubert-base-ls960": "semantic tokens of the paper",
     "facebook/encodec_24khz": "acoustic tokens of the paper",
 }
-"""Hub id -> what it is for."""
+"""Hub id -> purpose."""
 NEWEST_PYTHON = (3, 13)
 """Newest version that the pinned set of packages has been tried with."""
 FREE_DISK_GIB = 10
@@ -37,18 +37,12 @@ FREE_DISK_GIB = 10
 IMPORT_LIMIT_S = 120
 
 State = Literal["ok", "note", "broken"]
+"""``note``: an optional part is missing; ``broken``: a required part is missing, or an installed package does harm."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked.
-
-    Attributes:
-        what: Its name.
-        state: ``ok``, ``note`` (an optional part is missing) or ``broken``.
-        detail: What was found.
-        fix: A command or step; empty where nothing is missing.
-    """
+    """The result of one check; ``fix`` is a command or a step, empty where nothing is missing."""
 
     what: str
     state: State
@@ -58,17 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Package:
-    """A package to import, and what it means if that fails.
-
-    Attributes:
-        name: Of the distribution.
-        module: Of the module; empty where it is the same.
-        purpose: What it is for; empty for what the work always needs.
-        install: Command that installs it.
-        repair: Command for a package that does not load.
-        if_absent: State where it is not installed.
-        if_broken: State where it does not load.
-    """
+    """A package to import (``module`` where its name differs); ``repair`` fixes one that is installed but fails."""
 
     name: str
     module: str = ""
@@ -79,15 +63,18 @@ class Package:
     if_broken: State = "broken"
 
     def finding(self, problem: str) -> Finding:
-        """What the attempt to import it has shown; ``problem`` is empty, :data:`ABSENT` or the error."""
-        if not problem:
-            return Finding(self.name, "ok", f"{_version(self.name)}{self.purpose and f': {self.purpose}'}")
+        """The result of importing it; ``problem`` is empty, :data:`ABSENT` or the error."""
+        purpose = f": {self.purpose}" if self.purpose else ""
         if problem == ABSENT:
             fix = "" if self.if_absent == "ok" else self.install.format(name=self.name)
-            return Finding(self.name, self.if_absent, f"{ABSENT}{self.purpose and f': {self.purpose}'}", fix)
-        return Finding(
-            self.name, self.if_broken, f"{_version(self.name)}: {problem}", self.repair.format(name=self.name)
-        )
+            return Finding(self.name, self.if_absent, ABSENT + purpose, fix)
+        try:
+            version = metadata.version(self.name)
+        except metadata.PackageNotFoundError:
+            version = "unknown version"
+        if not problem:
+            return Finding(self.name, "ok", version + purpose)
+        return Finding(self.name, self.if_broken, f"{version}: {problem}", self.repair.format(name=self.name))
 
 
 def _extra(name: str, extra: str, purpose: str) -> Package:
@@ -112,8 +99,8 @@ PACKAGES = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command with its arguments; the exit code."""
-    parser = Parser(prog=f"{PROGRAM} doctor", description="Check this machine and print a fix for everything missing.")
+    """Print the findings; 1 when something is broken, else 0."""
+    parser = Parser("doctor", "Check this machine and print a fix for everything missing.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args(argv)
     findings = list(examine())
@@ -134,8 +121,7 @@ def examine() -> Iterator[Finding]:
         yield from device_findings()
     yield from machine_findings()
     yield ffmpeg_finding()
-    for repository, purpose in HUB_WEIGHTS.items():
-        yield weights_finding(repository, purpose)
+    yield from (weights_finding(repository, purpose) for repository, purpose in HUB_WEIGHTS.items())
     yield wandb_finding()
 
 
@@ -152,15 +138,13 @@ def table(findings: Sequence[Finding]) -> Iterator[str]:
 
 def try_imports(modules: Sequence[str]) -> dict[str, str]:
     """Import each module in a process of its own: module -> empty text, or the last line of what went wrong."""
-    command = [sys.executable, "-c", "import importlib, sys; importlib.import_module(sys.argv[1])"]
 
-    def outcome(module: str) -> str:
-        if not _found(module):
+    def problem(module: str) -> str:
+        if find_spec(module) is None:
             return ABSENT
+        command = [sys.executable, "-c", f"import {module}"]
         try:
-            done = subprocess.run(
-                [*command, module], capture_output=True, text=True, timeout=IMPORT_LIMIT_S, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_LIMIT_S, check=False)
         except subprocess.TimeoutExpired:
             return f"importing it took more than {IMPORT_LIMIT_S} s"
         if done.returncode == 0:
@@ -168,31 +152,29 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
         lines = done.stderr.strip().splitlines()
         return lines[-1] if lines else f"the import ended with exit code {done.returncode}"
 
-    with (
-        ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool,
-        progress("Importing packages", len(modules), "packages") as bar,
-    ):
-        outcomes = {}
-        for module, result in zip(modules, pool.map(outcome, modules), strict=True):
-            outcomes[module] = result
+    problems = {}
+    threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
+    with threads, progress("Importing packages", len(modules), "packages") as bar:
+        for module, found in zip(modules, threads.map(problem, modules), strict=True):
+            problems[module] = found
             bar.advance(note=module)
-    return outcomes
+    return problems
 
 
 def python_finding() -> Finding:
-    """Version of the interpreter, and whether it runs in an environment of its own."""
+    """Version and folder of the interpreter."""
     here = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
-    if sys.version_info[:2] > NEWEST_PYTHON:
-        newest = ".".join(map(str, NEWEST_PYTHON))
-        return Finding(
-            "Python", "note", f"{here}: newer than {newest}, not tested", f"make install PYTHON=python{newest}"
-        )
-    return Finding("Python", "ok", here)
+    if sys.version_info[:2] <= NEWEST_PYTHON:
+        return Finding("Python", "ok", here)
+    newest = ".".join(map(str, NEWEST_PYTHON))
+    return Finding("Python", "note", f"{here}: newer than {newest}, not tested", f"make install PYTHON=python{newest}")
 
 
 def device_findings() -> Iterator[Finding]:
-    """What PyTorch can compute on."""
+    """The devices of PyTorch, and the operations that this processor can do (each is tried)."""
     import torch
+
+    from hafm_lightning.kernels.cpu import processor
 
     build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
     if torch.cuda.is_available():
@@ -211,22 +193,14 @@ def device_findings() -> Iterator[Finding]:
         )
         yield Finding("GPU", "broken", detail, fix)
     else:
-        yield Finding(
-            "GPU", "note", f"none ({build}): quickstart and generation work without one; full training needs one"
-        )
-    yield Finding(
-        "CPU", "ok", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; {processor_facts()}"
-    )
-
-
-def processor_facts() -> str:
-    """How generation multiplies on this processor (each operation is tried, but for the compiled steps)."""
-    from hafm_lightning.kernels.cpu import processor
-
+        detail = f"none ({build}): quickstart and generation work without one; full training needs one"
+        yield Finding("GPU", "note", detail)
+    capability = torch.backends.cpu.get_cpu_capability()
     dense = "oneDNN's packed layers" if processor.has("packed fp32") else "PyTorch's plain layers"
     kind = "bf16" if processor.multiplies_bf16() else "float32 (no bf16 products here)"
     few = "with" if processor.has("int8 rows bf16" if processor.multiplies_bf16() else "int8 rows fp32") else "without"
-    return f"generation multiplies by {dense}, below fp32 in {kind}, {few} int8 products"
+    products = f"generation multiplies by {dense}, below fp32 in {kind}, {few} int8 products"
+    yield Finding("CPU", "ok", f"{os.cpu_count()} cores, {capability}; {products}")
 
 
 def machine_findings() -> Iterator[Finding]:
@@ -244,8 +218,8 @@ def machine_findings() -> Iterator[Finding]:
 
 def ffmpeg_finding() -> Finding:
     """ffmpeg, for formats that libsndfile does not read (m4a, wma, video)."""
-    if shutil.which("ffmpeg"):
-        return Finding("ffmpeg", "ok", str(shutil.which("ffmpeg")))
+    if path := shutil.which("ffmpeg"):
+        return Finding("ffmpeg", "ok", path)
     fixes = {"Darwin": "brew install ffmpeg", "Windows": "winget install ffmpeg"}
     detail = "not found: needed for m4a and video files (wav, flac, ogg and mp3 work without it)"
     return Finding("ffmpeg", "note", detail, fixes.get(platform.system(), "apt install ffmpeg"))
@@ -256,8 +230,7 @@ def weights_finding(repository: str, purpose: str) -> Finding:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    kept = [path for path in folder.glob("*/*") if path.suffix in (".safetensors", ".bin") and path.exists()]
-    if kept:
+    if any(path.suffix in (".safetensors", ".bin") and path.exists() for path in folder.glob("*/*")):
         return Finding(repository, "ok", f"in {folder.parent}")
     detail = f"not downloaded: {purpose} (the offline tokenizers need no weights)"
     return Finding(repository, "note", detail, f"hf download {repository}")
@@ -267,30 +240,9 @@ def wandb_finding() -> Finding:
     """Whether runs can be logged online; offline logging always works."""
     if os.environ.get("WANDB_API_KEY"):
         return Finding("W&B login", "ok", "WANDB_API_KEY is set")
-    if _netrc_knows("api.wandb.ai"):
-        return Finding("W&B login", "ok", "logged in")
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    with contextlib.suppress(netrc.NetrcParseError, OSError):
+        if "api.wandb.ai" in netrc.netrc(path).hosts:
+            return Finding("W&B login", "ok", "logged in")
     detail = "not logged in: runs are logged offline and as CSV"
     return Finding("W&B login", "note", detail, "wandb login   (later: wandb sync wandb/offline-run-*)")
-
-
-def _netrc_knows(host: str) -> bool:
-    import netrc
-
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return path.is_file() and host in netrc.netrc(path).hosts
-    except (netrc.NetrcParseError, OSError):
-        return False
-
-
-def _found(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown version"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hafm_lightning.cli.fit.runs import best_checkpoint
 from hafm_lightning.cli.parser import PROGRAM
@@ -13,27 +12,23 @@ from hafm_lightning.configuration.settings import parse_settings
 from hafm_lightning.errors import RequestError
 
 DESCRIPTION = (
-    "Measure a model beside its controls and write a card: JSON, Markdown, HTML. "
-    "Results that were computed before are read again. Lists of names also without brackets: --systems NAME NAME."
+    "Measure a model beside its controls, and write a card as JSON, Markdown and HTML. A stopped or repeated run reads "
+    "the results that exist. Lists of names need no brackets: --systems NAME NAME."
 )
 NAME_LISTS = ("--systems", "--metrics")
 OLDER_SYNTAX = "--set"
-"""Came before ``key=value``; both need nothing before them now."""
+"""Earlier versions wrote ``--set key=value``, which is still accepted."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command and print where the card is.
-
-    Raises:
-        RequestError: The settings are wrong, or songs, model or tokenizers are missing.
-    """
+    """Run the command and print where the card is."""
     from hafm_lightning.evaluation.settings import EvaluateSettings
 
     settings = parse_settings(EvaluateSettings, with_lists(argv), f"{PROGRAM} evaluate", DESCRIPTION)
-    roles = {role: getattr(settings, role) for role in ("semantic", "coarse", "fine")}
-    folders = {role: Path(path) for role, path in roles.items() if path and Path(path).is_dir()}
-    checkpoints: dict[str, Any] = {role: str(best_checkpoint(path)) for role, path in folders.items()}
-    settings = dataclasses.replace(settings, **checkpoints)
+    for role in ("semantic", "coarse", "fine"):
+        path = getattr(settings, role)
+        if path and Path(path).is_dir():
+            settings = dataclasses.replace(settings, **{role: str(best_checkpoint(Path(path)))})
     if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
     from hafm_lightning.evaluation.card.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown

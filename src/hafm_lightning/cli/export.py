@@ -16,21 +16,15 @@ from hafm_lightning.accompanist.stage_network import (
     tokenizers_folder,
 )
 from hafm_lightning.cli.band_arguments import add_checkpoint_arguments
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers import load_tokenizers
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0 when the folder is written."""
-    parser = Parser(
-        prog=f"{PROGRAM} export",
-        description="Write one model folder from the checkpoints of its stages, with tokenizers and a model card.",
-    )
+    parser = Parser("export", "Write one model folder from the checkpoints of its stages, with tokenizers and a card.")
     parser.add_argument("--out", required=True, metavar="DIR", help="the model folder to write")
-    parser.add_argument(
-        "--stages", type=int, default=3, help="number of stages; 2 leaves the fine stage out (default: 3)"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
     parser.add_argument(
         "--include-tokenizer-weights", action="store_true", help="also copy the weights of HuBERT and EnCodec"
@@ -42,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     card.add_argument("--metrics", metavar="JSON", help="a JSON file; the card shows the numbers at its top level")
     card.add_argument("--notes", metavar="FILE", help="a Markdown file for the end of the card")
     add_checkpoint_arguments(parser)
-    arguments = parser.parse_args(list(argv))
+    arguments = parser.parse_args(argv)
     if arguments.semantic is None or arguments.coarse is None:
         raise RequestError("export needs --semantic, --coarse and --fine checkpoints")
     facts = CardFacts(
@@ -50,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         data=arguments.data,
         license=arguments.license,
         metrics=read_metrics(arguments.metrics) if arguments.metrics else {},
-        notes=read_notes(arguments.notes) if arguments.notes else "",
+        notes=read_text("--notes", arguments.notes).strip() if arguments.notes else "",
     )
     files = stage_files(arguments.semantic, arguments.coarse, arguments.fine, arguments.stages)
     networks = [network_from_checkpoint(role, path) for role, path in files]
@@ -71,23 +65,21 @@ def main(argv: Sequence[str]) -> int:
 
 def read_metrics(path: str) -> dict[str, float]:
     """The numbers of a JSON object, by name; RequestError when there are none."""
+    text = read_text("--metrics", path)
     try:
-        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content: Any = json.loads(text)
+        entries = content.items() if isinstance(content, dict) else ()
+        numbers = {name: float(value) for name, value in entries if type(value) in (int, float)}
+    except (ValueError, OverflowError, RecursionError) as error:
         raise RequestError(f"--metrics {path}: cannot be read ({error})") from error
-    numbers = {
-        name: float(value)
-        for name, value in (content.items() if isinstance(content, dict) else ())
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
     if not numbers:
         raise RequestError(f"--metrics {path}: holds no numbers at its top level")
     return numbers
 
 
-def read_notes(path: str) -> str:
-    """A Markdown file; RequestError when it is missing."""
+def read_text(option: str, path: str) -> str:
+    """The text of a file; RequestError when it is missing or no text."""
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--notes {path}: cannot be read ({error})") from error
+        raise RequestError(f"{option} {path}: cannot be read ({error})") from error

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
 PROGRAM = "python -m hafm_lightning"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises RequestError where argparse prints its usage, and suggests the nearest option.
+    """A parser that raises RequestError where argparse prints its usage, and suggests the nearest option.
+
+    Options are not abbreviated, so that a new one never changes what an old command line means.
 
     Args:
+        command: Name of the command.
+        description: What it does; with its line breaks.
+        epilog: Text below the options.
         hint: A line of advice after an unknown option.
-        settings: As for ``argparse.ArgumentParser``. Options are not abbreviated, so that a new one never changes what
-            an old command line means.
     """
 
-    def __init__(self, *, hint: str = "", **settings: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **settings})
+    def __init__(self, command: str, description: str, *, epilog: str = "", hint: str = "") -> None:
+        layout = argparse.RawDescriptionHelpFormatter if "\n" in description else argparse.HelpFormatter
+        super().__init__(
+            prog=f"{PROGRAM} {command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=layout,
+            allow_abbrev=False,
+        )
         self._hint = hint
 
     def parse_args(  # type: ignore[override]
@@ -35,26 +46,18 @@ class Parser(argparse.ArgumentParser):
             if argument == "--":
                 break
             if name.startswith("--") and name not in self._option_string_actions:
-                raise self._unknown(name)
+                near = nearest(name, list(self._option_string_actions))
+                lines = (f"unknown argument {name!r}", did_you_mean(near) if near else self._hint)
+                self.error("\n".join(filter(None, lines)))
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise RequestError instead of printing the usage."""
-        raise RequestError(f"{message}\n{self._more()}")
-
-    def _unknown(self, name: str) -> RequestError:
-        near = difflib.get_close_matches(name, self._option_string_actions, n=2, cutoff=0.7)
-        guess = f"did you mean {' or '.join(map(repr, near))}?" if near else self._hint
-        return RequestError("\n".join(line for line in (f"unknown argument {name!r}", guess, self._more()) if line))
-
-    def _more(self) -> str:
-        return f"{self.prog} --help explains the options"
+        raise RequestError(f"{message}\n{self.prog} --help explains the options")
 
 
 def check_writable(out: Path) -> None:
     """Refuse a folder that cannot be created or written, before anything is computed; creates nothing."""
-    import tempfile
-
     try:
         with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.absolute().parents) if folder.exists())):
             pass

@@ -10,19 +10,12 @@ from hafm_lightning.errors import RequestError
 
 DESCRIPTION = (
     "Turn songs into shards of tokens; a stopped run continues where it stopped. "
-    "With --verify ROOT and nothing else: read every byte of prepared shards and report what is wrong."
+    "With --verify ROOT and no other option: read every byte of prepared shards and report what is wrong."
 )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepare or verify.
-
-    Returns:
-        0 when done; 1 when ``--verify`` found something wrong.
-
-    Raises:
-        RequestError: The request was wrong; the message says what to do.
-    """
+    """Prepare or verify; 1 when ``--verify`` found something wrong, else 0."""
     if any(argument.partition("=")[0] == "--verify" for argument in argv):
         return verify(argv)
     if not argv:
@@ -40,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Check prepared shards; 1 when something is wrong."""
-    parser = Parser(prog=f"{PROGRAM} prepare", description=DESCRIPTION, hint="--verify ROOT takes no other option")
+    parser = Parser("prepare", DESCRIPTION, hint="--verify ROOT takes no other option")
     parser.add_argument("--verify", metavar="ROOT", help="folder of prepared shards")
     root = parser.parse_args(argv).verify
     from hafm_lightning.preparation.verification import verify_root

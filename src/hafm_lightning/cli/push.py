@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hafm_lightning.accompanist.model_folder import HUB_PATTERNS, read_config, read_model_folder
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; 0 when the folder is on the Hub."""
-    parser = Parser(prog=f"{PROGRAM} push", description="Upload a model folder to the Hugging Face Hub.")
+    parser = Parser("push", "Upload a model folder to the Hugging Face Hub.")
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder made by `export`")
-    parser.add_argument(
-        "--to", required=True, metavar="OWNER/NAME", help="repository on the Hub; created if it does not exist"
-    )
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository on the Hub; created if missing")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--message", default="Upload a hafm_lightning model", help="commit message")
     arguments = parser.parse_args(list(argv))
     folder = Path(arguments.model)
@@ -32,11 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def upload(folder: Path, repository: str, *, private: bool, message: str) -> str:
-    """Upload the data files of a model folder; the address of the commit.
-
-    Raises:
-        RequestError: Not logged in, not allowed, or the Hub cannot be reached.
-    """
+    """Upload the data files of a model folder; the address of the commit. RequestError if the Hub refuses it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 

@@ -1,6 +1,6 @@
 """The configuration language of all commands: YAML files and dotted options, checked against the types of the code.
 
-``keys`` checks every key and value and names its place, ``signatures`` reads what a class takes, ``values`` compares a
-value with a type, ``origins`` knows where a key was set, ``yaml_keys`` reads YAML with line numbers, and ``settings``
-makes frozen dataclasses for ``prepare`` and ``evaluate``; ``fit`` has LightningCLI.
+``origins`` reads files and options and knows where a key was set, ``signatures`` reads the parameters of a class,
+``values`` compares a value with a type, ``keys`` checks every key and value, and ``settings`` makes frozen dataclasses
+for ``prepare`` and ``evaluate``; ``fit`` has LightningCLI.
 """

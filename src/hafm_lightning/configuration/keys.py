@@ -1,10 +1,10 @@
-"""Every key of a configuration is one that its class takes, and every value of the key's type: checked before parsing.
+"""Checks before parsing that a class takes every key of a configuration, and that every value is of the key's type.
 
-The parser names the deepest key that it could not use, often without the file, and expands abbreviations. Here the
-configuration files and the options are followed in the order in which the parser applies them, down the types of the
+The parser names the deepest key that it could not use, often without the file, and expands abbreviations. This check
+follows the configuration files and the options in the order in which the parser applies them, down the types of the
 signatures: a section is a class with its parameters, ``class_path`` chooses a class, ``kind`` one of several
 dataclasses, a dataclass is a section of its own. Values are checked where the types name no class. Where the types
-allow anything (``Any``), nothing is refused here and the parser decides.
+allow anything (``Any``), the parser decides.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hafm_lightning.configuration.origins import SPEC, KeyPath, Option
+from hafm_lightning.configuration.origins import SPEC, KeyPath, Option, Source, entries, read_tree, tree_of
 from hafm_lightning.configuration.signatures import (
     Group,
     Kinds,
@@ -27,14 +28,12 @@ from hafm_lightning.configuration.signatures import (
     is_one_of,
     kinds_of,
     load_class,
-    never_implied,
     parameters_of,
     subclass_names,
     takes_more,
 )
 from hafm_lightning.configuration.suggestions import did_you_mean, guess, nearest
 from hafm_lightning.configuration.values import plain_value, value_as
-from hafm_lightning.configuration.yaml_keys import Source, entries, read_tree, refuse_duplicates, tree_of
 from hafm_lightning.errors import RequestError
 
 KIND = "kind"
@@ -61,8 +60,7 @@ def unknown_key(path: KeyPath, where: str, known: Mapping[str, Any], spec: Seque
     key, near = path[-1], nearest(path[-1], [*known, *spec])
     if not near:
         for name, hint in known.items():
-            kinds = (hint.target,) if isinstance(hint, Group) else kinds_of(hint).classes
-            fixed = [kind for kind in kinds if is_fixed(hint, kind)]
+            fixed = [kind for kind in kinds_of(hint).classes if is_fixed(hint, kind)]
             near += [f"{name}.{key}" for kind in fixed if key in (parameters_of(kind) or ())]
     return refusal(path, where, did_you_mean(near) if near else guess(key, list(known)))
 
@@ -75,24 +73,30 @@ def wrong_value(path: KeyPath, expected: str, value: Any, where: str) -> Request
 def kind_of(
     value: Any, choices: Mapping[str, type[Any]], path: KeyPath, where: str, chosen: type[Any] | None = None
 ) -> type[Any]:
-    """The dataclass that the key ``kind`` of a section names.
-
-    Args:
-        value: The value of ``kind``; None where the section does not set it.
-        choices: Name -> dataclass.
-        path: Of the section.
-        where: Its place.
-        chosen: The dataclass that was chosen before.
-
-    Raises:
-        RequestError: It names none.
-    """
+    """The dataclass that the key ``kind`` of the section at ``path`` names; without it the one ``chosen`` before."""
     if value is None and chosen is not None:
         return chosen
     if value in choices:
         return choices[value]
     what = "is missing" if value is None else f"cannot be {value!r}"
     raise RequestError(f"{'.'.join((*path, KIND))!r} {what}\nwhere: {where}\n{guess(str(value), list(choices))}")
+
+
+def unknown_class(name: str, bases: Sequence[Any], where: str) -> RequestError:
+    """The error for a ``class_path`` that names no class, with the nearest classes of its module or below ``bases``."""
+    module, _, last = name.rpartition(".")
+    if not module:
+        problem, known = "no class has this name", subclass_names(bases)
+    else:
+        problem, known = f"module {module} has no {last}", []
+        try:
+            content = vars(importlib.import_module(module))
+        except (ImportError, TypeError, ValueError) as error:
+            problem, content = str(error), {}
+        for public, value in content.items():
+            own = isinstance(value, type) and value.__module__.partition(".")[0] == module.partition(".")[0]
+            known += [public] * (own and not public.startswith("_"))
+    return RequestError(f"class_path {name!r}: {problem}\nwhere: {where}\n{guess(last, known)}")
 
 
 class KeyCheck:
@@ -110,26 +114,16 @@ class KeyCheck:
         self._lengths: dict[KeyPath, int] = {}
 
     def options(self, options: Iterable[Option]) -> None:
-        """Check a command line, and the files that it names, from left to right.
-
-        Raises:
-            RequestError: With the key, its place, and what was probably meant.
-        """
+        """Check a command line, and the files that it names, from left to right."""
         for option in options:
-            if option.is_file and option.value is not None:
-                self.file(Path(option.value))
-            else:
+            if option.file is None:
                 self._option(option)
-
-    def file(self, file: Path) -> None:
-        """Check a configuration file."""
-        tree, source = read_tree(file), Source(str(file))
-        refuse_duplicates(tree, source)
-        if isinstance(tree, yaml.MappingNode):
-            for entry in entries(tree):
-                if entry.key not in self._sections:
-                    raise unknown_key((entry.key,), source.place(entry.line), self._sections)
-                self._value(entry.value, self._sections[entry.key], (entry.key,), source)
+                continue
+            source = Source(str(option.file))
+            for key, line, value in entries(read_tree(option.file)):
+                if key not in self._sections:
+                    raise unknown_key((key,), source.place(line), self._sections)
+                self._value(value, self._sections[key], (key,), source)
 
     # --- options ----------------------------------------------------------------------------------------------
 
@@ -142,27 +136,25 @@ class KeyCheck:
             raise unknown_key((parts[0],), source.name, {**switches, **self._sections})
         path: KeyPath = (parts[0],)
         hint = self._sections[parts[0]]
-        for place, part in enumerate(parts[1:], 1):
+        for number, part in enumerate(parts[1:], 1):
             if part == KIND and choices_of(hint):
                 self._choose_kind(value, hint, path, source.name)
                 return
             below = self._below(hint, path, part, source)
             if below is None:
                 return
-            if part == "init_args" and below == (hint, path):
-                continue
-            if part == "class_path" and below == (hint, path):
+            if below != (hint, path):
+                hint, path = below
+            elif part == "class_path":
                 self._choose(value or "", hint, path, source.name)
                 return
-            if part == "dict_kwargs" and below == (hint, path):
-                for key in parts[place + 1 : place + 2]:
+            elif part == "dict_kwargs":
+                for key in parts[number + 1 : number + 2]:
                     self._extra(key, self._class_at(hint, path), path, source.name)
                 return
-            hint, path = below
         if value is None:
             raise RequestError(f"{option.name} needs a value\nwhere: command line\nwrite {option.name} VALUE")
         tree = tree_of(value, source)
-        refuse_duplicates(tree, source)
         if option.name.endswith("+"):
             self._append(tree, hint, path, source)
         elif parts[-1] == "init_args" and isinstance(tree, yaml.MappingNode):
@@ -171,8 +163,8 @@ class KeyCheck:
             self._value(tree, hint, path, source, value)
 
     def _below(self, hint: Any, path: KeyPath, part: str, source: Source) -> tuple[Any, KeyPath] | None:
-        """Type and path of a key one step further down; None where it cannot be told."""
-        target, kinds = self._class_at(hint, path), kinds_of(hint)
+        """Type and path of a key one step further down (the same for a key of SPEC); None where the types end."""
+        target, kinds, dotted = self._class_at(hint, path), kinds_of(hint), ".".join(path)
         names = parameters_of(target) if target is not None else None
         if names is not None and part in names:
             return names[part], (*path, part)
@@ -190,34 +182,33 @@ class KeyCheck:
         self._refuse_without_class(kinds, path, part, source)
         if kinds.open or kinds.classes:
             return None
-        advice = f"{'.'.join(path)!r} takes a value and has no keys of its own"
-        raise refusal((*path, part), source.name, advice)
+        raise refusal((*path, part), source.name, f"{dotted!r} takes a value and has no keys of its own")
 
     def _refuse_without_class(self, kinds: Kinds, path: KeyPath, part: str, source: Source) -> None:
         """Refuse a key of a class where none is named yet and the parser assumes none."""
-        if kinds.classes and path not in self._classes and not kinds.open and never_implied(kinds.classes):
+        has_default = any(not (isabstract(k) or k.__module__.startswith("lightning.")) for k in kinds.classes)
+        if kinds.classes and path not in self._classes and not kinds.open and not has_default:
             dotted = ".".join(path)
             advice = f"no class is named for {dotted!r}: do so before this key, with --{dotted} CLASS"
             raise refusal((*path, part), source.name, advice)
 
     def _below_list(self, kinds: Kinds, path: KeyPath, part: str, source: Source) -> tuple[Any, KeyPath] | None:
         """A key of the last element of a list, to which the parser applies it."""
-        dotted = ".".join(path)
-        if part.isdigit() and self._numbered:
-            return any_of(kinds.elements), (*path, part)
+        element, dotted = any_of(kinds.elements), ".".join(path)
         if part.isdigit():
+            if self._numbered:
+                return element, (*path, part)
             advice = (
                 f"--{dotted}+=CLASS appends to this list and --{dotted}.KEY then sets a key of its last element;\n"
                 "other elements are changed in the file"
             )
             raise refusal((*path, part), source.name, advice)
-        element = any_of(kinds.elements)
         inner = kinds_of(element)
         if not (inner.classes or inner.values or inner.open or kinds.open or kinds.classes):
             raise refusal((*path, part), source.name, f"{dotted!r} takes a list of values and has no keys of its own")
-        last = self._lengths.get(path, 0) - 1
-        if last >= 0:
-            return self._below(element, (*path, str(last)), part, source)
+        length = self._lengths.get(path, 0)
+        if length:
+            return self._below(element, (*path, str(length - 1)), part, source)
         self._refuse_without_class(inner, path, part, source)
         return None
 
@@ -234,52 +225,42 @@ class KeyCheck:
     # --- values -----------------------------------------------------------------------------------------------
 
     def _value(self, node: yaml.Node | None, hint: Any, path: KeyPath, source: Source, text: str | None = None) -> None:
-        """Check what stands at a key; ``text`` is the option's, of which a text may be any."""
-        kinds = Kinds((hint.target,), (), (), (), open=False) if isinstance(hint, Group) else kinds_of(hint)
+        """Check the value of a key; ``text`` is its text on the command line, where a number may be meant as one."""
+        kinds = kinds_of(hint)
         if isinstance(node, yaml.SequenceNode) and kinds.elements:
             self._forget(path)
-            self._lengths[path] = 0
             self._append(node, hint, path, source)
         elif isinstance(node, yaml.MappingNode) and (kinds.classes or kinds.values):
             self._mapping(node, hint, kinds, path, source)
         elif isinstance(node, yaml.ScalarNode) and kinds.classes:
-            self._name(str(node.value), node, hint, kinds, path, source)
+            self._name(node, hint, kinds, path, source)
         elif node is not None and not kinds.classes and not kinds.open:
-            self._plain(node, hint, path, source, text)
+            value = plain_value(node)
+            if value is None or "${" in str(value):  # null is the parser's to judge, ${...} is known later
+                return
+            try:
+                value_as(value, hint)
+            except ValueError as error:
+                if text is None or str not in (hint, *kinds.scalars):
+                    raise wrong_value(path, str(error), value, source.place(node.start_mark.line + 1)) from error
 
-    def _plain(self, node: yaml.Node, hint: Any, path: KeyPath, source: Source, text: str | None) -> None:
-        """Check a value that is no section; one with ``${...}`` is known later, ``null`` is the parser's to judge."""
-        value = plain_value(node)
-        if value is None or "${" in str(value):
-            return
-        try:
-            value_as(value, hint)
-        except ValueError as error:
-            if text is None or str not in (hint, *kinds_of(hint).scalars):
-                raise wrong_value(path, str(error), value, source.place(node.start_mark.line + 1)) from error
-
-    def _name(self, text: str, node: yaml.ScalarNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
+    def _name(self, node: yaml.ScalarNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
         """A text in the place of a section: a file that holds it, or the name of its class."""
-        if plain_value(node) is None:
+        text, value, place = str(node.value), plain_value(node), source.place(node.start_mark.line + 1)
+        if value is None:
             self._forget(path)
             return
         file = Path(source.name).parent / text if source.is_file else Path(text)
-        place = source.place(node.start_mark.line + 1)
         if file.suffix in (".yaml", ".yml") and file.is_file():
-            tree, of_file = read_tree(file), Source(str(file))
-            refuse_duplicates(tree, of_file)
-            if isinstance(tree, yaml.MappingNode):
-                self._mapping(tree, hint, kinds, path, of_file)
-        elif all(is_fixed(hint, kind) for kind in kinds.classes):
-            if "${" not in text and not kinds.has_text and not kinds.open:
-                raise wrong_value(path, "settings (key: value)", plain_value(node), place)
-        else:
+            self._mapping(read_tree(file), hint, kinds, path, Source(str(file)))
+        elif not all(is_fixed(hint, kind) for kind in kinds.classes):
             self._choose(text, hint, path, place)
+        elif "${" not in text and not kinds.has_text and not kinds.open:
+            raise wrong_value(path, "settings (key: value)", value, place)
 
     def _mapping(self, node: yaml.MappingNode, hint: Any, kinds: Kinds, path: KeyPath, source: Source) -> None:
         by_key = {entry.key: entry for entry in entries(node)}
-        choices = {} if isinstance(hint, Group) else choices_of(hint)
-        if choices:
+        if choices_of(hint):
             kind = by_key.get(KIND)
             place = source.place(kind.line if kind is not None else node.start_mark.line + 1)
             target = self._choose_kind(None if kind is None else str(kind.value.value), hint, path, place)
@@ -289,30 +270,25 @@ class KeyCheck:
         if class_path is not None and not isinstance(hint, Group):
             self._choose(str(class_path.value.value), hint, path, source.place(class_path.line), is_key=True)
         target = self._class_at(hint, path)
-        names = parameters_of(target) if target is not None else None
-        is_spec = class_path is not None or bool({"init_args", "dict_kwargs"} & by_key.keys() - set(names or ()))
+        names = (parameters_of(target) if target is not None else None) or {}
+        is_spec = class_path is not None or bool({"init_args", "dict_kwargs"} & by_key.keys() - set(names))
         if isinstance(hint, Group) or not (kinds.classes or kinds.open) or not is_spec:
             if target is not None:
                 self._parameters(node, target, path, source, () if is_fixed(hint, target) else SPEC)
             elif kinds.values and not kinds.classes:
-                for entry in by_key.values():
-                    below = any_of(kinds.values)
-                    self._value(entry.value, below, (*path, entry.key), source)
+                for key, _, value in by_key.values():
+                    self._value(value, any_of(kinds.values), (*path, key), source)
             return
-        for entry in by_key.values():
-            if entry.key not in SPEC and kinds.classes:
-                here, where = (*path, entry.key), source.place(entry.line)
-                if entry.key in (names or ()):
-                    raise refusal(here, where, did_you_mean([f"init_args.{entry.key}"]))
-                raise unknown_key(here, where, names or {}, SPEC)
-        for key in SPEC[1:]:
-            inside = by_key[key].value if key in by_key else None
-            if isinstance(inside, yaml.MappingNode):
-                if key == "init_args":
-                    self._parameters(inside, target, path, source)
-                else:
-                    for entry in entries(inside):
-                        self._extra(entry.key, target, path, source.place(entry.line))
+        for key, line, value in by_key.values():
+            if key not in SPEC and kinds.classes:
+                if key in names:
+                    raise refusal((*path, key), source.place(line), did_you_mean([f"init_args.{key}"]))
+                raise unknown_key((*path, key), source.place(line), names, SPEC)
+            if key == "init_args" and isinstance(value, yaml.MappingNode):
+                self._parameters(value, target, path, source)
+            elif key == "dict_kwargs" and isinstance(value, yaml.MappingNode):
+                for entry in entries(value):
+                    self._extra(entry.key, target, path, source.place(entry.line))
 
     def _parameters(
         self, node: yaml.MappingNode, target: Any, path: KeyPath, source: Source, spec: Sequence[str] = ()
@@ -320,12 +296,12 @@ class KeyCheck:
         names = parameters_of(target) if target is not None else None
         if names is None:
             return
-        for entry in entries(node):
-            if entry.key == KIND and KIND in spec:
+        for key, line, value in entries(node):
+            if key == KIND and KIND in spec:
                 continue
-            if entry.key not in names:
-                raise unknown_key((*path, entry.key), source.place(entry.line), names, spec)
-            self._value(entry.value, names[entry.key], (*path, entry.key), source)
+            if key not in names:
+                raise unknown_key((*path, key), source.place(line), names, spec)
+            self._value(value, names[key], (*path, key), source)
 
     def _extra(self, key: str, target: Any, path: KeyPath, where: str) -> None:
         """A key below ``dict_kwargs``: only for a class that takes more than it names."""
@@ -336,7 +312,7 @@ class KeyCheck:
     # --- classes ----------------------------------------------------------------------------------------------
 
     def _class_at(self, hint: Any, path: KeyPath) -> Any:
-        """The class whose keys stand at a path; None where none is known."""
+        """The class of the section at a path; None where none is known."""
         if isinstance(hint, Group):
             return hint.target
         if path in self._classes:
@@ -365,38 +341,15 @@ class KeyCheck:
         if "${" in name or kinds.open or (kinds.has_text and not is_key):
             return
         if target is None:
-            module, _, last = name.rpartition(".")
-            known = public_classes(module) if module else subclass_names(kinds.classes)
-            if module or name not in known:
-                problem = import_problem(module, last) if module else "no class has this name"
-                raise RequestError(f"class_path {name!r}: {problem}\nwhere: {where}\n{guess(last, known)}")
+            if name not in subclass_names(kinds.classes):
+                raise unknown_class(name, kinds.classes, where)
             self._classes[path] = None  # a name of several classes, which the parser reports
         elif isinstance(target, type) and not is_one_of(target, kinds.classes):
             bases = " or ".join(base.__name__ for base in kinds.classes)
             raise RequestError(f"class_path {name!r}: this class is no {bases}\nwhere: {where}")
 
     def _forget(self, path: KeyPath) -> None:
-        """Another value takes the place of what was chosen at and below a path."""
+        """Drop the choices at and below a path, since another value replaces them."""
         for table in (self._classes, self._lengths):
             for known in [known for known in table if known[: len(path)] == path]:
                 del table[known]
-
-
-def import_problem(module: str, name: str) -> str:
-    """Why a class cannot be imported."""
-    try:
-        importlib.import_module(module)
-    except (ImportError, TypeError, ValueError) as error:
-        return str(error)
-    return f"module {module} has no {name}"
-
-
-def public_classes(module: str) -> list[str]:
-    """Names of the classes that a module defines, for suggestions; empty where it cannot be imported."""
-    try:
-        content = vars(importlib.import_module(module))
-    except (ImportError, TypeError, ValueError):
-        return []
-    classes = {name: value for name, value in content.items() if isinstance(value, type) and not name.startswith("_")}
-    package = module.partition(".")[0]
-    return [name for name, value in classes.items() if value.__module__.partition(".")[0] == package]

@@ -1,8 +1,8 @@
 """Settings of a command as a frozen dataclass: from YAML files and options, as ``fit`` reads its configuration.
 
 Every group of settings is a dataclass beside the code that it controls; its docstring is the text of ``--help``. Where
-one of several dataclasses may stand, the key ``kind`` names it. Later files and options win; ``${key}`` is resolved
-after the last of them, so that an option reaches it.
+several dataclasses are allowed, the key ``kind`` names one. Later files and options win; ``${key}`` is resolved after
+the last of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import re
 import typing
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, TypeVar
 
@@ -21,27 +21,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.configuration.keys import KIND, KeyCheck, kind_of, unknown_key, wrong_value
-from hafm_lightning.configuration.origins import KeyPath, Option, Origins, config_files, options_of, without_spec
+from hafm_lightning.configuration.origins import KeyPath, Option, Origins, options_of, without_spec
 from hafm_lightning.configuration.signatures import any_of, choices_of, kinds_of
 from hafm_lightning.configuration.values import takes_null, value_as, words_of
 from hafm_lightning.errors import RequestError
 
 T = TypeVar("T")
 HELP, PRINT_CONFIG = ("-h", "--help"), "--print_config"
+ROLE = re.compile(r":\w+:`~?([\w.]+)`")
+"""A reference in a docstring, which ``--help`` shows as plain text."""
 
 
 def parse_settings(kind: type[T], arguments: Sequence[str], program: str, description: str) -> T:
-    """The settings that a command line gives; prints and leaves for ``--help`` and ``--print_config``.
-
-    Args:
-        kind: The dataclass.
-        arguments: ``--config FILE``, ``--key value``, ``--key=value`` and ``key=value``.
-        program: How the command is called, for its help.
-        description: What it does.
+    """The dataclass ``kind`` from a command line: ``--config FILE``, ``--key value``, ``--key=value``, ``key=value``.
 
     Raises:
         RequestError: A setting is wrong, with its key, its place and what to do.
-        SystemExit: Something was printed.
+        SystemExit: After ``--help``, which shows ``program`` and ``description``, or ``--print_config``.
     """
     if set(HELP) & set(arguments):
         print(explain(kind, program, description))
@@ -57,28 +53,21 @@ def parse_settings(kind: type[T], arguments: Sequence[str], program: str, descri
 def read_settings(kind: type[T], arguments: Sequence[str]) -> T:
     """The settings that files and options give; see :func:`parse_settings`."""
     options = options_of(arguments)
-    config_files(options)
-    KeyCheck(typing.get_type_hints(kind), ["--config"], numbered=True).options(options)
-    if not any(option.is_file for option in options):
-        raise RequestError("no configuration\nname one with --config; the shipped ones are in experiments/")
     origins = Origins(options)
+    KeyCheck(typing.get_type_hints(kind), ["--config"], numbered=True).options(options)
+    if not origins.files:
+        raise RequestError("no configuration\nname one with --config; the shipped ones are in experiments/")
     try:
         values = _merged(options)
     except yaml.YAMLError as error:
-        raise RequestError(f"{' '.join(str(error).split())[:300]}\nwhere: {origins.files}") from error
+        raise RequestError(f"{' '.join(str(error).split())[:300]}\nwhere: {origins.of(())}") from error
     except OmegaConfBaseException as error:
         raise interpolation_error(error, origins) from error
     return build(kind, values, origins.of, {option.path: option.value or "" for option in options})
 
 
 def interpolation_error(error: OmegaConfBaseException, origins: Origins, command: str = "settings") -> RequestError:
-    """A ``${...}`` that leads nowhere, as a wrong request.
-
-    Args:
-        error: From OmegaConf.
-        origins: Where keys were set.
-        command: The section below which LightningCLI keeps the configuration.
-    """
+    """A ``${...}`` that names no key, as a wrong request; LightningCLI keeps the configuration below ``command``."""
     key = re.sub(r"\[(\d+)\]", r".\1", str(getattr(error, "full_key", "") or "")).removeprefix(f"{command}.")
     path = without_spec(key.split("."))
     # LightningCLI makes paths relative: '..model.width' and, below its section, 'fit.model.width'
@@ -93,8 +82,8 @@ def _merged(options: Sequence[Option]) -> dict[str, Any]:
     """Files and options as one tree of plain values."""
     config = DictConfig({})
     for option in options:
-        if option.value is not None and option.is_file:
-            config = typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.load(option.value)))
+        if option.file is not None:
+            config = typing.cast(DictConfig, OmegaConf.merge(config, OmegaConf.load(option.file)))
             continue
         key = ".".join(option.path)
         # by the loader of the files: 1e-3 is a number
@@ -112,13 +101,13 @@ def build(
     origin: Callable[[KeyPath], str] = lambda path: "",
     texts: Mapping[KeyPath, str] | None = None,
 ) -> T:
-    """Make a dataclass of plain values.
+    """Make a dataclass of a mapping of plain values.
 
     Args:
         kind: The dataclass.
-        values: A mapping of its fields.
-        origin: Path of a key -> where it was set, for messages.
-        texts: Path of a key -> its text on the command line, where a number may be meant as a text.
+        values: The mapping.
+        origin: Gives the place of a key, for messages.
+        texts: Path of a key -> its text on the command line, for texts that look like numbers.
 
     Raises:
         RequestError: Unknown or missing keys, values of another type, or values that the dataclass refuses.
@@ -144,16 +133,17 @@ class _Builder:
         required = [name for name, field in fields.items() if field.default is field.default_factory is MISSING]
         missing = [".".join((*path, name)) for name in required if name not in values]
         if missing:
-            raise self._refusal(f"missing key {', '.join(missing)}", path)
+            raise RequestError(f"missing key {', '.join(missing)}\nwhere: {self.origin(path)}")
         content = {key: self.value(value, hints[key], (*path, key)) for key, value in values.items()}
         try:
             return kind(**content)
         except RequestError:
             raise
         except ValueError as error:
-            message = f"{'.'.join(path)}: {error}" if path else str(error)
             named = str(error).split(":")[0].split(" ")[0]  # most begin with the field's name
-            raise self._refusal(message, (*path, named) if named in fields else path) from error
+            where = self.origin((*path, named) if named in fields else path)
+            section = f"{'.'.join(path)}: " if path else ""
+            raise RequestError(f"{section}{error}\nwhere: {where}") from error
 
     def value(self, value: Any, hint: Any, path: KeyPath) -> Any:
         """What a field takes: a dataclass, a list, or a plain value."""
@@ -180,17 +170,11 @@ class _Builder:
                 return text
             raise wrong_value(path, str(error), value, self.origin(path)) from error
 
-    def _refusal(self, message: str, path: KeyPath) -> RequestError:
-        where = self.origin(path)
-        return RequestError(f"{message}\nwhere: {where}" if where else message)
-
 
 def as_plain(settings: Any, all_kinds: bool = True) -> Any:
-    """Dataclasses as mappings, lists and plain values.
+    """Dataclasses as mappings, lists and plain values, with the name of each class under ``kind``.
 
-    Args:
-        settings: A dataclass.
-        all_kinds: Name the class of each under ``kind``, as manifests do; else only where a configuration needs it.
+    Without ``all_kinds`` only where a configuration needs the name.
     """
 
     def plain(value: Any, named: bool) -> Any:
@@ -213,31 +197,33 @@ def _has_choices(hint: Any) -> bool:
 
 
 def explain(kind: type[Any], program: str, description: str) -> str:
-    """The help of a command: every setting with its type, its default and its meaning, and the kinds that may stand."""
+    """The help of a command: type, default and meaning of every setting, and the dataclasses that ``kind`` can name."""
     parser = ArgumentParser(prog=program, description=description, usage=f"{program} --config FILE [--KEY VALUE ...]")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; may be repeated, the last one wins")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print the settings that a run would have, and stop")
     parser.add_class_arguments(kind, as_group=False)
     for action in parser._actions:
-        if action.metavar in ("CONFIG", "CLASS_PATH_OR_NAME"):  # a file for one section, the help of one class
+        # a file for one section, the help of one class
+        if action.metavar in ("CONFIG", "CLASS_PATH_OR_NAME") or action.option_strings[0].endswith(".help"):
             action.help = SUPPRESS
     pages = [parser.format_help()]
-    for path, name, choice in _choices_in(kind, ()):
+    for title, target in _pages_of(kind, ()):
         page = ArgumentParser(prog=program, usage="", add_help=False)
-        page.add_class_arguments(choice, nested_key=None)
-        text = page.format_help().partition("\n\n")[2].replace("  --", "  ")
-        pages.append(f"{'.'.join(path)} with kind: {name}\n{text}")
-    return "\n".join(pages).rstrip()
+        page.add_class_arguments(target, nested_key=None)
+        keys = page.format_help().partition("\n\n")[2].replace("  --", "  ")
+        pages.append("\n".join([title, keys or f"{str(target.__doc__).splitlines()[0]}\n"]))
+    return ROLE.sub(r"\1", "\n".join(pages)).rstrip()
 
 
-def _choices_in(kind: type[Any], path: KeyPath) -> list[tuple[KeyPath, str, type[Any]]]:
-    """Path, name and class of everything that a key ``kind`` may name, in a dataclass and those inside it."""
-    found: list[tuple[KeyPath, str, type[Any]]] = []
+def _pages_of(kind: type[Any], path: KeyPath) -> Iterator[tuple[str, type[Any]]]:
+    """Title and class of every value of a key ``kind`` and of the elements of lists, in a dataclass and inside it."""
     for name, hint in typing.get_type_hints(kind).items():
-        here = (*path, name)
-        for element in (hint, *kinds_of(hint).elements):
+        dotted = ".".join((*path, name))
+        elements = kinds_of(hint).elements
+        for element in (hint, *elements):
             choices = choices_of(element)
-            found += [(here, choice, target) for choice, target in choices.items()]
+            yield from ((f"{dotted} with kind: {choice}", target) for choice, target in choices.items())
             for inner in () if choices else kinds_of(element).classes:
-                found += _choices_in(inner, here)
-    return found
+                if element in elements:
+                    yield f"each element of {dotted}", inner
+                yield from _pages_of(inner, (*path, name))

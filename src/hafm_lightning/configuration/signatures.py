@@ -1,7 +1,4 @@
-"""Type hints and signatures as the configuration sees them: which classes may stand at a key, and what they take.
-
-The parameters of a class are those that jsonargparse finds, also behind ``**kwargs``.
-"""
+"""Type hints and signatures: the classes that a key allows, and their parameters as jsonargparse finds them."""
 
 from __future__ import annotations
 
@@ -10,12 +7,13 @@ import enum
 import functools
 import importlib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
@@ -31,66 +29,60 @@ class Group:
     target: type[Any]
 
 
-@dataclass(frozen=True)
-class Kinds:
+class Kinds(NamedTuple):
     """What a type hint allows.
 
     Attributes:
         classes: Classes whose parameters may be set.
-        elements: Types of the elements, where a list may stand.
-        values: Types of the values, where a mapping with free keys may stand.
-        scalars: Types of the numbers, texts and truth values that may stand (None for null).
-        open: Whether anything may stand (``Any``), or something that is not known here.
+        elements: Types of the elements of a list.
+        values: Types of the values of a mapping with free keys.
+        scalars: Types of numbers, texts and truth values (None for null).
+        open: Whether any value is allowed (``Any``), or a type that is not known here.
     """
 
-    classes: tuple[Any, ...]
-    elements: tuple[Any, ...]
-    values: tuple[Any, ...]
-    scalars: tuple[Any, ...]
-    open: bool
+    classes: tuple[Any, ...] = ()
+    elements: tuple[Any, ...] = ()
+    values: tuple[Any, ...] = ()
+    scalars: tuple[Any, ...] = ()
+    open: bool = False
 
     @property
     def has_text(self) -> bool:
-        """Whether a number, a text or a truth value may stand, so that a word need not name a class."""
+        """Whether a number, a text or a truth value is allowed, so that a word need not name a class."""
         return not set(self.scalars) <= {None, type(None)}
 
 
 def any_of(hints: tuple[Any, ...]) -> Any:
-    """The type hint that stands for any of several."""
+    """The union of type hints."""
     union: Any = typing.Union
     return union[hints]
 
 
 def kinds_of(hint: Any) -> Kinds:
     """Take a type hint apart, through unions and aliases."""
+    if isinstance(hint, Group):
+        return Kinds(classes=(hint.target,))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return kinds_of(inner[0])
     if origin in (typing.Union, types.UnionType):
-        parts = [kinds_of(part) for part in inner]
-        return Kinds(
-            tuple(kind for part in parts for kind in part.classes),
-            tuple(kind for part in parts for kind in part.elements),
-            tuple(kind for part in parts for kind in part.values),
-            tuple(kind for part in parts for kind in part.scalars),
-            any(part.open for part in parts),
-        )
+        *lists, opens = zip(*map(kinds_of, inner), strict=True)
+        classes, elements, values, scalars = (tuple(itertools.chain(*parts)) for parts in lists)
+        return Kinds(classes, elements, values, scalars, any(opens))
     base = origin or hint
     if base is typing.Literal or hint is None or base in PLAIN:
-        return Kinds((), (), (), scalars=(hint,), open=False)
+        return Kinds(scalars=(hint,))
     if base in LISTS:
-        elements = tuple(kind for kind in inner if kind is not Ellipsis)
-        return Kinds((), elements or (Any,), (), scalars=(), open=False)
+        return Kinds(elements=tuple(kind for kind in inner if kind is not Ellipsis) or (Any,))
     if base in MAPPINGS:
-        return Kinds((), (), inner[1:] or (Any,), scalars=(), open=False)
-    if isinstance(base, type) and issubclass(base, enum.Enum | Path):
-        return Kinds((), (), (), scalars=(hint,), open=False)
-    is_class = isinstance(base, type) and base.__module__ not in ("builtins", "collections.abc", "typing")
-    return Kinds((base,) if is_class else (), (), (), scalars=(), open=not is_class)
+        return Kinds(values=inner[1:] or (Any,))
+    if not isinstance(base, type) or base.__module__ in ("builtins", "collections.abc", "typing"):
+        return Kinds(open=True)
+    return Kinds(scalars=(hint,)) if issubclass(base, enum.Enum | Path) else Kinds(classes=(base,))
 
 
 def choices_of(hint: Any) -> Mapping[str, type[Any]]:
-    """Name -> dataclass, where several dataclasses may stand and the key ``kind`` names one; else empty."""
+    """Name -> dataclass, where several dataclasses are allowed and the key ``kind`` names one; else empty."""
     kinds = kinds_of(hint)
     several = len(kinds.classes) > 1 and all(map(dataclasses.is_dataclass, kinds.classes))
     return {kind.__name__: kind for kind in kinds.classes} if several and not kinds.open else {}
@@ -98,13 +90,11 @@ def choices_of(hint: Any) -> Mapping[str, type[Any]]:
 
 @functools.cache
 def parameters_of(target: Any) -> Mapping[str, Any] | None:
-    """Names and types of what a class or function takes; None where they cannot be found."""
+    """Names and types of the parameters of a class or function; None where they cannot be found."""
     parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
     try:
-        if isinstance(target, type):
-            names = parser.add_class_arguments(target, fail_untyped=False)
-        else:
-            names = parser.add_function_arguments(target, fail_untyped=False)
+        names = add(target, fail_untyped=False)
     except (AttributeError, ImportError, TypeError, ValueError):
         return None
     hints: dict[str, Any] = {}
@@ -126,11 +116,6 @@ def takes_more(target: Any) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def never_implied(kinds: Sequence[Any]) -> bool:
-    """Whether all are base classes of which nobody makes objects, so that a class must be named."""
-    return all(inspect.isabstract(kind) or kind.__module__.startswith("lightning.") for kind in kinds)
-
-
 def is_fixed(hint: Any, target: Any) -> bool:
     """Whether a section has its keys without ``class_path`` and ``init_args``."""
     return isinstance(hint, Group) or dataclasses.is_dataclass(target)
@@ -149,12 +134,12 @@ def load_class(name: str, bases: Sequence[Any]) -> Any:
 
 
 def subclass_names(bases: Sequence[Any]) -> list[str]:
-    """Names of the imported classes that may stand where one of ``bases`` may."""
+    """Names of the imported subclasses of ``bases``."""
     return sorted({kind.__name__ for kind in _subclasses(bases)})
 
 
 def is_one_of(target: type[Any], bases: Sequence[Any]) -> bool:
-    """Whether a class is a subclass of one of ``bases``, or that cannot be told (a Protocol)."""
+    """Whether a class is a subclass of one of ``bases``; also true for a Protocol, which cannot be checked."""
     try:
         return any(not isinstance(base, type) or issubclass(target, base) for base in bases)
     except TypeError:
@@ -162,11 +147,11 @@ def is_one_of(target: type[Any], bases: Sequence[Any]) -> bool:
 
 
 def _subclasses(bases: Sequence[Any]) -> set[Any]:
-    """The classes themselves and everything imported below them, without abstract ones."""
+    """The classes and everything imported below them, without abstract ones."""
     found: set[Any] = set()
     waiting: list[Any] = [base for base in bases if isinstance(base, type)]
     while waiting:
         kind = waiting.pop()
-        waiting += [kind_below for kind_below in type.__subclasses__(kind) if kind_below not in found]
+        waiting += [below for below in type.__subclasses__(kind) if below not in found]
         found.add(kind)
     return {kind for kind in found if not inspect.isabstract(kind)}

@@ -1,4 +1,4 @@
-"""The existing names that a misspelt one may stand for: equal but for case and dashes, longer, or similar."""
+"""Suggestions for a misspelt name: names that differ in case and dashes, begin with it, or are similar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLEAR_LEAD = 0.1
 
 
 def nearest(word: str, known: Sequence[str]) -> list[str]:
-    """The known names that ``word`` may stand for, the likeliest alone where it stands out."""
+    """At most three known names that ``word`` may mean; one if it is much more similar than the others."""
 
     def bare(text: str) -> str:
         return text.replace("-", "").replace("_", "").lower()

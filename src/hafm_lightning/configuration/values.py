@@ -26,11 +26,7 @@ def _parser_of(hint: Any) -> ArgumentParser:
 
 
 def value_as(value: Any, hint: Any) -> Any:
-    """The value as the type that a key takes: 1 as 1.0 where a float is wanted, a list as a tuple.
-
-    Raises:
-        ValueError: It is of another type; the message is the type in words.
-    """
+    """The value as the type of a key, 1 as 1.0 for a float; the message of its ValueError is the type in words."""
     try:
         return _parser_of(hint).parse_object({"value": value}).value
     except (ArgumentError, TypeError) as error:

@@ -1,13 +1,10 @@
 """Work spread over processes of this machine: the same results for any number of workers.
 
-A pool applies a picklable function to units and yields ``(index, result)`` in the order in which they finish;
-:func:`in_order` sorts the results into the order of the units.
-
-Choices:
+A pool applies a picklable function to units and yields ``(index, result)`` in the order in which they finish.
 
 * Workers are spawned, since a fork of a process that has used threads may hang, and they serve all maps of a pool.
 * A worker ends when the process that started it is gone, even if that was killed.
-* One worker means no process at all: the work runs here.
+* A pool of one worker starts no process: the work runs here.
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ def local_pool(workers: int = 0, threads: int | None = None) -> LocalPool:
 
     Args:
         workers: Number of processes; 0 is one for each core that this process may use.
-        threads: Threads of the libraries in each worker; None leaves the number to them. This process keeps its own.
+        threads: Threads of numerical libraries in each worker; None leaves the number to the libraries.
     """
     workers = workers or usable_cores()
     return SerialPool() if workers == 1 else ProcessPool(workers, threads)
@@ -58,7 +55,7 @@ def usable_cores() -> int:
 
 
 def in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
-    """Results of a map in the order of its units; those that finish early are kept until it is their turn."""
+    """Results of a map in the order of its units; early results wait for their turn."""
     early: dict[int, R] = {}
     following = 0
     for index, result in results:
@@ -70,17 +67,15 @@ def in_order(results: Iterable[tuple[int, R]]) -> Iterator[R]:
 
 @contextmanager
 def thread_limit(threads: int) -> Iterator[None]:
-    """Processes that start in the block use ``threads`` threads; the environment is restored behind it."""
-    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    """Processes that start in the block use ``threads`` threads; the environment is restored after it."""
+    saved = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     try:
         yield
     finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in THREAD_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(saved)
 
 
 class SerialPool:
@@ -101,21 +96,16 @@ class SerialPool:
 
 
 class ProcessPool:
-    """Runs units in processes of this machine, which start when there is work for them."""
+    """Runs units in processes of this machine, which start when there is work; arguments as of :func:`local_pool`."""
 
     def __init__(self, workers: int, threads: int | None = None) -> None:
-        """``workers`` and ``threads`` as in :func:`local_pool`; the environment sets the threads inside the block."""
         self.processes, self._threads = workers, threads
         self._environment = ExitStack()
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,))
 
     def map(self, work: Callable[[U], R], units: Sequence[U]) -> Iterator[tuple[int, R]]:
-        """In order of completion; few units are in flight, so that results do not pile up.
-
-        Raises:
-            RuntimeError: A worker process died (out of memory, a crash); names the units that were running.
-        """
+        """In order of completion, with few units in flight; RuntimeError names the units of a worker that died."""
         running: dict[Future[R], int] = {}
         try:
             for index, unit in enumerate(units):

@@ -19,7 +19,7 @@ from html_pages import ParsedPage
 from tiny_music import CLIP_S, TinyMusic, save_stage, tiny_stage
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.demo.command import STAGES, Places, Plan, export, fit_arguments, make_card, run_root
+from hafm_lightning.cli.demo.command import STAGES, Places, export, fit_arguments, make_card, run_root
 from hafm_lightning.cli.demo.fits import Fit, _wait_for_orphan, lanes, logged_step, run_fits
 from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.errors import RequestError
@@ -115,7 +115,7 @@ def test_the_card_shows_every_control_and_the_curves_of_training(
         (run / "metrics.csv").write_text("step,train/loss\n0,5.0\n1,4.5\n2,4.0\n")
     export(places, checkpoints)
     preparation: Any = SimpleNamespace(corpora=[SimpleNamespace(path=music.songs)], root=music.shards)
-    card = make_card(places, Plan(9.0, dict.fromkeys(STAGES, 3), dict.fromkeys(STAGES, 0.1)), preparation)
+    card = make_card(places, preparation)
 
     systems, differences, tokens = card.tables
     rows = {row.system: row for row in systems.rows}

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from key_cases import refusal
 from tiny_shards import write_tiny_shards, write_tiny_split
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.fit.runs import best_checkpoint, newest_checkpoint, newest_run, next_run
+from hafm_lightning.cli.fit.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.fit.training import read_config
-from hafm_lightning.errors import RequestError
 
 TINY_STAGE = {"backbone": {"layers": 1, "width": 16, "heads": 2, "feedforward": 24}, "conditioning": "aligned"}
 
@@ -52,17 +52,6 @@ def config(base, tmp_path, monkeypatch):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config_of(base), sort_keys=False))
     return path
-
-
-def refusal(capsys, *arguments: str) -> str:
-    """What a wrong request prints; at most five lines, no traceback."""
-    capsys.readouterr()
-    assert main(list(arguments)) == 2
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err
-    assert printed.out == ""
-    assert 1 <= len(printed.err.splitlines()) <= 5, printed.err
-    return printed.err
 
 
 def test_fit_then_continue_validate_test_and_predict(config, capsys):
@@ -332,27 +321,3 @@ def test_ids_out_of_range_are_refused_before_the_first_step(config, capsys, tmp_
     message = refusal(capsys, "fit", "--config", str(config), "--data.root", str(tmp_path / "poisoned"))
     assert "5000" in message
     assert not (config.parent / "logs").exists()
-
-
-def test_run_folders(tmp_path):
-    assert next_run(tmp_path).name == "run-000"
-    (tmp_path / "run-009").mkdir()
-    (tmp_path / "run-010").mkdir()
-    (tmp_path / "run-x").mkdir()
-    assert newest_run(tmp_path).name == "run-010"
-    assert next_run(tmp_path).name == "run-011"
-    folder = tmp_path / "run-010" / "checkpoints"
-    assert newest_checkpoint(folder.parent) is None
-    folder.mkdir()
-    for name, step in (("step-00000002.ckpt", 2), ("step-00000010.ckpt", 10), ("best.ckpt", 10)):
-        torch.save({"loops": {}, "global_step": step}, folder / name)
-    assert newest_checkpoint(folder.parent) == folder / "step-00000010.ckpt"
-    torch.save({"loops": {}, "global_step": 15}, folder / "best.ckpt")
-    assert newest_checkpoint(folder.parent) == folder / "best.ckpt", "a best one may be the newest"
-    torch.save({"state_dict": {}}, folder / "best.ckpt")
-    (folder / "step-00000010.ckpt").write_bytes(b"")
-    assert newest_checkpoint(folder.parent) == folder / "step-00000002.ckpt"
-    for path in folder.iterdir():
-        path.unlink()
-    with pytest.raises(RequestError, match="no checkpoint under"):
-        best_checkpoint(tmp_path)

@@ -1,16 +1,13 @@
-"""``demo``: the whole chain on synthesised songs, from nothing to audible, scored music, on a CPU without downloads.
+"""Prepare, train, generate and evaluate on synthesised songs, on a CPU without downloads.
 
-Every step is the command that a researcher would type, with the configurations of ``experiments/quickstart``; the demo
-prints it. Steps leave their results on disk and are not repeated, so that an interrupted demo continues where it was:
+The demo prints and runs the commands that a researcher would type, with the configurations of experiments/quickstart.
+An interrupted demo continues with the first step that is not finished:
 
-1. ``prepare``: the toy band is synthesised (or reused), tokenizers trained, shards written;
-2. a plan: how many training steps fit into the time, from a few timed steps of each stage;
-3. ``fit``, three times, side by side, each continued from its newest checkpoint if it was interrupted;
-4. ``export`` to one model folder;
-5. ``evaluate``: takes for one vocal of every held-out song, scores with controls, the card, to which the demo adds the
-   curves of training.
-
-``--minutes`` trades time for quality: training takes what preparation, generation and scoring leave.
+1. prepare: synthesise the toy band, train the tokenizers, write the shards
+2. plan: time a few training steps of each stage, and choose how many fit into --minutes
+3. fit: train the three stages side by side
+4. export: write one model folder
+5. evaluate: generate for one vocal of every held-out song, score with controls, write the card with training curves
 """
 
 from __future__ import annotations
@@ -47,51 +44,35 @@ from hafm_lightning.processes.pool import usable_cores
 
 STAGES = ("semantic", "coarse", "fine")
 SHARE = {"semantic": 0.3, "coarse": 0.5, "fine": 0.2}
-"""How training is divided where it runs one after the other: the coarse stage has most to learn."""
+"""Shares of the training time where stages train one after the other: the coarse stage has most to learn."""
 MINUTES = 9.0
 OTHER_MINUTES = 4.5
-"""What everything but training takes on 2 cores."""
+"""Duration of everything but training on 2 cores."""
 LEAST_TRAINING_MINUTES = 1.5
 VALIDATIONS = 4
 TIMED_STEPS, UNTIMED_STEPS = 6, 2
 WARMUP_STEPS = 40
-"""Most optimizer steps over which the learning rate rises; a tenth of all where that is less."""
+"""Optimizer steps over which the learning rate rises, or a tenth of all where that is less."""
 VALIDATION_SHARE = 0.1
 """Share of a stage's time that its validations take."""
 CARD_CONFIG = "demo"
-"""Configuration of the card."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each stage trains: steps, and what they were computed from."""
+    """How long each stage trains: its steps, and the times from which they were computed."""
 
     minutes: float
     steps: dict[str, int]
     seconds_a_step: dict[str, float]
 
 
-@dataclass(frozen=True)
 class Places:
-    """Where the demo reads and writes."""
+    """Folders of the demo: its configurations, and ``work``, ``model`` and ``card`` in the output folder."""
 
-    experiments: Path
-    out: Path
-
-    @property
-    def work(self) -> Path:
-        """What a continued demo needs."""
-        return self.out / "work"
-
-    @property
-    def model(self) -> Path:
-        """The exported model folder."""
-        return self.out / "model"
-
-    @property
-    def card(self) -> Path:
-        """Card, takes and scores."""
-        return self.out / "card"
+    def __init__(self, experiments: Path, out: Path) -> None:
+        self.experiments, self.out = experiments, out
+        self.work, self.model, self.card = (out / name for name in ("work", "model", "card"))
 
     def config(self, name: str) -> Path:
         """A configuration; RequestError where it is missing."""
@@ -105,12 +86,19 @@ class Places:
 
 def main(argv: Sequence[str]) -> int:
     """Run or continue the demo."""
-    parser = Parser(prog=f"{PROGRAM} demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"time in all, about (default {MINUTES:g})")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="output folder (default demo/)")
-    parser.add_argument("--experiments", type=Path, default=Path("experiments/quickstart"), help="configurations")
-    parser.add_argument("--fresh", action="store_true", help="train anew even if an earlier demo's model is there")
-    arguments = parser.parse_args(list(argv))
+    parser = Parser("demo", __doc__)
+    minutes_help = f"approximate time in all; longer training sounds better (default: {MINUTES:g})"
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=minutes_help)
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="output folder (default: demo)")
+    parser.add_argument(
+        "--experiments",
+        type=Path,
+        default=Path("experiments/quickstart"),
+        metavar="DIR",
+        help="folder of the configurations (default: experiments/quickstart)",
+    )
+    parser.add_argument("--fresh", action="store_true", help="train again, even if an earlier demo's model exists")
+    arguments = parser.parse_args(argv)
     if not arguments.minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {arguments.minutes:g}")
     check_writable(arguments.out)
@@ -122,15 +110,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(places: Places, minutes: float, fresh: bool) -> int:
-    """All steps, those left out that are done."""
+    """Every step that is not done."""
     began = time.monotonic()
     preparation = read_config(places.config("prepare"))
     step("prepare", "--config", str(places.config("prepare")))
     plan = make_plan(places, minutes, fresh)
-    run_fits([[fit(places, stage, plan) for stage in lane] for lane in training_lanes()], threads_a_lane())
-    checkpoints = {stage: best_checkpoint(run_root(places, stage)) for stage in STAGES}
-    export(places, checkpoints)
-    card = make_card(places, plan, preparation)
+    queues, threads = schedule()
+    run_fits([[fit(places, stage, plan) for stage in queue] for queue in queues], threads)
+    export(places, {stage: best_checkpoint(run_root(places, stage)) for stage in STAGES})
+    card = make_card(places, preparation)
     facts = {
         "training steps": plan.steps,
         "minutes of the demo": plan.minutes,
@@ -164,18 +152,19 @@ def make_plan(places: Places, minutes: float, fresh: bool) -> Plan:
             return plan
     for folder in (places.work, places.card):
         shutil.rmtree(folder, ignore_errors=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads_a_lane())
-    seconds = {stage: seconds_a_step(places, stage) for stage in STAGES}
+    queues, threads = schedule()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    seconds = {stage: seconds_a_step(places, stage) for stage in STAGES}
+    torch.set_num_threads(threads_before)
     training_s = 60 * max(minutes - OTHER_MINUTES, LEAST_TRAINING_MINUTES) * (1 - VALIDATION_SHARE)
-    time_of = {
-        stage: training_s * SHARE[stage] / sum(SHARE[other] for other in lane)
-        for lane in training_lanes()
-        for stage in lane
-    }
-    steps = {stage: max(VALIDATIONS, int(time_of[stage] / seconds[stage])) for stage in STAGES}
-    plan = Plan(minutes, {s: n - n % VALIDATIONS for s, n in steps.items()}, seconds)
+    steps = {}
+    for queue in queues:
+        for stage in queue:
+            stage_s = training_s * SHARE[stage] / sum(SHARE[other] for other in queue)
+            count = max(VALIDATIONS, int(stage_s / seconds[stage]))
+            steps[stage] = count - count % VALIDATIONS
+    plan = Plan(minutes, {stage: steps[stage] for stage in STAGES}, seconds)
     write_json(path, asdict(plan))
     print("\ntraining steps in the time: " + ", ".join(f"{stage} {n}" for stage, n in plan.steps.items()))
     return plan
@@ -198,7 +187,7 @@ def seconds_a_step(places: Places, stage: str) -> float:
     cli = StageCLI("fit", fit_arguments(places, stage, 1000))
     data, module = cli.datamodule, cli.model
     data.setup("fit")
-    batches = chain.from_iterable(iter(data.train_dataloader, None))  # a small corpus is gone through again
+    batches = chain.from_iterable(iter(data.train_dataloader, None))  # repeats a small corpus
     optimizer = torch.optim.AdamW(module.parameters(), fused=True)
     times = []
     for _ in range(UNTIMED_STEPS + TIMED_STEPS):
@@ -211,23 +200,18 @@ def seconds_a_step(places: Places, stage: str) -> float:
     return sorted(times[UNTIMED_STEPS:])[TIMED_STEPS // 2]
 
 
-def training_lanes() -> list[list[str]]:
-    """Which stages train one after the other, and which at the same time."""
-    return lanes(SHARE, usable_cores())
-
-
-def threads_a_lane() -> int:
-    """Threads of each training process."""
-    return max(1, usable_cores() // len(training_lanes()))
+def schedule() -> tuple[list[list[str]], int]:
+    """The stages in queues that train at the same time, and the threads of each queue."""
+    queues = lanes(SHARE, usable_cores())
+    return queues, max(1, usable_cores() // len(queues))
 
 
 def fit(places: Places, stage: str, plan: Plan) -> Fit:
-    """The training run of a stage, continued from its newest checkpoint where there is one."""
-    steps = plan.steps[stage]
+    """The training run of a stage, continued from its newest checkpoint if there is one."""
     return Fit(
         name=stage,
-        arguments=("fit", *fit_arguments(places, stage, steps), "--ckpt_path", "auto"),
-        steps=steps,
+        arguments=("fit", *fit_arguments(places, stage, plan.steps[stage]), "--ckpt_path", "auto"),
+        steps=plan.steps[stage],
         root=run_root(places, stage),
         log=places.work / f"{stage}.log",
         done=places.work / f"{stage}.done",
@@ -235,7 +219,7 @@ def fit(places: Places, stage: str, plan: Plan) -> Fit:
 
 
 def export(places: Places, checkpoints: dict[str, Path]) -> None:
-    """Write the model folder, unless that of these runs is there."""
+    """Write the model folder, unless it is complete."""
     done = places.work / "model.done"
     if done.is_file() and places.model.is_dir():
         return
@@ -244,7 +228,7 @@ def export(places: Places, checkpoints: dict[str, Path]) -> None:
     done.touch()
 
 
-def make_card(places: Places, plan: Plan, preparation: PreparationConfig) -> Card:
+def make_card(places: Places, preparation: PreparationConfig) -> Card:
     """The card of the exported model, with a spectrogram and the curves of training."""
     (corpus,) = preparation.corpora
     paths: dict[str, Any] = {
@@ -258,11 +242,10 @@ def make_card(places: Places, plan: Plan, preparation: PreparationConfig) -> Car
     settings = read_settings(EvaluateSettings, ["--config", str(places.config(CARD_CONFIG))])
     card = evaluate(replace(settings, **paths))
     pictures = {}
-    for table in card.tables:
-        for player in table.players[:1]:
-            sounds = {name: read_audio(places.card / player.sounds[name]) for name in ("vocal", "generated", "truth")}
-            log_mel_picture(sounds, places.card / "spectrogram.png")
-            pictures[f"{player.clip_id}: log-mel spectrograms"] = "spectrogram.png"
+    for player in [player for table in card.tables for player in table.players][:1]:
+        sounds = {name: read_audio(places.card / player.sounds[name]) for name in ("vocal", "generated", "truth")}
+        log_mel_picture(sounds, places.card / "spectrogram.png")
+        pictures[f"{player.clip_id}: log-mel spectrograms"] = "spectrogram.png"
     runs = [run for stage in STAGES if (run := newest_run(run_root(places, stage))) is not None]
     code = run_command(["curves", *map(str, runs), "--out", str(places.card / "curves")])
     if code != DONE:

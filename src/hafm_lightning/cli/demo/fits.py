@@ -1,7 +1,7 @@
 """The demo's training runs, side by side: each a ``fit`` in a process of its own, with its share of the cores.
 
 The stages learn from true tokens and so do not wait for each other. On few cores, one thread for each of several small
-models is faster than several threads for one. Output goes to a log file a stage; one bar shows all of them.
+models is faster than several threads for one. Each writes to a log file; one bar shows all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TextIO
 
 from hafm_lightning.cli.fit.runs import newest_run
 from hafm_lightning.errors import RequestError
@@ -29,7 +28,7 @@ POLL_S = 1.0
 ORPHAN_S = 60.0
 """How long a run that lost its demo may take to save and stop."""
 LOG_LINES = 15
-"""How much of a failed run's log is shown."""
+"""Lines of a failed run's log that are shown."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Fit:
         arguments: Command line after ``python -m hafm_lightning``.
         steps: Optimizer steps in all.
         root: Folder of its runs.
-        log: Where its output goes.
+        log: File for its output.
         done: File that marks it as finished.
     """
 
@@ -69,32 +68,32 @@ def run_fits(queues: Sequence[Sequence[Fit]], threads: int) -> None:
         RuntimeError: A run failed; its log's last lines are shown.
     """
     waiting = [[fit for fit in queue if not fit.done.is_file()] for queue in queues]
-    everything = [fit for queue in waiting for fit in queue]
-    if not everything:
+    fits = [fit for queue in waiting for fit in queue]
+    if not fits:
         return
-    for fit in everything:
+    for fit in fits:
         print(f"$ python -m hafm_lightning {' '.join(fit.arguments)}\n  output: {fit.log}", flush=True)
     context = multiprocessing.get_context("spawn")
-    running: dict[str, tuple[Fit, SpawnProcess]] = {}
-    seen = {fit.name: 0 for fit in everything}
-    total = sum(fit.steps for fit in everything)
+    running: dict[int, tuple[Fit, SpawnProcess]] = {}  # by the number of the queue
+    seen = {fit.name: 0 for fit in fits}
+    total = sum(fit.steps for fit in fits)
     try:
         with thread_limit(threads), progress("Training the stages", total=total, unit="steps") as bar:
             while any(waiting) or running:
-                for queue in waiting:
-                    if queue and not any(fit.name in running for fit in _same_queue(queue, queues)):
+                for number, queue in enumerate(waiting):
+                    if queue and number not in running:
                         fit = queue.pop(0)
                         process = context.Process(target=_run, args=(fit, os.getpid()), name=f"fit-{fit.name}")
                         process.start()
-                        running[fit.name] = fit, process
+                        running[number] = fit, process
                 time.sleep(POLL_S)
-                for name, (fit, process) in list(running.items()):
+                for number, (fit, process) in list(running.items()):
                     if process.exitcode is not None:
-                        del running[name]
+                        del running[number]
                         _check(fit, process.exitcode)
                     step = fit.steps if process.exitcode == 0 else logged_step(fit)
-                    bar.advance(max(0, step - seen[name]), ", ".join(running))
-                    seen[name] = max(step, seen[name])
+                    bar.advance(max(0, step - seen[fit.name]), ", ".join(fit.name for fit, _ in running.values()))
+                    seen[fit.name] = max(step, seen[fit.name])
     finally:
         for _, process in running.values():  # an interrupted demo: each run saves a checkpoint and stops
             process.terminate()
@@ -112,12 +111,8 @@ def logged_step(fit: Fit) -> int:
     return max(steps, default=0)
 
 
-def _same_queue(queue: Sequence[Fit], queues: Sequence[Sequence[Fit]]) -> Sequence[Fit]:
-    return next(whole for whole in queues if queue[0] in whole)
-
-
 def _check(fit: Fit, code: int) -> None:
-    """Mark a fit as done, or raise what its exit code says."""
+    """Mark a fit as done, or raise its error."""
     if code == 0:
         fit.done.touch()
         return
@@ -132,10 +127,11 @@ def _check(fit: Fit, code: int) -> None:
 
 
 def _run(fit: Fit, parent: int) -> None:
-    """In the child process: the command, its output into the log, an end when the parent is gone."""
+    """In the child process: run the command, write its output to the log, end when the parent is gone."""
     fit.log.parent.mkdir(parents=True, exist_ok=True)
     with fit.log.open("a", encoding="utf-8", buffering=1) as log:
-        _redirect(log)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         _wait_for_orphan(fit.root)
         from hafm_lightning.cli import main
@@ -150,11 +146,6 @@ def _wait_for_orphan(root: Path) -> None:
         lock = Lock(run / LOCK_NAME)
         if lock.acquire(ORPHAN_S):
             lock.release()
-
-
-def _redirect(log: TextIO) -> None:
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
 
 
 def _end_with(parent: int) -> None:

@@ -1,13 +1,11 @@
-"""``curves RUN...``: loss and accuracy of runs, training and validation, in two panels, as PNG and SVG.
+"""Draw loss and accuracy of runs, training and validation, as PNG and SVG.
 
-Like figures 4 to 6 of the paper, drawn from a run's ``metrics.csv``. A RUN is a run folder, the folder above it (its
-newest run is drawn), or a metrics file. Training values are drawn faintly as logged and boldly as a running mean; level
-lines show the paper's values where the run logged them.
+The figures are like figures 4 to 6 of the paper. The faint line shows each logged training value, the bold line
+their running mean, and a dotted line the paper's value where the run logged it.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -16,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hafm_lightning.cli.fit.runs import newest_run
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 from hafm_lightning.page.figures import COLOURS
@@ -36,38 +36,20 @@ SMOOTHING_POINTS = 40
 
 @dataclass
 class Series:
-    """A metric over optimizer steps.
-
-    Attributes:
-        steps: Optimizer steps done when the value was logged.
-        values: The values.
-    """
+    """Values of a metric, and the optimizer steps done when each was logged."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
-    def times(self, scale: float) -> Series:
-        """The series in another unit."""
-        return Series(self.steps, [value * scale for value in self.values])
-
     def smoothed(self) -> Series:
-        """A centred running mean; few points stay as they are."""
-        reach = len(self.values) // (2 * SMOOTHING_POINTS)
-        if not reach:
-            return self
-        means = []
-        for place in range(len(self.values)):
-            around = self.values[max(0, place - reach) : place + reach + 1]
-            means.append(sum(around) / len(around))
-        return Series(self.steps, means)
+        """A centred running mean, over fewer points at both ends; few points stay as they are."""
+        window = np.ones(2 * (len(self.values) // (2 * SMOOTHING_POINTS)) + 1)
+        counts = np.convolve(np.ones(len(self.values)), window, mode="same")
+        return Series(self.steps, (np.convolve(self.values, window, mode="same") / counts).tolist())
 
 
 def metrics_file(run: Path) -> Path:
-    """The metrics of a run folder, of the newest run in a folder, or the file itself.
-
-    Raises:
-        RequestError: There are none.
-    """
+    """The metrics file of a run folder, of the newest run in a folder, or ``run`` itself; RequestError if missing."""
     if run.is_file():
         return run
     newest = newest_run(run) if run.is_dir() else None
@@ -78,11 +60,7 @@ def metrics_file(run: Path) -> Path:
 
 
 def read_series(path: Path) -> dict[str, Series]:
-    """Metric -> series, from a metrics file; values that are not finite are left out.
-
-    Raises:
-        RequestError: The file is not a metrics file.
-    """
+    """Metric -> its finite values, from a metrics file; RequestError if it is another file."""
     series: dict[str, Series] = {}
     try:
         text = path.read_text(encoding="utf-8")
@@ -109,11 +87,7 @@ def read_series(path: Path) -> dict[str, Series]:
 
 
 def draw(series: dict[str, Series], title: str) -> Figure:
-    """The figure of one run: a panel for each metric that was logged.
-
-    Raises:
-        RequestError: The run logged no loss.
-    """
+    """The figure of one run: a panel for each metric that was logged; RequestError if there is no loss."""
     from matplotlib.figure import Figure
 
     if not {"train/loss", "val/loss"} & set(series):
@@ -125,14 +99,15 @@ def draw(series: dict[str, Series], title: str) -> Figure:
     for panel, metric in zip(panels, metrics, strict=True):
         label, scale = METRICS[metric]
         panel.set_ylabel(label)
-        train, validation = (series.get(f"{part}/{metric}", Series()).times(scale) for part in ("train", "val"))
-        if train.steps:
-            panel.plot(train.steps, train.values, color=TRAINING, alpha=0.25, linewidth=0.8)
-            panel.plot(train.steps, train.smoothed().values, color=TRAINING, label="training")
-        if validation.steps:
-            panel.plot(validation.steps, validation.values, "--o", color=VALIDATION, label="validation")
+        if train := series.get(f"train/{metric}"):
+            mean = scale * np.array(train.smoothed().values)
+            panel.plot(train.steps, scale * np.array(train.values), color=TRAINING, alpha=0.25, linewidth=0.8)
+            panel.plot(train.steps, mean, color=TRAINING, label="training")
+        if validation := series.get(f"val/{metric}"):
+            values = scale * np.array(validation.values)
+            panel.plot(validation.steps, values, "--o", color=VALIDATION, label="validation")
         if paper := series.get(f"val/{metric}_paper"):
-            panel.axhline(paper.times(scale).values[-1], color=PAPER, linestyle=":", label="the paper")
+            panel.axhline(scale * paper.values[-1], color=PAPER, linestyle=":", label="the paper")
         panel.grid(alpha=0.25)
         panel.legend(fontsize=8)
     panels[-1].set_xlabel("optimizer step")
@@ -140,18 +115,10 @@ def draw(series: dict[str, Series], title: str) -> Figure:
     return figure
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = Parser(prog=f"{PROGRAM} curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    result.add_argument("--out", type=Path, help="folder for the figures; by default each run's own")
-    return result
-
-
 def figure_names(paths: Sequence[Path], out: Path | None) -> list[Path]:
-    """Where the figures of runs go, without the ending: in the runs' folders, or in ``out`` under the runs' names.
+    """Paths of the figures without the ending: in the runs' folders, or in ``out``.
 
-    A name is the last two folders of a run's path, and as many before them as tell the runs apart.
+    A name in ``out`` joins the last two folders of a run's path, or more where two runs share these.
     """
     if out is None:
         return [path.parent / "curves" for path in paths]
@@ -168,7 +135,11 @@ def main(argv: Sequence[str]) -> int:
     """Draw each run, and print the files."""
     from matplotlib import rc_context
 
-    options = parser().parse_args(argv)
+    parser = Parser("curves", __doc__)
+    run_help = "a run folder, the folder above it (draws its newest run), or a metrics.csv"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=run_help)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the figures (default: each run's own)")
+    options = parser.parse_args(argv)
     paths = [metrics_file(run) for run in options.runs]
     figures = [draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])) for path in paths]
     for figure, name in zip(figures, figure_names(paths, options.out), strict=True):

@@ -1,25 +1,23 @@
-"""``describe --config F``: stage, size and cost of a configuration as one JSON object; no weights are created.
+"""Print the size and cost of a configuration as one JSON object; no weights are created.
 
-Keys: ``stage``, ``parameters``, ``conditions``, ``target``, ``pattern``, ``conditioning``, ``streams``,
-``clip_s``, ``sequence_steps``, ``batch_size`` (a process), ``tokens_per_step`` (target tokens of a batch),
-``flops_per_step`` (forward and backward of a batch), and ``memory_gib``: the estimated peak of training on one batch,
-on a GPU (with mixed precision) and on the CPU (the whole process, at the precision that a CPU would use). It is what
-autograd stores for the backward pass, tensor by tensor, plus weights, gradients and AdamW's moments; the bytes a step
-and layer are read off the implementation, and a test compares them with what autograd really saves.
+Its keys: stage, parameters, conditions, target, pattern, conditioning, streams, clip_s, sequence_steps, and
+batch_size       clips of one process
+tokens_per_step  target tokens of a batch
+flops_per_step   forward and backward pass of a batch
+memory_gib       estimated peak of training on one batch: on a GPU with mixed precision, and on the CPU (the
+                 whole process, at the configured precision)
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from hafm_lightning.cli.fit.training import StageCLI, quiet_lightning
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_model import TokenModelConfig
 from hafm_lightning.stages import Stage
@@ -34,52 +32,35 @@ BYTES_PER_PARAMETER = 16
 PROCESS_GIB = 0.5
 """Memory of Python, PyTorch and Lightning on the CPU without a model."""
 HELD_PER_BYTE_IN_USE = {"cpu": 1.35, "gpu": 1.1}
-"""What the allocators hold for each byte in use: the C library keeps much of what is freed between two steps. The
-CPU's share is measured (steps of the semantic and the coarse stage, 1.24 to 1.5), the GPU's is not."""
-
-
-@dataclass(frozen=True)
-class LayerBytes:
-    """What a layer keeps for each step: multiples of the width, of GEGLU's inner width, of the heads, and a rest.
-
-    Attributes:
-        width: Bytes for each of ``D``.
-        inner: Bytes for each of the inner width.
-        heads: Bytes for each head.
-        rest: Bytes besides.
-    """
-
-    width: int
-    inner: int
-    heads: int
-    rest: int
-
-
-LAYER_BYTES: dict[Path, LayerBytes] = {
+"""Bytes that the allocators hold for each byte in use: the C library keeps much of what is freed between two steps.
+Measured on the CPU (semantic and coarse stage: 1.24 to 1.5), assumed for the GPU."""
+LAYER_BYTES: dict[Path, tuple[int, int, int, int]] = {
     # two residual streams, both norms' outputs, projected and normalised queries, keys, values, mixed values;
     # GEGLU's expanded rows and gates; the log-sum-exp of each query
-    "cpu": LayerBytes(width=40, inner=12, heads=12, rest=8),
+    "cpu": (40, 12, 12, 8),
     # the same with half-precision copies for the products, attention itself in float32
-    "cpu-mixed": LayerBytes(width=54, inner=8, heads=12, rest=8),
+    "cpu-mixed": (54, 8, 12, 8),
     # attention in half precision, which keeps the log-sum-exp of each query
-    "cuda-mixed": LayerBytes(width=34, inner=8, heads=12, rest=8),
+    "cuda-mixed": (34, 8, 12, 8),
 }
+"""Bytes that autograd keeps of a layer at each step: for each of the width, of GEGLU's inner width, and of the heads;
+and a rest."""
 LOGIT_BYTES: dict[Path, int] = {"cpu": 16, "cpu-mixed": 20, "cuda-mixed": 20}
 """For each logit: the stacked logits, rows for the cross-entropy, log-probabilities, gradients of the backward pass."""
 
 
 def activation_bytes(config: TokenModelConfig, clips: int, frames: int, path: Path) -> int:
-    """Bytes that the layers keep for the backward pass; with ``checkpoint_layers`` their inputs and one layer's all."""
+    """Bytes that autograd keeps of the layers: of all, or with ``checkpoint_layers`` of one layer and all inputs."""
     backbone, steps = config.backbone, clips * config.layout.plan(frames).steps
-    layer = LAYER_BYTES[path]
-    kept = layer.width * backbone.width + layer.inner * backbone.inner_width + layer.heads * backbone.heads + layer.rest
+    width, inner, heads, rest = LAYER_BYTES[path]
+    kept = width * backbone.width + inner * backbone.inner_width + heads * backbone.heads + rest
     if backbone.checkpoint_layers:
         return steps * (kept + backbone.layers * 4 * backbone.width)
     return steps * backbone.layers * kept
 
 
 def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames: int, path: Path) -> int:
-    """Bytes of a training step at its peak: the start of the backward pass, or the optimizer's step if that is more."""
+    """Peak bytes of a training step: at the start of the backward pass, or in the optimizer's step if that is more."""
     layout = config.layout
     codebooks = 1 if layout.pattern == "nonautoregressive" else layout.target.codebooks
     logits = clips * frames * codebooks * layout.target.vocabulary * LOGIT_BYTES[path]
@@ -89,22 +70,12 @@ def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames
 
 
 def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str, Any]:
-    """The facts about a configuration.
-
-    Args:
-        arguments: As for ``fit``.
-        clip_s: Length of a clip in seconds; by default the configuration's crop, else 10.
-
-    Raises:
-        RequestError: The configuration is wrong, or does not train a stage of this project.
-    """
+    """The facts about a configuration for clips of ``clip_s`` seconds; RequestError if it does not train a stage."""
     with quiet_lightning(), torch.device("meta"):
-        cli = StageCLI("fit", arguments, model_only=True)
+        cli = StageCLI("fit", arguments, build="model")
     stage, config = cli.model, cli.config["fit"]
     if not isinstance(stage, Stage):
-        raise RequestError(
-            f"{type(stage).__name__} is not a stage of this project\nmodel.class_path names one of those"
-        )
+        raise RequestError(f"{type(stage).__name__} is not a stage of this project\nname one in model.class_path")
     data = config.data.init_args if config.get("data") is not None else {}
     seconds = clip_s if clip_s is not None else data.get("crop_s") or CLIP_DURATION_S
     clips = int(data.get("batch_size") or 1)
@@ -139,12 +110,8 @@ def describe(arguments: Sequence[str], clip_s: float | None = None) -> dict[str,
 
 def main(argv: Sequence[str]) -> int:
     """Print the description."""
-    parser = Parser(
-        prog=f"{PROGRAM} describe",
-        description=__doc__,
-        epilog="All other arguments are those of fit: --config FILE, --data.batch_size 4, ...",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    epilog = "All other arguments are those of fit: --config FILE, --data.batch_size 4, ..."
+    parser = Parser("describe", __doc__, epilog=epilog)
     parser.add_argument("--clip_s", type=float, help="length of a clip in seconds; default: data.crop_s, else 10")
     options, rest = parser.parse_known_args(argv)
     try:

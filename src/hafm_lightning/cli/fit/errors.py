@@ -1,8 +1,8 @@
-"""What LightningCLI's parser refuses, in a few lines: what is wrong, and in which file and line.
+"""Errors of LightningCLI's parser in a few lines: what is wrong, and in which file and line.
 
-Keys and plain values are checked before the parser runs (:mod:`hafm_lightning.configuration.keys`). What is left are
-values known only after ``${...}``, classes that do not belong where they stand, and missing arguments. The parser
-reports them in nested sentences below ninety lines of usage; no exception carries the key, so it is read from the text.
+Keys and plain values are checked before the parser runs (:mod:`hafm_lightning.configuration.keys`). The parser reports
+values known only after ``${...}``, classes of another kind, and missing arguments, in nested sentences below ninety
+lines of usage; no exception carries the key, so it is read from the text.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ class ParserStop(SystemExit):
 
 
 class StageParser(LightningArgumentParser):
-    """A parser that raises its message in place of printing the usage.
+    """A parser that raises its message in place of printing the usage, and expands no abbreviations.
 
-    Args:
-        settings: As for the parser of jsonargparse, which makes one of these for every class below ``class_path`` too.
-            None of them expands abbreviations: ``backbone.layer`` is a mistake and not ``backbone.layers``.
+    jsonargparse makes one of these for every class below ``class_path`` too.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -46,12 +44,7 @@ class StageParser(LightningArgumentParser):
 
 
 def explain(message: str, origins: Origins) -> RequestError:
-    """A parser's message as a wrong request with file and line.
-
-    Args:
-        message: What the parser reports.
-        origins: Where keys were set.
-    """
+    """A parser's message as a wrong request with file and line."""
     path = tuple(part for match in KEY.finditer(message) for part in match["key"].split("."))
     known = origins.ending_with(path)
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]

@@ -20,7 +20,15 @@ from resume_child import finish, start
 from tiny_shards import write_tiny_shards
 
 from hafm_lightning.cli import main
-from hafm_lightning.cli.fit.run_claim import LAUNCH_VARIABLE, claimed_run, joined_run
+from hafm_lightning.cli.fit.runs import (
+    LAUNCH_VARIABLE,
+    best_checkpoint,
+    claimed_run,
+    joined_run,
+    newest_checkpoint,
+    newest_run,
+    next_run,
+)
 from hafm_lightning.errors import RequestError
 from hafm_lightning.processes.locks import LOCK_NAME, Lock
 
@@ -229,3 +237,27 @@ def test_other_processes_are_refused_where_another_fit_works_or_no_claim_comes(t
     with pytest.raises(RequestError, match=r"run-000 is in use by process"):
         joined_run(tmp_path, "auto", wait_s=20)
     other.release()
+
+
+def test_run_folders(tmp_path):
+    assert next_run(tmp_path).name == "run-000"
+    (tmp_path / "run-009").mkdir()
+    (tmp_path / "run-010").mkdir()
+    (tmp_path / "run-x").mkdir()
+    assert newest_run(tmp_path).name == "run-010"
+    assert next_run(tmp_path).name == "run-011"
+    folder = tmp_path / "run-010" / "checkpoints"
+    assert newest_checkpoint(folder.parent) is None
+    folder.mkdir()
+    for name, step in (("step-00000002.ckpt", 2), ("step-00000010.ckpt", 10), ("best.ckpt", 10)):
+        torch.save({"loops": {}, "global_step": step}, folder / name)
+    assert newest_checkpoint(folder.parent) == folder / "step-00000010.ckpt"
+    torch.save({"loops": {}, "global_step": 15}, folder / "best.ckpt")
+    assert newest_checkpoint(folder.parent) == folder / "best.ckpt", "a best one may be the newest"
+    torch.save({"state_dict": {}}, folder / "best.ckpt")
+    (folder / "step-00000010.ckpt").write_bytes(b"")
+    assert newest_checkpoint(folder.parent) == folder / "step-00000002.ckpt"
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(RequestError, match="no checkpoint under"):
+        best_checkpoint(tmp_path)
