@@ -1,8 +1,8 @@
-"""Stopping when the machine is taken away: SIGTERM sets a flag that the training loop reads at a safe moment.
+"""Signals that stop a run: SIGTERM sets a flag that the training loop reads between two optimizer steps.
 
 Lightning ends a terminated run with exit code 0 and without a checkpoint, and its SLURM handler saves in the middle of
-whatever the signal interrupted. Here a signal only sets a flag; :class:`~.checkpoints.Checkpoints` looks at it between
-two optimizer steps, all processes together, saves, and leaves with exit code 143.
+the interrupted work. Here :class:`~.checkpoints.Checkpoints` saves at the next step on all processes, and leaves with
+exit code 143.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals; does nothing outside the main thread, where Python allows no handlers."""
+        """Catch the signals; nothing happens outside the main thread, where Python allows no handlers."""
         if threading.current_thread() is not threading.main_thread() or self._previous:
             return
         wanted = [signal.SIGTERM]
@@ -38,7 +38,7 @@ class StopSignals:
             self._previous[number] = signal.signal(number, self._note)
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Install the former handlers again."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -1,19 +1,17 @@
 """The order of clips, as a pure function: which clips, cropped where, make batch ``i`` of an epoch on one process.
 
-Nothing here reads data or keeps a random state. ``(seed, epoch, rank, world, index)`` decide a batch, so that a resumed
-run, another number of loader workers or a second look at one batch gives the same clips.
+``(seed, epoch, rank, world, index)`` decide a batch, whatever the number of loader workers and wherever a run resumes.
 
 Choices:
 
-* Random numbers are raw words of Philox, a counter-based generator, keyed by the seed and counted from (epoch,
-  purpose). Unlike the convenience methods of numpy's and torch's generators, its raw words are fixed by definition, so
-  an upgrade of either cannot change the order of a run in progress.
-* Training deals out the global batch: global batch ``i`` is the same set of clips on any number of processes, as long
-  as ``batch_size * world`` is the same, and every process makes the same number of steps.
-* Evaluation deals out whole batches, nothing padded, nothing repeated. Clips of another song, with whose conditions a
-  stage is compared, are paired over the whole split, so that neither batch size nor processes change a metric.
-* The samplers yield batches, not clips: a batch is gathered from the memory map at once. ``DataLoader(...,
-  batch_size=None, sampler=order)`` takes them as they are, and Lightning calls ``set_epoch`` on ``loader.sampler``.
+* Random numbers are raw words of Philox, keyed by the seed and counted from (epoch, purpose). They are fixed by
+  definition: an upgrade of numpy cannot change the order of a run in progress.
+* Training divides the global batch: global batch ``i`` is the same set of clips on any number of processes, as long as
+  ``batch_size * world`` is the same, and every process makes the same number of steps.
+* Evaluation distributes batches without padding or repetition. Clips of another song, with whose conditions a stage is
+  compared, are paired over the whole split, so that neither batch size nor processes change a metric.
+* The samplers yield batches, not clips: ``DataLoader(..., batch_size=None, sampler=order)``. Lightning calls
+  ``set_epoch`` on ``loader.sampler``.
 """
 
 from __future__ import annotations
@@ -99,20 +97,16 @@ def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
 
 
 @dataclass(eq=False)
-class TrainingOrder(Sampler[BatchRequest]):
-    """The batches of one process in training: a new order each epoch, equally many on every process.
+class ClipOrder(Sampler[BatchRequest]):
+    """The batches of one process.
 
     Attributes:
         clips: Number of clips in the split.
-        batch_size: Clips a batch on one process.
+        batch_size: Clips a batch on one process; in evaluation the most.
         seed: Of the order and the crops.
         rank: This process, ``0 .. world - 1``.
         world: Number of processes.
         choices: Number of crop starts (:func:`crop_choices`).
-        shuffle: Whether to draw a new permutation each epoch; False keeps the order of the split.
-        drop_last: Whether to leave out the clips that do not fill a last global batch. Otherwise they are dealt out
-            evenly; fewer than one clip a process are left out, since every process must take the step.
-        epoch: The epoch that the next iteration walks through.
     """
 
     clips: int
@@ -122,15 +116,27 @@ class TrainingOrder(Sampler[BatchRequest]):
     rank: int = 0
     world: int = 1
     choices: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.batch_size, self.choices) < 1 or not 0 <= self.rank < self.world:
+            raise ValueError(f"need clips, batch_size and choices of at least 1 and 0 <= rank < world, got {self}")
+
+
+@dataclass(eq=False, kw_only=True)
+class TrainingOrder(ClipOrder):
+    """Training: a new order each epoch, equally many batches on every process.
+
+    Attributes:
+        shuffle: Whether to draw a new permutation each epoch; False keeps the order of the split.
+        drop_last: Whether to leave out the clips that do not fill a last global batch. Otherwise they are divided
+            evenly; fewer than one clip a process are left out, since every process must take the step.
+        epoch: The epoch of the next iteration.
+    """
+
     shuffle: bool = True
     drop_last: bool = True
     epoch: int = 0
     _resume: tuple[int, int] | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if self.clips < 1:
-            raise ValueError(f"need at least 1 clip, got {self.clips}")
-        check_order(self)
 
     def __len__(self) -> int:
         """Batches in a whole epoch, also in the epoch that a resumed run enters in the middle."""
@@ -138,13 +144,13 @@ class TrainingOrder(Sampler[BatchRequest]):
         return full + int(not self.drop_last and rest >= self.world)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration walks through (called by Lightning)."""
+        """Choose the epoch of the next iteration (called by Lightning)."""
         self.epoch = epoch
         if self._resume is not None and self._resume[0] != epoch:
             self._resume = None
 
     def resume(self, epoch: int, batches: int) -> None:
-        """Let iterations over ``epoch`` skip the first ``batches``, which an earlier process has consumed."""
+        """Let iterations over ``epoch`` skip the first ``batches``, on which the stopped run has trained."""
         self.epoch = epoch
         self._resume = (epoch, batches) if batches else None
 
@@ -161,38 +167,26 @@ class TrainingOrder(Sampler[BatchRequest]):
             yield BatchRequest(chosen, starts[chosen])
 
 
-@dataclass(eq=False)
-class EvaluationOrder(Sampler[BatchRequest]):
-    """The batches of one process in validation or test: each clip of the split exactly once over all processes.
+@dataclass(eq=False, kw_only=True)
+class EvaluationOrder(ClipOrder):
+    """Validation and test: each clip of the split exactly once over all processes.
 
     The split is cut in ``N`` batches of nearly equal size, batch ``j`` being the clips ``j, j + N, j + 2 N, ...``;
-    process ``r`` gets the batches ``r, r + world, ...``. Processes may differ by one batch. Crops never change.
+    process ``r`` gets the batches ``r, r + world, ...``. Processes may differ by one batch. Crops never change. Where
+    there would be fewer batches than processes, batches shrink.
 
     Attributes:
-        clips: Number of clips in the split; at least one for each process.
-        batch_size: At most this many clips a batch.
-        seed: Of the crops.
-        rank: This process.
-        world: Number of processes. Where there are fewer batches than processes, batches shrink so that all have work.
-        choices: Number of crop starts.
         others: For each clip the index of one of another song.
     """
 
-    clips: int
-    batch_size: int
-    _: KW_ONLY
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
-    choices: int = 1
     others: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        check_order(self)
+        super().__post_init__()
         if self.clips < self.world:
             raise RequestError(
                 f"{self.clips} clips cannot be shared among {self.world} processes, each of which needs one\n"
-                f"evaluate with --trainer.devices {max(self.clips, 1)} or fewer, or prepare more clips for this split"
+                f"evaluate with --trainer.devices {self.clips} or fewer, or prepare more clips for this split"
             )
 
     @property
@@ -213,12 +207,3 @@ class EvaluationOrder(Sampler[BatchRequest]):
                 paired = np.asarray(self.others, dtype=np.int64)[chosen]
                 other = BatchRequest(paired, starts[paired])
             yield BatchRequest(chosen, starts[chosen], other)
-
-
-def check_order(order: TrainingOrder | EvaluationOrder) -> None:
-    """ValueError unless the numbers of an order can be used."""
-    if order.batch_size < 1 or order.choices < 1 or not 0 <= order.rank < order.world:
-        raise ValueError(
-            f"need batch_size and choices of at least 1 and 0 <= rank < world, got batch_size={order.batch_size}, "
-            f"choices={order.choices}, rank={order.rank}, world={order.world}"
-        )

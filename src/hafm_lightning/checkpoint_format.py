@@ -1,4 +1,4 @@
-"""The description of a stage in its checkpoint, and how a file is read: as data, refused by name if it does not fit."""
+"""The description of a stage in its checkpoint; files are read as data only and refused by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
-from hafm_lightning.tokens import STREAMS
+from hafm_lightning.tokens import STREAMS, TokenStream
 
 CHECKPOINT_FORMAT = 1
 """Version of the description of a stage in its checkpoint."""
 METADATA_KEY = "hafm_lightning"
-"""Key of that description in the checkpoint file."""
+"""Its key in the checkpoint file."""
 DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "format": int,
     "stage": str,
@@ -29,7 +29,12 @@ DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "tokenizers_folder": (str, type(None)),
     "duration_s": (int, float, type(None)),
 }
-"""Entries of that description, as ``Stage.metadata`` writes them."""
+"""Its entries, as ``Stage.metadata`` writes them."""
+
+
+def stream_facts(stream: TokenStream) -> dict[str, int]:
+    """Description of a stream in checkpoints."""
+    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -76,10 +81,9 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     for name, facts in saved["streams"].items():
         if name not in STREAMS:
             raise RequestError(f"{where}: unknown token stream {name!r}; known: {', '.join(STREAMS)}")
-        stream = STREAMS[name]
-        mine = {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
-        if mine != facts:
-            raise RequestError(f"{where}: stream {name!r} differs: {describe_difference(facts, mine)}")
+        if facts != stream_facts(STREAMS[name]):
+            difference = describe_difference(facts, stream_facts(STREAMS[name]))
+            raise RequestError(f"{where}: stream {name!r} differs: {difference}")
     return cast(dict[str, Any], saved)
 
 
@@ -106,6 +110,6 @@ def check_weights(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor]
             n for n, value in state.items() if n in expected and getattr(value, "shape", None) != expected[n].shape
         ],
     }
-    if any(odd.values()):
-        listed = ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
+    listed = ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
+    if listed:
         raise RequestError(f"{where}: weights do not fit; {listed}")

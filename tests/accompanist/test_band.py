@@ -17,8 +17,7 @@ from tiny_models import tiny_config, tiny_model
 from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import MixOptions
 from hafm_lightning.accompanist import stage_network as networks
-from hafm_lightning.accompanist.song import Seeds
-from hafm_lightning.accompanist.windows import GRID_S
+from hafm_lightning.accompanist.windows import GRID_S, window_seed
 from hafm_lightning.audio import Audio, loudness_lufs, read_audio, resample, true_peak_dbtp, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels.cpu import processor
@@ -146,7 +145,7 @@ def test_what_follows_begins_with_what_was_written(paper: Accompanist) -> None:
             stage.model,
             {"vocal_semantic": paper.tokenizers.semantic.encode(clip)},
             SamplingOptions(),
-            [Seeds(2).of("semantic", 5)],
+            [window_seed(2, "semantic", 5)],
             prefix=beginning,
         )
 

@@ -1,12 +1,11 @@
-"""One folder that holds a whole model, and describes itself: for sharing, and for machines without Lightning.
+"""One folder that holds and describes a whole model: for sharing, and for machines without Lightning.
 
-    config.json                  what is here: stages, streams, tokenizer identities, sha256 of every weights file
+    config.json                  stages, streams, tokenizer identities, sha256 of every weights file
     semantic.safetensors ...     weights of each stage, float32
     tokenizers/{semantic,acoustic}/
     README.md                    the model card
 
-Everything is data. A folder is written under a temporary name and renamed, so that it is complete or absent; on
-reading, every weights file is checked against its digest.
+Everything is data. A folder is written atomically; on reading, every weights file is checked against its digest.
 """
 
 from __future__ import annotations
@@ -19,12 +18,7 @@ from typing import Any
 
 import torch
 
-from hafm_lightning.accompanist.stage_network import (
-    Role,
-    StageNetwork,
-    build_network,
-    check_networks,
-)
+from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
@@ -35,7 +29,7 @@ MODEL_FORMAT = 1
 CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokenizers"
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
-"""Files that are fetched from the Hub: data, nothing that runs."""
+"""Files that are fetched from the Hub: data alone."""
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
 
@@ -80,7 +74,6 @@ Weights: {card.license}. The tokenizers' pretrained weights have licences of the
 
 {metrics}
 {notes}"""
-"""README.md of a model folder."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ class CardFacts:
 
     Attributes:
         name: Title.
-        data: What it was trained on.
+        data: Training data.
         license: Licence of the weights, as an SPDX identifier or `other`.
         metrics: Name -> value, from an evaluation.
         notes: Free Markdown at the end.
@@ -125,16 +118,16 @@ def write_model_folder(
     """Write stages and tokenizers as one folder.
 
     Args:
-        folder: Where to; it appears complete or not at all.
+        folder: The folder to write.
         networks: Stages in the order in which they write, with float32 weights.
-        tokenizers: The pair that they were trained with.
+        tokenizers: The pair of their training.
         styles: Names of the ids of the ``style`` stream.
         card: Facts for the model card.
         include_tokenizer_weights: Also copy HuBERT's and EnCodec's weights, so that nothing else is needed.
-        overwrite: Replace a model folder that is already there.
+        overwrite: Replace a model folder.
 
     Raises:
-        RequestError: The parts do not belong together, or something else is at ``folder``.
+        RequestError: The parts do not belong together, or ``folder`` is occupied.
     """
     from safetensors.torch import save_file
 
@@ -153,18 +146,13 @@ def write_model_folder(
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"
-            state = {
-                key: value.detach().float().cpu().contiguous() for key, value in network.model.state_dict().items()
-            }
+            weights = network.model.state_dict().items()
+            state = {key: value.detach().float().cpu().contiguous() for key, value in weights}
             save_file(state, draft / name, metadata={"format": "pt"})
             description = {key: value for key, value in network.metadata.items() if key not in TRAINING_ONLY}
             stages[network.role] = description | {"file": name, "sha256": sha256_of(draft / name)}
-        save_tokenizers(
-            tokenizers.semantic,
-            tokenizers.acoustic,
-            draft / TOKENIZERS_FOLDER,
-            include_weights=include_tokenizer_weights,
-        )
+        pair = (tokenizers.semantic, tokenizers.acoustic)
+        save_tokenizers(*pair, draft / TOKENIZERS_FOLDER, include_weights=include_tokenizer_weights)
         config = {
             "kind": KIND,
             "format": MODEL_FORMAT,
@@ -190,12 +178,12 @@ def read_model_folder(
         device: Where the tokenizers run.
 
     Raises:
-        RequestError: Nothing there, damaged, of a newer format, or without a fine stage when three are asked for.
+        RequestError: The folder is missing, damaged, of a newer format, or without a requested stage.
     """
     folder = fetch_folder(folder_or_hub_id, HUB_PATTERNS, revision=revision, what="model")
     config = read_config(folder)
     described = config["stages"]
-    roles: list[Role] = ["semantic", "coarse"] if stages == 2 else ["semantic", "coarse", "fine"]
+    roles = list(STAGE_OF_ROLE)[: 2 if stages == 2 else 3]
     missing = [role for role in roles if role not in described]
     if missing:
         raise RequestError(

@@ -1,7 +1,6 @@
-"""A stage as generation needs it: the plain network and the description in its file. No Lightning here.
+"""A stage for generation, without Lightning: the plain network and the description in its file.
 
-Both come from a checkpoint of training or from a model folder, which hold data only. Stages and tokenizers are compared
-before anything is computed (:mod:`hafm_lightning.tokenizers.compatibility`).
+Both come from a checkpoint of training or from a model folder, which hold data only.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ Role = Literal["semantic", "coarse", "fine"]
 
 STAGE_OF_ROLE: Mapping[Role, str] = {"semantic": "SemanticStage", "coarse": "CoarseStage", "fine": "FineStage"}
 """Class of the stage that each checkpoint must hold."""
-WEIGHTS_PREFIX = "model."
-"""Prefix of the network's parameters in a training checkpoint."""
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 """How weights are stored: ``auto`` chooses by device and sizes (:func:`pick_precision`)."""
@@ -78,11 +75,8 @@ def network_from_checkpoint(role: Role, path: str | Path) -> StageNetwork:
     """
     checkpoint = read_checkpoint(path)
     metadata = checked_metadata(checkpoint, str(path))
-    state = {
-        name.removeprefix(WEIGHTS_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(WEIGHTS_PREFIX)
-    }
+    weights = checkpoint["state_dict"].items()
+    state = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
     return build_network(role, str(path), metadata, state)
 
 
@@ -111,15 +105,9 @@ def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: M
 
 
 def check_networks(networks: Sequence[StageNetwork], tokenizers: Tokenizers | None) -> None:
-    """Refuse stages, in the order in which they write, and tokenizers that cannot make one model.
-
-    Raises:
-        RequestError: See :func:`~hafm_lightning.tokenizers.compatibility.check_stages`.
-    """
-    check_stages(
-        {network.name: network.metadata for network in networks},
-        None if tokenizers is None else tokenizers.identities(),
-    )
+    """See :func:`~hafm_lightning.tokenizers.compatibility.check_stages`; ``networks`` in the order of writing."""
+    identities = None if tokenizers is None else tokenizers.identities()
+    check_stages({network.name: network.metadata for network in networks}, identities)
 
 
 def condition_names(networks: Sequence[StageNetwork]) -> set[str]:
@@ -136,7 +124,7 @@ def vocal_streams(networks: Sequence[StageNetwork], tokenizers: Tokenizers) -> l
 def stage_files(
     semantic: str | Path, coarse: str | Path, fine: str | Path | None, stages: int
 ) -> list[tuple[Role, str | Path]]:
-    """Role and file of the stages asked for."""
+    """Role and file of the requested stages."""
     if stages not in (2, 3):
         raise RequestError(f"stages must be 2 or 3, got {stages}")
     if stages == 3 and fine is None:
@@ -149,11 +137,7 @@ def stage_files(
 
 
 def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None) -> Path:
-    """Folder of the tokenizers: ``named``, or the one that training read.
-
-    Raises:
-        RequestError: None is named and that of training is gone.
-    """
+    """``named``, or the folder of tokenizers that training read; RequestError if that is gone."""
     if named is not None:
         return Path(named)
     folders = [network.metadata.get("tokenizers_folder") for network in networks]
@@ -167,7 +151,7 @@ def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None
 
 
 def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
-    """Sampling options; a value out of range is the request's fault."""
+    """Sampling options; RequestError for a value out of range."""
     try:
         return SamplingOptions(guidance, temperature, top_k, top_p)
     except ValueError as error:
@@ -176,19 +160,15 @@ def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: f
 
 def style_names(networks: Sequence[StageNetwork]) -> list[str]:
     """Names of the ids of the ``style`` stream, from the first stage with that condition; empty without one."""
-    styled = [network for network in networks if STYLE in network.model.layout.conditions]
-    return list(styled[0].metadata.get("styles") or ()) if styled else []
+    styled = (network.metadata for network in networks if STYLE in network.model.layout.conditions)
+    return list(next(styled, {}).get("styles") or ())
 
 
 def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str | None) -> int:
-    """Id of a style; NULL, the learned "no condition", when none is asked for.
-
-    Raises:
-        RequestError: The model has no styles, or none of this name.
-    """
+    """Id of a style, NULL for None; RequestError if the model has no style of this name."""
     if style is None:
         return NULL
-    if not styles or not any(STYLE in network.model.layout.conditions for network in networks):
+    if not styles or STYLE.name not in condition_names(networks):
         raise RequestError(f"style {style!r} cannot be used: this model has no styles; leave the style out")
     if style not in styles:
         raise RequestError(f"unknown style {style!r}; this model has: {', '.join(styles)}")
@@ -196,7 +176,7 @@ def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU; a device that is not there is a RequestError."""
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU; RequestError for an absent device."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -211,14 +191,8 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_precision(
-    precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()
-) -> WeightPrecision:
-    """How the weights of ``networks`` are stored on ``device``: as asked for, or what is best for this device.
-
-    Raises:
-        RequestError: int8 was asked for on a GPU.
-    """
+def pick_precision(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> WeightPrecision:
+    """The type of the networks' weights on a device, ``auto`` resolved; RequestError for int8 on a GPU."""
     if precision == "auto":
         return backend_for(device).best_precision([network.model for network in networks])
     if precision == "int8" and device.type != "cpu":
@@ -227,7 +201,7 @@ def pick_precision(
 
 
 def precision_note(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> str | None:
-    """One line where a precision that was asked for by name is not to be had in the fast way: what is done instead."""
+    """One line for the user where the device has no fast operations for a precision requested by name."""
     if precision == "auto":
         return None
     return backend_for(device).precision_note(precision, [network.model for network in networks])

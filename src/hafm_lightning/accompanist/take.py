@@ -1,4 +1,4 @@
-"""What `accompany` returns: sound, tokens, and the record of `take.json`, from which the take can be made again."""
+"""The result of `accompany`: sound, tokens, and the record of `take.json`, from which the take can be made again."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.
 TAKE_FORMAT = 1
 """Version of `take.json`."""
 MODEL_SETTINGS = ("conditions", "target", "pattern", "conditioning", "relative_position")
-"""Settings of each stage's network that a record repeats; all of them are in the stage's file."""
+"""Settings of each stage's network in a record; all others are in the stage's file."""
 
 
 @dataclass(frozen=True)
 class MixOptions:
-    """How accompaniment and vocal are put together.
+    """How accompaniment and vocal are mixed.
 
     Attributes:
         gain_db: Gain of the accompaniment, after loudness matching.
         match_loudness: Bring the accompaniment to the vocal's BS.1770 loudness first.
         peak_dbtp: True-peak ceiling of accompaniment and mix, in dB below full scale.
-        rate_hz: Sample rate of both files; None for the acoustic tokenizer's own (24 kHz).
-        channels: 1 or 2 for a mono or stereo mix; None for as many as the vocal has, two at most.
+        rate_hz: Sample rate of both files; None for that of the acoustic tokenizer (24 kHz).
+        channels: 1 or 2 for a mono or stereo mix; None for those of the vocal, two at most.
     """
 
     gain_db: float = 0.0
@@ -84,12 +84,9 @@ class Take:
         return self.instrumental.rate_hz
 
     def save(self, folder: str | Path) -> Path:
-        """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`; each appears whole or not at all.
+        """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`, each atomically, and return the folder.
 
-        Takes that several processes write to one folder come one after the other, so that the files are of one take.
-
-        Returns:
-            The folder.
+        A lock keeps takes of several processes apart, so that the files are of one take.
 
         Raises:
             RequestError: The folder cannot be made or written.
@@ -119,17 +116,15 @@ def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Au
     """
     rate_hz = sound.rate_hz if options.rate_hz is None else options.rate_hz
     channels = min(2, vocal.channels) if options.channels is None else options.channels
-    voice = vocal if channels >= vocal.channels else vocal.mono()
-    voice = Audio(
-        np.ascontiguousarray(np.broadcast_to(voice.samples, (channels, voice.samples.shape[1]))), voice.rate_hz
-    )
-    voice = Audio(resample(voice.samples, voice.rate_hz, rate_hz), rate_hz)
-    length = voice.samples.shape[1]
+    voice = vocal.samples if channels >= vocal.channels else vocal.mono().samples
+    voice = np.ascontiguousarray(np.broadcast_to(voice, (channels, voice.shape[1])))
+    voice = resample(voice, vocal.rate_hz, rate_hz)
+    length = voice.shape[1]
     band = resample(sound.samples, sound.rate_hz, rate_hz)[:, :length]
     band = np.pad(band, ((0, 0), (0, length - band.shape[1])))
     instrumental = limit_peak(Audio(band, rate_hz), options.peak_dbtp)
     mixed = mix_audio(
-        voice,
+        Audio(voice, rate_hz),
         instrumental,
         gain_db=options.gain_db,
         match_loudness=options.match_loudness,
@@ -150,15 +145,11 @@ def take_record(
     song = songs[index]
     return {
         "format": TAKE_FORMAT,
-        "seed": song.seeds.seed,
+        "seed": song.seed,
         "settings": {**settings, "mix": asdict(mix)},
         "vocal": song.source,
         "borders_s": [float((window.start + window.prefix) * GRID_S) for window in song.windows[1:]],
-        "batch": {
-            "index": index,
-            "vocals": [song.source for song in songs],
-            "seeds": [song.seeds.seed for song in songs],
-        },
+        "batch": {"index": index, "vocals": [s.source for s in songs], "seeds": [s.seed for s in songs]},
         "model": dict(model),
         "machine": dict(machine),
     }
@@ -172,17 +163,15 @@ def model_facts(
     window: int,
 ) -> dict[str, Any]:
     """Origin and card of a model, and hashes of all its parts; ``window`` in grid units."""
+    stages = {}
+    for network in networks:
+        settings = network.model.config.as_dict()
+        stages[network.role] = {"source": network.source, "sha256": network.sha256}
+        stages[network.role] |= {name: settings[name] for name in MODEL_SETTINGS}
     return {
         "origin": dict(origin),
         "card": dict(card),
-        "stages": {
-            network.role: {
-                "source": network.source,
-                "sha256": network.sha256,
-                **{name: network.model.config.as_dict()[name] for name in MODEL_SETTINGS},
-            }
-            for network in networks
-        },
+        "stages": stages,
         "tokenizers": {name: identity["sha256"] for name, identity in tokenizers.identities().items()},
         "window_s": float(window * GRID_S),
     }

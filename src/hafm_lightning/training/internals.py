@@ -1,7 +1,6 @@
-"""Every name that this project uses of Lightning and torch without their promise to keep it.
+"""All private names of Lightning and torch that this project uses.
 
-Each stands behind one function, with a test in ``tests/training/test_internals.py`` that fails by name when an upgrade
-removes it. Nothing else in the package reads a private name of a Trainer, a loop, an optimizer or a logger.
+Each has one function, whose test in ``tests/training/test_internals.py`` fails by name when an upgrade removes it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NotesMoves(nn.Module):
-    """A module that is told when its tensors moved to another device or type (``to``, ``cuda``, ``half`` ...)."""
+    """A module with a hook for moves of its tensors to another device or type (``to``, ``cuda``, ``half`` ...)."""
 
     def on_moved(self) -> None:
         """Called after every move."""
@@ -69,7 +68,7 @@ def is_attached(module: LightningModule) -> bool:
 
 
 def loop_state_after_batch(trainer: Trainer) -> dict[str, Any]:
-    """State of the fit loop from which a run continues with the next batch, taken in ``on_train_batch_end``."""
+    """State of the fit loop, for ``on_train_batch_end``, from which a run continues with the next batch."""
     state: dict[str, Any] = copy.deepcopy(trainer.fit_loop.state_dict())
     if ends_epoch(trainer):
         for counter in state["epoch_progress"].values():
@@ -82,7 +81,7 @@ def has_loss_scaler(trainer: Trainer) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
-# --- what a run is made to do ------------------------------------------------------------------------------------
+# --- changes of a run --------------------------------------------------------------------------------------------
 
 
 def write_row(trainer: Trainer) -> None:
@@ -91,7 +90,7 @@ def write_row(trainer: Trainer) -> None:
 
 
 def note_sigterm(trainer: Trainer) -> None:
-    """Let the run end as after SIGTERM; also where another signal stops the run, or a signal to another process."""
+    """Let the run end as after SIGTERM, whichever signal stops it on whichever process."""
     trainer._signal_connector.received_sigterm = True
 
 
@@ -117,14 +116,14 @@ def move_all(tensors: Sequence[Tensor], towards: Sequence[Tensor], share: float)
 
 
 def wandb_settings(logger: WandbLogger) -> dict[str, Any]:
-    """What the logger passes to ``wandb.init``; a change counts until the W&B run begins."""
+    """Arguments of ``wandb.init``; they can be changed until the W&B run begins."""
     return logger._wandb_init
 
 
 def set_wandb_identity(
     logger: WandbLogger, folder: Path | None = None, name: str | None = None, run_id: str | None = None
 ) -> None:
-    """Set folder, shown name or id of a W&B run that has not begun; None leaves what there is."""
+    """Set folder, shown name or id of a W&B run that has not begun; None leaves the present value."""
     settings = wandb_settings(logger)
     if folder is not None:
         logger._save_dir = settings["dir"] = str(folder)
@@ -140,5 +139,5 @@ def wandb_run(logger: WandbLogger) -> Any:
 
 
 def set_wandb_run(logger: WandbLogger, run: Any) -> None:
-    """Let the logger write to a W&B run that was begun elsewhere."""
+    """Let the logger write to a W&B run."""
     logger._experiment = run
