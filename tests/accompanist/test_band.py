@@ -266,12 +266,11 @@ def test_auto_follows_processor_and_size(monkeypatch: pytest.MonkeyPatch, live_b
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
         monkeypatch.setattr(processor, "has", lambda operation, operations=operations: operation in operations)
         several = ([large, large], [large, small], [])
-        assert [networks.pick_precision("auto", cpu, some) for some in several] == expected
-        assert all(networks.precision_note("auto", cpu, some) is None for some in several)
-        assert networks.precision_note("fp32", cpu, [large]) is None
+        assert [networks.pick_precision("auto", cpu, some) for some in several] == [(best, None) for best in expected]
+        assert networks.pick_precision("fp32", cpu, [large]) == ("fp32", None)
         for precision in ("bf16", "int8"):
-            assert networks.pick_precision(precision, cpu, [large]) == precision
-            note = networks.precision_note(precision, cpu, [large])
+            chosen, note = networks.pick_precision(precision, cpu, [large])
+            assert chosen == precision
             assert (note is None) == (operations is everything)
             if note is not None:
                 assert note.startswith(f"precision {precision}: ")

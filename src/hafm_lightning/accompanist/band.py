@@ -37,7 +37,6 @@ from hafm_lightning.accompanist.stage_network import (
     network_from_checkpoint,
     pick_device,
     pick_precision,
-    precision_note,
     sampling_of,
     stage_files,
     style_id,
@@ -100,8 +99,7 @@ class Accompanist:
         check_networks(networks, tokenizers)
         self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device, networks)
-        self.precision_note = precision_note(precision, self.device, networks)
+        self.precision, self.precision_note = pick_precision(precision, self.device, networks)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
         self.networks = tuple(
             replace(network, model=for_inference(network.model, self.device, self.precision)) for network in networks

@@ -33,66 +33,16 @@ HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
 
-CARD = """\
----
-license: {card.license}
-library_name: hafm_lightning
-pipeline_tag: audio-to-audio
-tags: [music, accompaniment, singing]
----
-
-# {card.name}
-
-Writes an accompaniment for a singing voice: three Transformers over audio tokens
-(after HAFM, arXiv 2604.09054).
-
-| stage | parameters | tokens | pattern | conditioning | weights |
-|---|---|---|---|---|---|
-{rows}
-
-Tokenizers:
-
-{kinds}
-
-## Use
-
-```python
-from hafm_lightning import Accompanist
-
-Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")
-```
-
-## Training data
-
-{card.data}
-
-## Licence
-
-Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.
-
-## Metrics
-
-{metrics}
-{notes}"""
-
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts for the model card that the model itself does not hold.
-
-    Attributes:
-        name: Title.
-        data: Training data.
-        license: Licence of the weights, as an SPDX identifier or `other`.
-        metrics: Name -> value, from an evaluation.
-        notes: Free Markdown at the end.
-    """
+    """Facts for the model card that the model itself does not hold."""
 
     name: str = "Vocal-to-accompaniment model"
-    data: str = "not stated"
-    license: str = "other"
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    notes: str = ""
+    data: str = "not stated"  # that the model was trained on
+    license: str = "other"  # of the weights: an SPDX identifier, or `other`
+    metrics: Mapping[str, float] = field(default_factory=dict)  # from an evaluation
+    notes: str = ""  # Markdown for the end of the card
 
 
 @dataclass(frozen=True)
@@ -237,25 +187,12 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
 
 
 def model_card(networks: Sequence[StageNetwork], tokenizers: Tokenizers, card: CardFacts) -> str:
-    """The folder's README.md: Hub metadata, what the model is, data, licence, metrics, how to use it."""
-    rows = []
-    for network in networks:
-        config = network.model.config
-        parameters = sum(parameter.numel() for parameter in network.model.parameters())
-        conditions = ", ".join(config.conditions)
-        rows.append(
-            f"| {network.role} | {parameters / 1e6:.1f} M | {conditions} → {config.target} | {config.pattern} | "
-            f"{config.conditioning} | `{network.sha256[:12]}` |"
-        )
-    kinds = [
-        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`"
-        for name, identity in tokenizers.identities().items()
-    ]
-    metrics = ["| metric | value |", "|---|---|", *(f"| {name} | {value:g} |" for name, value in card.metrics.items())]
-    return CARD.format(
-        card=card,
-        rows="\n".join(rows),
-        kinds="\n".join(kinds),
-        metrics="\n".join(metrics) if card.metrics else "Not stated.",
-        notes=f"\n{card.notes}\n" if card.notes else "",
+    """The folder's README.md: Hub metadata, stages, tokenizers, data, licence, metrics, how to use it."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("hafm_lightning.accompanist")
+    page = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    millions = {n.role: sum(parameter.numel() for parameter in n.model.parameters()) / 1e6 for n in networks}
+    return page.get_template("model_card.md").render(
+        card=card, networks=networks, millions=millions, tokenizers=tokenizers.identities()
     )

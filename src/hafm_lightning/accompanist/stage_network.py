@@ -191,17 +191,16 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_precision(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> WeightPrecision:
-    """The type of the networks' weights on a device, ``auto`` resolved; RequestError for int8 on a GPU."""
+def pick_precision(
+    precision: Precision, device: torch.device, networks: Sequence[StageNetwork]
+) -> tuple[WeightPrecision, str | None]:
+    """The type of the networks' weights on a device, ``auto`` resolved; RequestError for int8 on a GPU.
+
+    The second value is a line for the user where the device has no fast operations for the requested precision.
+    """
+    backend, models = backend_for(device), [network.model for network in networks]
     if precision == "auto":
-        return backend_for(device).best_precision([network.model for network in networks])
+        return backend.best_precision(models), None
     if precision == "int8" and device.type != "cpu":
         raise RequestError(f"precision int8 is for CPUs, not for {device.type}; use bf16 or fp32")
-    return precision
-
-
-def precision_note(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> str | None:
-    """One line for the user where the device has no fast operations for a precision requested by name."""
-    if precision == "auto":
-        return None
-    return backend_for(device).precision_note(precision, [network.model for network in networks])
+    return precision, backend.precision_note(precision, models)
