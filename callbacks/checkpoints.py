@@ -155,12 +155,11 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.monitor is None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fitting or self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
         if trainer.global_step == 0:
             return  # between the first accumulated batches: there is no step to continue from yet
-        if self.monitor not in trainer.callback_metrics:
-            return
         score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))  # one decision for all
         if not math.isfinite(score):
             rank_zero_info(f"{self.monitor} is {score} after step {trainer.global_step}: no candidate for {BEST_NAME}")

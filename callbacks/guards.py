@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hafm_lightning.tokens import TokenBatch
-from hafm_lightning.training.internals import has_loss_scaler
 
 CLIPS_NAMED = 8
 """Most clips of a process that the message names."""
@@ -61,7 +60,8 @@ class NonFiniteGuard(Callback):
             torch.distributed.all_reduce(faults, torch.distributed.ReduceOp.MAX)
         loss_fault, gradient_fault = (bool(fault) for fault in faults.tolist())
         mine, self._clips, self._finite_loss = self._clips, [], None
-        if gradient_fault and not loss_fault and has_loss_scaler(trainer):
+        scales_loss = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if gradient_fault and not loss_fault and scales_loss:
             self._skipped += 1
             if self._skipped < self.skipped_steps:
                 return

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from hafm_lightning.files import write_atomic
 from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
-from hafm_lightning.training.internals import set_wandb_identity, set_wandb_run, wandb_run, wandb_settings
+from hafm_lightning.training.internals import set_wandb_run, wandb_run, wandb_settings
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-run-id.txt"
@@ -130,20 +130,24 @@ class WandbDashboard(WandbLogger):
             save_dir: Where W&B writes; by default the run folder.
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
-        self._given_dir, self._given_name = save_dir, name
         self._id_file: Path | None = None
-        settings: dict[str, Any] = {"entity": entity, "group": group, "tags": tags, "mode": self.chosen_mode}
-        super().__init__(name=name, save_dir=save_dir or ".", project=project, **settings)
+        self._given: dict[str, Any] = {
+            "name": name,
+            "project": project,
+            "save_dir": save_dir,
+            "id": secrets.token_hex(4),
+        }
+        self._given |= {"entity": entity, "group": group, "tags": tags, "mode": self.chosen_mode}
+        super().__init__(**{**self._given, "save_dir": save_dir or "."})
 
     def use_run_folder(self, folder: Path) -> None:
         """Keep files and the run's id in the run folder."""
         self._id_file = folder / WANDB_ID_FILE
-        set_wandb_identity(
-            self,
-            folder=folder if self._given_dir is None else None,
-            name=self._given_name or "/".join(folder.parts[-2:]),
-            run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
-        )
+        self._given["save_dir"] = self._given["save_dir"] or folder
+        self._given["name"] = self._given["name"] or "/".join(folder.parts[-2:])
+        if self._id_file.is_file():
+            self._given["id"] = self._id_file.read_text(encoding="utf-8").strip()
+        super().__init__(**self._given)
 
     @property
     def experiment(self) -> Any:
@@ -157,8 +161,6 @@ class WandbDashboard(WandbLogger):
 
         settings = wandb_settings(self)
         Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
-        if settings.get("id") is None:
-            set_wandb_identity(self, run_id=secrets.token_hex(4))
         settings.pop("anonymous", None)  # Lightning's; W&B warns of it
         silent = wandb.Settings(silent=True)  # offline, the line below replaces W&B's own
         try:

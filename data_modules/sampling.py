@@ -67,8 +67,6 @@ def shuffled(clips: int, seed: int, epoch: int) -> Indices:
 
 def crop_starts(clips: int, choices: int, seed: int, epoch: int) -> Indices:
     """Where each clip of the split is cropped in this epoch, in grid steps below ``choices``: int64 ``[clips]``."""
-    if choices == 1:
-        return np.zeros(clips, dtype=np.int64)
     return (random_words(seed, epoch, CROP_WORDS, clips) % np.uint64(choices)).astype(np.int64)
 
 

@@ -181,15 +181,6 @@ def test_the_state_after_the_last_batch_of_an_epoch_begins_the_next_one(tmp_path
     assert watch.said[0][0]["epoch_progress"] is not watch.said[1][0]["epoch_progress"], "a copy"
 
 
-def test_a_loss_scaler_is_seen(tmp_path):
-    from lightning.pytorch.plugins import MixedPrecision
-
-    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    assert internals.has_loss_scaler(pl.Trainer(plugins=[scaled], **settings))
-    assert not internals.has_loss_scaler(pl.Trainer(**settings))
-
-
 def test_the_scaler_unscales_a_fused_optimizer_before_its_step():
     """Left to itself, a fused optimizer unscales within its step: the gradients before it are the scaled ones."""
     seen = []
@@ -213,19 +204,14 @@ def test_lists_of_tensors_are_changed_in_place():
     assert [tensor.tolist() for tensor in tensors] == [[1.5] * 2, [5.0] * 3]
 
 
-def test_the_identity_of_a_wandb_run_is_set_before_it_begins(tmp_path):
-    logger = WandbLogger(project="test", offline=True)
-    internals.set_wandb_identity(logger, folder=tmp_path, name="shown", run_id="a1b2")
-    assert (logger.save_dir, logger.name, logger.version) == (str(tmp_path), "test", "a1b2")
+def test_settings_and_run_of_a_wandb_logger(tmp_path):
+    logger = WandbLogger(project="test", offline=True, save_dir=tmp_path, name="shown", id="a1b2")
     settings = internals.wandb_settings(logger)
     assert {key: settings[key] for key in ("dir", "name", "id")} == {
         "dir": str(tmp_path),
         "name": "shown",
         "id": "a1b2",
     }
-    internals.set_wandb_identity(logger, name="other")
-    assert settings["name"] == "other"
-    assert settings["id"] == "a1b2"
     assert internals.wandb_run(logger) is None
     begun = object()
     internals.set_wandb_run(logger, begun)

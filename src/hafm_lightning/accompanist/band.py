@@ -62,9 +62,7 @@ from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE
 
 
 class Accompanist:
-    """Accompanies vocals.
-
-    Made by :meth:`from_checkpoints` or :meth:`from_pretrained`.
+    """Accompanies vocals. Made by :meth:`from_checkpoints` or :meth:`from_pretrained`.
 
     Args:
         networks: The stages in the order in which they write: semantic, coarse and, unless there are two, fine.
@@ -101,9 +99,8 @@ class Accompanist:
         self.device = pick_device(device)
         self.precision, self.precision_note = pick_precision(precision, self.device, networks)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
-        self.networks = tuple(
-            replace(network, model=for_inference(network.model, self.device, self.precision)) for network in networks
-        )
+        models = [for_inference(network.model, self.device, self.precision) for network in networks]
+        self.networks = tuple(replace(n, model=model) for n, model in zip(networks, models, strict=True))
         self.window = min(grid_units(network.duration_s) for network in self.networks)
         look_ahead_s = sum(network.look_ahead_s for network in self.networks)
         self.right_context = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0
@@ -340,8 +337,7 @@ class Accompanist:
 
     def _sound(self, song: Song) -> Audio:
         """Decode a song's acoustic tokens."""
-        codes = song.written[INSTRUMENTAL_COARSE.name]
-        if INSTRUMENTAL_FINE.name in song.written:
-            codes = torch.cat((codes, song.written[INSTRUMENTAL_FINE.name]))
+        streams = (INSTRUMENTAL_COARSE.name, INSTRUMENTAL_FINE.name)
+        codes = torch.cat([song.written[name] for name in streams if name in song.written])
         acoustic = self.tokenizers.acoustic
         return Audio(render(acoustic, codes)[None], acoustic.identity.sample_rate_hz)

@@ -107,15 +107,10 @@ class LiveSession:
         while self._emitted < total:
             self._processed += self._hop
             self._vocal.extend_to(self._processed)
-            for piece in self._step():
-                left = total - self._emitted + piece.samples.shape[1]
-                if left < piece.samples.shape[1]:
-                    piece = Audio(np.ascontiguousarray(piece.samples[:, :left]), piece.rate_hz)
-                if piece.samples.shape[1]:
-                    yield piece
+            yield from self._step(total - self._emitted)
 
-    def _step(self) -> Iterator[Audio]:
-        """All accompaniment that the vocal up to ``_processed`` allows."""
+    def _step(self, most: int | None = None) -> Iterator[Audio]:
+        """All accompaniment that the vocal up to ``_processed`` allows, ``most`` samples at most."""
         for tokenizer in self._tokenizers:
             self._append(tokenizer.stream, tokenizer.encode(self._vocal, self._processed))
         for track in self._tracks:
@@ -127,7 +122,7 @@ class LiveSession:
             return
         codes = torch.cat([self._streams[name][:, self._rendered : frames] for name in names])
         self._rendered = frames
-        sound = self._limiter(self._renderer.push(codes))
+        sound = self._limiter(self._renderer.push(codes))[:most]
         self._emitted += len(sound)
         if len(sound):
             yield Audio(sound[None], self.sample_rate_hz)

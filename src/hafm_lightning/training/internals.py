@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -76,11 +75,6 @@ def loop_state_after_batch(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-def has_loss_scaler(trainer: Trainer) -> bool:
-    """Whether the precision scales the loss, and so skips steps whose scaled gradients overflow (``16-mixed``)."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
-
-
 # --- changes of a run --------------------------------------------------------------------------------------------
 
 
@@ -118,19 +112,6 @@ def move_all(tensors: Sequence[Tensor], towards: Sequence[Tensor], share: float)
 def wandb_settings(logger: WandbLogger) -> dict[str, Any]:
     """Arguments of ``wandb.init``; they can be changed until the W&B run begins."""
     return logger._wandb_init
-
-
-def set_wandb_identity(
-    logger: WandbLogger, folder: Path | None = None, name: str | None = None, run_id: str | None = None
-) -> None:
-    """Set folder, shown name or id of a W&B run that has not begun; None leaves the present value."""
-    settings = wandb_settings(logger)
-    if folder is not None:
-        logger._save_dir = settings["dir"] = str(folder)
-    if name is not None:
-        logger._name = settings["name"] = name
-    if run_id is not None:
-        logger._id = settings["id"] = run_id
 
 
 def wandb_run(logger: WandbLogger) -> Any:
