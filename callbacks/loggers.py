@@ -131,13 +131,8 @@ class WandbDashboard(WandbLogger):
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
         self._id_file: Path | None = None
-        self._given: dict[str, Any] = {
-            "name": name,
-            "project": project,
-            "save_dir": save_dir,
-            "id": secrets.token_hex(4),
-        }
-        self._given |= {"entity": entity, "group": group, "tags": tags, "mode": self.chosen_mode}
+        self._given: dict[str, Any] = {"name": name, "project": project, "entity": entity, "group": group, "tags": tags}
+        self._given |= {"save_dir": save_dir, "id": secrets.token_hex(4), "mode": self.chosen_mode}
         super().__init__(**{**self._given, "save_dir": save_dir or "."})
 
     def use_run_folder(self, folder: Path) -> None:
