@@ -8,14 +8,21 @@ Choices:
 * A file is written under a temporary name in the same folder, flushed to the disk and renamed. Lightning's own writer
   goes through TMPDIR, and on a full disk leaves a part of a file under the final name.
 * Files are read as data only; a URL or a pickle with code is refused.
+* A signal sets a flag, which all processes read together between two optimizer steps; they save, and leave with exit
+  code 143.
 * Nothing is saved when an exception ends the run: what could be saved then may be the cause of the exception.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -26,7 +33,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_file, remove_unfinished
@@ -57,6 +63,54 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+class StopSignals:
+    """Notes SIGTERM, and in a SLURM job SIGUSR1 too, which asks for the job to be queued again.
+
+    ``#SBATCH --signal=SIGUSR1@120`` sends the latter two minutes before the time is up. Lightning's own handlers leave
+    with exit code 0 and without a checkpoint, or save in the middle of the interrupted work.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Catch the signals; nothing happens outside the main thread, where Python allows no handlers."""
+        if threading.current_thread() is not threading.main_thread() or self._previous:
+            return
+        wanted = [signal.SIGTERM]
+        if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
+            wanted.append(signal.SIGUSR1)
+        for number in wanted:
+            self._previous[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Install the former handlers again."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    @property
+    def asks_to_requeue(self) -> bool:
+        """Whether the signal was SLURM's warning rather than SIGTERM."""
+        return self.received is not None and self.received != signal.SIGTERM
+
+
+def requeue_slurm_job() -> None:
+    """Queue this SLURM job again, as it was submitted."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID", "")
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], check=False, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        rank_zero_info(f"could not queue job {job} again: {error}")
+        return
+    rank_zero_info(f"queued job {job} again" if not done.returncode else f"scontrol: {done.stderr.strip()}")
 
 
 class Checkpoints(Checkpoint):
@@ -106,8 +160,6 @@ class Checkpoints(Checkpoint):
         """Go on comparing with the best value of the checkpoint, if it is of the same metric."""
         if state_dict.get("monitor") == self.monitor:
             self.best_score = state_dict["best_score"]
-
-    # --- when to save -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the folder, and remove unfinished files of an interrupted save from it."""
@@ -177,8 +229,6 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Install the former signal handlers again; save nothing."""
         self._signals.restore()
-
-    # --- saving -----------------------------------------------------------------------------------------------
 
     def _agree(self, trainer: Trainer, overdue: bool = False) -> list[bool]:
         """Whether to stop and whether to save: what any process has to do, so that all do the same at the same step."""

@@ -1,16 +1,12 @@
-"""Measures the training itself: speed, utilisation, memory, learning rate, and the paper's values to compare with.
-
-Logged beside the stage's own metrics, at the trainer's ``log_every_n_steps``:
+"""Logs speed, utilisation, memory, learning rate, and the paper's values, at the trainer's ``log_every_n_steps``.
 
 ``speed/tokens_per_s``, ``speed/steps_per_s``
-    Target tokens and optimizer steps a second of wall time since the last row, all processes together; validation and
-    saving are left out.
+    Target tokens and optimizer steps a second since the last row, over all processes, without validation and saving.
 ``speed/data_wait``
     Share of that time in which the training waited for its batch.
 ``speed/mfu``
-    Model FLOPs utilisation: FLOPs that the model needs (``stage.flops_per_step(batch)``, attention included, nothing
-    counted for recomputation) over the device's peak at the run's precision without sparsity. Missing where either is
-    unknown; one line in the log gives the reason.
+    Model FLOPs utilisation: ``stage.flops_per_step(batch)`` (with attention, without recomputation) over the device's
+    peak at the run's precision without sparsity. Missing where either is unknown; a line in the log gives the reason.
 ``system/memory_gib``, ``system/gpu_memory_gib``
     Peak memory of the process, and of PyTorch on the GPU.
 ``train/learning_rate``
@@ -32,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from hafm_lightning.tokens import TokenBatch
 from hafm_lightning.training.internals import finishes_step, writes_row
-from hafm_lightning.training.protocols import CountsFlops, HasClock, TokenSource, WritesStream
+from hafm_lightning.training.protocols import CountsFlops, HasClock, TokenSource
 
 GIB = 2**30
 PAPER_VALUES = {
@@ -113,7 +109,9 @@ class Dashboard(Callback):
     ) -> None:
         """Count the step, and log at the trainer's interval."""
         stepped = finishes_step(trainer)
-        self._tokens += target_tokens(pl_module, batch)
+        streams = batch.streams if isinstance(batch, TokenBatch) else {}
+        target = getattr(pl_module, "target", None)  # a module of the user's own may have none: count all streams
+        self._tokens += sum(ids.numel() for name, ids in streams.items() if target in (None, name))
         self._steps += int(stepped)
         if isinstance(pl_module, CountsFlops):
             self._flops += float(pl_module.flops_per_step(batch))
@@ -161,13 +159,6 @@ class Dashboard(Callback):
         if self._peak is not None and isinstance(pl_module, CountsFlops):
             values["speed/mfu"] = self._flops / seconds / self._peak
         return values
-
-
-def target_tokens(pl_module: LightningModule, batch: Any) -> int:
-    """Tokens of a batch that the stage learns to write; all its tokens where the stage names no target."""
-    streams = batch.streams if isinstance(batch, TokenBatch) else {}
-    target = pl_module.target if isinstance(pl_module, WritesStream) else None
-    return sum(ids.numel() for name, ids in streams.items() if target in (None, name))
 
 
 def peak_memory_gib() -> float:

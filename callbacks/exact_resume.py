@@ -67,8 +67,6 @@ class ExactResume(Callback):
         if data is not None and data.state_dict():  # Lightning looks for positions in loaders alone
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 
-    # --- what is saved ----------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Seed, number of batches done, and whether a validation is due."""
         due = self._validation_due or self._validation_missed
@@ -109,8 +107,6 @@ class ExactResume(Callback):
             data = {key: checkpoint[key]} if key in checkpoint else {}
             loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
             self._position = Position(saved["batches"], saved["epoch"], loops, data)
-
-    # --- the run ----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run a validation that the stopped run did not finish."""

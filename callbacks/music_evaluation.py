@@ -1,7 +1,7 @@
 """Music at each validation epoch: the stage in training accompanies held-out vocals, and the result is measured.
 
-On vocal-active segments of MUSDB18's test songs (the paper's 33 x 3 s by default; the toy band where that is the data)
-the stage writes its target from true conditions, the target is decoded, and logged are
+For vocal-active segments of MUSDB18's test songs (33 x 3 s as in the paper, by default), the stage writes its target
+from true conditions; the target is decoded. Logged are
 
 ``music/fad_<embedding>``
     Frechet audio distance of the decoded clips to the true accompaniments. A stage without sound (a semantic one
@@ -15,9 +15,9 @@ the stage writes its target from true conditions, the target is decoded, and log
 
 Choices:
 
-* Clips are dealt out over the processes, and all numbers are summed states: they are the same on 1 and on N.
-* Each clip is generated from a seed of its own, so that two epochs differ by the weights alone.
-* The generators of the run are restored: losses with and without this callback are equal bit for bit.
+* Processes share the clips, and all numbers are summed states: they are the same on 1 and on N processes.
+* Each clip has a seed of its own, and the run's generators are restored: losses with and without this callback are
+  equal bit for bit.
 * Weights & Biases gets a table with sound and spectrograms; the same files are written to ``<log folder>/music/``, with
   ``protocol.json``: segments, embeddings with their hashes, sampling and seed.
 """
@@ -131,8 +131,6 @@ class MusicEvaluation(Callback):
         self._material: StageMaterial | None = None
         self._warned = False
 
-    # --- hooks ------------------------------------------------------------------------------------------------
-
     def check_request(self, command: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse folders and files that do not exist, before anything of the run is written."""
         if self.root is not None and not Path(self.root).expanduser().is_dir():
@@ -175,8 +173,6 @@ class MusicEvaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`."""
         self.validations = int(state_dict["validations"])
-
-    # --- preparation ------------------------------------------------------------------------------------------
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> StageMaterial:
         if self._material is None:
@@ -223,8 +219,6 @@ class MusicEvaluation(Callback):
             more = {"sampling": asdict(self.sampling), "seed": self.seed, "vocal_noise_sigma": self.vocal_noise_sigma}
             write_protocol(music / PROTOCOL_FILE, selection, material, {**more, "heard_through": self.later_paths})
         return material
-
-    # --- measurement ------------------------------------------------------------------------------------------
 
     def _measure(self, trainer: pl.Trainer, stage: Stage, material: StageMaterial) -> dict[str, float]:
         started = time.perf_counter()

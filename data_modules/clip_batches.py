@@ -40,10 +40,7 @@ Ids = dict[str, np.ndarray[Any, np.dtype[np.integer[Any]]]]
 
 
 def stored_as(stream: TokenStream) -> tuple[str, slice]:
-    """Name of the array that holds a stream in a shard, and the stream's codebooks there.
-
-    Coarse and fine codebooks of the accompaniment stand in one array, every other stream in one of its own.
-    """
+    """Name of the array that holds a stream in a shard, and the stream's codebooks there (coarse and fine share one)."""
     if stream == INSTRUMENTAL_COARSE:
         return INSTRUMENTAL_CODES, slice(0, COARSE_CODEBOOKS)
     if stream == INSTRUMENTAL_FINE:
@@ -142,7 +139,7 @@ class Parcel:
 
 
 def check_split(reader: ShardReader) -> None:
-    """Read every id of a split once; RequestError names the shard, the stream and the clip that do not fit."""
+    """Read every id of a split once; RequestError names the shard, stream and clip of an invalid one."""
     for number, info in enumerate(reader.manifest.shards):
         for name, rows in reader.arrays(number).items():
             vocabulary = STORED_STREAMS[name].vocabulary

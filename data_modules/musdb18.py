@@ -68,11 +68,7 @@ class Musdb18(TokenShards):
         )
 
     def prepare_data(self) -> None:
-        """Make the shards, or continue a stopped preparation (on one process).
-
-        Raises:
-            RequestError: Songs or tokenizers are missing, or ``root`` holds shards of other settings.
-        """
+        """Make the shards on one process, or continue; RequestError if ``root`` holds shards of other settings."""
         if self._has_songs():
             prepare(self.request)
 

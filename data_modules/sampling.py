@@ -4,14 +4,12 @@
 
 Choices:
 
-* Random numbers are raw words of Philox, keyed by the seed and counted from (epoch, purpose). They are fixed by
-  definition: an upgrade of numpy cannot change the order of a run in progress.
+* Random numbers are raw words of Philox, which no upgrade of numpy can change in the middle of a run.
 * Training divides the global batch: global batch ``i`` is the same set of clips on any number of processes, as long as
   ``batch_size * world`` is the same, and every process makes the same number of steps.
-* Evaluation distributes batches without padding or repetition. Clips of another song, with whose conditions a stage is
-  compared, are paired over the whole split, so that neither batch size nor processes change a metric.
-* The samplers yield batches, not clips: ``DataLoader(..., batch_size=None, sampler=order)``. Lightning calls
-  ``set_epoch`` on ``loader.sampler``.
+* Evaluation distributes batches without padding or repetition. Pairs with a clip of another song are chosen over the
+  whole split, so that neither batch size nor processes change a metric.
+* The samplers yield batches, not clips: ``DataLoader(..., batch_size=None, sampler=order)``.
 """
 
 from __future__ import annotations
@@ -35,18 +33,11 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """Which clips make a batch.
+    """Which clips make a batch."""
 
-    Attributes:
-        clips: Indices into the split, int64 ``[B]``.
-        starts: Start of each clip's crop, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
-            frames of every stream), int64 ``[B]``.
-        other: For each clip one of another song.
-    """
-
-    clips: Indices
-    starts: Indices
-    other: BatchRequest | None = None
+    clips: Indices  # in the split, [B]
+    starts: Indices  # of each crop, [B], in steps of FRAME_GRID_S (0.04 s: whole frames of every stream)
+    other: BatchRequest | None = None  # for each clip one of another song
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -61,7 +52,7 @@ def random_words(seed: int, epoch: int, purpose: int, count: int) -> NDArray[np.
 
 
 def shuffled(clips: int, seed: int, epoch: int) -> Indices:
-    """A permutation of ``0 .. clips - 1``: int64 ``[clips]``."""
+    """A permutation of ``0 .. clips - 1``."""
     return np.argsort(random_words(seed, epoch, ORDER_WORDS, clips), kind="stable").astype(np.int64)
 
 
@@ -71,11 +62,7 @@ def crop_starts(clips: int, choices: int, seed: int, epoch: int) -> Indices:
 
 
 def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
-    """Number of places at which a crop may start in a clip; 1 without cropping.
-
-    Raises:
-        RequestError: The crop is longer than the clip or off the grid on which all streams have whole frames.
-    """
+    """Number of places at which a crop may start in a clip; RequestError if it is too long or off the grid."""
     if crop_s is None:
         return 1
     grid = Fraction(FRAME_GRID_S).limit_denominator(10**6)
@@ -170,8 +157,7 @@ class EvaluationOrder(ClipOrder):
     """Validation and test: each clip of the split exactly once over all processes.
 
     The split is cut in ``N`` batches of nearly equal size, batch ``j`` being the clips ``j, j + N, j + 2 N, ...``;
-    process ``r`` gets the batches ``r, r + world, ...``. Processes may differ by one batch. Crops never change. Where
-    there would be fewer batches than processes, batches shrink.
+    process ``r`` gets the batches ``r, r + world, ...``, at least one. Crops never change.
 
     Attributes:
         others: For each clip the index of one of another song.

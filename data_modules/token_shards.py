@@ -62,8 +62,8 @@ class TokenShards(LightningDataModule):
             crop_s: Length of random crops in seconds, a multiple of 0.04; by default whole clips.
             seed: Of the order of clips and the places of crops.
             workers: Loader processes; 0 loads in the training process, which is the fastest for shards on a local
-                disk (reading a batch costs less than sending it). Never changes the batches.
-            shuffle: Whether training walks through the clips in a new order each epoch.
+                disk. Never changes the batches.
+            shuffle: Whether each training epoch has a new order of clips.
             drop_last: Whether training leaves out the clips that do not fill a last batch.
             streams: Streams to deliver; by default all that the shards hold.
             cache_dir: Folder for copies of the shards of a remote root.
@@ -83,8 +83,6 @@ class TokenShards(LightningDataModule):
         self.seed, self.workers, self.allow_changes = seed, workers, allow_changes
         self._splits: dict[str, ClipBatches] = {}
         self._position: tuple[int, int] | None = None
-
-    # --- shards ---
 
     @property
     def manifests(self) -> dict[str, Manifest]:
@@ -107,11 +105,7 @@ class TokenShards(LightningDataModule):
         return folder if folder.is_dir() else None
 
     def setup(self, stage: str) -> None:
-        """Open and check the splits that ``stage`` (fit, validate, test, predict) needs.
-
-        Raises:
-            RequestError: A folder, split, shard, stream or id does not fit; nothing was computed yet.
-        """
+        """Open and check the splits that ``stage`` (fit, validate, test, predict) needs; RequestError by name."""
         self._check(stage, self.trainer, None if self.trainer is None else self.trainer.lightning_module)
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
@@ -123,16 +117,8 @@ class TokenShards(LightningDataModule):
         if command == "fit" and (trainer is None or trainer.limit_val_batches != 0):
             self._open("validation")
         check_manifests(self.manifests, self.root)
-        self._check_streams(module)
-        if command == "fit":
-            self._order()
-
-    def _check_streams(self, module: LightningModule | None) -> None:
-        """RequestError unless the shards hold every stream that the stage reads or writes."""
         model = getattr(module, "model", None)
-        if not isinstance(model, TokenModel):
-            return
-        needed = (*model.layout.conditions, model.layout.target)
+        needed = (*model.layout.conditions, model.layout.target) if isinstance(model, TokenModel) else ()
         for split, clips in self._splits.items():
             given = [stream.name for stream in clips.streams]
             missing = [stream.name for stream in needed if stream.name not in given]
@@ -142,6 +128,8 @@ class TokenShards(LightningDataModule):
                     f"of {self.root} does not give\n"
                     f"it gives {', '.join(given)}: prepare shards with it, or change model.conditions or data.streams"
                 )
+        if command == "fit":
+            self._order()
 
     def _open(self, split: str) -> ClipBatches:
         if split not in self._splits:
@@ -154,8 +142,6 @@ class TokenShards(LightningDataModule):
             check_split(reader)
             self._splits[split] = ClipBatches(reader, self.crop_s, self.streams)
         return self._splits[split]
-
-    # --- loaders ---
 
     def _place(self, split: str) -> dict[str, Any]:
         """What the orders of all splits depend on."""
@@ -220,8 +206,6 @@ class TokenShards(LightningDataModule):
             return batch.to(device, non_blocking=device.type == "cuda")
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    # --- exact resume ---
-
     def state_dict(self) -> dict[str, Any]:
         """Position in the training data, and all that the order depends on."""
         if self.trainer is None or "train" not in self._splits:
@@ -230,12 +214,7 @@ class TokenShards(LightningDataModule):
         return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **self._order_depends_on()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a checkpoint's position.
-
-        Raises:
-            RequestError: The shards or the settings differ from those of the checkpoint, so that the run would go on
-                with other batches than the uninterrupted one.
-        """
+        """Continue at a checkpoint's position; RequestError if the uninterrupted run would take other batches."""
         check_same_tokenizers(
             state.get("tokenizers") or {},
             self._tokenizer_hashes(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
@@ -38,11 +39,7 @@ def stream_facts(stream: TokenStream) -> dict[str, int]:
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint file, data only.
-
-    Args:
-        path: A local file.
-        mapped: Map the weights instead of reading them, to look at the description alone.
+    """The content of a local checkpoint file, data only; ``mapped`` maps the weights instead of reading them.
 
     Raises:
         RequestError: A URL, a missing or unreadable file, or one that holds code.
@@ -101,15 +98,12 @@ def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
     check_same_tokenizers(saved["tokenizers"], current["tokenizers"])
 
 
-def check_weights(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor], where: str) -> None:
-    """RequestError unless the weights in a checkpoint have the names and shapes that a stage expects."""
-    odd = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [
-            n for n, value in state.items() if n in expected and getattr(value, "shape", None) != expected[n].shape
-        ],
-    }
-    listed = ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
-    if listed:
-        raise RequestError(f"{where}: weights do not fit; {listed}")
+def check_weights(state: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> None:
+    """RequestError unless the weights in a file have the names and shapes of the network in its description."""
+    given, wanted = (
+        {name: tuple(value.shape) if isinstance(value, Tensor) else type(value) for name, value in weights.items()}
+        for weights in (state, expected)
+    )
+    if given != wanted:
+        difference = describe_difference(given, wanted, ("in the file", "in the description"))
+        raise RequestError(f"{where}: the weights do not fit the network in its description: {difference}")

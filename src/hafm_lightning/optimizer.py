@@ -67,11 +67,7 @@ class OptimizerConfig:
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
-    """The optimizer of ``parameters`` on their device, as Lightning's ``configure_optimizers`` returns it.
-
-    Raises:
-        RequestError: ``fused`` is true on a device without a fused step.
-    """
+    """What ``configure_optimizers`` returns; RequestError if ``fused`` is true on a device without a fused step."""
     parameters = list(parameters)
     odd = {parameter.device.type for parameter in parameters}.difference(FUSED_DEVICES)
     if config.fused and odd:

@@ -298,14 +298,10 @@ STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticSt
 
 
 def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage:
-    """The stage in a checkpoint, in eval mode.
-
-    Args:
-        path: A local ``.ckpt`` file. Only data is read: pickled code is refused, and so are URLs.
-        device: Where to put it.
+    """The stage in a local ``.ckpt`` file, in eval mode; only data is read.
 
     Raises:
-        RequestError: The file is missing, unreadable, not a stage of this project, or of a newer format.
+        RequestError: The file is a URL, missing, unreadable, not a stage of this project, or of a newer format.
     """
     checkpoint = read_checkpoint(path)
     saved = checked_metadata(checkpoint, str(path))

@@ -14,7 +14,6 @@ from hafm_lightning.training.protocols import (
     ShardSource,
     TokenSource,
     UsesRunFolder,
-    WritesStream,
 )
 
 OFFERS = {
@@ -23,7 +22,7 @@ OFFERS = {
     "Dashboard": set(),
     "CsvLog": {HasClock},
     "WandbDashboard": {UsesRunFolder},
-    "CoarseStage": {CountsFlops, TokenSource, WritesStream},
+    "CoarseStage": {CountsFlops, TokenSource},
     "Line": set(),
 }
 PROTOCOLS = set().union(*OFFERS.values())

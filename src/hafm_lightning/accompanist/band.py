@@ -34,11 +34,10 @@ from hafm_lightning.accompanist.stage_network import (
     StageNetwork,
     check_networks,
     condition_names,
-    network_from_checkpoint,
+    networks_from_checkpoints,
     pick_device,
     pick_precision,
     sampling_of,
-    stage_files,
     style_id,
     style_names,
     tokenizers_folder,
@@ -133,17 +132,14 @@ class Accompanist:
         Raises:
             RequestError: A file is missing, unreadable or of another stage, or they do not belong together.
         """
-        paths = stage_files(semantic, coarse, fine, stages)
-        networks = [network_from_checkpoint(role, path) for role, path in paths]
-        check_networks(networks, None)
-        origin: dict[str, str | None] = {role: str(Path(path).resolve()) for role, path in paths}
+        networks = networks_from_checkpoints(semantic, coarse, fine, stages)
+        origin: dict[str, str | None] = {network.role: str(Path(network.source).resolve()) for network in networks}
         if not isinstance(tokenizers, Tokenizers):
             folder = tokenizers_folder(networks, tokenizers)
             origin["tokenizers"] = str(folder.resolve())
             tokenizers = load_tokenizers(folder, device=pick_device(device))
-        return cls(
-            networks, tokenizers, styles=style_names(networks), origin=origin, device=device, precision=precision
-        )
+        styles = style_names(networks)
+        return cls(networks, tokenizers, styles=styles, origin=origin, device=device, precision=precision)
 
     @classmethod
     def from_pretrained(

@@ -35,11 +35,7 @@ from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE,
 
 
 class LiveSession:
-    """One performance, with ``window`` in grid units. Made by :meth:`Accompanist.live_session`.
-
-    Raises:
-        RequestError: A stage holds its conditions in a prefix.
-    """
+    """One performance, with ``window`` in grid units. Made by :meth:`Accompanist.live_session`."""
 
     def __init__(
         self,
@@ -86,11 +82,7 @@ class LiveSession:
         return float((self._hop + self._edge + stages) * GRID_S) + FADE_S
 
     def push(self, block: Audio) -> Iterator[Audio]:
-        """Add the next piece of the vocal; yields the accompaniment that is ready.
-
-        Raises:
-            RequestError: The block's rate differs from the first one's, or it holds NaN.
-        """
+        """Add the next piece of the vocal; yields the accompaniment that is ready. RequestError: see `stream`."""
         if self._finished:
             raise ValueError("the session is finished; start another one")
         self._vocal.add(block)

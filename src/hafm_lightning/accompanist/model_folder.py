@@ -119,13 +119,7 @@ def write_model_folder(
 def read_model_folder(
     folder_or_hub_id: str | Path, *, revision: str | None = None, stages: int = 3, device: torch.device | str = "cpu"
 ) -> ModelFolder:
-    """Load a model folder, or a copy of one on the Hub.
-
-    Args:
-        folder_or_hub_id: A folder, or ``owner/name``.
-        revision: Commit, tag or branch on the Hub.
-        stages: 2 leaves the fine stage out.
-        device: Where the tokenizers run.
+    """Load a model folder, or ``owner/name`` from the Hub at ``revision``; ``device`` is that of the tokenizers.
 
     Raises:
         RequestError: The folder is missing, damaged, of a newer format, or without a requested stage.

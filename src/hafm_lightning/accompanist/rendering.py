@@ -34,7 +34,7 @@ class Renderer:
         self._tail: Samples = np.zeros(0, np.float32)  # sound of the waiting frames, as decoded by the last push
 
     def push(self, codes: Tensor, *, last: bool = False) -> Samples:
-        """Add frames ``[K, n]``; returns the sound ``[L]`` of all but the newest ``fade_frames``, with ``last`` of all."""
+        """Add frames ``[K, n]``; the sound ``[L]`` of all but the newest ``fade_frames``, with ``last`` of all."""
         if self._codes is not None:
             codes = torch.cat((self._codes, codes), dim=1)
         frames = codes.shape[1]

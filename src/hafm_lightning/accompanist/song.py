@@ -43,13 +43,11 @@ class Song:
 
     @classmethod
     def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, right_context: int) -> Song:
-        """Read and check a vocal, and lay out its windows (lengths in grid units).
-
-        Raises:
-            RequestError: The vocal is missing, unreadable, empty, silent or holds NaN.
-        """
+        """Plan the windows of a vocal, in grid units; RequestError if it is unreadable, empty, silent or holds NaN."""
         if isinstance(vocal, Audio):
-            audio, name, path, digest = vocal, "the vocal", None, audio_sha256(vocal)
+            audio, name, path = vocal, "the vocal", None
+            header = json.dumps([vocal.rate_hz, list(vocal.samples.shape)]).encode()
+            digest = hashlib.sha256(header + np.ascontiguousarray(vocal.samples).tobytes()).hexdigest()
         else:
             audio, name, path = read_audio(vocal), str(vocal), str(Path(vocal).resolve())
             digest = sha256_of(Path(vocal))
@@ -82,12 +80,6 @@ class Song:
         first, last = frames_at(stream, window.prefix), frames_at(stream, min(window.keep, self.total - window.start))
         before = self.written.get(stream.name, ids[:, :0])
         self.written[stream.name] = torch.cat((before, ids[:, first:last]), dim=1)
-
-
-def audio_sha256(audio: Audio) -> str:
-    """Hex digest over rate, shape and samples."""
-    header = json.dumps([audio.rate_hz, list(audio.samples.shape)]).encode()
-    return hashlib.sha256(header + np.ascontiguousarray(audio.samples).tobytes()).hexdigest()
 
 
 @dataclass

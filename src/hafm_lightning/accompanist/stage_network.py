@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from hafm_lightning.checkpoint_format import checked_metadata, read_checkpoint
+from hafm_lightning.checkpoint_format import check_weights, checked_metadata, read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import backend_for
 from hafm_lightning.kernels.base import WeightPrecision
@@ -20,7 +20,7 @@ from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import Tokenizer, content_sha256
-from hafm_lightning.tokenizers.compatibility import check_stages, describe_difference
+from hafm_lightning.tokenizers.compatibility import check_stages
 from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenStream
 
 Role = Literal["semantic", "coarse", "fine"]
@@ -34,21 +34,13 @@ Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class StageNetwork:
-    """One stage, ready to write tokens.
-
-    Attributes:
-        role: ``semantic``, ``coarse`` or ``fine``.
-        source: File that it came from, for messages.
-        model: The network, in eval mode.
-        metadata: The description that training wrote: plain values.
-        sha256: Hex digest over its weights and configuration.
-    """
+    """One stage, ready to write tokens."""
 
     role: Role
-    source: str
-    model: TokenModel
-    metadata: Mapping[str, Any]
-    sha256: str
+    source: str  # its file, for messages
+    model: TokenModel  # in eval mode
+    metadata: Mapping[str, Any]  # the description that training wrote
+    sha256: str  # over weights and configuration
 
     @property
     def name(self) -> str:
@@ -57,27 +49,40 @@ class StageNetwork:
 
     @property
     def duration_s(self) -> float:
-        """Length of the clips that it was trained on, in seconds."""
+        """Length of the training clips in seconds."""
         duration_s = self.metadata.get("duration_s")
         return CLIP_DURATION_S if duration_s is None else float(duration_s)
 
     @property
     def look_ahead_s(self) -> float:
-        """Seconds after a frame on which it depends; 0 with a prefix, which holds the whole window."""
+        """Seconds of conditions after a frame that it depends on; 0 with a prefix, which holds the whole window."""
         return self.model.config.look_ahead_s if self.model.aligned is not None else 0.0
 
 
-def network_from_checkpoint(role: Role, path: str | Path) -> StageNetwork:
-    """The network in a training checkpoint.
+def networks_from_checkpoints(
+    semantic: str | Path, coarse: str | Path, fine: str | Path | None, stages: int
+) -> list[StageNetwork]:
+    """The networks in the checkpoints of ``stages`` training runs, in the order in which they write.
 
     Raises:
-        RequestError: Not a local checkpoint of that stage, unreadable, or of a newer format.
+        RequestError: A file is missing, unreadable, of another stage or newer, or they do not belong together.
     """
-    checkpoint = read_checkpoint(path)
-    metadata = checked_metadata(checkpoint, str(path))
-    weights = checkpoint["state_dict"].items()
-    state = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
-    return build_network(role, str(path), metadata, state)
+    if stages not in (2, 3):
+        raise RequestError(f"stages must be 2 or 3, got {stages}")
+    if stages == 3 and fine is None:
+        raise RequestError(
+            "the fine stage is missing: give its checkpoint, or ask for two stages (stages=2, --stages 2) "
+            "to decode the coarse codebooks alone"
+        )
+    networks = []
+    for role, path in zip(STAGE_OF_ROLE, (semantic, coarse, fine)[:stages], strict=False):
+        checkpoint = read_checkpoint(str(path))
+        metadata = checked_metadata(checkpoint, str(path))
+        weights = checkpoint["state_dict"].items()
+        state = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
+        networks.append(build_network(role, str(path), metadata, state))
+    check_networks(networks, None)
+    return networks
 
 
 def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: Mapping[str, Any]) -> StageNetwork:
@@ -92,13 +97,7 @@ def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: M
         model = TokenModel(TokenModelConfig.from_dict(metadata["model"])).float()
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{source}: the description of its network cannot be used ({error})") from error
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != shapes:
-        raise RequestError(
-            f"{source}: the weights do not fit the network in its description: "
-            + describe_difference(shapes, expected, ("in the file", "in the description"))
-        )
+    check_weights(state, model.state_dict(), source)
     model.load_state_dict(dict(state))
     digest = content_sha256(dict(state), {"stage": wanted, "model": metadata["model"]})
     return StageNetwork(role, source, model.eval(), metadata, digest)
@@ -119,21 +118,6 @@ def vocal_streams(networks: Sequence[StageNetwork], tokenizers: Tokenizers) -> l
     """The streams that are read from the vocal for these stages, each with its tokenizer."""
     pairs = ((VOCAL_SEMANTIC, tokenizers.semantic), (VOCAL_ACOUSTIC, tokenizers.acoustic))
     return [(stream, tokenizer) for stream, tokenizer in pairs if stream.name in condition_names(networks)]
-
-
-def stage_files(
-    semantic: str | Path, coarse: str | Path, fine: str | Path | None, stages: int
-) -> list[tuple[Role, str | Path]]:
-    """Role and file of the requested stages."""
-    if stages not in (2, 3):
-        raise RequestError(f"stages must be 2 or 3, got {stages}")
-    if stages == 3 and fine is None:
-        raise RequestError(
-            "the fine stage is missing: give its checkpoint, or ask for two stages (stages=2, --stages 2) "
-            "to decode the coarse codebooks alone"
-        )
-    paths: list[tuple[Role, str | Path]] = [("semantic", semantic), ("coarse", coarse)]
-    return [*paths, ("fine", fine)] if stages == 3 and fine is not None else paths
 
 
 def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None) -> Path:

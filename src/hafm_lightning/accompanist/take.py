@@ -21,7 +21,7 @@ from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, limit_peak, resample, w
 from hafm_lightning.audio import mix as mix_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
-from hafm_lightning.processes.locks import LOCK_NAME, WITHOUT_END, Lock
+from hafm_lightning.processes.locks import LOCK_NAME, one_at_a_time
 from hafm_lightning.tokenizers import Tokenizers
 
 INSTRUMENTAL_FILE, MIX_FILE, RECORD_FILE = "instrumental.wav", "mix.wav", "take.json"
@@ -65,9 +65,9 @@ class Take:
     """One accompaniment.
 
     Attributes:
-        instrumental: The accompaniment alone, as long as the vocal to the sample; its true peak is limited.
+        instrumental: The accompaniment alone, exactly as long as the vocal; its true peak is limited.
         mix: Vocal and accompaniment.
-        tokens: Stream name -> ids int64 ``[K, T]`` of the vocal and of everything written.
+        tokens: Stream name -> ids int64 ``[K, T]`` of the vocal and of all stages.
         real_time_factor: Seconds of computing for each second of music; below 1 is faster than real time.
         record: Content of `take.json` without the hashes of the files: seed, settings, hashes of vocal and model.
     """
@@ -84,36 +84,26 @@ class Take:
         return self.instrumental.rate_hz
 
     def save(self, folder: str | Path) -> Path:
-        """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`, each atomically, and return the folder.
+        """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`, each atomically; returns the folder.
 
-        A lock keeps takes of several processes apart, so that the files are of one take.
-
-        Raises:
-            RequestError: The folder cannot be made or written.
+        A lock keeps takes of several processes apart. RequestError if the folder cannot be written.
         """
         target = Path(folder)
-        lock = Lock(target / LOCK_NAME)
         try:
-            lock.acquire(WITHOUT_END)
-            try:
+            with one_at_a_time(target / LOCK_NAME, erase=True):
                 outputs = {}
                 for name, audio in ((INSTRUMENTAL_FILE, self.instrumental), (MIX_FILE, self.mix)):
                     write_audio(target / name, audio)
                     outputs[name] = {"sha256": sha256_of(target / name), "seconds": round(audio.duration_s, 6)}
                 content = json.dumps({**self.record, "outputs": outputs}, indent=1, allow_nan=False)
                 write_atomic(target / RECORD_FILE, f"{content}\n".encode())
-            finally:
-                lock.release(erase=True)
         except OSError as error:
             raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another folder") from error
         return target
 
 
 def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Audio]:
-    """Accompaniment and mix of the unchanged vocal and the decoded sound.
-
-    Both results have ``options.rate_hz`` and exactly the vocal's length at that rate; nothing in them clips.
-    """
+    """Accompaniment, and its mix with the vocal: both at ``options.rate_hz``, as long as the vocal, not clipped."""
     rate_hz = sound.rate_hz if options.rate_hz is None else options.rate_hz
     channels = min(2, vocal.channels) if options.channels is None else options.channels
     voice = vocal.samples if channels >= vocal.channels else vocal.mono().samples

@@ -66,9 +66,6 @@ def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) 
         window: Length of each window; a shorter vocal has one window, longer than itself.
         overlap: Least length of the prefix of each window but the first.
         right_context: Length of a window's end that is written but not kept; the last window keeps all.
-
-    Raises:
-        ValueError: Overlap and right context leave nothing of the window.
     """
     if overlap + right_context >= window:
         raise ValueError(f"overlap {overlap} and right context {right_context} leave nothing of a window of {window}")
@@ -85,7 +82,7 @@ def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) 
 
 
 def overlap_units(window: int, right_context: int, overlap_s: float | None) -> int:
-    """Overlap of windows in grid units; None gives half of a window less its right context.
+    """Overlap of windows in grid units; None gives half of a window without its right context.
 
     Raises:
         RequestError: The overlap is not positive, or nothing of a window is left to write.

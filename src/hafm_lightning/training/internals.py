@@ -31,9 +31,6 @@ class NotesMoves(nn.Module):
         return self
 
 
-# --- where a run stands ------------------------------------------------------------------------------------------
-
-
 def finishes_step(trainer: Trainer) -> bool:
     """Whether the present training batch is the last one of its optimizer step."""
     return not trainer.fit_loop._should_accumulate()
@@ -75,9 +72,6 @@ def loop_state_after_batch(trainer: Trainer) -> dict[str, Any]:
     return state
 
 
-# --- changes of a run --------------------------------------------------------------------------------------------
-
-
 def write_row(trainer: Trainer) -> None:
     """Hand the metrics of the present optimizer step to the loggers now; Lightning does so after the callbacks."""
     trainer._logger_connector.update_train_step_metrics()
@@ -93,9 +87,6 @@ def unscale_before_step(optimizer: Optimizer) -> None:
     cast(Any, optimizer)._step_supports_amp_scaling = False
 
 
-# --- torch's operations on lists ---------------------------------------------------------------------------------
-
-
 def scale_all(tensors: Sequence[Tensor], factor: float) -> None:
     """Multiply all tensors by ``factor``, in place, in few kernels."""
     torch._foreach_mul_(list(tensors), factor)
@@ -104,9 +95,6 @@ def scale_all(tensors: Sequence[Tensor], factor: float) -> None:
 def move_all(tensors: Sequence[Tensor], towards: Sequence[Tensor], share: float) -> None:
     """Move each tensor by a share of its distance to another one, in place, in few kernels."""
     torch._foreach_lerp_(list(tensors), list(towards), share)
-
-
-# --- Lightning's logger for Weights & Biases ---------------------------------------------------------------------
 
 
 def wandb_settings(logger: WandbLogger) -> dict[str, Any]:

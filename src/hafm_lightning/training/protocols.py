@@ -56,13 +56,6 @@ class ShardSource(Protocol):
 
 
 @runtime_checkable
-class WritesStream(Protocol):
-    """A LightningModule that learns to write one token stream."""
-
-    target: str
-
-
-@runtime_checkable
 class CountsFlops(Protocol):
     """A LightningModule that knows what a step costs."""
 
