@@ -102,7 +102,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in {*row, *row.values()} and row.get("step")]
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values() and row.get("step")]
 
 
 class WandbDashboard(WandbLogger):

@@ -40,7 +40,7 @@ Ids = dict[str, np.ndarray[Any, np.dtype[np.integer[Any]]]]
 
 
 def stored_as(stream: TokenStream) -> tuple[str, slice]:
-    """Name of the array that holds a stream in a shard, and the stream's codebooks there (coarse and fine share one)."""
+    """The array in a shard that holds a stream, and the stream's codebooks there; coarse and fine share an array."""
     if stream == INSTRUMENTAL_COARSE:
         return INSTRUMENTAL_CODES, slice(0, COARSE_CODEBOOKS)
     if stream == INSTRUMENTAL_FINE:
@@ -101,16 +101,12 @@ class ClipBatches(Dataset[TokenBatch]):
         batch: Ids = {}
         for stream in self.streams:
             array, codebooks = stored_as(stream)
-            if not stream.rate_hz:
-                tags = np.array([arrays[array][row] for arrays, row, _ in rows], dtype=dtype)
-                batch[stream.name] = tags.reshape(len(rows), 1, 1)
-                continue
             frames, per_step = stream.frames(self.duration_s), stream.rate_hz // self._grid_hz
             ids = np.empty((len(rows), stream.codebooks, frames), dtype=dtype)
             for number, (arrays, row, start) in enumerate(rows):
                 clip = arrays[array][row]
-                crop = slice(start * per_step, start * per_step + frames)
-                ids[number] = clip[codebooks, crop] if clip.ndim == 2 else clip[crop]
+                crop = (codebooks, slice(start * per_step, start * per_step + frames))
+                ids[number] = clip[crop[2 - clip.ndim :]]  # stored are [K, T], [T] for one codebook, [] for a tag
             batch[stream.name] = ids
         return batch
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
-from hafm_lightning.tokens import STREAMS, TokenStream
+from hafm_lightning.tokens import STREAMS
 
 CHECKPOINT_FORMAT = 1
 """Version of the description of a stage in its checkpoint."""
@@ -31,11 +32,6 @@ DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "duration_s": (int, float, type(None)),
 }
 """Its entries, as ``Stage.metadata`` writes them."""
-
-
-def stream_facts(stream: TokenStream) -> dict[str, int]:
-    """Description of a stream in checkpoints."""
-    return {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -78,8 +74,9 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     for name, facts in saved["streams"].items():
         if name not in STREAMS:
             raise RequestError(f"{where}: unknown token stream {name!r}; known: {', '.join(STREAMS)}")
-        if facts != stream_facts(STREAMS[name]):
-            difference = describe_difference(facts, stream_facts(STREAMS[name]))
+        expected = stream_description(STREAMS[name])
+        if facts != expected:
+            difference = describe_difference(facts, expected)
             raise RequestError(f"{where}: stream {name!r} differs: {difference}")
     return cast(dict[str, Any], saved)
 

@@ -37,7 +37,6 @@ from hafm_lightning.checkpoint_format import (
     check_weights,
     checked_metadata,
     read_checkpoint,
-    stream_facts,
 )
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import Kernels, for_training
@@ -57,9 +56,10 @@ from hafm_lightning.modeling.token_scores import (
 )
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
+from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
-from hafm_lightning.training.internals import NotesMoves, finishes_step, is_attached, writes_row
+from hafm_lightning.training.internals import NotesMoves, finishes_step, writes_row
 from hafm_lightning.training.protocols import ShardSource, TokenSource
 from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
@@ -142,6 +142,8 @@ class Stage(NotesMoves, pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take over tokenizers and styles from the data; drop an unfinished step of an earlier fit."""
+        if stage == "fit":
+            check_training(self.trainer)
         self._step_weights = StepWeights()
         self.train_means.reset()
         self.evaluation_means.reset()
@@ -240,8 +242,6 @@ class Stage(NotesMoves, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""
-        if is_attached(self):
-            check_training(self.trainer)
         return adamw(self.parameters(), self.optimizer_config)
 
     # --- checkpoints ------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Stage(NotesMoves, pl.LightningModule):
             "model": self.model.config.as_dict(),
             "guidance_dropout": self.guidance_dropout,
             "optimizer": asdict(self.optimizer_config),
-            "streams": {stream.name: stream_facts(stream) for stream in (*layout.conditions, layout.target)},
+            "streams": {stream.name: stream_description(stream) for stream in (*layout.conditions, layout.target)},
             "tokenizers": self.tokenizers,
             "tokenizers_folder": self.tokenizers_folder,
             "styles": self.styles,

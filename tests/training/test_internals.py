@@ -164,13 +164,6 @@ def test_a_run_ends_as_after_sigterm(tmp_path):
     assert trainers[0].received_sigterm
 
 
-def test_a_module_knows_whether_it_belongs_to_a_trainer(tmp_path):
-    line = Line()
-    assert not internals.is_attached(line)
-    line.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    assert internals.is_attached(line)
-
-
 def test_the_state_after_the_last_batch_of_an_epoch_begins_the_next_one(tmp_path):
     watch = Watch(internals.loop_state_after_batch)
     run(tmp_path, watch)

@@ -66,6 +66,7 @@ class Track(ABC):
     def __post_init__(self) -> None:
         layout, aligned = self.network.model.layout, self.network.model.aligned
         self.target = layout.target
+        self.timed = [stream for stream in layout.conditions if stream.rate_hz]  # all but the style
         self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)
         late = self.target.codebooks - 1 if layout.pattern == "delay" else 0
         self.right_context = late + (aligned.ahead if aligned is not None else 0)
@@ -109,9 +110,7 @@ class WrittenTrack(Track):
     def _writable(self, streams: Mapping[str, Tensor]) -> int:
         """Frames of the window, from its beginning, whose conditions are complete."""
         writable = self._frames
-        for stream in self.network.model.layout.conditions:
-            if not stream.rate_hz:
-                continue
+        for stream in self.timed:
             available = streams[stream.name].shape[1] - frames_at(stream, self._start)
             nearest = nearest_frames(stream, self.target, self._frames)  # [T]
             writable = min(writable, int((nearest < available).sum()) - self.right_context)
@@ -119,11 +118,7 @@ class WrittenTrack(Track):
 
     def _condition_units(self, streams: Mapping[str, Tensor]) -> int:
         """Grid units of the window, from its beginning, of the longest condition."""
-        end = max(
-            covering_units(streams[stream.name].shape[1], stream.rate_hz)
-            for stream in self.network.model.layout.conditions
-            if stream.rate_hz
-        )
+        end = max(covering_units(streams[stream.name].shape[1], stream.rate_hz) for stream in self.timed)
         return min(self.window, end - self._start)
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
@@ -156,11 +151,7 @@ class FilledTrack(Track):
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`Track.write`."""
-        end = min(
-            int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S))
-            for stream in self.network.model.layout.conditions
-            if stream.rate_hz
-        )
+        end = min(int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S)) for stream in self.timed)
         before = self.done.shape[1]
         frames = frames_at(self.target, end) - before
         new = frames - self.right_context

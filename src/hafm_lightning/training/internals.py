@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -56,11 +56,6 @@ def validation_follows(trainer: Trainer) -> bool:
 def writes_row(trainer: Trainer) -> bool:
     """Whether Lightning hands the metrics of the present optimizer step to the loggers."""
     return trainer._logger_connector.should_update_logs
-
-
-def is_attached(module: LightningModule) -> bool:
-    """Whether the module belongs to a Trainer; ``module.trainer`` is an error where it does not."""
-    return module._trainer is not None
 
 
 def loop_state_after_batch(trainer: Trainer) -> dict[str, Any]:
