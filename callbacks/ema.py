@@ -6,8 +6,7 @@ average, and ``state_dict`` of a checkpoint is the average; the weights in train
 continued run is exact.
 
 Lightning's ``WeightAveraging`` (2.6.6) does not continue exactly: a checkpoint saved in the middle of a validation
-holds the two copies exchanged, and one saved at the end of training holds the average twice. It also ends the exchange
-before other callbacks have measured at the end of a validation.
+holds the two copies exchanged, and one saved at the end of training holds the average twice.
 """
 
 from __future__ import annotations

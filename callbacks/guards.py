@@ -68,7 +68,8 @@ class NonFiniteGuard(Callback):
         elif not loss_fault and not gradient_fault:
             self._skipped = 0
             return
-        raise NonFiniteError(self._message(trainer, pl_module, loss_fault, not bool(loss_is_finite), mine))
+        guilty = mine if not loss_fault or not bool(loss_is_finite) else []
+        raise NonFiniteError(self._message(trainer, pl_module, loss_fault, guilty))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to save weights that are not finite (an optimizer can overflow on finite gradients)."""
@@ -76,14 +77,11 @@ class NonFiniteGuard(Callback):
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(f"step {trainer.global_step}: {name} is not finite; this checkpoint is not saved")
 
-    def _message(
-        self, trainer: Trainer, pl_module: LightningModule, loss_fault: bool, my_loss_fault: bool, mine: list[str]
-    ) -> str:
+    def _message(self, trainer: Trainer, pl_module: LightningModule, loss_fault: bool, guilty: list[str]) -> str:
         """The message with the clips of all processes, each of which has to call this."""
-        named = mine if my_loss_fault or not loss_fault else []
-        everyone = [named] * trainer.world_size
+        everyone = [guilty] * trainer.world_size
         if trainer.world_size > 1:
-            torch.distributed.all_gather_object(everyone, named)
+            torch.distributed.all_gather_object(everyone, guilty)
         clips = "; ".join(
             f"process {rank}: {', '.join(names[:CLIPS_NAMED])}{' ...' if len(names) > CLIPS_NAMED else ''}"
             for rank, names in enumerate(everyone)

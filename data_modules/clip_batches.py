@@ -2,10 +2,9 @@
 
 Choices:
 
-* A batch's int64 tensors are filled straight from the map, cast and cropped in one pass, instead of collating items.
-  This is so cheap (``benchmarks/data.py``) that loader workers pay off for remote or cold storage only.
-* Workers send batches as 16-bit ids through their pipe. int64 tensors in shared memory, as torch sends them, cost
-  several times more than reading the clips.
+* A batch's int64 tensors are filled straight from the map, cast and cropped in one pass, which is so cheap
+  (``benchmarks/data.py``) that loader workers pay off for remote or cold storage only.
+* Workers send 16-bit ids through their pipe; int64 tensors in shared memory would cost more than reading the clips.
 """
 
 from __future__ import annotations

@@ -212,20 +212,6 @@ def test_saved_files_hold_the_take(band: Accompanist, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocal", "message"),
-    [
-        (Audio(np.zeros((1, 24000), np.float32), 24000), "silent"),
-        (Audio(np.full((1, 2400), np.nan, np.float32), 24000), "NaN"),
-        (Audio(np.zeros((2, 0), np.float32), 24000), "no audio"),
-        ("/nowhere/vocal.wav", "/nowhere/vocal.wav"),
-    ],
-)
-def test_vocals_that_cannot_be_accompanied_are_refused(band: Accompanist, vocal: Audio | str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        band.accompany(vocal)
-
-
-@pytest.mark.parametrize(
     "options", [{"guidance": -1.0}, {"top_k": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"style": "rock"}]
 )
 def test_options_out_of_range_are_refused_by_name(band: Accompanist, options: dict[str, Any]) -> None:
@@ -294,24 +280,6 @@ def test_every_precision_sings(live_band: TinyBand, had: tuple[str, ...], monkey
             assert band.precision_note is not None
             assert "as slowly as fp32" in band.precision_note
         assert np.isfinite(take.mix.samples).all()
-
-
-def test_progress_rises_to_one_and_can_cancel(band: Accompanist) -> None:
-    shares: list[float] = []
-    band.accompany(sing(1.0, 24000), on_progress=shares.append)
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0)
-    assert len(shares) > 50
-
-    class Cancelled(Exception):
-        pass
-
-    def cancel(share: float) -> None:
-        if share > 0.3:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        band.accompany(sing(1.0, 24000), on_progress=cancel)
 
 
 def test_a_style_is_a_condition_by_name(

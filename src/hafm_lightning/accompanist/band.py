@@ -252,9 +252,9 @@ class Accompanist:
         settings = asdict(options) | {"style": style, "overlap_s": float(overlap * GRID_S)}
         settings["stages"] = len(self.networks)
         model = model_facts(self.networks, self.tokenizers, self.origin, self.card, self.window)
-        machine = machine_facts(self.device, self.precision)
+        facts = {"model": model, "machine": machine_facts(self.device, self.precision), "real_time_factor": factor}
         for index, (song, (instrumental, mixed)) in enumerate(zip(songs, sounds, strict=True)):
-            record = take_record(songs, index, settings, mix, model, machine) | {"real_time_factor": factor}
+            record = take_record(songs, index, settings, mix) | facts
             tokens = {name: ids.numpy() for name, ids in song.written.items()}
             takes.append(Take(instrumental, mixed, tokens, factor, record))
         return takes

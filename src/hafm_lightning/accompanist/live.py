@@ -3,12 +3,11 @@
 It needs stages with ``aligned`` conditions, whose tokens depend on a known length of the vocal ahead. After each
 :attr:`LiveOptions.hop_s` of vocal:
 
-1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip, or the part of them on which the new
-   tokens can depend; the tokens of the new part are used, without :attr:`LiveOptions.edge_s` at the end, whose features
-   would change with the sound that follows;
+1. the newest :attr:`LiveOptions.listen_s` of vocal, or the part on which the new tokens can depend, are tokenized as one
+   clip; tokens of the last :attr:`LiveOptions.edge_s` wait, since later sound changes their features;
 2. each stage writes as far as its conditions allow. Its window rolls as for a long vocal: the last half of the tokens
-   written is the prefix of the next window. A non-autoregressive stage fills the new frames, with the keys and values
-   of earlier ones as context;
+   is the prefix of the next window. A non-autoregressive stage fills the new frames, with the keys and values of
+   earlier ones as context;
 3. the new frames are decoded and faded into the earlier sound.
 
 Only these contexts are computed twice, so that a hop costs the same after a minute and after hours.

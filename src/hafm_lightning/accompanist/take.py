@@ -123,15 +123,8 @@ def mix_take(vocal: Audio, sound: Audio, options: MixOptions) -> tuple[Audio, Au
     return instrumental, mixed
 
 
-def take_record(
-    songs: Sequence[Song],
-    index: int,
-    settings: Mapping[str, Any],
-    mix: MixOptions,
-    model: Mapping[str, Any],
-    machine: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The record of ``songs[index]``, which shared a batch with the others."""
+def take_record(songs: Sequence[Song], index: int, settings: Mapping[str, Any], mix: MixOptions) -> dict[str, Any]:
+    """The record of ``songs[index]``, which shared a batch with the others, without model and machine."""
     song = songs[index]
     return {
         "format": TAKE_FORMAT,
@@ -140,8 +133,6 @@ def take_record(
         "vocal": song.source,
         "borders_s": [float((window.start + window.prefix) * GRID_S) for window in song.windows[1:]],
         "batch": {"index": index, "vocals": [s.source for s in songs], "seeds": [s.seed for s in songs]},
-        "model": dict(model),
-        "machine": dict(machine),
     }
 
 

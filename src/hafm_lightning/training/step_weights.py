@@ -5,10 +5,8 @@ Choices:
 * A step descends the mean over its clips: ``sum_i n_i L_i / sum_i n_i`` for batches of ``n_i`` clips with mean loss
   ``L_i``; ``train/loss`` shows the same. Lightning divides every loss by ``accumulate_grad_batches``, so that the last
   step of an epoch is too small (half, with 1 batch of 2), and a small last batch weighs as much as a full one.
-* Batches are counted as they come, whatever limits Lightning sets. Full groups of equal batches stay as Lightning makes
-  them, bit for bit.
-* The gradient is scaled after the last backward pass: the guard, the logged norm, and clipping see the gradient of the
-  mean.
+* Batches are counted as they come. Full groups of equal batches stay as Lightning makes them, bit for bit.
+* The gradient is scaled after the last backward pass, before the guard, the logged norm, and clipping.
 """
 
 from __future__ import annotations
