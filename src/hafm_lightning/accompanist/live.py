@@ -3,7 +3,7 @@
 It needs stages with ``aligned`` conditions, whose tokens depend on a known length of the vocal ahead. After each
 :attr:`LiveOptions.hop_s` of vocal:
 
-1. the newest :attr:`LiveOptions.listen_s` of vocal, or the part on which the new tokens can depend, are tokenized as one
+1. the newest :attr:`LiveOptions.listen_s` of vocal, or the part on which the new tokens can depend, is tokenized as one
    clip; tokens of the last :attr:`LiveOptions.edge_s` wait, since later sound changes their features;
 2. each stage writes as far as its conditions allow. Its window rolls as for a long vocal: the last half of the tokens
    is the prefix of the next window. A non-autoregressive stage fills the new frames, with the keys and values of
