@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when a signal stops the run.
+"""Checkpoints that are complete or absent, saved at steps, at the best validation, and when a signal stops the run.
 
 A run's ``checkpoints/`` holds the newest few ``step-00001000.ckpt`` and ``best.ckpt``; each continues the run exactly
 (:mod:`.exact_resume`) and describes its stage (``load_stage``).

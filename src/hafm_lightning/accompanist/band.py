@@ -44,14 +44,7 @@ from hafm_lightning.accompanist.stage_network import (
     vocal_streams,
 )
 from hafm_lightning.accompanist.take import MixOptions, Take, machine_facts, mix_take, model_facts, take_record
-from hafm_lightning.accompanist.windows import (
-    GRID_S,
-    covering_units,
-    frames_at,
-    grid_units,
-    overlap_units,
-    window_seed,
-)
+from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units, overlap_units, window_seed
 from hafm_lightning.audio import Audio
 from hafm_lightning.kernels import for_inference
 from hafm_lightning.modeling.decoding import generate

@@ -174,7 +174,7 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
         raise RequestError(f"{path} cannot be read ({error}); fetch or export the model again") from error
     if digest != description["sha256"]:
         raise RequestError(
-            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} says {str(description['sha256'])[:12]}; "
+            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} lists {str(description['sha256'])[:12]}; "
             "fetch or export the model again"
         )
     return build_network(role, str(path), description, state)

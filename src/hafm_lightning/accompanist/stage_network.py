@@ -121,7 +121,7 @@ def vocal_streams(networks: Sequence[StageNetwork], tokenizers: Tokenizers) -> l
 
 
 def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None) -> Path:
-    """``named``, or the folder of tokenizers that training read; RequestError if that is gone."""
+    """``named``, or the folder of tokenizers that training read; RequestError if that no longer exists."""
     if named is not None:
         return Path(named)
     folders = [network.metadata.get("tokenizers_folder") for network in networks]
@@ -129,7 +129,7 @@ def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None
         if folder and Path(folder).is_dir():
             return Path(folder)
     raise RequestError(
-        f"the folder from which training read the tokenizers is gone ({folders[0] or 'not recorded'}); "
+        f"the tokenizers' folder of the training no longer exists ({folders[0] or 'not recorded'}); "
         "name the shards' folder `tokenizers` (tokenizers=..., --tokenizers)"
     )
 

@@ -55,7 +55,7 @@ class MixOptions:
         if not self.peak_dbtp <= 0:
             raise RequestError(f"peak_dbtp must be 0 dB or below, got {self.peak_dbtp}")
         if self.rate_hz is not None and not 8000 <= self.rate_hz <= 192_000:
-            raise RequestError(f"rate_hz must lie between 8000 and 192000, got {self.rate_hz}")
+            raise RequestError(f"rate_hz must be between 8000 and 192000, got {self.rate_hz}")
         if self.channels not in (None, 1, 2):
             raise RequestError(f"channels must be 1 (mono) or 2 (stereo), got {self.channels}")
 
