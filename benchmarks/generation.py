@@ -118,7 +118,7 @@ def compare_steps(rounds: int) -> dict[str, Any]:
 def automatic_precision(conditioning: Literal["prefix", "aligned"]) -> WeightPrecision:
     """What ``auto`` takes for a coarse stage of the paper's size on this processor."""
     network = network_of(CoarseStage(pattern="flattened", conditioning=conditioning), "coarse")
-    return pick_precision("auto", torch.device("cpu"), [network])
+    return pick_precision("auto", torch.device("cpu"), [network])[0]
 
 
 def coarse_network(conditioning: Literal["prefix", "aligned"], precision: WeightPrecision) -> StageNetwork:

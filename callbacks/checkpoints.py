@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, saved at steps, at the best validation, and when a signal stops the run.
+"""Checkpoints that are complete or absent, saved at steps, at the best validation, and when a signal stops the run.
 
 A run's ``checkpoints/`` holds the newest few ``step-00001000.ckpt`` and ``best.ckpt``; each continues the run exactly
 (:mod:`.exact_resume`) and describes its stage (``load_stage``).
@@ -8,6 +8,8 @@ Choices:
 * A file is written under a temporary name in the same folder, flushed to the disk and renamed. Lightning's own writer
   goes through TMPDIR, and on a full disk leaves a part of a file under the final name.
 * Files are read as data only; a URL or a pickle with code is refused.
+* A signal sets a flag, which all processes read together between two optimizer steps; they save, and leave with exit
+  code 143.
 * Nothing is saved when an exception ends the run: what could be saved then may be the cause of the exception.
 """
 
@@ -15,10 +17,13 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
+import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from types import FrameType
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -28,66 +33,28 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hafm_lightning.callbacks.stopping import StopSignals, requeue_slurm_job
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import TEMPORARY_PREFIX, sync_folder
+from hafm_lightning.files import atomic_file, remove_unfinished
 from hafm_lightning.training.internals import finishes_step, note_sigterm, write_row
 
-FOLDER = "checkpoints"
 BEST_NAME = "best.ckpt"
 
 
-def step_name(step: int) -> str:
-    """File name of the checkpoint after ``step`` optimizer steps."""
-    return f"step-{step:08d}.ckpt"
-
-
-class FailureNote:
-    """A file to write to, which remembers why a write failed."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.flush, self.file = file.flush, file
-        self.failure: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        """Write to the file."""
-        try:
-            return self.file.write(content)
-        except OSError as error:
-            self.failure = error
-            raise
-
-
-def save_into(file: BinaryIO, content: dict[str, Any]) -> None:
-    """``torch.save``, which reports a full disk as an unexpected position: here it is an OSError."""
-    noting = FailureNote(file)
-    try:
-        torch.save(content, noting)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise noting.failure or error from error
-
-
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint whole or not at all, reads data only."""
+    """Writes a checkpoint completely or not at all, and reads data only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``; after an OSError (a full disk) the file is as it was."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            with temporary.open("xb") as file:
-                save_into(file, checkpoint)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(target)) from error
+            with atomic_file(Path(path)) as draft, draft.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            # after the OSError of a full disk, torch.save raises a RuntimeError about a position in the file
+            reason = error if isinstance(error, OSError) else error.__context__
+            if isinstance(reason, OSError):
+                raise OSError(reason.errno, reason.strerror, str(path)) from error
             raise
-        sync_folder(target.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint as data; RequestError for a missing or damaged file, a URL, or code."""
@@ -96,6 +63,54 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+class StopSignals:
+    """Notes SIGTERM, and in a SLURM job SIGUSR1 too, which asks for the job to be queued again.
+
+    ``#SBATCH --signal=SIGUSR1@120`` sends the latter two minutes before the time is up. Lightning's own handlers leave
+    with exit code 0 and without a checkpoint, or save in the middle of the interrupted work.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Catch the signals; nothing happens outside the main thread, where Python allows no handlers."""
+        if threading.current_thread() is not threading.main_thread() or self._previous:
+            return
+        wanted = [signal.SIGTERM]
+        if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
+            wanted.append(signal.SIGUSR1)
+        for number in wanted:
+            self._previous[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Install the former handlers again."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    @property
+    def asks_to_requeue(self) -> bool:
+        """Whether the signal was SLURM's warning rather than SIGTERM."""
+        return self.received is not None and self.received != signal.SIGTERM
+
+
+def requeue_slurm_job() -> None:
+    """Queue this SLURM job again, as it was submitted."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID", "")
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], check=False, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        rank_zero_info(f"could not queue job {job} again: {error}")
+        return
+    rank_zero_info(f"queued job {job} again" if not done.returncode else f"scontrol: {done.stderr.strip()}")
 
 
 class Checkpoints(Checkpoint):
@@ -134,8 +149,8 @@ class Checkpoints(Checkpoint):
     @property
     def best_model_path(self) -> str:
         """The best checkpoint (the name by which Lightning asks for it), or an empty string."""
-        best = self.folder / BEST_NAME if self.folder is not None else None
-        return str(best) if best is not None and best.is_file() else ""
+        best = self.folder / BEST_NAME if self.folder is not None else Path()
+        return str(best) if best.is_file() else ""
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""
@@ -146,16 +161,13 @@ class Checkpoints(Checkpoint):
         if state_dict.get("monitor") == self.monitor:
             self.best_score = state_dict["best_score"]
 
-    # --- when to save -----------------------------------------------------------------------------------------
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the folder, and remove what an interrupted save left in it."""
+        """Choose the folder, and remove unfinished files of an interrupted save from it."""
         if stage != TrainerFn.FITTING:
             return
-        self.folder = Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir) / FOLDER)))
-        if trainer.is_global_zero and self.folder.is_dir():
-            for unfinished in self.folder.glob(f"{TEMPORARY_PREFIX}*"):
-                unfinished.unlink()
+        self.folder = Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir) / "checkpoints")))
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catch signals before Lightning's handlers act on one."""
@@ -170,18 +182,16 @@ class Checkpoints(Checkpoint):
         """After an optimizer step: save when it is time, stop when a signal came."""
         if not finishes_step(trainer):
             return  # gradients of half a step are in no checkpoint
-        step = trainer.global_step
         minutes = (time.monotonic() - self._saved_time) / 60
-        overdue = self.every_minutes is not None and minutes >= self.every_minutes
-        stop, overdue = self._agree(trainer, self._must_stop(trainer), overdue)
+        stop, overdue = self._agree(trainer, self.every_minutes is not None and minutes >= self.every_minutes)
         if stop:
             write_row(trainer)  # Lightning would write the row of this step after the callbacks
             self._save_and_stop(trainer)
-        if overdue or (self.every_steps is not None and step % self.every_steps == 0):
+        if overdue or (self.every_steps is not None and trainer.global_step % self.every_steps == 0):
             self._save_step(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out how many validation batches all processes have in common."""
+        """Count the validation batches that all processes have in common."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             batches = torch.tensor(float(sum(trainer.num_val_batches)), device=pl_module.device)
             self._common_validation_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
@@ -189,27 +199,25 @@ class Checkpoints(Checkpoint):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Stop in the middle of a validation rather than let it outlast the grace period."""
+        """Stop in the middle of a validation, which may last longer than the grace period."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if batch_idx < self._common_validation_batches and self._agree(trainer, self._must_stop(trainer))[0]:
+        if batch_idx < self._common_validation_batches and self._agree(trainer)[0]:
             self._save_and_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are the best so far."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.monitor is None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fitting or self.monitor is None or self.monitor not in trainer.callback_metrics:
             return
         if trainer.global_step == 0:
             return  # between the first accumulated batches: there is no step to continue from yet
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
-            return
-        score = float(trainer.strategy.broadcast(float(value)))  # one decision, whatever the processes see
+        score = float(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))  # one decision for all
         if not math.isfinite(score):
             rank_zero_info(f"{self.monitor} is {score} after step {trainer.global_step}: no candidate for {BEST_NAME}")
             return
-        better = self.best_score is None or (score < self.best_score if self.mode == "min" else score > self.best_score)
-        if better:
+        sign = 1 if self.mode == "min" else -1
+        if self.best_score is None or sign * score < sign * self.best_score:
             self.best_score = score
             self._save(trainer, BEST_NAME)
 
@@ -219,18 +227,14 @@ class Checkpoints(Checkpoint):
         self._save_step(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back; save nothing."""
+        """Install the former signal handlers again; save nothing."""
         self._signals.restore()
 
-    # --- saving -----------------------------------------------------------------------------------------------
-
-    def _must_stop(self, trainer: Trainer) -> bool:
-        return self._signals.received is not None or trainer.received_sigterm
-
-    def _agree(self, trainer: Trainer, *flags: bool) -> list[bool]:
-        """Each flag, set if it is set on any process, so that all do the same at the same step."""
+    def _agree(self, trainer: Trainer, overdue: bool = False) -> list[bool]:
+        """Whether to stop and whether to save: what any process has to do, so that all do the same at the same step."""
+        flags = [self._signals.received is not None or trainer.received_sigterm, overdue]
         if trainer.world_size == 1:
-            return list(flags)
+            return flags
         flagged = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flagged, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in flagged.tolist()]
@@ -243,7 +247,7 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
-        self._save(trainer, step_name(step))
+        self._save(trainer, f"step-{step:08d}.ckpt")
         self._saved_step, self._saved_time = step, time.monotonic()
         if trainer.is_global_zero and self.folder is not None:
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:

@@ -1,16 +1,12 @@
-"""Measures the training itself: speed, utilisation, memory, learning rate, and the paper's values to compare with.
-
-Logged beside the stage's own metrics, at the trainer's ``log_every_n_steps``:
+"""Logs speed, utilisation, memory, learning rate, and the paper's values, at the trainer's ``log_every_n_steps``.
 
 ``speed/tokens_per_s``, ``speed/steps_per_s``
-    Target tokens and optimizer steps a second of wall time since the last row, all processes together; validation and
-    saving are left out.
+    Target tokens and optimizer steps a second since the last row, over all processes, without validation and saving.
 ``speed/data_wait``
     Share of that time in which the training waited for its batch.
 ``speed/mfu``
-    Model FLOPs utilisation: FLOPs that the model needs (``stage.flops_per_step(batch)``, attention included, nothing
-    counted for recomputation) over the device's peak at the run's precision without sparsity. Missing where either is
-    unknown; one line in the log gives the reason.
+    Model FLOPs utilisation: ``stage.flops_per_step(batch)`` (with attention, without recomputation) over the device's
+    peak at the run's precision without sparsity. Missing where either is unknown; a line in the log gives the reason.
 ``system/memory_gib``, ``system/gpu_memory_gib``
     Peak memory of the process, and of PyTorch on the GPU.
 ``train/learning_rate``
@@ -23,7 +19,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -32,24 +28,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from hafm_lightning.tokens import TokenBatch
 from hafm_lightning.training.internals import finishes_step, writes_row
-from hafm_lightning.training.protocols import CountsFlops, HasClock, HasTokenizers, WritesStream
+from hafm_lightning.training.protocols import CountsFlops, HasClock, TokenSource
 
 GIB = 2**30
-
-
-class PaperValues(NamedTuple):
-    """A stage's best cross-entropy in the paper, in nats on its validation clips, and top-1 accuracy at that point."""
-
-    loss: float
-    accuracy: float
-
-
 PAPER_VALUES = {
-    "SemanticStage": PaperValues(2.4441, 0.46),
-    "CoarseStage": PaperValues(3.9029, 0.20),
-    "FineStage": PaperValues(4.7696, 0.10),
+    "SemanticStage": {"val/loss_paper": 2.4441, "val/accuracy_paper": 0.46},
+    "CoarseStage": {"val/loss_paper": 3.9029, "val/accuracy_paper": 0.20},
+    "FineStage": {"val/loss_paper": 4.7696, "val/accuracy_paper": 0.10},
 }
-"""Stage -> figures 4 to 6 and section 4 of HAFM (arXiv 2604.09054)."""
+"""Best cross-entropy on the validation clips (nats), and top-1 accuracy at that point: figures 4 to 6 and section 4."""
 PAPER_TOKENIZERS = {"semantic": "hubert", "acoustic": "encodec"}
 
 PEAK_TFLOPS: dict[str, dict[str, float]] = {
@@ -77,13 +64,10 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of a device at a trainer's ``precision``; None where it is unknown."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).lower()
-    for chip, peaks in PEAK_TFLOPS.items():
-        if all(part in name.replace("-", " ").split() for part in chip.split()):
-            half = "16" in precision
-            single = "single" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-            return peaks["half" if half else single] * 1e12
-    return None
+    words = torch.cuda.get_device_name(device).lower().replace("-", " ").split()
+    single = "single" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    chips = [chip for chip in PEAK_TFLOPS if set(chip.split()) <= set(words)]
+    return PEAK_TFLOPS[chips[0]]["half" if "16" in precision else single] * 1e12 if chips else None
 
 
 class Dashboard(Callback):
@@ -96,67 +80,70 @@ class Dashboard(Callback):
             paper: Whether to log the paper's values; by default where the shards hold the paper's tokens.
         """
         self.paper = paper
-        self._said: set[str] = set()
+        self._peak: float | None = None
         self._restart_clock()
 
     def _restart_clock(self) -> None:
-        self._seconds = self._waited = 0.0
+        self._seconds = self._waited = self._flops = 0.0
         self._tokens = self._steps = 0
-        self._flops: float | None = 0.0
-        self._ready: float | None = None
-        self._last: float | None = None
+        self._last: float | None = None  # time of the last hook; none during a validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks."""
+        """Start the clocks; print the reason where ``speed/mfu`` cannot be computed."""
         self._restart_clock()
         for logger in trainer.loggers:
             if isinstance(logger, HasClock):
                 logger.start_clock()
+        self._peak = peak_flops(pl_module.device, str(trainer.precision))
+        if self._peak is None:
+            rank_zero_info(f"no speed/mfu: the peak FLOP/s of this {pl_module.device.type} device are not known")
+        elif not isinstance(pl_module, CountsFlops):
+            rank_zero_info(f"no speed/mfu: {type(pl_module).__name__} has no flops_per_step(batch)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is there."""
-        now = time.perf_counter()
-        if self._last is not None:
-            self._waited += now - self._last
-            self._seconds += now - self._last
-        self._ready = now
+        """Add the time of waiting for the batch."""
+        self._waited += self._lap()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the step, and log at the trainer's interval."""
         stepped = finishes_step(trainer)
-        self._tokens += target_tokens(pl_module, batch)
+        streams = batch.streams if isinstance(batch, TokenBatch) else {}
+        target = getattr(pl_module, "target", None)  # a module of the user's own may have none: count all streams
+        self._tokens += sum(ids.numel() for name, ids in streams.items() if target in (None, name))
         self._steps += int(stepped)
-        if not isinstance(pl_module, CountsFlops):
-            self._flops = None
-        elif self._flops is not None:
+        if isinstance(pl_module, CountsFlops):
             self._flops += float(pl_module.flops_per_step(batch))
         logging = stepped and writes_row(trainer) and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if logging and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        now = time.perf_counter()
-        if self._ready is not None:
-            self._seconds += now - self._ready
-        self._last, self._ready = now, None
+        self._lap()
         if logging:
             pl_module.log_dict(self._values(trainer, pl_module), batch_size=1)
             self._restart_clock()
             self._last = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is not training time."""
+        """Stop the clock until the next training batch."""
         self._last = None
+
+    def _lap(self) -> float:
+        """Seconds of training since the last lap, added to the total."""
+        last, self._last = self._last, time.perf_counter()
+        lap = 0.0 if last is None else self._last - last
+        self._seconds += lap
+        return lap
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the paper's values as level lines."""
         values = PAPER_VALUES.get(type(pl_module).__name__)
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or values is None:
             return
-        identities = pl_module.tokenizers if isinstance(pl_module, HasTokenizers) else {}
+        identities = pl_module.tokenizers if isinstance(pl_module, TokenSource) else {}
         kinds = {name: identity.get("kind") for name, identity in identities.items()}
         if self.paper or (self.paper is None and kinds == PAPER_TOKENIZERS):
-            pl_module.log_dict({"val/loss_paper": values.loss, "val/accuracy_paper": values.accuracy}, batch_size=1)
+            pl_module.log_dict(values, batch_size=1)
 
     def _values(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         seconds = max(self._seconds, 1e-9)
@@ -169,26 +156,9 @@ class Dashboard(Callback):
         }
         if pl_module.device.type == "cuda":
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / GIB
-        peak = peak_flops(pl_module.device, str(trainer.precision))
-        if peak is None:
-            self._say_once(f"no speed/mfu: the peak FLOP/s of this {pl_module.device.type} device are not known")
-        elif self._flops is None:
-            self._say_once(f"no speed/mfu: {type(pl_module).__name__} has no flops_per_step(batch)")
-        else:
-            values["speed/mfu"] = self._flops / seconds / peak
+        if self._peak is not None and isinstance(pl_module, CountsFlops):
+            values["speed/mfu"] = self._flops / seconds / self._peak
         return values
-
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            rank_zero_info(line)
-
-
-def target_tokens(pl_module: LightningModule, batch: Any) -> int:
-    """Tokens of a batch that the stage learns to write; all its tokens where the stage names no target."""
-    streams = batch.streams if isinstance(batch, TokenBatch) else {}
-    target = pl_module.target if isinstance(pl_module, WritesStream) else None
-    return sum(ids.numel() for name, ids in streams.items() if target in (None, name))
 
 
 def peak_memory_gib() -> float:

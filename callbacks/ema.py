@@ -1,13 +1,12 @@
-"""Exponential moving average of the weights: validated, saved and generated with; trained beside.
+"""Exponential moving average of the weights, for validation and generation.
 
 While training, a second copy of the parameters follows the first: ``average += (1 - decay) (weights - average)``, with
 the decay rising from 0.1 as ``(1 + n) / (10 + n)`` so that the random start is soon forgotten. Validation runs on the
-average, and ``state_dict`` of a checkpoint is the average, so that whoever loads it gets the better weights; those in
-training lie beside it, and a continued run takes up both exactly.
+average, and ``state_dict`` of a checkpoint is the average; the weights in training are saved beside it, so that a
+continued run is exact.
 
-Lightning's ``WeightAveraging`` cannot do this (2.6.6). A checkpoint that it saves in the middle of a validation holds
-the two copies exchanged, and one saved at the end of training holds the average twice: neither continues exactly. It
-ends the exchange before other callbacks have measured at the end of a validation, and builds the average on the CPU.
+Lightning's ``WeightAveraging`` (2.6.6) does not continue exactly: a checkpoint saved in the middle of a validation
+holds the two copies exchanged, and one saved at the end of training holds the average twice.
 """
 
 from __future__ import annotations
@@ -101,15 +100,12 @@ class EMA(Callback):
         if trainer.state.fn == TrainerFn.FITTING and self._average and not self._swapped:
             self._swap(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on with the weights."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Put the weights in training back into the model."""
         if self._swapped:
             self._swap(pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the model with the weights in training."""
-        if self._swapped:
-            self._swap(pl_module)
+    on_exception = on_validation_end
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:

@@ -5,16 +5,13 @@ its last checkpoint ends with the weights of the uninterrupted run, bit for bit.
 
 Choices:
 
-* Before every training batch all generators are seeded with a hash of (seed, number of the batch, process). The random
-  numbers of a step are then a pure function, like the order of the data: there is no generator state to save or to
-  gather, and nothing that runs between two steps (validation, sampling of audio) can shift them.
+* Before every training batch all generators are seeded with a hash of (seed, number of the batch, process). There is no
+  generator state to save, and nothing that runs between two steps (validation, sampling of audio) can shift it.
 * Every checkpoint holds the counters of Lightning's loops, and the position in the data, as they were when the last
-  optimizer step ended, whichever hook saves it, so that there is one way to continue and not four. After the last batch
-  of an epoch the epoch counts as done; Lightning would otherwise lose count of it.
-* With accumulated gradients a validation, and with it a save, can fall between two batches of a step. The gradients of
-  half a step are in no checkpoint: the continued run takes the batches of that step again, with the same numbers.
-* A validation that was due but not finished at that point is marked, and the continued run begins with it. Lightning
-  alone would skip it.
+  optimizer step ended, whichever hook saves it. After the last batch of an epoch the epoch counts as done.
+* With accumulated gradients a validation, and with it a save, can fall between two batches of a step. No checkpoint
+  holds the gradients of half a step: the continued run repeats the batches of that step, with the same numbers.
+* A validation that was due but not finished is marked, and the continued run begins with it; Lightning would skip it.
 """
 
 from __future__ import annotations
@@ -47,62 +44,45 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands after an optimizer step.
+    """Where a run stands after an optimizer step."""
 
-    Attributes:
-        batches: Number of batches done.
-        epoch: Epoch of the last one.
-        loops: State of Lightning's fit loop.
-        data: Entry of the data module in a checkpoint; empty without one.
-    """
-
-    batches: int
-    epoch: int
-    loops: dict[str, Any]
-    data: dict[str, Any]
+    batches: int  # done since the beginning
+    epoch: int  # of the last batch
+    loops: dict[str, Any]  # state of Lightning's fit loop
+    data: dict[str, Any]  # the data module's entry in a checkpoint; empty without one
 
 
 class ExactResume(Callback):
     """Makes a continued run equal to the uninterrupted one. The command line interface adds it to every fit."""
 
     def __init__(self) -> None:
-        self.seed = 0
-        self._batches = 0
-        self._epoch = 0
-        self._validation_due = False
-        self._validation_missed = False
+        self.seed = self._batches = self._epoch = 0
+        self._validation_due = self._validation_missed = False
         self._position: Position | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the seed of ``seed_everything``."""
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and data.state_dict():  # it stores its position; Lightning knows only of loaders that do
+        if data is not None and data.state_dict():  # Lightning looks for positions in loaders alone
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-
-    # --- what is saved ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Seed, number of batches done, and whether a validation is due."""
-        position = self._position
-        return {
-            "seed": self.seed,
-            "batches": position.batches if position is not None else self._batches,
-            "epoch": position.epoch if position is not None else self._epoch,
-            "validation_due": self._validation_due or self._validation_missed,
-        }
+        due = self._validation_due or self._validation_missed
+        at = self._position
+        batches, epoch = (self._batches, self._epoch) if at is None else (at.batches, at.epoch)
+        return {"seed": self.seed, "batches": batches, "epoch": epoch, "validation_due": due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the seed of the checkpoint, also where the configuration has another by now."""
+        """Continue with the seed of the checkpoint, also where the configuration has another by now."""
         if state_dict["seed"] != self.seed:
             rank_zero_info(f"continuing with seed {state_dict['seed']} of the checkpoint, not {self.seed}")
-        self.seed = state_dict["seed"]
-        self._batches = state_dict["batches"]
-        self._epoch = state_dict["epoch"]
+        self.seed, self._batches, self._epoch = (state_dict[key] for key in ("seed", "batches", "epoch"))
         self._validation_missed = state_dict["validation_due"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the counters of the end of the last optimizer step instead of the present ones."""
+        """Save the counters as they were after the last optimizer step."""
         if self._position is not None:
             checkpoint["loops"]["fit_loop"] = copy.deepcopy(self._position.loops)
             checkpoint |= self._position.data
@@ -128,14 +108,12 @@ class ExactResume(Callback):
             loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
             self._position = Position(saved["batches"], saved["epoch"], loops, data)
 
-    # --- the run ----------------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run a validation that the stopped run did not finish."""
         self._run_missed_validation(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for a run whose training was complete, and which therefore did not start."""
+        """The same for a run whose training was complete, for which Lightning does not call ``on_train_start``."""
         if not trainer.interrupted:
             self._run_missed_validation(trainer)
 

@@ -1,9 +1,9 @@
 """Stops training at a NaN or infinite loss or gradient.
 
-Lightning trains on silently after a NaN. Here the loss and the gradient are checked before every optimizer step; if
-either is not finite, the run stops there with the names of the clips, and nothing is saved.
+Lightning continues after a NaN without a message. Here the loss and the gradient are checked before every optimizer
+step; if either is not finite, the run stops there with the names of the clips, and nothing is saved.
 
-With ``precision: 16-mixed`` the loss scaler provokes infinite gradients now and then, skips those steps and lowers its
+With ``precision: 16-mixed`` the loss scaler causes infinite gradients now and then, skips those steps and lowers its
 scale. That is not a fault; many such steps in a row are.
 """
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hafm_lightning.tokens import TokenBatch
-from hafm_lightning.training.internals import has_loss_scaler
 
 CLIPS_NAMED = 8
 """Most clips of a process that the message names."""
@@ -46,16 +45,12 @@ class NonFiniteGuard(Callback):
         self._clips += batch.clip_ids if isinstance(batch, TokenBatch) else [f"batch {batch_idx}"]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Check the loss; judged together with the gradient, so that all processes stop together."""
+        """Check the loss; the result is used before the step, so that all processes stop together."""
         finite = torch.isfinite(loss.detach()).all()
         self._finite_loss = finite if self._finite_loss is None else self._finite_loss & finite
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Judge loss and gradient.
-
-        Raises:
-            NonFiniteError: On every process, naming the clips of those whose loss is not finite.
-        """
+        """Raise NonFiniteError on every process if the loss or the gradient of one is not finite."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         pl_module.log("train/gradient_norm", norm)
@@ -64,16 +59,17 @@ class NonFiniteGuard(Callback):
         if trainer.world_size > 1:
             torch.distributed.all_reduce(faults, torch.distributed.ReduceOp.MAX)
         loss_fault, gradient_fault = (bool(fault) for fault in faults.tolist())
-        mine, self._clips = self._clips, []
-        self._finite_loss = None
-        if gradient_fault and not loss_fault and has_loss_scaler(trainer):
+        mine, self._clips, self._finite_loss = self._clips, [], None
+        scales_loss = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if gradient_fault and not loss_fault and scales_loss:
             self._skipped += 1
             if self._skipped < self.skipped_steps:
                 return
         elif not loss_fault and not gradient_fault:
             self._skipped = 0
             return
-        raise NonFiniteError(self._message(trainer, pl_module, loss_fault, not bool(loss_is_finite), mine))
+        guilty = mine if not loss_fault or not bool(loss_is_finite) else []
+        raise NonFiniteError(self._message(trainer, pl_module, loss_fault, guilty))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to save weights that are not finite (an optimizer can overflow on finite gradients)."""
@@ -81,15 +77,11 @@ class NonFiniteGuard(Callback):
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(f"step {trainer.global_step}: {name} is not finite; this checkpoint is not saved")
 
-    def _message(
-        self, trainer: Trainer, pl_module: LightningModule, loss_fault: bool, my_loss_fault: bool, mine: list[str]
-    ) -> str:
-        """The message; every process calls this, and gets the clips of all."""
-        named = mine if my_loss_fault or not loss_fault else []
-        everyone: list[list[str]] = [named]
+    def _message(self, trainer: Trainer, pl_module: LightningModule, loss_fault: bool, guilty: list[str]) -> str:
+        """The message with the clips of all processes, each of which has to call this."""
+        everyone = [guilty] * trainer.world_size
         if trainer.world_size > 1:
-            everyone = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(everyone, named)
+            torch.distributed.all_gather_object(everyone, guilty)
         clips = "; ".join(
             f"process {rank}: {', '.join(names[:CLIPS_NAMED])}{' ...' if len(names) > CLIPS_NAMED else ''}"
             for rank, names in enumerate(everyone)
@@ -98,7 +90,8 @@ class NonFiniteGuard(Callback):
         if loss_fault:
             what = "the loss is not finite"
         else:
-            bad = [name for name, p in pl_module.named_parameters() if not is_finite(p.grad)]
+            gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+            bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
             what = f"the gradient is not finite ({', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''})"
             what += f" {self._skipped} times in a row" if self._skipped else ""
         return (
@@ -106,8 +99,3 @@ class NonFiniteGuard(Callback):
             "the step was not taken and nothing was saved; continue from the last checkpoint with a lower learning "
             "rate, gradient clipping or precision bf16-mixed"
         )
-
-
-def is_finite(gradient: Tensor | None) -> bool:
-    """Whether a gradient holds no NaN and no infinity; a missing one does not."""
-    return gradient is None or bool(torch.isfinite(gradient).all())

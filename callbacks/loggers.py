@@ -1,11 +1,8 @@
-"""Where metrics go: a CSV file always, Weights & Biases where it is wanted.
+"""Loggers: a CSV file for every run, Weights & Biases where the configuration names it.
 
-Choices:
-
-* ``metrics.csv`` has a row each time something is logged, a column a metric, and survives a continued run: rows that
-  the continued run will log again are dropped, the others stay.
-* W&B goes online when there is a key, else offline with one line that says so. A run keeps its id in the run folder, so
-  that a continued run goes on in the same curves.
+``metrics.csv`` has a row for each logging call and a column for each metric; a continued run drops the rows that it
+will log again. W&B is online when there is a key, else offline, with one line in the log. Its run id is kept in the run
+folder, so that a continued run extends the same curves.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ import secrets
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -28,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from hafm_lightning.files import write_atomic
 from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
-from hafm_lightning.training.internals import set_wandb_identity, set_wandb_run, wandb_run, wandb_settings
+from hafm_lightning.training.internals import set_wandb_run, wandb_run, wandb_settings
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-run-id.txt"
@@ -39,16 +37,11 @@ FIRST_COLUMNS = ["step", "epoch", "seconds"]
 class CsvLog(CSVLogger):
     """``metrics.csv`` in the run folder. The command line interface adds it to every fit.
 
-    Lightning's logger, but its file is deleted when a run continues, and lost when a kill comes while a column is
-    added. Here a row is on the disk when :meth:`log_metrics` returns, and the file is never without its rows.
+    Lightning's own file is deleted when a run continues, and lost when a kill comes while a column is added. Here a row
+    is written when :meth:`log_metrics` returns, and a rewrite is atomic.
     """
 
     def __init__(self, folder: str) -> None:
-        """Set the folder; it is made when the first metric comes.
-
-        Args:
-            folder: The run folder.
-        """
         super().__init__(folder, name="", version="")
         self.path = Path(folder) / METRICS_FILE
         self._columns: list[str] = []
@@ -56,28 +49,23 @@ class CsvLog(CSVLogger):
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Count seconds from now on (called where training begins)."""
+        """Count seconds from now on."""
         self._start = time.monotonic()
 
     @property
     def experiment(self) -> CsvLog:
-        """This logger, which writes by itself; Lightning's writer would delete the file."""
+        """This logger itself; Lightning's writer would delete the file."""
         return self
 
     def save(self) -> None:
-        """Nothing is left to write."""
+        """Do nothing: rows are written at once."""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
-        """Settings are in ``config.yaml``."""
+        """Do nothing: settings are in ``config.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append a row.
-
-        Args:
-            metrics: Name -> value.
-            step: Optimizer step, counted from 0.
-        """
+        """Append a row of name -> value; optimizer steps count from 0."""
         if not self._columns:
             self._open(int(step or 0), set(metrics))
         row: dict[str, Any] = {"step": step, **metrics}
@@ -90,7 +78,7 @@ class CsvLog(CSVLogger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _open(self, step: int, names: set[str]) -> None:
-        """Start the file, or drop from it what the continued run logs again: all from the row that comes now."""
+        """Start the file; in that of a continued run, keep only the rows that come before the new one."""
         rows = []
         for row in read_rows(self.path):
             at = int(float(row["step"]))
@@ -114,8 +102,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row and None not in row.values() and row.get("step")]
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values() and row.get("step")]
 
 
 class WandbDashboard(WandbLogger):
@@ -143,31 +130,23 @@ class WandbDashboard(WandbLogger):
             save_dir: Where W&B writes; by default the run folder.
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
-        self._given_dir, self._given_name = save_dir, name
         self._id_file: Path | None = None
-        super().__init__(
-            name=name,
-            save_dir=save_dir or ".",
-            project=project,
-            entity=entity,
-            group=group,
-            tags=tags,
-            mode=self.chosen_mode,
-        )
+        self._given: dict[str, Any] = {"name": name, "project": project, "entity": entity, "group": group, "tags": tags}
+        self._given |= {"save_dir": save_dir, "id": secrets.token_hex(4), "mode": self.chosen_mode}
+        super().__init__(**{**self._given, "save_dir": save_dir or "."})
 
     def use_run_folder(self, folder: Path) -> None:
-        """Keep files and the run's id in the run folder (called by the command line interface)."""
+        """Keep files and the run's id in the run folder."""
         self._id_file = folder / WANDB_ID_FILE
-        set_wandb_identity(
-            self,
-            folder=folder if self._given_dir is None else None,
-            name=self._given_name or "/".join(folder.parts[-2:]),
-            run_id=self._id_file.read_text(encoding="utf-8").strip() if self._id_file.is_file() else None,
-        )
+        self._given["save_dir"] = self._given["save_dir"] or folder
+        self._given["name"] = self._given["name"] or "/".join(folder.parts[-2:])
+        if self._id_file.is_file():
+            self._given["id"] = self._id_file.read_text(encoding="utf-8").strip()
+        super().__init__(**self._given)
 
     @property
     def experiment(self) -> Any:
-        """The W&B run; the first access starts it."""
+        """The W&B run; the first access begins it."""
         if wandb_run(self) is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self._start()
         return super().experiment
@@ -177,39 +156,26 @@ class WandbDashboard(WandbLogger):
 
         settings = wandb_settings(self)
         Path(settings["dir"]).mkdir(parents=True, exist_ok=True)
-        if settings.get("id") is None:
-            set_wandb_identity(self, run_id=secrets.token_hex(4))
         settings.pop("anonymous", None)  # Lightning's; W&B warns of it
+        silent = wandb.Settings(silent=True)  # offline, the line below replaces W&B's own
         try:
-            run = self._init()
+            run = wandb.init(**settings, settings=silent if self.chosen_mode == "offline" else None)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             self._reason = f"cannot be reached ({str(error).splitlines()[0]})"
             settings["mode"] = self.chosen_mode = "offline"
-            run = self._init()
+            run = wandb.init(**settings, settings=silent)
         set_wandb_run(self, run)
         if self.chosen_mode == "offline":
             folder = Path(run.settings.sync_dir)
             rank_zero_info(f"W&B: {self._reason}, logging offline; `wandb sync {folder}` sends it later")
-        define_metrics(run)
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        for name in (*score_names(COARSE_CODEBOOKS), "conditioning_gain", "other_clip_gap"):
+            summary = "min,last" if name.startswith("loss") else "max,last"
+            for split in ("train", "val", "test"):
+                run.define_metric(f"{split}/{name}", summary=summary, step_metric="trainer/global_step")
         if self._id_file is not None:
             write_atomic(self._id_file, f"{settings['id']}\n".encode())
-
-    def _init(self) -> Any:
-        """The W&B run; offline, one line of our own says all."""
-        import wandb
-
-        return wandb.init(**wandb_settings(self), settings=wandb.Settings(silent=self.chosen_mode == "offline"))
-
-
-def define_metrics(run: Any) -> None:
-    """Tell W&B which metric is the step, and which value of each metric stands for a run."""
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    scores = [*score_names(COARSE_CODEBOOKS), "conditioning_gain", "other_clip_gap"]
-    for split in ("train", "val", "test"):
-        for name in scores:
-            best = "min" if name.startswith("loss") else "max"
-            run.define_metric(f"{split}/{name}", summary=f"{best},last", step_metric="trainer/global_step")
 
 
 def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], str]:
@@ -219,16 +185,10 @@ def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], st
         return requested, f"{'WANDB_MODE' if mode == 'auto' else 'mode'} is {requested}"  # type: ignore[return-value]
     if requested == "dryrun":
         return "offline", "WANDB_MODE is dryrun"
-    return ("online", "there is a key") if has_key() else ("offline", "no key (`wandb login` stores one)")
-
-
-def has_key() -> bool:
-    """Whether this user is logged in, by the environment or netrc; asks no server."""
     if os.environ.get("WANDB_API_KEY"):
-        return True
+        return "online", "there is a key"
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    with suppress(OSError, netrc.NetrcParseError):
+        if netrc.netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser()).authenticators(host):
+            return "online", "there is a key"
+    return "offline", "no key (`wandb login` stores one)"

@@ -1,7 +1,7 @@
 """Music at each validation epoch: the stage in training accompanies held-out vocals, and the result is measured.
 
-On vocal-active segments of MUSDB18's test songs (the paper's 33 x 3 s by default; the toy band where that is the data)
-the stage writes its target from true conditions, the target is decoded, and logged are
+For vocal-active segments of MUSDB18's test songs (33 x 3 s as in the paper, by default), the stage writes its target
+from true conditions; the target is decoded. Logged are
 
 ``music/fad_<embedding>``
     Frechet audio distance of the decoded clips to the true accompaniments. A stage without sound (a semantic one
@@ -15,13 +15,11 @@ the stage writes its target from true conditions, the target is decoded, and log
 
 Choices:
 
-* Clips are dealt out over the processes, and all numbers are summed states: they are the same on 1 and on N.
-* Each clip is generated from a seed of its own, so that two epochs differ by the weights alone.
-* No random number of the run is used: generators are put back as they were, and losses with and without this callback
-  are equal bit for bit.
-* The cost is bounded by ``clips``, ``duration_s`` and ``every_n_validations``.
-* Weights & Biases gets a table with sound and spectrograms; the same files lie under ``<log folder>/music/``, beside
-  ``protocol.json``: segments, embeddings with their hashes, sampling and seed, without which no number can be compared.
+* Processes share the clips, and all numbers are summed states: they are the same on 1 and on N processes.
+* Each clip has a seed of its own, and the run's generators are restored: losses with and without this callback are
+  equal bit for bit.
+* Weights & Biases gets a table with sound and spectrograms; the same files are written to ``<log folder>/music/``, with
+  ``protocol.json``: segments, embeddings with their hashes, sampling and seed.
 """
 
 from __future__ import annotations
@@ -67,11 +65,9 @@ from hafm_lightning.modeling.token_scores import score, score_names, summarise
 from hafm_lightning.progress import progress
 from hafm_lightning.stages import Stage, load_stage
 from hafm_lightning.tokenizers import load_tokenizers
-from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, TokenBatch
+from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC
 from hafm_lightning.training.protocols import TokenSource
 from hafm_lightning.training.token_means import TokenMeans
-
-PAPER_SAMPLING = SamplingOptions()
 
 
 class MusicEvaluation(Callback):
@@ -104,7 +100,7 @@ class MusicEvaluation(Callback):
         duration_s: float = 3.0,
         every_n_validations: int = 1,
         embeddings: list[EmbeddingSource] | None = None,
-        sampling: SamplingOptions = PAPER_SAMPLING,
+        sampling: SamplingOptions = SamplingOptions(),
         seed: int = 0,
         tokenizers: str | None = None,
         coarse: str | None = None,
@@ -126,18 +122,14 @@ class MusicEvaluation(Callback):
         )
         self.every_n_validations = every_n_validations
         self.sources = [EmbeddingSource()] if embeddings is None else embeddings
-        self.sampling = sampling
-        self.seed = seed
+        self.sampling, self.seed = sampling, seed
         self.tokenizers_folder = tokenizers
         self.later_paths = {name: path for name, path in (("coarse", coarse), ("fine", fine)) if path is not None}
         self.vocal_noise_sigma = vocal_noise_sigma
-        self.batch_clips = batch_clips
-        self.audio_clips = audio_clips
+        self.batch_clips, self.audio_clips = batch_clips, audio_clips
         self.validations = 0
         self._material: StageMaterial | None = None
         self._warned = False
-
-    # --- hooks ------------------------------------------------------------------------------------------------
 
     def check_request(self, command: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse folders and files that do not exist, before anything of the run is written."""
@@ -152,14 +144,14 @@ class MusicEvaluation(Callback):
                 raise RequestError(f"MusicEvaluation: the checkpoint `{name}` {path} does not exist")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read and tokenize the clips now, so that a wrong path ends the run before training, not after."""
+        """Read and tokenize the clips, so that a wrong path ends the run before training."""
         if self.root is None:
             rank_zero_info(
                 "MusicEvaluation measures no music: its `root` is not set (the shipped configurations take it from the "
                 "environment variable MUSDB18_HQ)"
             )
-            return
-        self._prepare(trainer, pl_module)
+        else:
+            self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, at every n-th validation outside the sanity check."""
@@ -182,8 +174,6 @@ class MusicEvaluation(Callback):
         """Inverse of :meth:`state_dict`."""
         self.validations = int(state_dict["validations"])
 
-    # --- preparation ------------------------------------------------------------------------------------------
-
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> StageMaterial:
         if self._material is None:
             with isolate_rng(), torch.inference_mode():
@@ -191,7 +181,11 @@ class MusicEvaluation(Callback):
         return self._material
 
     def _read(self, trainer: pl.Trainer, stage: Stage) -> StageMaterial:
-        folder = self._folder(trainer, stage)
+        data = getattr(trainer, "datamodule", None)  # Lightning has none outside its own loops
+        beside_shards = data.tokenizers_folder if isinstance(data, TokenSource) else None
+        folder = self.tokenizers_folder or beside_shards or stage.tokenizers_folder
+        if folder is None:
+            raise RequestError("MusicEvaluation: no tokenizers beside the data; name their folder in `tokenizers`")
         tokenizers = load_tokenizers(folder, device=stage.device)
         if stage.tokenizers and tokenizers.identities() != stage.tokenizers:
             raise RequestError(
@@ -220,21 +214,11 @@ class MusicEvaluation(Callback):
             noise_sigma=self.vocal_noise_sigma,
             device=stage.device,
         )
-        music = self._music_folder(trainer)
+        music = music_folder(trainer)
         if trainer.is_global_zero:
             more = {"sampling": asdict(self.sampling), "seed": self.seed, "vocal_noise_sigma": self.vocal_noise_sigma}
             write_protocol(music / PROTOCOL_FILE, selection, material, {**more, "heard_through": self.later_paths})
         return material
-
-    def _folder(self, trainer: pl.Trainer, stage: Stage) -> str:
-        data = getattr(trainer, "datamodule", None)  # Lightning has none outside its own loops
-        beside_shards = data.tokenizers_folder if isinstance(data, TokenSource) else None
-        folder = self.tokenizers_folder or beside_shards or stage.tokenizers_folder
-        if folder is None:
-            raise RequestError("MusicEvaluation: no tokenizers beside the data; name their folder in `tokenizers`")
-        return str(folder)
-
-    # --- measurement ------------------------------------------------------------------------------------------
 
     def _measure(self, trainer: pl.Trainer, stage: Stage, material: StageMaterial) -> dict[str, float]:
         started = time.perf_counter()
@@ -243,35 +227,40 @@ class MusicEvaluation(Callback):
         target = stage.model.layout.target
         device = stage.device if stage.device.type == "cuda" else torch.device("cpu")
         means, failures = TokenMeans(score_names(target.codebooks)).to(device), SumMetric().to(device)
-        waveforms: Waveforms = []
-        failed = 0
-        sounds = target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None
-        if sounds:
-            widths = {f"fad_{embedding.name}": embedding.dimensions for embedding in material.embeddings}
-            widths |= {f"{name}_codec": width for name, width in widths.items()}
+        centroids = material.tokenizers.semantic.centroids
+        if target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None:
+            widths = {f"fad_{e.name}{end}": e.dimensions for e in material.embeddings for end in ("", "_codec")}
         else:
-            widths = {"semantic_centroid_frechet": material.tokenizers.semantic.centroids.shape[1]}
+            widths = {"semantic_centroid_frechet": centroids.shape[1]}
         distances = {
             name: FrechetAudioDistance(width, name=f"music/{name}", warn=not self._warned).to(device)
             for name, width in widths.items()
         }
         self._warned = True  # of few rows: once a run, not once a validation
-        if material.batch is not None:
-            batch = material.batch
+        waveforms: Waveforms = []
+        failed, batch = 0, material.batch
+        if batch is not None:
             with progress("Music evaluation", total=len(batch), unit="clips") as bar:
                 written = write_target(stage.model, batch, self.sampling, material.seeds, self.batch_clips, bar.advance)
-            self._teacher_force(stage, batch, means)
+            for start in range(0, len(batch), self.batch_clips):
+                part = batch.rows(range(start, min(start + self.batch_clips, len(batch)))).to(stage.device)
+                means.update(summarise(score(stage.model, part), 0, target.codebooks), len(part))
             codes = codes_for(
                 target.name, written, batch, material.later, self.sampling, material.seeds, self.batch_clips
             )
+            rows = {}  # metric -> rows to measure, true rows
             if codes is None:
-                centroids = material.tokenizers.semantic.centroids
-                metric = distances["semantic_centroid_frechet"]
-                metric.update(torch.from_numpy(centroid_rows(centroids, written)))
-                metric.update(torch.from_numpy(centroid_rows(centroids, batch[target.name])), real=True)
+                pair = (centroid_rows(centroids, written), centroid_rows(centroids, batch[target.name]))
+                rows["semantic_centroid_frechet"] = pair
             else:
                 waveforms, failed = decode_clips(material.tokenizers.acoustic, codes)
-                self._compare(material, waveforms, codes.shape[1], distances)
+                for embedding in material.embeddings:
+                    true, ceiling = material.reference_rows(embedding, codes.shape[1])
+                    generated = embedding_rows(embedding, waveforms, material.rate_hz)
+                    rows |= {f"fad_{embedding.name}": (generated, true), f"fad_{embedding.name}_codec": (ceiling, true)}
+            for name, (measured, true) in rows.items():
+                distances[name].update(torch.from_numpy(measured))
+                distances[name].update(torch.from_numpy(true), real=True)
         failures.update(float(failed))
         values = {name: float(metric.compute()) for name, metric in distances.items()}
         values |= {name: float(value) for name, value in means.compute().items()}
@@ -282,46 +271,27 @@ class MusicEvaluation(Callback):
         seconds = trainer.strategy.reduce(torch.tensor(time.perf_counter() - started, device=device), reduce_op="max")
         return values | {"seconds": float(seconds)}
 
-    def _teacher_force(self, stage: Stage, batch: TokenBatch, means: TokenMeans) -> None:
-        for start in range(0, len(batch), self.batch_clips):
-            part = batch.rows(range(start, min(start + self.batch_clips, len(batch)))).to(stage.device)
-            means.update(summarise(score(stage.model, part), 0, stage.model.layout.target.codebooks), len(part))
-
-    def _compare(
-        self, material: StageMaterial, waveforms: Waveforms, codebooks: int, distances: dict[str, FrechetAudioDistance]
-    ) -> None:
-        for embedding in material.embeddings:
-            true, ceiling = material.reference_rows(embedding, codebooks)
-            name = f"fad_{embedding.name}"
-            distances[name].update(torch.from_numpy(embedding_rows(embedding, waveforms, material.rate_hz)))
-            distances[f"{name}_codec"].update(torch.from_numpy(ceiling))
-            for metric in (distances[name], distances[f"{name}_codec"]):
-                metric.update(torch.from_numpy(true), real=True)
-
-    @staticmethod
-    def _music_folder(trainer: pl.Trainer) -> Path:
-        """Where sounds and protocol go. Asks all processes: not to be called inside a branch."""
-        return Path(trainer.log_dir or trainer.default_root_dir) / "music"
-
-    # --- sound ------------------------------------------------------------------------------------------------
-
     def _keep_sound(self, trainer: pl.Trainer, material: StageMaterial, waveforms: Waveforms) -> None:
-        folder = self._music_folder(trainer)
+        folder = music_folder(trainer)
         if not trainer.is_global_zero or not self.audio_clips or not waveforms:
             return
         step = folder / f"step-{trainer.global_step:08d}"
         written = write_sounds(material.clips[: self.audio_clips], waveforms[: self.audio_clips], step)
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if not loggers:
-            return
-        import wandb
+        for logger in trainer.loggers:
+            if not isinstance(logger, WandbLogger):
+                continue
+            import wandb
 
-        for logger in loggers:
             table = wandb.Table(columns=["clip", *SOUNDS, "spectrograms"])
             for clip_id, stem in written:
                 sounds = [wandb.Audio(f"{stem}.{name}.wav", caption=f"{clip_id} {name}") for name in SOUNDS]
                 table.add_data(clip_id, *sounds, wandb.Image(f"{stem}.png"))
             logger.experiment.log({"music/samples": table, "trainer/global_step": trainer.global_step})
+
+
+def music_folder(trainer: pl.Trainer) -> Path:
+    """The folder of sounds and protocol; every process has to call this, since the log folder is broadcast."""
+    return Path(trainer.log_dir or trainer.default_root_dir) / "music"
 
 
 def _stage_of(module: pl.LightningModule) -> Stage:

@@ -1,8 +1,8 @@
 """One progress bar for a whole run: optimizer steps, time left, and the latest losses.
 
-Lightning's bars count batches of an epoch; on small shards an epoch is over in a second, and how long the run still
-takes is not shown. This one counts towards ``max_steps`` (or ``max_epochs``), in the project's style: a bar on a
-terminal, a line now and then in a log, nothing with HAFM_QUIET.
+Lightning's bars count the batches of an epoch; on small shards an epoch takes a second. This bar counts towards
+``max_steps`` (or ``max_epochs``), in the project's style: a bar on a terminal, a line now and then in a log, nothing
+with HAFM_QUIET. During training a validation is a note on the bar; outside, it has a bar of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EVERY_STEPS = 10
 
 
 class StepProgress(ProgressBar):
-    """Shows how far a run has come."""
+    """Shows the progress of a run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,32 +41,26 @@ class StepProgress(ProgressBar):
         """Show the bar."""
         self._enabled = True
 
-    def _start(self, description: str, total: float, unit: str) -> None:
+    def _start(self, description: str, total: float, unit: str = "batches") -> None:
         self._close()
         if self._enabled:
-            finite = total if math.isfinite(total) and total >= 0 else None
-            self._bar = self._open.enter_context(progress(description, finite, unit))
+            self._bar = self._open.enter_context(progress(description, total if math.isfinite(total) else None, unit))
 
-    def _close(self) -> None:
+    def _close(self, *_: Any) -> None:
         self._bar = None
         self._open.close()
 
-    def _advance(self, steps: float, note: str) -> None:
+    on_train_end = on_test_end = on_predict_end = on_exception = _close
+
+    def _advance(self, steps: float = 1, note: str = "") -> None:
         if self._bar is not None:
             self._bar.advance(steps, note)
 
-    def on_exception(self, *_: Any) -> None:
-        """Leave the terminal in order."""
-        self._close()
-
-    # --- training ---------------------------------------------------------------------------------------------
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar over the steps that are left."""
+        """Open the bar over the remaining steps."""
         self._step = trainer.global_step
-        last = planned_steps(trainer)
         begins = f" from step {self._step}" if self._step else ""
-        self._start(f"{type(pl_module).__name__}{begins}", last - self._step, "steps")
+        self._start(f"{type(pl_module).__name__}{begins}", planned_steps(trainer) - self._step, "steps")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Count a step."""
@@ -77,10 +71,6 @@ class StepProgress(ProgressBar):
         self._advance(trainer.global_step - self._step, self._note())
         self._step = trainer.global_step
 
-    def on_train_end(self, *_: Any) -> None:
-        """Close the bar."""
-        self._close()
-
     def _read(self, trainer: Trainer, metric: str, name: str) -> None:
         if metric in trainer.callback_metrics:
             self._losses[name] = float(trainer.callback_metrics[metric])
@@ -88,20 +78,18 @@ class StepProgress(ProgressBar):
     def _note(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
 
-    # --- evaluation: a bar of its own outside training; inside, a note on the training's bar ------------------
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar over the validation batches."""
         if trainer.state.fn != TrainerFn.FITTING:
-            self._start("Validating", sum(trainer.num_val_batches), "batches")
+            self._start("Validating", sum(trainer.num_val_batches))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar over the test batches."""
-        self._start("Testing", sum(trainer.num_test_batches), "batches")
+        self._start("Testing", sum(trainer.num_test_batches))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar over the batches to predict."""
-        self._start("Predicting", sum(trainer.num_predict_batches), "batches")
+        self._start("Predicting", sum(trainer.num_predict_batches))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -110,11 +98,13 @@ class StepProgress(ProgressBar):
         if trainer.state.fn == TrainerFn.FITTING:
             self._advance(0, f"validating {batch_idx + 1}/{sum(trainer.num_val_batches)}")
         else:
-            self._advance(1, "")
+            self._advance()
 
     def on_test_batch_end(self, *_: Any) -> None:
         """Count a batch."""
-        self._advance(1, "")
+        self._advance()
+
+    on_predict_batch_end = on_test_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the new validation loss."""
@@ -123,18 +113,6 @@ class StepProgress(ProgressBar):
         elif not trainer.sanity_checking:
             self._read(trainer, "val/loss", "validation")
             self._advance(0, self._note())
-
-    def on_predict_batch_end(self, *_: Any) -> None:
-        """Count a batch."""
-        self._advance(1, "")
-
-    def on_test_end(self, *_: Any) -> None:
-        """Close the bar."""
-        self._close()
-
-    def on_predict_end(self, *_: Any) -> None:
-        """Close the bar."""
-        self._close()
 
 
 def planned_steps(trainer: Trainer) -> float:

@@ -1,11 +1,10 @@
-"""Batches of tokens gathered from a split's memory map, and what is checked before any is.
+"""Batches of tokens gathered from a split's memory map, and checks of splits.
 
 Choices:
 
-* A batch's int64 tensors are filled straight from the map, cast and cropped in one pass, instead of collating items.
-  This is so cheap (``benchmarks/data.py``) that loader workers pay off for remote or cold storage only.
-* Workers send batches as 16-bit ids through their pipe. Sending int64 tensors through shared memory, as torch does,
-  costs a file descriptor a stream and four times the bytes: several times more than reading the clips.
+* A batch's int64 tensors are filled straight from the map, cast and cropped in one pass, which is so cheap
+  (``benchmarks/data.py``) that loader workers pay off for remote or cold storage only.
+* Workers send 16-bit ids through their pipe; int64 tensors in shared memory would cost more than reading the clips.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from hafm_lightning.data_modules.sampling import BatchRequest
 from hafm_lightning.errors import RequestError
@@ -40,10 +39,7 @@ Ids = dict[str, np.ndarray[Any, np.dtype[np.integer[Any]]]]
 
 
 def stored_as(stream: TokenStream) -> tuple[str, slice]:
-    """Name of the array that holds a stream in a shard, and the stream's codebooks there.
-
-    Coarse and fine codebooks of the accompaniment stand in one array, every other stream in one of its own.
-    """
+    """The array in a shard that holds a stream, and the stream's codebooks there; coarse and fine share an array."""
     if stream == INSTRUMENTAL_COARSE:
         return INSTRUMENTAL_CODES, slice(0, COARSE_CODEBOOKS)
     if stream == INSTRUMENTAL_FINE:
@@ -52,7 +48,7 @@ def stored_as(stream: TokenStream) -> tuple[str, slice]:
 
 
 class ClipBatches(Dataset[TokenBatch]):
-    """A split as a map from :class:`BatchRequest` to :class:`TokenBatch`.
+    """A split as a map from :class:`BatchRequest` to :class:`TokenBatch`, or to a :class:`Parcel` in a loader worker.
 
     Args:
         reader: The split's shards.
@@ -68,10 +64,11 @@ class ClipBatches(Dataset[TokenBatch]):
         manifest = reader.manifest
         stored = [stream for stream in STREAMS.values() if stored_as(stream)[0] in manifest.streams]
         names = [stream.name for stream in stored] if streams is None else list(streams)
-        missing = [name for name in names if name not in {stream.name for stream in stored}]
+        missing = set(names) - {stream.name for stream in stored}
         if missing or not names:
             raise RequestError(
-                f"split {manifest.split!r} holds no stream {', '.join(map(repr, missing)) or '(none was requested)'}\n"
+                f"split {manifest.split!r} holds no stream "
+                f"{', '.join(map(repr, sorted(missing))) or '(none was requested)'}\n"
                 f"it holds {', '.join(stream.name for stream in stored)}; prepare shards with the stream, "
                 "or leave it out of the stage's conditions and of data.streams"
             )
@@ -83,14 +80,14 @@ class ClipBatches(Dataset[TokenBatch]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, request: BatchRequest) -> TokenBatch:
-        """Gather the clips of one batch: each stream int64 ``[B, K, T]``."""
-        return as_batch(*self.gather(request, np.int64))
-
-    def gather(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> tuple[Ids, Ids | None, list[str]]:
-        """Streams of the requested clips, those of the clips of other songs, and the clips' ids."""
+    def __getitem__(self, request: BatchRequest) -> Any:
+        """Gather the clips of one batch: each stream ``[B, K, T]``, int64 or in a worker uint16."""
+        in_worker = get_worker_info() is not None
+        dtype = np.uint16 if in_worker else np.int64
+        streams = self._streams(request, dtype)
         other = None if request.other is None else self._streams(request.other, dtype)
-        return self._streams(request, dtype), other, [self.reader.clip_ids[clip] for clip in request.clips]
+        clip_ids = [self.reader.clip_ids[clip] for clip in request.clips]
+        return Parcel(streams, other, clip_ids) if in_worker else as_batch(streams, other, clip_ids)
 
     def _streams(self, request: BatchRequest, dtype: type[np.integer[Any]]) -> Ids:
         """Streams ``[B, K, T]``, cast and cropped in one pass."""
@@ -103,16 +100,12 @@ class ClipBatches(Dataset[TokenBatch]):
         batch: Ids = {}
         for stream in self.streams:
             array, codebooks = stored_as(stream)
-            if not stream.rate_hz:
-                tags = np.array([arrays[array][row] for arrays, row, _ in rows], dtype=dtype)
-                batch[stream.name] = tags.reshape(len(rows), 1, 1)
-                continue
             frames, per_step = stream.frames(self.duration_s), stream.rate_hz // self._grid_hz
             ids = np.empty((len(rows), stream.codebooks, frames), dtype=dtype)
             for number, (arrays, row, start) in enumerate(rows):
                 clip = arrays[array][row]
-                crop = slice(start * per_step, start * per_step + frames)
-                ids[number] = clip[codebooks, crop] if clip.ndim == 2 else clip[crop]
+                crop = (codebooks, slice(start * per_step, start * per_step + frames))
+                ids[number] = clip[crop[2 - clip.ndim :]]  # stored are [K, T], [T] for one codebook, [] for a tag
             batch[stream.name] = ids
         return batch
 
@@ -128,13 +121,6 @@ def as_batch(streams: Ids, other: Ids | None, clip_ids: list[str]) -> TokenBatch
     return PairedBatch(tensors(streams), clip_ids, tensors(other))
 
 
-class WorkerClipBatches(ClipBatches):
-    """The same split inside a loader worker: batches travel as 16-bit ids."""
-
-    def __getitem__(self, request: BatchRequest) -> Parcel:  # type: ignore[override]
-        return Parcel(*self.gather(request, np.uint16))
-
-
 @dataclass(frozen=True)
 class Parcel:
     """A batch that pickles as 16-bit ids and unpickles as a :class:`TokenBatch`."""
@@ -148,7 +134,7 @@ class Parcel:
 
 
 def check_split(reader: ShardReader) -> None:
-    """Read every id of a split once; RequestError names the shard, the stream and the clip that do not fit."""
+    """Read every id of a split once; RequestError names the shard, stream and clip of an invalid one."""
     for number, info in enumerate(reader.manifest.shards):
         for name, rows in reader.arrays(number).items():
             vocabulary = STORED_STREAMS[name].vocabulary
@@ -171,16 +157,9 @@ def check_manifests(manifests: Mapping[str, Manifest], root: str) -> None:
         problem = tokenizer_difference(
             name, other.tokenizers, f"the split {splits[0]!r}", first.tokenizers, verb="prepared"
         )
-        for what, a, b in (
-            ("resampler", first.resampler, other.resampler),
-            ("duration_s", first.duration_s, other.duration_s),
-        ):
+        for what in ("resampler", "duration_s"):
+            a, b = getattr(first, what), getattr(other, what)
             if problem is None and a != b:
                 problem = f"{name} was prepared with a different {what} ({a!r} and {b!r}) than the split {splits[0]!r}"
         if problem is not None:
             raise RequestError(f"{problem}\ntheir tokens do not mean the same: prepare both in one run")
-
-
-def as_gathered(batch: Any) -> Any:
-    """The collating function of loaders whose dataset returns whole batches."""
-    return batch

@@ -1,7 +1,7 @@
 """MUSDB18 as a data module: tokens of its songs, prepared at their first use.
 
-The test songs have true stems, those of FMA do not: stages are tested on them (``python -m hafm_lightning test``), and
-small ones can be trained on the training songs. Give the tokenizers of the stage; others are refused.
+Its songs have true stems, those of FMA do not: stages are tested on its test songs (``python -m hafm_lightning test``),
+and small ones can be trained on its training songs. The tokenizers must be those of the stage.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Musdb18(TokenShards):
         workers: int = 0,
         preparation_workers: int = 0,
     ) -> None:
-        """Remember the request; songs are read by :meth:`prepare_data`.
+        """Store the request; songs are read by :meth:`prepare_data`.
 
         Args:
             path: The folder that holds ``train/`` and ``test/``, with a folder of stems for each song.
@@ -68,16 +68,12 @@ class Musdb18(TokenShards):
         )
 
     def prepare_data(self) -> None:
-        """Make the shards, or continue where a stopped run was (on one process).
-
-        Raises:
-            RequestError: Songs or tokenizers are missing, or ``root`` holds shards of other settings.
-        """
+        """Make the shards on one process, or continue; RequestError if ``root`` holds shards of other settings."""
         if self._has_songs():
             prepare(self.request)
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
-        """Refuse what cannot be prepared; shards that are there are looked at."""
+        """Refuse a request that cannot be prepared; check finished shards."""
         if not self._has_songs():
             super().check_request(command, trainer, module)
 

@@ -1,19 +1,15 @@
 """The order of clips, as a pure function: which clips, cropped where, make batch ``i`` of an epoch on one process.
 
-Nothing here reads data or keeps a random state. ``(seed, epoch, rank, world, index)`` decide a batch, so that a resumed
-run, another number of loader workers or a second look at one batch gives the same clips.
+``(seed, epoch, rank, world, index)`` decide a batch, whatever the number of loader workers and wherever a run resumes.
 
 Choices:
 
-* Random numbers are raw words of Philox, a counter-based generator, keyed by the seed and counted from (epoch,
-  purpose). Unlike the convenience methods of numpy's and torch's generators, its raw words are fixed by definition, so
-  an upgrade of either cannot change the order of a run in progress.
-* Training deals out the global batch: global batch ``i`` is the same set of clips on any number of processes, as long
-  as ``batch_size * world`` is the same, and every process makes the same number of steps.
-* Evaluation deals out whole batches, nothing padded, nothing repeated. Clips of another song, with whose conditions a
-  stage is compared, are paired over the whole split, so that neither batch size nor processes change a metric.
-* The samplers yield batches, not clips: a batch is gathered from the memory map at once. ``DataLoader(...,
-  batch_size=None, sampler=order)`` takes them as they are, and Lightning calls ``set_epoch`` on ``loader.sampler``.
+* Random numbers are raw words of Philox, which no upgrade of numpy can change in the middle of a run.
+* Training divides the global batch: global batch ``i`` is the same set of clips on any number of processes, as long as
+  ``batch_size * world`` is the same, and every process makes the same number of steps.
+* Evaluation distributes batches without padding or repetition. Pairs with a clip of another song are chosen over the
+  whole split, so that neither batch size nor processes change a metric.
+* The samplers yield batches, not clips: ``DataLoader(..., batch_size=None, sampler=order)``.
 """
 
 from __future__ import annotations
@@ -37,18 +33,11 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """Which clips make a batch.
+    """Which clips make a batch."""
 
-    Attributes:
-        clips: Indices into the split, int64 ``[B]``.
-        starts: Start of each clip's crop, in steps of :data:`~hafm_lightning.tokens.FRAME_GRID_S` (0.04 s, whole
-            frames of every stream), int64 ``[B]``.
-        other: For each clip one of another song.
-    """
-
-    clips: Indices
-    starts: Indices
-    other: BatchRequest | None = None
+    clips: Indices  # in the split, [B]
+    starts: Indices  # of each crop, [B], in steps of FRAME_GRID_S (0.04 s: whole frames of every stream)
+    other: BatchRequest | None = None  # for each clip one of another song
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -63,23 +52,17 @@ def random_words(seed: int, epoch: int, purpose: int, count: int) -> NDArray[np.
 
 
 def shuffled(clips: int, seed: int, epoch: int) -> Indices:
-    """A permutation of ``0 .. clips - 1``: int64 ``[clips]``."""
+    """A permutation of ``0 .. clips - 1``."""
     return np.argsort(random_words(seed, epoch, ORDER_WORDS, clips), kind="stable").astype(np.int64)
 
 
 def crop_starts(clips: int, choices: int, seed: int, epoch: int) -> Indices:
     """Where each clip of the split is cropped in this epoch, in grid steps below ``choices``: int64 ``[clips]``."""
-    if choices == 1:
-        return np.zeros(clips, dtype=np.int64)
     return (random_words(seed, epoch, CROP_WORDS, clips) % np.uint64(choices)).astype(np.int64)
 
 
 def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
-    """Number of places at which a crop may start in a clip; 1 without cropping.
-
-    Raises:
-        RequestError: The crop is longer than the clip or off the grid on which all streams have whole frames.
-    """
+    """Number of places at which a crop may start in a clip; RequestError if it is too long or off the grid."""
     if crop_s is None:
         return 1
     grid = Fraction(FRAME_GRID_S).limit_denominator(10**6)
@@ -99,20 +82,16 @@ def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
 
 
 @dataclass(eq=False)
-class TrainingOrder(Sampler[BatchRequest]):
-    """The batches of one process in training: a new order each epoch, equally many on every process.
+class ClipOrder(Sampler[BatchRequest]):
+    """The batches of one process.
 
     Attributes:
         clips: Number of clips in the split.
-        batch_size: Clips a batch on one process.
+        batch_size: Clips a batch on one process; in evaluation the most.
         seed: Of the order and the crops.
         rank: This process, ``0 .. world - 1``.
         world: Number of processes.
         choices: Number of crop starts (:func:`crop_choices`).
-        shuffle: Whether to draw a new permutation each epoch; False keeps the order of the split.
-        drop_last: Whether to leave out the clips that do not fill a last global batch. Otherwise they are dealt out
-            evenly; fewer than one clip a process are left out, since every process must take the step.
-        epoch: The epoch that the next iteration walks through.
     """
 
     clips: int
@@ -122,15 +101,27 @@ class TrainingOrder(Sampler[BatchRequest]):
     rank: int = 0
     world: int = 1
     choices: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.batch_size, self.choices) < 1 or not 0 <= self.rank < self.world:
+            raise ValueError(f"need clips, batch_size and choices of at least 1 and 0 <= rank < world, got {self}")
+
+
+@dataclass(eq=False, kw_only=True)
+class TrainingOrder(ClipOrder):
+    """Training: a new order each epoch, equally many batches on every process.
+
+    Attributes:
+        shuffle: Whether to draw a new permutation each epoch; False keeps the order of the split.
+        drop_last: Whether to leave out the clips that do not fill a last global batch. Otherwise they are divided
+            evenly; fewer than one clip a process are left out, since every process must take the step.
+        epoch: The epoch of the next iteration.
+    """
+
     shuffle: bool = True
     drop_last: bool = True
     epoch: int = 0
     _resume: tuple[int, int] | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if self.clips < 1:
-            raise ValueError(f"need at least 1 clip, got {self.clips}")
-        check_order(self)
 
     def __len__(self) -> int:
         """Batches in a whole epoch, also in the epoch that a resumed run enters in the middle."""
@@ -138,13 +129,13 @@ class TrainingOrder(Sampler[BatchRequest]):
         return full + int(not self.drop_last and rest >= self.world)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration walks through (called by Lightning)."""
+        """Choose the epoch of the next iteration (called by Lightning)."""
         self.epoch = epoch
         if self._resume is not None and self._resume[0] != epoch:
             self._resume = None
 
     def resume(self, epoch: int, batches: int) -> None:
-        """Let iterations over ``epoch`` skip the first ``batches``, which an earlier process has consumed."""
+        """Let iterations over ``epoch`` skip the first ``batches``, on which the stopped run has trained."""
         self.epoch = epoch
         self._resume = (epoch, batches) if batches else None
 
@@ -161,38 +152,25 @@ class TrainingOrder(Sampler[BatchRequest]):
             yield BatchRequest(chosen, starts[chosen])
 
 
-@dataclass(eq=False)
-class EvaluationOrder(Sampler[BatchRequest]):
-    """The batches of one process in validation or test: each clip of the split exactly once over all processes.
+@dataclass(eq=False, kw_only=True)
+class EvaluationOrder(ClipOrder):
+    """Validation and test: each clip of the split exactly once over all processes.
 
     The split is cut in ``N`` batches of nearly equal size, batch ``j`` being the clips ``j, j + N, j + 2 N, ...``;
-    process ``r`` gets the batches ``r, r + world, ...``. Processes may differ by one batch. Crops never change.
+    process ``r`` gets the batches ``r, r + world, ...``, at least one. Crops never change.
 
     Attributes:
-        clips: Number of clips in the split; at least one for each process.
-        batch_size: At most this many clips a batch.
-        seed: Of the crops.
-        rank: This process.
-        world: Number of processes. Where there are fewer batches than processes, batches shrink so that all have work.
-        choices: Number of crop starts.
         others: For each clip the index of one of another song.
     """
 
-    clips: int
-    batch_size: int
-    _: KW_ONLY
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
-    choices: int = 1
     others: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        check_order(self)
+        super().__post_init__()
         if self.clips < self.world:
             raise RequestError(
                 f"{self.clips} clips cannot be shared among {self.world} processes, each of which needs one\n"
-                f"evaluate with --trainer.devices {max(self.clips, 1)} or fewer, or prepare more clips for this split"
+                f"evaluate with --trainer.devices {self.clips} or fewer, or prepare more clips for this split"
             )
 
     @property
@@ -213,12 +191,3 @@ class EvaluationOrder(Sampler[BatchRequest]):
                 paired = np.asarray(self.others, dtype=np.int64)[chosen]
                 other = BatchRequest(paired, starts[paired])
             yield BatchRequest(chosen, starts[chosen], other)
-
-
-def check_order(order: TrainingOrder | EvaluationOrder) -> None:
-    """ValueError unless the numbers of an order can be used."""
-    if order.batch_size < 1 or order.choices < 1 or not 0 <= order.rank < order.world:
-        raise ValueError(
-            f"need batch_size and choices of at least 1 and 0 <= rank < world, got batch_size={order.batch_size}, "
-            f"choices={order.choices}, rank={order.rank}, world={order.world}"
-        )

@@ -1,14 +1,13 @@
 """Batches of tokens from shards on disk, in an order that does not depend on stops and restarts.
 
 :class:`TokenShards` is the data module of every stage: it opens the splits that ``prepare`` wrote, refuses what does
-not fit before the first step, and deals clips out to processes and loader workers.
+not fit before the first step, and distributes clips to processes and loader workers.
 
 Choices:
 
 * All ids are checked once, when a split is opened (about 0.2 s for the paper's 0.7 GB), never per batch.
-* The checkpoint holds how many batches of which epoch are done, and what the order depends on. A run that would
-  continue differently (other data, batch size, processes) is refused by name; ``allow_changes`` lets it go on.
-* Loader workers draw from their own generators, so that looking at validation data does not move the training's.
+* The checkpoint holds the number of finished batches and all that the order depends on. A run that would continue
+  differently (other data, batch size, processes) is refused by name; ``allow_changes`` permits it.
 """
 
 from __future__ import annotations
@@ -20,32 +19,19 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
-from hafm_lightning.data_modules.clip_batches import (
-    ClipBatches,
-    WorkerClipBatches,
-    as_gathered,
-    check_manifests,
-    check_split,
-)
-from hafm_lightning.data_modules.sampling import BatchRequest, EvaluationOrder, TrainingOrder, crop_choices
+from hafm_lightning.data_modules.clip_batches import ClipBatches, check_manifests, check_split
+from hafm_lightning.data_modules.sampling import ClipOrder, EvaluationOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song_clips, song_of
 from hafm_lightning.shards import Manifest, open_shards
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
-from hafm_lightning.training.protocols import TrainsModel
 
-SPLITS_OF = {
-    TrainerFn.FITTING: ("train",),
-    TrainerFn.VALIDATING: ("validation",),
-    TrainerFn.TESTING: ("test",),
-    TrainerFn.PREDICTING: ("test",),
-}
-"""Splits that each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
-
+SPLIT_OF = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
+"""Split that each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""
 STATE_VERSION = 1
 """Version of what :meth:`TokenShards.state_dict` stores."""
 
@@ -67,7 +53,7 @@ class TokenShards(LightningDataModule):
         cache_dir: str | None = None,
         allow_changes: bool = False,
     ) -> None:
-        """Remember the request; files are opened by :meth:`setup`.
+        """Store the request; files are opened by :meth:`setup`.
 
         Args:
             root: Folder (or remote address) that ``prepare`` wrote, with ``train/``, ``validation/``, ``test/``.
@@ -76,13 +62,13 @@ class TokenShards(LightningDataModule):
             crop_s: Length of random crops in seconds, a multiple of 0.04; by default whole clips.
             seed: Of the order of clips and the places of crops.
             workers: Loader processes; 0 loads in the training process, which is the fastest for shards on a local
-                disk (reading a batch costs less than sending it). Never changes the batches.
-            shuffle: Whether training walks through the clips in a new order each epoch.
+                disk. Never changes the batches.
+            shuffle: Whether each training epoch has a new order of clips.
             drop_last: Whether training leaves out the clips that do not fill a last batch.
             streams: Streams to deliver; by default all that the shards hold.
             cache_dir: Folder for copies of the shards of a remote root.
             allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
-                the uninterrupted run would have gone on differently.
+                the uninterrupted run would have continued differently.
         """
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
@@ -90,21 +76,13 @@ class TokenShards(LightningDataModule):
                 f"data.batch_size is {batch_size}, data.eval_batch_size {eval_batch_size}, data.workers {workers}\n"
                 "batch sizes start at 1 and workers at 0"
             )
-        self.root = root
+        self.root, self.cache_dir, self.streams = root, cache_dir, streams
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.crop_s = crop_s
-        self.seed = seed
-        self.workers = workers
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.streams = streams
-        self.cache_dir = cache_dir
-        self.allow_changes = allow_changes
+        self.crop_s, self.shuffle, self.drop_last = crop_s, shuffle, drop_last
+        self.seed, self.workers, self.allow_changes = seed, workers, allow_changes
         self._splits: dict[str, ClipBatches] = {}
         self._position: tuple[int, int] | None = None
-
-    # --- shards ---
 
     @property
     def manifests(self) -> dict[str, Manifest]:
@@ -127,41 +105,31 @@ class TokenShards(LightningDataModule):
         return folder if folder.is_dir() else None
 
     def setup(self, stage: str) -> None:
-        """Open and check the splits that ``stage`` (fit, validate, test, predict) needs.
-
-        Raises:
-            RequestError: A folder, split, shard, stream or id does not fit; nothing was computed yet.
-        """
-        module = None if self.trainer is None else self.trainer.lightning_module
-        self._check(stage, module, self.trainer is None or self.trainer.limit_val_batches != 0)
+        """Open and check the splits that ``stage`` (fit, validate, test, predict) needs; RequestError by name."""
+        self._check(stage, self.trainer, None if self.trainer is None else self.trainer.lightning_module)
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
         """As :meth:`setup`, before anything of the run is written; called by the command line interface."""
-        self._check(command, module, validates=trainer.limit_val_batches != 0)
+        self._check(command, trainer, module)
 
-    def _check(self, stage: str, module: LightningModule | None, validates: bool) -> None:
-        splits = [*SPLITS_OF[TrainerFn(stage)], *(["validation"] if stage == TrainerFn.FITTING and validates else [])]
-        for split in splits:
-            self._open(split)
+    def _check(self, command: str, trainer: Trainer | None, module: LightningModule | None) -> None:
+        self._open(SPLIT_OF[command])
+        if command == "fit" and (trainer is None or trainer.limit_val_batches != 0):
+            self._open("validation")
         check_manifests(self.manifests, self.root)
-        self._check_streams(module)
-        if "train" in splits:
-            self._order()
-
-    def _check_streams(self, stage: LightningModule | None) -> None:
-        """RequestError unless the shards hold every stream that the stage reads or writes."""
-        if not isinstance(stage, TrainsModel) or not isinstance(stage.model, TokenModel):
-            return
-        layout = stage.model.layout
+        model = getattr(module, "model", None)
+        needed = (*model.layout.conditions, model.layout.target) if isinstance(model, TokenModel) else ()
         for split, clips in self._splits.items():
             given = [stream.name for stream in clips.streams]
-            missing = [stream.name for stream in (*layout.conditions, layout.target) if stream.name not in given]
+            missing = [stream.name for stream in needed if stream.name not in given]
             if missing:
                 raise RequestError(
-                    f"{type(stage).__name__} needs the stream {', '.join(map(repr, missing))}, which split {split!r} "
+                    f"{type(module).__name__} needs the stream {', '.join(map(repr, missing))}, which split {split!r} "
                     f"of {self.root} does not give\n"
                     f"it gives {', '.join(given)}: prepare shards with it, or change model.conditions or data.streams"
                 )
+        if command == "fit":
+            self._order()
 
     def _open(self, split: str) -> ClipBatches:
         if split not in self._splits:
@@ -175,32 +143,20 @@ class TokenShards(LightningDataModule):
             self._splits[split] = ClipBatches(reader, self.crop_s, self.streams)
         return self._splits[split]
 
-    # Loaders
-
-    def _ranks(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def _choices(self, split: str) -> int:
-        return crop_choices(self._open(split).reader.manifest.duration_s, self.crop_s)
+    def _place(self, split: str) -> dict[str, Any]:
+        """What the orders of all splits depend on."""
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        choices = crop_choices(self._open(split).reader.manifest.duration_s, self.crop_s)
+        return {"seed": self.seed, "rank": rank, "world": world, "choices": choices}
 
     def _order(self) -> TrainingOrder:
-        rank, world = self._ranks()
-        clips = len(self._open("train"))
-        order = TrainingOrder(
-            clips,
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-            choices=self._choices("train"),
-            shuffle=self.shuffle,
-            drop_last=self.drop_last,
-        )
+        clips, place = len(self._open("train")), self._place("train")
+        order = TrainingOrder(clips, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last, **place)
         if not len(order):
             raise RequestError(
                 f"split 'train' of {self.root} has {clips} clips, fewer than one step takes "
-                f"({self.batch_size} a process, {world} processes)\n"
-                f"use --data.batch_size {max(clips // world, 1)} or smaller, or --data.drop_last false"
+                f"({self.batch_size} a process, {order.world} processes)\n"
+                f"use --data.batch_size {max(clips // order.world, 1)} or smaller, or --data.drop_last false"
             )
         return order
 
@@ -216,18 +172,9 @@ class TokenShards(LightningDataModule):
         return self._loader("train", order)
 
     def _evaluation_loader(self, split: str, paired: bool) -> DataLoader[TokenBatch]:
-        rank, world = self._ranks()
         names = self._open(split).reader.clip_ids
-        several = len({song_of(name) for name in names}) > 1
-        order = EvaluationOrder(
-            len(names),
-            self.eval_batch_size,
-            seed=self.seed,
-            rank=rank,
-            world=world,
-            choices=self._choices(split),
-            others=other_song_clips(names) if paired and several else None,
-        )
+        others = other_song_clips(names) if paired and len({song_of(name) for name in names}) > 1 else None
+        order = EvaluationOrder(len(names), self.eval_batch_size, others=others, **self._place(split))
         return self._loader(split, order)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
@@ -242,41 +189,32 @@ class TokenShards(LightningDataModule):
         """Each clip of ``test`` once over all processes."""
         return self._evaluation_loader("test", paired=False)
 
-    def _loader(self, split: str, order: Sampler[BatchRequest]) -> DataLoader[TokenBatch]:
-        clips = self._open(split)
+    def _loader(self, split: str, order: ClipOrder) -> DataLoader[TokenBatch]:
         return DataLoader(
-            clips if not self.workers else WorkerClipBatches(clips.reader, self.crop_s, self.streams),
+            self._open(split),
             batch_size=None,
             sampler=order,
             num_workers=self.workers,
-            collate_fn=as_gathered,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed(self.seed),  # the global one is for training
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; copies from page-locked memory overlap with the step before."""
+        """Move a batch; copies from page-locked memory overlap with the previous step."""
         if isinstance(batch, TokenBatch):
             return batch.to(device, non_blocking=device.type == "cuda")
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    # Exact resume
-
     def state_dict(self) -> dict[str, Any]:
-        """Position in the training data, and what the order depends on."""
+        """Position in the training data, and all that the order depends on."""
         if self.trainer is None or "train" not in self._splits:
             return {}
         epoch, batches = self._next_batch()
         return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **self._order_depends_on()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a checkpoint's position.
-
-        Raises:
-            RequestError: The shards or the settings differ from those of the checkpoint, so that the run would go on
-                with other batches than the uninterrupted one.
-        """
+        """Continue at a checkpoint's position; RequestError if the uninterrupted run would take other batches."""
         check_same_tokenizers(
             state.get("tokenizers") or {},
             self._tokenizer_hashes(),
@@ -285,15 +223,12 @@ class TokenShards(LightningDataModule):
         )
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        changed = [
-            f"{name} {state.get(name)} -> {now}"
-            for name, now in self._order_depends_on().items()
-            if state.get(name) != now
-        ]
+        settings = self._order_depends_on()
+        changed = [f"{key} {state.get(key)} -> {now}" for key, now in settings.items() if state.get(key) != now]
         if (changed or state.get("version") != STATE_VERSION) and not self.allow_changes:
             raise RequestError(
                 f"the checkpoint cannot be continued exactly; changed: {', '.join(changed) or 'the state version'}\n"
-                "set it back, or go on all the same with --data.allow_changes true"
+                "set it back, or continue with the changes: --data.allow_changes true"
             )
         self._position = (int(state["epoch"]), min(int(state["batches"]), len(self._order())))
 
@@ -318,7 +253,7 @@ class TokenShards(LightningDataModule):
             "shards": contents[:16],
             "clips": manifest.clips,
             "batch_size": self.batch_size,
-            "processes": self._ranks()[1],
+            "processes": 1 if self.trainer is None else self.trainer.world_size,
             "seed": self.seed,
             "crop_s": self.crop_s,
             "shuffle": self.shuffle,

@@ -135,7 +135,11 @@ def test_the_wheel_holds_every_module(repository: Path, tmp_path: Path, links: b
     wheel = build("wheel", source, tmp_path / "wheels")
     assert python_files(wheel) == modules_on_disk(repository)
     assert data_files(wheel) == data_on_disk(repository)
-    assert data_on_disk(repository) >= {f"{PACKAGE}/py.typed", f"{PACKAGE}/page/templates/page.html"}
+    assert data_on_disk(repository) >= {
+        f"{PACKAGE}/py.typed",
+        f"{PACKAGE}/accompanist/templates/model_card.md",
+        f"{PACKAGE}/page/templates/page.html",
+    }
 
 
 def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_path: Path) -> None:

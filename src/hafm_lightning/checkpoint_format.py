@@ -1,4 +1,4 @@
-"""The description of a stage in its checkpoint, and how a file is read: as data, refused by name if it does not fit."""
+"""The description of a stage in its checkpoint; files are read as data only and refused by name."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.tokens import STREAMS
 
 CHECKPOINT_FORMAT = 1
 """Version of the description of a stage in its checkpoint."""
 METADATA_KEY = "hafm_lightning"
-"""Key of that description in the checkpoint file."""
+"""Its key in the checkpoint file."""
 DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "format": int,
     "stage": str,
@@ -29,15 +31,11 @@ DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "tokenizers_folder": (str, type(None)),
     "duration_s": (int, float, type(None)),
 }
-"""Entries of that description, as ``Stage.metadata`` writes them."""
+"""Its entries, as ``Stage.metadata`` writes them."""
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint file, data only.
-
-    Args:
-        path: A local file.
-        mapped: Map the weights instead of reading them, to look at the description alone.
+    """The content of a local checkpoint file, data only; ``mapped`` maps the weights instead of reading them.
 
     Raises:
         RequestError: A URL, a missing or unreadable file, or one that holds code.
@@ -76,10 +74,10 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     for name, facts in saved["streams"].items():
         if name not in STREAMS:
             raise RequestError(f"{where}: unknown token stream {name!r}; known: {', '.join(STREAMS)}")
-        stream = STREAMS[name]
-        mine = {"rate_hz": stream.rate_hz, "codebooks": stream.codebooks, "vocabulary": stream.vocabulary}
-        if mine != facts:
-            raise RequestError(f"{where}: stream {name!r} differs: {describe_difference(facts, mine)}")
+        expected = stream_description(STREAMS[name])
+        if facts != expected:
+            difference = describe_difference(facts, expected)
+            raise RequestError(f"{where}: stream {name!r} differs: {difference}")
     return cast(dict[str, Any], saved)
 
 
@@ -97,15 +95,12 @@ def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
     check_same_tokenizers(saved["tokenizers"], current["tokenizers"])
 
 
-def check_weights(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor], where: str) -> None:
-    """RequestError unless the weights in a checkpoint have the names and shapes that a stage expects."""
-    odd = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [
-            n for n, value in state.items() if n in expected and getattr(value, "shape", None) != expected[n].shape
-        ],
-    }
-    if any(odd.values()):
-        listed = ", ".join(f"{how} {names[:3]}" for how, names in odd.items() if names)
-        raise RequestError(f"{where}: weights do not fit; {listed}")
+def check_weights(state: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> None:
+    """RequestError unless the weights in a file have the names and shapes of the network in its description."""
+    given, wanted = (
+        {name: tuple(value.shape) if isinstance(value, Tensor) else type(value) for name, value in weights.items()}
+        for weights in (state, expected)
+    )
+    if given != wanted:
+        difference = describe_difference(given, wanted, ("in the file", "in the description"))
+        raise RequestError(f"{where}: the weights do not fit the network in its description: {difference}")

@@ -1,14 +1,8 @@
-"""How a stage is optimized: AdamW as in the paper, and its learning rate as a function of the step alone.
+"""AdamW as in the paper (arXiv 2604.09054, section 3.4), with a learning rate that depends on the step alone.
 
-Choices:
-
-* The fused kernel, which reads and writes weights and moments once a step, wherever the device has one, under every
-  precision.
-* Under ``16-mixed`` a fused optimizer may unscale the gradients within its kernel. Clipping would then see them
-  scaled, so that Lightning refuses it, under ``bf16-mixed`` too. Here the loss scaler unscales first, as it does for
-  every other optimizer (one pass over the gradients), and skips the step where they overflowed.
-
-Source: HAFM (arXiv 2604.09054), section 3.4.
+The fused kernel, which reads and writes weights and moments once a step, is used on every device that has one. Under
+``16-mixed`` a fused optimizer may unscale the gradients within its kernel; clipping would then see scaled gradients, so
+that Lightning refuses it. Here the loss scaler unscales first, as it does for every other optimizer.
 """
 
 from __future__ import annotations
@@ -41,7 +35,7 @@ class OptimizerConfig:
         schedule: ``constant`` after warm-up, or ``cosine`` down to ``final_fraction``.
         total_steps: Optimizer steps at which ``cosine`` ends; required for it.
         final_fraction: Share of the peak rate at which ``cosine`` ends.
-        fused: Whether a step is one kernel; by default wherever the device has it. Both compute the same, to rounding.
+        fused: Whether a step is one kernel, equal up to rounding; by default wherever the device has it.
     """
 
     learning_rate: float = 1e-4
@@ -73,15 +67,7 @@ class OptimizerConfig:
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
-    """The optimizer, in the form that Lightning's ``configure_optimizers`` returns.
-
-    Args:
-        parameters: What to train, on the device where it is trained; weight decay applies to all of it.
-        config: Rates and schedule.
-
-    Raises:
-        RequestError: ``fused`` is true on a device that has no fused step.
-    """
+    """What ``configure_optimizers`` returns; RequestError if ``fused`` is true on a device without a fused step."""
     parameters = list(parameters)
     odd = {parameter.device.type for parameter in parameters}.difference(FUSED_DEVICES)
     if config.fused and odd:

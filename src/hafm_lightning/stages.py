@@ -1,23 +1,19 @@
 """The three stages as LightningModules: one behaviour, three layouts.
 
-A :class:`Stage` is the training coat of a plain :class:`~hafm_lightning.modeling.token_model.TokenModel`: loss, token
-metrics, guidance dropout, optimizer, and the description in its checkpoints. Lightning owns the loop, precision and
-devices. Everything optional (audio metrics, dashboards, probes) is a callback.
+A :class:`Stage` trains a plain :class:`~hafm_lightning.modeling.token_model.TokenModel`: loss, token metrics, guidance
+dropout, optimizer, and the description in its checkpoints. Everything optional is a callback.
 
 Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are codebooks of the target):
 
 ``*/loss``, ``*/accuracy``, ``*/accuracy_top10``
-    Cross-entropy in nats, mean over codebooks; how often the true token ranks first, and within the first ten.
+    Cross-entropy in nats, mean over codebooks; share of true tokens that rank first, and within the first ten.
 ``*/loss_q0``, ``*/accuracy_q0``, ``*/accuracy_top10_q0`` ...
     The same for each codebook, where there is more than one.
 ``val/loss_null``, ``val/conditioning_gain``
-    Loss with null conditions, and loss_null - loss: what the conditions are worth, in nats.
+    Loss with null conditions, and loss_null - loss, in nats.
 ``val/loss_other``, ``val/other_clip_gap``
     Loss with the conditions of another song, and loss_other - loss: above 0 where the stage follows its conditions.
-    The pairs of songs are fixed (``modeling/token_scores.py``); no other song, no such metric.
-
-The scores are in ``modeling/token_scores.py`` and ``training/token_means.py``, the optimizer in ``optimizer.py`` and
-``training/step_weights.py``, the file format in ``checkpoint_format.py``.
+    The pairs of songs are fixed (``modeling/token_scores.py``); with one song there is no such metric.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 """
@@ -25,7 +21,6 @@ Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -61,9 +56,10 @@ from hafm_lightning.modeling.token_scores import (
 )
 from hafm_lightning.modeling.transformer import BackboneConfig
 from hafm_lightning.optimizer import OptimizerConfig, adamw
+from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
-from hafm_lightning.training.internals import NotesMoves, finishes_step, is_attached, writes_row
+from hafm_lightning.training.internals import NotesMoves, finishes_step, writes_row
 from hafm_lightning.training.protocols import ShardSource, TokenSource
 from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
@@ -72,8 +68,8 @@ from hafm_lightning.training.token_means import TokenMeans
 class Stage(NotesMoves, pl.LightningModule):
     """One stage in training.
 
-    The class names the stream that is written (``target``) and those that it is written from by default
-    (``default_conditions``). Override :meth:`training_loss` to train on another loss.
+    A subclass names the stream that it writes (``target``) and its usual conditions (``default_conditions``). Override
+    :meth:`training_loss` to train on another loss.
 
     Args:
         pattern: ``flattened`` (the paper), ``delay``, ``parallel`` or ``nonautoregressive``.
@@ -87,8 +83,8 @@ class Stage(NotesMoves, pl.LightningModule):
         guidance_dropout: Probability with which all conditions of a training clip become null tokens; a style does so
             by itself too.
         optimizer: AdamW settings.
-        kernels: ``auto`` takes what is made for the device (:mod:`hafm_lightning.kernels`), ``none`` PyTorch's
-            operations: the same results, slower.
+        kernels: ``auto`` takes those of the device (:mod:`hafm_lightning.kernels`), ``none`` PyTorch's operations: the
+            same results, slower.
     """
 
     target: ClassVar[str]
@@ -139,24 +135,22 @@ class Stage(NotesMoves, pl.LightningModule):
         self._scores: dict[str, Tensor] = {}
 
     def on_moved(self) -> None:
-        """Choose the kernels of the device that the network is on now."""
+        """Choose the kernels of the network's new device."""
         for_training(self.model, self.kernels)
 
     # --- training ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take over tokenizers and styles from the data, and forget half a step of an earlier fit."""
+        """Take over tokenizers and styles from the data; drop an unfinished step of an earlier fit."""
+        if stage == "fit":
+            check_training(self.trainer)
         self._step_weights = StepWeights()
         self.train_means.reset()
         self.evaluation_means.reset()
         self.adopt(getattr(self.trainer, "datamodule", None))
 
     def adopt(self, data: Any) -> None:
-        """Take over tokenizers and names of styles from a data module that was set up.
-
-        Raises:
-            RequestError: The stage was trained on tokens of other tokenizers.
-        """
+        """Take over tokenizers and styles from a data module after its setup; RequestError for other tokenizers."""
         if not isinstance(data, TokenSource) or not data.tokenizers:
             return
         check_same_tokenizers(self.tokenizers, data.tokenizers)
@@ -166,10 +160,10 @@ class Stage(NotesMoves, pl.LightningModule):
         self.styles = next((list(manifest.styles) for manifest in manifests.values()), [])
 
     def training_loss(self, batch: TokenBatch) -> Tensor:
-        """The loss that a training step descends, a mean over the batch's clips; needs no Trainer.
+        """The loss of a training step, a mean over the batch's clips; needs no Trainer.
 
-        Here it is the cross-entropy with guidance dropout, mean over codebooks; with ``nonautoregressive`` of one
-        codebook drawn at random.
+        It is the cross-entropy with guidance dropout, mean over codebooks; with ``nonautoregressive`` of one random
+        codebook.
         """
         layout, streams, targets = self.model.layout, batch.streams, batch[self.model.layout.target.name]
         if self.guidance_dropout and layout.conditions:
@@ -187,10 +181,9 @@ class Stage(NotesMoves, pl.LightningModule):
         return scores.cross_entropy.mean()
 
     def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
-        """:meth:`training_loss`; an optimizer step descends the mean over all its clips.
+        """:meth:`training_loss`; optimized and logged is its mean over the clips of an optimizer step.
 
-        Logged are the same means over the clips of an optimizer step: over its accumulated batches and, in the steps
-        that are written, over all processes.
+        In the steps that are written, the logged mean is over all processes.
         """
         del batch_index
         if self.duration_s is None:
@@ -214,16 +207,6 @@ class Stage(NotesMoves, pl.LightningModule):
         """Give the gradient of a finished step its scale."""
         self._step_weights.finish(self.parameters())
 
-    def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
-        """Loss and accuracy with true conditions, loss with null ones and those of another song."""
-        del batch_index
-        self._evaluate(batch)
-
-    def test_step(self, batch: TokenBatch, batch_index: int) -> None:
-        """As validation, under ``test/``."""
-        del batch_index
-        self._evaluate(batch)
-
     def predict_step(self, batch: TokenBatch, batch_index: int) -> dict[str, Any]:
         """Per clip: id, cross-entropy with true and with null conditions (``predict`` writes them)."""
         del batch_index
@@ -231,15 +214,9 @@ class Stage(NotesMoves, pl.LightningModule):
         null = score(self.model, batch, without_conditions(batch, self.model.layout.conditions)).clip_losses
         return {"clip_ids": batch.clip_ids, "loss": true.cpu(), "loss_null": null.cpu()}
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over the validation clips of all processes."""
-        self._log_means("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over the test clips of all processes."""
-        self._log_means("test")
-
-    def _evaluate(self, batch: TokenBatch) -> None:
+    def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
+        """Loss and accuracy with true conditions, loss with null ones and those of another song."""
+        del batch_index
         conditions = self.model.layout.conditions
         values = summarise(score(self.model, batch), first_codebook=0, total=self.model.layout.target.codebooks)
         if conditions:
@@ -250,10 +227,14 @@ class Stage(NotesMoves, pl.LightningModule):
                 values |= {"loss_other": other, "other_clip_gap": other - values["loss"]}
         self.evaluation_means.update(values, len(batch))
 
-    def _log_means(self, split: str) -> None:
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the clips of all processes."""
+        split = "test" if self.trainer.testing else "val"
         for name, value in self.evaluation_means.compute().items():  # equal on all processes
             self.log(f"{split}/{name}", value, prog_bar=name == "loss", sync_dist=True)
         self.evaluation_means.reset()
+
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def flops_per_step(self, batch: TokenBatch) -> float:
         """FLOPs of training on ``batch`` on one process: forward, and twice as many backward."""
@@ -261,8 +242,6 @@ class Stage(NotesMoves, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over all parameters, with the schedule as a function of the step alone."""
-        if is_attached(self):
-            check_training(self.trainer)
         return adamw(self.parameters(), self.optimizer_config)
 
     # --- checkpoints ------------------------------------------------------------------------------------------
@@ -276,10 +255,7 @@ class Stage(NotesMoves, pl.LightningModule):
             "model": self.model.config.as_dict(),
             "guidance_dropout": self.guidance_dropout,
             "optimizer": asdict(self.optimizer_config),
-            "streams": {
-                s.name: {"rate_hz": s.rate_hz, "codebooks": s.codebooks, "vocabulary": s.vocabulary}
-                for s in (*layout.conditions, layout.target)
-            },
+            "streams": {stream.name: stream_description(stream) for stream in (*layout.conditions, layout.target)},
             "tokenizers": self.tokenizers,
             "tokenizers_folder": self.tokenizers_folder,
             "styles": self.styles,
@@ -318,21 +294,14 @@ class FineStage(Stage):
     default_conditions = ("instrumental_coarse",)
 
 
-METRICS = re.compile(r"(means|train_means|evaluation_means)\.")
-"""Names of the metrics' states in a checkpoint."""
-
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
 
 
 def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage:
-    """The stage in a checkpoint, in eval mode.
-
-    Args:
-        path: A local ``.ckpt`` file. Only data is read: pickled code is refused, and so are URLs.
-        device: Where to put it.
+    """The stage in a local ``.ckpt`` file, in eval mode; only data is read.
 
     Raises:
-        RequestError: The file is missing, unreadable, not a stage of this project, or of a newer format.
+        RequestError: The file is a URL, missing, unreadable, not a stage of this project, or of a newer format.
     """
     checkpoint = read_checkpoint(path)
     saved = checked_metadata(checkpoint, str(path))
@@ -355,8 +324,11 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
-    # sums of metrics, which a version of torchmetrics may save, are no weights
-    weights = {name: value for name, value in checkpoint["state_dict"].items() if not METRICS.match(name)}
-    check_weights(weights, {n: value for n, value in stage.state_dict().items() if not METRICS.match(n)}, str(path))
+    # sums of metrics (``train_means.clips``), which a version of torchmetrics may save, are no weights
+    weights, expected = (
+        {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
+        for state in (checkpoint["state_dict"], stage.state_dict())
+    )
+    check_weights(weights, expected, str(path))
     stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()

@@ -17,8 +17,7 @@ from tiny_models import tiny_config, tiny_model
 from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import MixOptions
 from hafm_lightning.accompanist import stage_network as networks
-from hafm_lightning.accompanist.song import Seeds
-from hafm_lightning.accompanist.windows import GRID_S
+from hafm_lightning.accompanist.windows import GRID_S, window_seed
 from hafm_lightning.audio import Audio, loudness_lufs, read_audio, resample, true_peak_dbtp, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels.cpu import processor
@@ -146,7 +145,7 @@ def test_what_follows_begins_with_what_was_written(paper: Accompanist) -> None:
             stage.model,
             {"vocal_semantic": paper.tokenizers.semantic.encode(clip)},
             SamplingOptions(),
-            [Seeds(2).of("semantic", 5)],
+            [window_seed(2, "semantic", 5)],
             prefix=beginning,
         )
 
@@ -213,20 +212,6 @@ def test_saved_files_hold_the_take(band: Accompanist, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocal", "message"),
-    [
-        (Audio(np.zeros((1, 24000), np.float32), 24000), "silent"),
-        (Audio(np.full((1, 2400), np.nan, np.float32), 24000), "NaN"),
-        (Audio(np.zeros((2, 0), np.float32), 24000), "no audio"),
-        ("/nowhere/vocal.wav", "/nowhere/vocal.wav"),
-    ],
-)
-def test_vocals_that_cannot_be_accompanied_are_refused(band: Accompanist, vocal: Audio | str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        band.accompany(vocal)
-
-
-@pytest.mark.parametrize(
     "options", [{"guidance": -1.0}, {"top_k": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"style": "rock"}]
 )
 def test_options_out_of_range_are_refused_by_name(band: Accompanist, options: dict[str, Any]) -> None:
@@ -267,12 +252,11 @@ def test_auto_follows_processor_and_size(monkeypatch: pytest.MonkeyPatch, live_b
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
         monkeypatch.setattr(processor, "has", lambda operation, operations=operations: operation in operations)
         several = ([large, large], [large, small], [])
-        assert [networks.pick_precision("auto", cpu, some) for some in several] == expected
-        assert all(networks.precision_note("auto", cpu, some) is None for some in several)
-        assert networks.precision_note("fp32", cpu, [large]) is None
+        assert [networks.pick_precision("auto", cpu, some) for some in several] == [(best, None) for best in expected]
+        assert networks.pick_precision("fp32", cpu, [large]) == ("fp32", None)
         for precision in ("bf16", "int8"):
-            assert networks.pick_precision(precision, cpu, [large]) == precision
-            note = networks.precision_note(precision, cpu, [large])
+            chosen, note = networks.pick_precision(precision, cpu, [large])
+            assert chosen == precision
             assert (note is None) == (operations is everything)
             if note is not None:
                 assert note.startswith(f"precision {precision}: ")
@@ -296,24 +280,6 @@ def test_every_precision_sings(live_band: TinyBand, had: tuple[str, ...], monkey
             assert band.precision_note is not None
             assert "as slowly as fp32" in band.precision_note
         assert np.isfinite(take.mix.samples).all()
-
-
-def test_progress_rises_to_one_and_can_cancel(band: Accompanist) -> None:
-    shares: list[float] = []
-    band.accompany(sing(1.0, 24000), on_progress=shares.append)
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0)
-    assert len(shares) > 50
-
-    class Cancelled(Exception):
-        pass
-
-    def cancel(share: float) -> None:
-        if share > 0.3:
-            raise Cancelled
-
-    with pytest.raises(Cancelled):
-        band.accompany(sing(1.0, 24000), on_progress=cancel)
 
 
 def test_a_style_is_a_condition_by_name(

@@ -45,13 +45,6 @@ def test_the_size_of_the_blocks_changes_nothing(band: Accompanist) -> None:
     np.testing.assert_array_equal(played(band, vocal, 333), played(band, vocal, 100_000))
 
 
-def test_it_plays_on_through_rolling_windows(band: Accompanist) -> None:
-    sound = played(band, sing(2.2, 24000), 2400)  # more than five windows of 0.4 s
-    levels = np.sqrt(np.mean(sound[: len(sound) // 2400 * 2400].reshape(-1, 2400) ** 2, axis=1))
-    assert levels.min() > 0.05 * levels.max()
-    assert np.abs(sound).max() <= 10 ** (-1 / 20) + 1e-6
-
-
 def test_sound_depends_on_nothing_sung_after_its_end_and_the_look_ahead(band: Accompanist) -> None:
     vocal, rate_hz = sing(1.6, 24000), 24000
     ahead_s = band.live_session(live=LIVE).look_ahead_s
@@ -112,8 +105,6 @@ def test_blocks_that_do_not_fit_are_refused(band: Accompanist) -> None:
         list(session.push(sing(0.1, 48000)))
     with pytest.raises(RequestError, match="NaN"):
         list(session.push(Audio(np.full((1, 10), np.nan, np.float32), 44100)))
-    with pytest.raises(RequestError, match="hop_s"):
-        LiveOptions(hop_s=0.05)
 
 
 def test_an_empty_performance_ends_quietly(band: Accompanist) -> None:

@@ -201,12 +201,11 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
 
 
 def export_band(band: TinyBand, target: Path, overwrite: bool) -> None:
-    from hafm_lightning.accompanist.stage_network import network_from_checkpoint, stage_files, tokenizers_folder
+    from hafm_lightning.accompanist.stage_network import networks_from_checkpoints, tokenizers_folder
     from hafm_lightning.tokenizers import load_tokenizers
 
     files = band.files()
-    roles = stage_files(files["semantic"], files["coarse"], files["fine"], 3)
-    networks = [network_from_checkpoint(role, path) for role, path in roles]
+    networks = networks_from_checkpoints(files["semantic"], files["coarse"], files["fine"], 3)
     tokenizers = load_tokenizers(tokenizers_folder(networks, files.get("tokenizers")))
     model_folder.write_model_folder(target, networks, tokenizers, overwrite=overwrite)
 

@@ -11,6 +11,7 @@ from tiny_shards import write_tiny_shards
 from hafm_lightning.callbacks import CsvLog, WandbDashboard
 from hafm_lightning.callbacks.loggers import chosen_mode, read_rows
 from hafm_lightning.data_modules import TokenShards
+from hafm_lightning.training.internals import wandb_settings
 
 
 @pytest.fixture
@@ -92,3 +93,20 @@ def test_the_mode_of_wandb_is_settled_by_key_and_wish(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert chosen_mode("auto") == ("disabled", "WANDB_MODE is disabled")
     assert WandbDashboard(mode="disabled").chosen_mode == "disabled"
+
+
+@pytest.mark.parametrize("given", [{}, {"name": "shown", "save_dir": "elsewhere"}])
+def test_the_identity_of_a_wandb_run_is_that_of_the_run_folder(tmp_path, given):
+    run = tmp_path / "coarse" / "run-000"
+    run.mkdir(parents=True)
+    logger = WandbDashboard(project="test", mode="offline", tags=["a"], **given)
+    before = logger.version
+    logger.use_run_folder(run)
+    assert logger.version == before
+    (run / "wandb-run-id.txt").write_text("a1b2\n")
+    logger.use_run_folder(run)
+    assert (logger.save_dir, logger.name, logger.version) == (given.get("save_dir", str(run)), "test", "a1b2")
+    settings = wandb_settings(logger)
+    folder, name = given.get("save_dir", str(run)), given.get("name", "coarse/run-000")
+    expected = {"dir": folder, "name": name, "id": "a1b2", "tags": ["a"], "mode": "offline"}
+    assert {key: settings[key] for key in expected} == expected

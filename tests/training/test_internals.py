@@ -164,13 +164,6 @@ def test_a_run_ends_as_after_sigterm(tmp_path):
     assert trainers[0].received_sigterm
 
 
-def test_a_module_knows_whether_it_belongs_to_a_trainer(tmp_path):
-    line = Line()
-    assert not internals.is_attached(line)
-    line.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    assert internals.is_attached(line)
-
-
 def test_the_state_after_the_last_batch_of_an_epoch_begins_the_next_one(tmp_path):
     watch = Watch(internals.loop_state_after_batch)
     run(tmp_path, watch)
@@ -179,15 +172,6 @@ def test_the_state_after_the_last_batch_of_an_epoch_begins_the_next_one(tmp_path
     batches = [state["epoch_loop.batch_progress"]["current"]["ready"] for (state,) in watch.said]
     assert batches == [1, 2, 3, 4, 5] * 2
     assert watch.said[0][0]["epoch_progress"] is not watch.said[1][0]["epoch_progress"], "a copy"
-
-
-def test_a_loss_scaler_is_seen(tmp_path):
-    from lightning.pytorch.plugins import MixedPrecision
-
-    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    assert internals.has_loss_scaler(pl.Trainer(plugins=[scaled], **settings))
-    assert not internals.has_loss_scaler(pl.Trainer(**settings))
 
 
 def test_the_scaler_unscales_a_fused_optimizer_before_its_step():
@@ -213,19 +197,14 @@ def test_lists_of_tensors_are_changed_in_place():
     assert [tensor.tolist() for tensor in tensors] == [[1.5] * 2, [5.0] * 3]
 
 
-def test_the_identity_of_a_wandb_run_is_set_before_it_begins(tmp_path):
-    logger = WandbLogger(project="test", offline=True)
-    internals.set_wandb_identity(logger, folder=tmp_path, name="shown", run_id="a1b2")
-    assert (logger.save_dir, logger.name, logger.version) == (str(tmp_path), "test", "a1b2")
+def test_settings_and_run_of_a_wandb_logger(tmp_path):
+    logger = WandbLogger(project="test", offline=True, save_dir=tmp_path, name="shown", id="a1b2")
     settings = internals.wandb_settings(logger)
     assert {key: settings[key] for key in ("dir", "name", "id")} == {
         "dir": str(tmp_path),
         "name": "shown",
         "id": "a1b2",
     }
-    internals.set_wandb_identity(logger, name="other")
-    assert settings["name"] == "other"
-    assert settings["id"] == "a1b2"
     assert internals.wandb_run(logger) is None
     begun = object()
     internals.set_wandb_run(logger, begun)

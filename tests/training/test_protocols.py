@@ -11,21 +11,18 @@ from hafm_lightning.training.protocols import (
     ChecksRequest,
     CountsFlops,
     HasClock,
-    HasTokenizers,
     ShardSource,
     TokenSource,
-    TrainsModel,
     UsesRunFolder,
-    WritesStream,
 )
 
 OFFERS = {
-    "TokenShards": {ChecksRequest, ShardSource, TokenSource, HasTokenizers},
+    "TokenShards": {ChecksRequest, ShardSource, TokenSource},
     "MusicEvaluation": {ChecksRequest},
     "Dashboard": set(),
     "CsvLog": {HasClock},
     "WandbDashboard": {UsesRunFolder},
-    "CoarseStage": {CountsFlops, HasTokenizers, TokenSource, TrainsModel, WritesStream},
+    "CoarseStage": {CountsFlops, TokenSource},
     "Line": set(),
 }
 PROTOCOLS = set().union(*OFFERS.values())

@@ -1,8 +1,8 @@
 """From a vocal to its accompaniment: three trained stages and two tokenizers as one object.
 
-Start at :mod:`~hafm_lightning.accompanist.band`. `stage_network` reads the stages, `windows` and `song` cover a long
-vocal, `rendering` turns tokens into sound, `take` holds and writes the result, `model_folder` reads and writes a whole
-model; `live` and `live_tracks` accompany during the performance.
+Start at `band`. `stage_network` reads the stages, `windows` and `song` cover a long vocal, `rendering` makes sound of
+tokens, `take` holds and writes the result, `model_folder` reads and writes a whole model; `live` and `live_tracks`
+accompany during the performance.
 """
 
 from __future__ import annotations

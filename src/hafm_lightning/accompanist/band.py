@@ -4,12 +4,11 @@
 
 Choices:
 
-* Vocals of any length: windows as long as the stages' training clips, each beginning with tokens of the window before
-  (:mod:`~hafm_lightning.accompanist.windows`). Each window is tokenized by itself, as clips were in training. A vocal
+* A long vocal is cut into windows as long as the stages' training clips, each of which begins with tokens of the
+  previous window (:mod:`~hafm_lightning.accompanist.windows`) and is tokenized by itself, as in training. A vocal
   shorter than a window is followed by silence, and the result is cut to its length.
 * Several vocals form a batch, window by window. All random numbers come from (seed, stage, window), so that a take
   does not depend on the others of its batch.
-* Two stages must be asked for (``stages=2``): the sound of four codebooks is coarser.
 
 Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.5.
 """
@@ -29,50 +28,36 @@ from hafm_lightning.accompanist.live import LiveSession
 from hafm_lightning.accompanist.live_tracks import LiveOptions
 from hafm_lightning.accompanist.model_folder import read_model_folder
 from hafm_lightning.accompanist.rendering import render
-from hafm_lightning.accompanist.song import Progress, Seeds, ShareCounter, Song, Vocal
+from hafm_lightning.accompanist.song import Progress, ShareCounter, Song, Vocal
 from hafm_lightning.accompanist.stage_network import (
     Precision,
     StageNetwork,
     check_networks,
     condition_names,
-    network_from_checkpoint,
+    networks_from_checkpoints,
     pick_device,
     pick_precision,
-    precision_note,
     sampling_of,
-    stage_files,
     style_id,
     style_names,
     tokenizers_folder,
     vocal_streams,
 )
 from hafm_lightning.accompanist.take import MixOptions, Take, machine_facts, mix_take, model_facts, take_record
-from hafm_lightning.accompanist.windows import (
-    GRID_S,
-    covering_units,
-    frames_at,
-    grid_units,
-    overlap_units,
-)
+from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units, overlap_units, window_seed
 from hafm_lightning.audio import Audio
 from hafm_lightning.kernels import for_inference
 from hafm_lightning.modeling.decoding import generate
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
-from hafm_lightning.tokens import (
-    INSTRUMENTAL_COARSE,
-    INSTRUMENTAL_FINE,
-    STYLE,
-)
+from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE
 
 
 class Accompanist:
-    """Accompanies vocals.
-
-    Made by :meth:`from_checkpoints` or :meth:`from_pretrained`.
+    """Accompanies vocals. Made by :meth:`from_checkpoints` or :meth:`from_pretrained`.
 
     Args:
-        networks: The stages in the order in which they write: semantic, coarse and, unless two were asked for, fine.
+        networks: The stages in the order in which they write: semantic, coarse and, unless there are two, fine.
         tokenizers: The pair that the stages were trained with.
         styles: Names of the ids of the ``style`` stream.
         origin: Paths or Hub id of the parts, for `take.json`.
@@ -104,12 +89,10 @@ class Accompanist:
         check_networks(networks, tokenizers)
         self.origin, self.card = dict(origin or {}), dict(card or {})
         self.device = pick_device(device)
-        self.precision = pick_precision(precision, self.device, networks)
-        self.precision_note = precision_note(precision, self.device, networks)
+        self.precision, self.precision_note = pick_precision(precision, self.device, networks)
         self.tokenizers, self.styles = tokenizers, tuple(styles)
-        self.networks = tuple(
-            replace(network, model=for_inference(network.model, self.device, self.precision)) for network in networks
-        )
+        models = [for_inference(network.model, self.device, self.precision) for network in networks]
+        self.networks = tuple(replace(n, model=model) for n, model in zip(networks, models, strict=True))
         self.window = min(grid_units(network.duration_s) for network in self.networks)
         look_ahead_s = sum(network.look_ahead_s for network in self.networks)
         self.right_context = covering_units(round(look_ahead_s * 1000), 1000) if look_ahead_s else 0
@@ -135,24 +118,21 @@ class Accompanist:
             coarse: Checkpoint of a CoarseStage.
             fine: Checkpoint of a FineStage; may be left out with ``stages=2``.
             tokenizers: The shards' folder `tokenizers`, or the loaded pair; default: the folder that training read.
-            stages: 2 stops after the coarse stage and decodes its four codebooks alone.
-            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
+            stages: 2 stops after the coarse stage and decodes its four codebooks alone, for a coarser sound.
+            device: As for the class.
+            precision: As for the class.
 
         Raises:
             RequestError: A file is missing, unreadable or of another stage, or they do not belong together.
         """
-        paths = stage_files(semantic, coarse, fine, stages)
-        networks = [network_from_checkpoint(role, path) for role, path in paths]
-        check_networks(networks, None)
-        origin: dict[str, str | None] = {role: str(Path(path).resolve()) for role, path in paths}
+        networks = networks_from_checkpoints(semantic, coarse, fine, stages)
+        origin: dict[str, str | None] = {network.role: str(Path(network.source).resolve()) for network in networks}
         if not isinstance(tokenizers, Tokenizers):
             folder = tokenizers_folder(networks, tokenizers)
             origin["tokenizers"] = str(folder.resolve())
             tokenizers = load_tokenizers(folder, device=pick_device(device))
-        return cls(
-            networks, tokenizers, styles=style_names(networks), origin=origin, device=device, precision=precision
-        )
+        styles = style_names(networks)
+        return cls(networks, tokenizers, styles=styles, origin=origin, device=device, precision=precision)
 
     @classmethod
     def from_pretrained(
@@ -170,11 +150,11 @@ class Accompanist:
             folder_or_hub_id: A folder, or ``owner/name``.
             revision: Commit, tag or branch on the Hub.
             stages: As in :meth:`from_checkpoints`.
-            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            precision: ``fp32``, ``bf16``, ``int8`` (CPUs: fastest, rounds weights), or ``auto``.
+            device: As for the class.
+            precision: As for the class.
 
         Raises:
-            RequestError: No model folder there, damaged, of a newer format, or its parts do not belong together.
+            RequestError: The model folder is missing, damaged, of a newer format, or its parts do not belong together.
         """
         folder = read_model_folder(folder_or_hub_id, revision=revision, stages=stages, device=pick_device(device))
         name = str(Path(folder_or_hub_id).resolve()) if Path(folder_or_hub_id).is_dir() else str(folder_or_hub_id)
@@ -245,17 +225,14 @@ class Accompanist:
     ) -> list[Take]:
         """Accompany several vocals in one batch; arguments as :meth:`accompany`, with one seed for each vocal.
 
-        The real-time factor of each take is that of the batch: seconds of computing for each second of music in all.
+        The real-time factor of each take is that of the batch.
         """
         if not vocals or len(vocals) != len(seeds):
             raise ValueError(f"need one seed for each vocal, got {len(vocals)} vocals and {len(seeds)} seeds")
         began = time.perf_counter()
         chosen_style = style_id(self.networks, self.styles, style)
         overlap = overlap_units(self.window, self.right_context, overlap_s)
-        songs = [
-            Song.of(vocal, seed, self.window, overlap, self.right_context)
-            for vocal, seed in zip(vocals, seeds, strict=True)
-        ]
+        songs = [Song.of(*pair, self.window, overlap, self.right_context) for pair in zip(vocals, seeds, strict=True)]
         counter = ShareCounter(sum(len(song.windows) for song in songs) * len(self.networks), on_progress)
         for number in range(max(len(song.windows) for song in songs)):
             active = [song for song in songs if number < len(song.windows)]
@@ -263,19 +240,14 @@ class Accompanist:
                 together = [song for song in active if song.windows[number].prefix == prefix]
                 self._write_window(together, number, options, chosen_style, counter)
         sounds = [mix_take(song.vocal, self._sound(song), mix) for song in songs]
-        seconds = sum(song.vocal.duration_s for song in songs)
-        factor = (time.perf_counter() - began) / seconds
+        factor = (time.perf_counter() - began) / sum(song.vocal.duration_s for song in songs)
         takes = []
-        settings = {
-            **asdict(options),
-            "style": style,
-            "overlap_s": float(overlap * GRID_S),
-            "stages": len(self.networks),
-        }
+        settings = asdict(options) | {"style": style, "overlap_s": float(overlap * GRID_S)}
+        settings["stages"] = len(self.networks)
         model = model_facts(self.networks, self.tokenizers, self.origin, self.card, self.window)
-        machine = machine_facts(self.device, self.precision)
+        facts = {"model": model, "machine": machine_facts(self.device, self.precision), "real_time_factor": factor}
         for index, (song, (instrumental, mixed)) in enumerate(zip(songs, sounds, strict=True)):
-            record = take_record(songs, index, settings, mix, model, machine) | {"real_time_factor": factor}
+            record = take_record(songs, index, settings, mix) | facts
             tokens = {name: ids.numpy() for name, ids in song.written.items()}
             takes.append(Take(instrumental, mixed, tokens, factor, record))
         return takes
@@ -296,12 +268,11 @@ class Accompanist:
             seed: As in :meth:`accompany`.
             options: Guidance and sampling.
             live: Sizes of the steps and of their context.
-            style: Name of a style, for models trained with them.
+            style: As in :meth:`accompany`.
 
         Yields:
-            Mono accompaniment at the acoustic tokenizer's rate (24 kHz), piece after piece; all of it together is as
-            long as the vocal. A piece depends on nothing of the vocal later than its end plus
-            :attr:`LiveSession.look_ahead_s`.
+            Mono accompaniment at the acoustic tokenizer's rate (24 kHz), piece after piece, in all as long as the
+            vocal. A piece depends on the vocal up to :attr:`LiveSession.look_ahead_s` after its end.
 
         Raises:
             RequestError: The stages need the whole vocal (prefix conditioning), or blocks differ in rate.
@@ -320,16 +291,8 @@ class Accompanist:
         style: str | None = None,
     ) -> LiveSession:
         """The session behind :meth:`stream`, for callers that push and pull at their own pace."""
-        numbers = Seeds(seed)
-        return LiveSession(
-            self.networks,
-            self.tokenizers,
-            options,
-            live,
-            numbers.of,
-            self.window,
-            style_id(self.networks, self.styles, style),
-        )
+        chosen_style = style_id(self.networks, self.styles, style)
+        return LiveSession(self.networks, self.tokenizers, options, live, seed, self.window, chosen_style)
 
     # --- within -----------------------------------------------------------------------------------------------
 
@@ -337,39 +300,33 @@ class Accompanist:
         self, songs: Sequence[Song], number: int, options: SamplingOptions, style_id: int, counter: ShareCounter
     ) -> None:
         """Write one window of several songs, whose prefixes are equally long."""
-        windows = [song.windows[number] for song in songs]
+        pairs = [(song, song.windows[number]) for song in songs]
         conditions: dict[str, Tensor] = {}
         for stream, tokenizer in vocal_streams(self.networks, self.tokenizers):
             rate_hz = tokenizer.identity.sample_rate_hz
-            clips = [song.cut(window, self.window, rate_hz) for song, window in zip(songs, windows, strict=True)]
+            clips = [song.cut(window, self.window, rate_hz) for song, window in pairs]
             conditions[stream.name] = tokenizer.encode(torch.stack(clips)).cpu()
-            for song, window, ids in zip(songs, windows, conditions[stream.name], strict=True):
+            for (song, window), ids in zip(pairs, conditions[stream.name], strict=True):
                 song.append(stream, window, ids)
         if STYLE.name in condition_names(self.networks):
             conditions[STYLE.name] = torch.full((len(songs), 1, 1), style_id)
         for network in self.networks:
             target = network.model.layout.target
-            frames, known = frames_at(target, self.window), frames_at(target, windows[0].prefix)
-            prefixes = (
-                [song.prefix(target, window) for song, window in zip(songs, windows, strict=True)] if known else []
-            )
-            conditions[target.name] = generate(
-                network.model,
-                conditions,
-                options,
-                [song.seeds.of(network.role, w.start) for song, w in zip(songs, windows, strict=True)],
-                frames=frames,
-                prefix=torch.stack(prefixes) if known else None,
-                on_frame=counter.within(known, frames),
+            frames, known = frames_at(target, self.window), frames_at(target, pairs[0][1].prefix)
+            prefix = torch.stack([song.prefix(target, window) for song, window in pairs]) if known else None
+            seeds = [window_seed(song.seed, network.role, window.start) for song, window in pairs]
+            progress = counter.within(known, frames)
+            ids = generate(
+                network.model, conditions, options, seeds, frames=frames, prefix=prefix, on_frame=progress
             ).cpu()
             counter.next(len(songs))
-            for song, window, ids in zip(songs, windows, conditions[target.name], strict=True):
-                song.append(target, window, ids)
+            conditions[target.name] = ids
+            for (song, window), written in zip(pairs, ids, strict=True):
+                song.append(target, window, written)
 
     def _sound(self, song: Song) -> Audio:
         """Decode a song's acoustic tokens."""
-        codes = song.written[INSTRUMENTAL_COARSE.name]
-        if INSTRUMENTAL_FINE.name in song.written:
-            codes = torch.cat((codes, song.written[INSTRUMENTAL_FINE.name]))
+        streams = (INSTRUMENTAL_COARSE.name, INSTRUMENTAL_FINE.name)
+        codes = torch.cat([song.written[name] for name in streams if name in song.written])
         acoustic = self.tokenizers.acoustic
         return Audio(render(acoustic, codes)[None], acoustic.identity.sample_rate_hz)

@@ -1,17 +1,16 @@
-"""Accompaniment during the performance: blocks of vocal in, blocks of accompaniment out, after a stated look-ahead.
+"""Accompaniment during the performance: blocks of vocal in, blocks of accompaniment out, after a known look-ahead.
 
-It needs stages with ``aligned`` conditions, whose tokens depend on the vocal up to a stated look-ahead and no further.
-After each :attr:`LiveOptions.hop_s` of vocal:
+It needs stages with ``aligned`` conditions, whose tokens depend on a known length of the vocal ahead. After each
+:attr:`LiveOptions.hop_s` of vocal:
 
-1. the newest :attr:`LiveOptions.listen_s` of vocal are tokenized as one clip, or the part of them on which the new
-   tokens can depend; the tokens of the new part are used, less :attr:`LiveOptions.edge_s` at the end, whose features
-   would change with the sound that follows;
+1. the newest :attr:`LiveOptions.listen_s` of vocal, or the part on which the new tokens can depend, is tokenized as one
+   clip; tokens of the last :attr:`LiveOptions.edge_s` wait, since later sound changes their features;
 2. each stage writes as far as its conditions allow. Its window rolls as for a long vocal: the last half of the tokens
-   written is the prefix of the next window. A non-autoregressive stage fills the new frames, with the keys and values
-   of earlier ones as context;
-3. the new frames are decoded and faded into the sound before.
+   is the prefix of the next window. A non-autoregressive stage fills the new frames, with the keys and values of
+   earlier ones as context;
+3. the new frames are decoded and faded into the earlier sound.
 
-Nothing is computed twice except these contexts, so that a hop costs the same after a minute and after hours.
+Only these contexts are computed twice, so that a hop costs the same after a minute and after hours.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, SeedOf, Track, WrittenTrack
+from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, Track, WrittenTrack
 from hafm_lightning.accompanist.rendering import FADE_S, Renderer
 from hafm_lightning.accompanist.stage_network import StageNetwork, condition_names, vocal_streams
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
@@ -35,20 +34,7 @@ from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE,
 
 
 class LiveSession:
-    """One performance. Made by :meth:`Accompanist.live_session`.
-
-    Args:
-        networks: The stages in order.
-        tokenizers: Their tokenizers.
-        options: Guidance and sampling.
-        live: Sizes of the steps.
-        seed_of: Seed of a stage's window.
-        window: Length of the stages' windows, in grid units.
-        style_id: Id of the style, or NULL.
-
-    Raises:
-        RequestError: A stage holds its conditions in a prefix.
-    """
+    """One performance, with ``window`` in grid units. Made by :meth:`Accompanist.live_session`."""
 
     def __init__(
         self,
@@ -56,27 +42,26 @@ class LiveSession:
         tokenizers: Tokenizers,
         options: SamplingOptions,
         live: LiveOptions,
-        seed_of: SeedOf,
+        seed: int,
         window: int,
         style_id: int,
     ) -> None:
+        self._tracks: list[Track] = []
         for network in networks:
             if network.model.layout.conditioning != "aligned":
                 raise RequestError(
-                    f"the {network.role} stage ({network.source}) reads the whole vocal before it begins (conditioning "
-                    "'prefix'); live accompaniment needs stages trained with conditioning 'aligned'"
+                    f"{network.name} reads the whole vocal before it begins (conditioning 'prefix'); live "
+                    "accompaniment needs stages trained with conditioning 'aligned'"
                 )
-        self._tracks: list[Track] = []
-        for network in networks:
             kind = FilledTrack if network.model.layout.pattern == "nonautoregressive" else WrittenTrack
-            self._tracks.append(kind(network, options, live, seed_of, window))
+            self._tracks.append(kind(network, options, live, seed, window))
         self._tokenizers = [_IncrementalTokenizer(*pair, live) for pair in vocal_streams(networks, tokenizers)]
         self._streams: dict[str, Tensor] = {}  # name -> ids [K, T] since the beginning
         if STYLE.name in condition_names(networks):
             self._streams[STYLE.name] = torch.full((1, 1), style_id)
-        self._hop = grid_units(live.hop_s)
-        self._edge = grid_units(live.edge_s)
-        self._acoustic = tokenizers.acoustic
+        self._hop, self._edge = grid_units(live.hop_s), grid_units(live.edge_s)
+        self.sample_rate_hz = tokenizers.acoustic.identity.sample_rate_hz
+        """Rate of the accompaniment."""
         self._renderer = Renderer(tokenizers.acoustic, context_s=live.sound_context_s)
         self._limiter = _Limiter()
         self._vocal = _VocalBuffer(units=grid_units(live.listen_s) + self._hop)
@@ -86,28 +71,19 @@ class LiveSession:
         self._finished = False
 
     @property
-    def sample_rate_hz(self) -> int:
-        """Rate of the accompaniment."""
-        return self._acoustic.identity.sample_rate_hz
-
-    @property
     def look_ahead_s(self) -> float:
         """Seconds of vocal after the end of a sound that must be pushed before that sound is returned.
 
-        This is the latency without the time of computing: the hop, the tokens' edge, the stages' look-aheads, the
-        frames that the delay pattern writes late, and the sound that waits for the next fade.
+        This latency, without the time of computing, is the hop, the tokens' edge, the stages' look-aheads (with the
+        frames that the delay pattern writes late), and the sound that waits for the next fade.
         """
         stages = sum(track.look_ahead for track in self._tracks)
         return float((self._hop + self._edge + stages) * GRID_S) + FADE_S
 
     def push(self, block: Audio) -> Iterator[Audio]:
-        """Add the next piece of the vocal; yields the accompaniment that is ready.
-
-        Raises:
-            RequestError: The block's rate differs from the first one's, or it holds NaN.
-        """
+        """Add the next piece of the vocal; yields the accompaniment that is ready. RequestError: see `stream`."""
         if self._finished:
-            raise ValueError("the session is finished; begin another one")
+            raise ValueError("the session is finished; start another one")
         self._vocal.add(block)
         while self._vocal.end_unit - self._processed >= self._hop:
             self._processed += self._hop
@@ -122,28 +98,22 @@ class LiveSession:
         while self._emitted < total:
             self._processed += self._hop
             self._vocal.extend_to(self._processed)
-            for piece in self._step():
-                left = total - self._emitted + piece.samples.shape[1]
-                if left < piece.samples.shape[1]:
-                    piece = Audio(np.ascontiguousarray(piece.samples[:, :left]), piece.rate_hz)
-                if piece.samples.shape[1]:
-                    yield piece
+            yield from self._step(total - self._emitted)
 
-    def _step(self) -> Iterator[Audio]:
-        """All accompaniment that the vocal up to ``_processed`` allows."""
+    def _step(self, most: int | None = None) -> Iterator[Audio]:
+        """All accompaniment that the vocal up to ``_processed`` allows, ``most`` samples at most."""
         for tokenizer in self._tokenizers:
             self._append(tokenizer.stream, tokenizer.encode(self._vocal, self._processed))
         for track in self._tracks:
             self._append(track.target, track.write(self._streams))
-        names = [
-            track.target.name for track in self._tracks if track.target in (INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE)
-        ]
+        acoustic = (INSTRUMENTAL_COARSE.name, INSTRUMENTAL_FINE.name)
+        names = [name for name in acoustic if name in self._streams]
         frames = min(self._streams[name].shape[1] for name in names)
         if frames <= self._rendered:
             return
         codes = torch.cat([self._streams[name][:, self._rendered : frames] for name in names])
         self._rendered = frames
-        sound = self._limiter(self._renderer.push(codes))
+        sound = self._limiter(self._renderer.push(codes))[:most]
         self._emitted += len(sound)
         if len(sound):
             yield Audio(sound[None], self.sample_rate_hz)
@@ -158,7 +128,7 @@ class _VocalBuffer:
     """The newest ``units`` grid units of the vocal, at its own rate."""
 
     def __init__(self, units: int) -> None:
-        self.rate_hz = 0
+        self.rate_hz = 0  # until the first block
         self.samples = 0  # of the whole vocal, without silence added at its end
         self._units = units
         self._newest: Samples = np.zeros(0, np.float32)
@@ -166,7 +136,7 @@ class _VocalBuffer:
 
     @property
     def end_unit(self) -> int:
-        """Grid units of vocal that are complete, since the beginning."""
+        """Complete grid units of vocal since the beginning."""
         return int((self._first + len(self._newest)) / (self.rate_hz * GRID_S)) if self.rate_hz else 0
 
     def add(self, block: Audio) -> None:
@@ -196,9 +166,8 @@ class _VocalBuffer:
         """Mono ``[L]`` of ``length`` units up to unit ``end``, silence before the beginning."""
         start, stop = self._sample(end - length) - self._first, self._sample(end) - self._first
         clip = self._newest[max(0, start) : stop]
-        clip = np.pad(clip, (stop - start - len(clip), 0))
         wanted = int(length * GRID_S * rate_hz)
-        converted = resample(clip, self.rate_hz, rate_hz)[:wanted]
+        converted = resample(np.pad(clip, (stop - start - len(clip), 0)), self.rate_hz, rate_hz)[:wanted]
         return torch.from_numpy(np.pad(converted, (0, wanted - len(converted))))
 
 
@@ -222,24 +191,21 @@ class _IncrementalTokenizer:
             length = min(length, end - self._done + self._context)
         clip = vocal.clip(end, length, self._tokenizer.identity.sample_rate_hz)
         ids = self._tokenizer.encode(clip[None])[0].cpu()
-        first = length - (end - self._done)
-        last = length - (end - done)
+        first, last = (frames_at(self.stream, length - (end - unit)) for unit in (self._done, done))
         self._done = done
-        return ids[:, frames_at(self.stream, first) : frames_at(self.stream, last)]
+        return ids[:, first:last]
 
 
 class _Limiter:
     """Keeps samples below the ceiling: turns down as soon as needed, and up again slowly."""
 
-    def __init__(self, peak_dbtp: float = PEAK_LIMIT_DBTP) -> None:
-        self._ceiling = 10 ** (peak_dbtp / 20)
-        self._gain = 1.0
+    _ceiling = 10 ** (PEAK_LIMIT_DBTP / 20)
+    _gain = 1.0
 
     def __call__(self, sound: Samples) -> Samples:
         """The next piece ``[L]``."""
         peak = float(np.abs(sound).max(initial=0.0))
-        gain = min(1.0, self._gain * 1.05, self._ceiling / peak if peak else 1.0)
-        ramp = np.linspace(self._gain, gain, len(sound), dtype=np.float32)
-        self._gain = gain
+        before, self._gain = self._gain, min(1.0, self._gain * 1.05, self._ceiling / peak if peak else 1.0)
+        ramp = np.linspace(before, self._gain, len(sound), dtype=np.float32)
         limited: Samples = np.clip(sound * ramp, -self._ceiling, self._ceiling).astype(np.float32)
         return limited

@@ -1,28 +1,22 @@
-"""One stage in a live session: it writes as far as its conditions allow, step by step or in passes.
-
-:mod:`~hafm_lightning.accompanist.live` runs the stages one after the other.
-"""
+"""One stage in a live session: it writes as far as its conditions allow, step by step or in passes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.accompanist.stage_network import Role, StageNetwork
-from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
+from hafm_lightning.accompanist.stage_network import StageNetwork
+from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units, window_seed
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.filling import Filler
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokens import nearest_frames
-
-SeedOf = Callable[[Role, int], int]
-"""Seed of a stage's window, from the stage and the window's start."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,9 @@ class LiveOptions:
     sound_context_s: float = 0.48
 
     def __post_init__(self) -> None:
-        for name in ("hop_s", "listen_s", "edge_s", "context_s", "sound_context_s"):
+        for name, size_s in vars(self).items():
             try:
-                grid_units(getattr(self, name))
+                grid_units(size_s)
             except ValueError as error:
                 raise RequestError(f"live option {name}: {error}") from error
         if self.listen_s < self.hop_s + self.edge_s:
@@ -57,13 +51,6 @@ class LiveOptions:
 class Track(ABC):
     """The tokens of one stage.
 
-    Args:
-        network: The stage.
-        options: Guidance and sampling.
-        live: Sizes of the session.
-        seed_of: Seed of a window.
-        window: Length of the stage's windows, in grid units.
-
     Attributes:
         done: Ids written since the beginning, ``[K, n]``.
         right_context: Frames of the conditions after a frame that are needed before it can be written.
@@ -73,12 +60,13 @@ class Track(ABC):
     network: StageNetwork
     options: SamplingOptions
     live: LiveOptions
-    seed_of: SeedOf
-    window: int
+    seed: int
+    window: int  # length of the stage's windows, in grid units
 
     def __post_init__(self) -> None:
         layout, aligned = self.network.model.layout, self.network.model.aligned
         self.target = layout.target
+        self.timed = [stream for stream in layout.conditions if stream.rate_hz]  # all but the style
         self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)
         late = self.target.codebooks - 1 if layout.pattern == "delay" else 0
         self.right_context = late + (aligned.ahead if aligned is not None else 0)
@@ -110,22 +98,19 @@ class WrittenTrack(Track):
         super().__post_init__()
         self._frames = frames_at(self.target, self.window)
         self._keep = self.window - self.look_ahead
-        self._overlap = self._keep // 2
         self._start = 0
         self._decoder = self._decoder_after(0)
 
     def _decoder_after(self, written: int) -> Decoder:
         """A decoder for the window at ``_start``, whose first ``written`` frames are written."""
         prefix = self.done[None, :, self.done.shape[1] - written :] if written else None
-        seeds = [self.seed_of(self.network.role, self._start)]
-        return decoder_for(self.network.model, self._frames, self.options, seeds, prefix=prefix)
+        seed = window_seed(self.seed, self.network.role, self._start)
+        return decoder_for(self.network.model, self._frames, self.options, [seed], prefix=prefix)
 
     def _writable(self, streams: Mapping[str, Tensor]) -> int:
         """Frames of the window, from its beginning, whose conditions are complete."""
         writable = self._frames
-        for stream in self.network.model.layout.conditions:
-            if not stream.rate_hz:
-                continue
+        for stream in self.timed:
             available = streams[stream.name].shape[1] - frames_at(stream, self._start)
             nearest = nearest_frames(stream, self.target, self._frames)  # [T]
             writable = min(writable, int((nearest < available).sum()) - self.right_context)
@@ -133,26 +118,24 @@ class WrittenTrack(Track):
 
     def _condition_units(self, streams: Mapping[str, Tensor]) -> int:
         """Grid units of the window, from its beginning, of the longest condition."""
-        end = max(
-            covering_units(streams[stream.name].shape[1], stream.rate_hz)
-            for stream in self.network.model.layout.conditions
-            if stream.rate_hz
-        )
+        end = max(covering_units(streams[stream.name].shape[1], stream.rate_hz) for stream in self.timed)
         return min(self.window, end - self._start)
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`Track.write`."""
         before = self.done.shape[1]
         while True:
-            writable = min(self._writable(streams), frames_at(self.target, self._keep))
-            if writable > self.done.shape[1] - frames_at(self.target, self._start):
+            start, keep = frames_at(self.target, self._start), frames_at(self.target, self._keep)
+            writable = min(self._writable(streams), keep)
+            if writable > self.done.shape[1] - start:
                 self._decoder.condition(self.cut(streams, self._start, self._condition_units(streams)))
                 codes = self._decoder.advance(writable)[0].cpu()
-                self.done = torch.cat((self.done[:, : frames_at(self.target, self._start)], codes), dim=1)
-            if writable < frames_at(self.target, self._keep):
+                self.done = torch.cat((self.done[:, :start], codes), dim=1)
+            if writable < keep:
                 return self.done[:, before:]
-            self._start += self._keep - self._overlap
-            self._decoder = self._decoder_after(frames_at(self.target, self._overlap))
+            overlap = self._keep // 2
+            self._start += self._keep - overlap
+            self._decoder = self._decoder_after(frames_at(self.target, overlap))
 
 
 class FilledTrack(Track):
@@ -163,28 +146,19 @@ class FilledTrack(Track):
         context = frames_at(self.target, grid_units(self.live.context_s))
         self._filler = Filler(self.network.model, self.options, context)
         aligned = self.network.model.aligned
-        left_context = aligned.behind if aligned is not None else 0
-        # one unit more, since frames begin within units
-        self._left_context = covering_units(left_context, self.target.rate_hz) + 1
+        behind = aligned.behind if aligned is not None else 0
+        self._left_context = covering_units(behind, self.target.rate_hz) + 1  # since frames begin within units
 
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`Track.write`."""
-        end = min(
-            int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S))
-            for stream in self.network.model.layout.conditions
-            if stream.rate_hz
-        )
+        end = min(int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S)) for stream in self.timed)
         before = self.done.shape[1]
         frames = frames_at(self.target, end) - before
         new = frames - self.right_context
         if new <= 0:
             return self.done[:, before:]
         start = max(0, int(before / (self.target.rate_hz * GRID_S)) - self._left_context)
-        codes = self._filler.fill(
-            self.cut(streams, start, end - start),
-            [self.seed_of(self.network.role, end)],
-            frames,
-            new,
-        )[0].cpu()
+        seed = window_seed(self.seed, self.network.role, end)
+        codes = self._filler.fill(self.cut(streams, start, end - start), [seed], frames, new)[0].cpu()
         self.done = torch.cat((self.done, codes), dim=1)
         return self.done[:, before:]

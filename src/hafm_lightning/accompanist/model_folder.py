@@ -1,12 +1,11 @@
-"""One folder that holds a whole model, and describes itself: for sharing, and for machines without Lightning.
+"""One folder that holds and describes a whole model: for sharing, and for machines without Lightning.
 
-    config.json                  what is here: stages, streams, tokenizer identities, sha256 of every weights file
+    config.json                  stages, streams, tokenizer identities, sha256 of every weights file
     semantic.safetensors ...     weights of each stage, float32
     tokenizers/{semantic,acoustic}/
     README.md                    the model card
 
-Everything is data. A folder is written under a temporary name and renamed, so that it is complete or absent; on
-reading, every weights file is checked against its digest.
+Everything is data. A folder is written atomically; on reading, every weights file is checked against its digest.
 """
 
 from __future__ import annotations
@@ -19,12 +18,7 @@ from typing import Any
 
 import torch
 
-from hafm_lightning.accompanist.stage_network import (
-    Role,
-    StageNetwork,
-    build_network,
-    check_networks,
-)
+from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
@@ -35,71 +29,20 @@ MODEL_FORMAT = 1
 CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokenizers"
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
-"""Files that are fetched from the Hub: data, nothing that runs."""
+"""Files that are fetched from the Hub: data alone."""
 TRAINING_ONLY = ("optimizer", "tokenizers_folder", "format")
 """Parts of a checkpoint's description that a model folder leaves out."""
-
-CARD = """\
----
-license: {card.license}
-library_name: hafm_lightning
-pipeline_tag: audio-to-audio
-tags: [music, accompaniment, singing]
----
-
-# {card.name}
-
-Writes an accompaniment for a singing voice: three Transformers over audio tokens
-(after HAFM, arXiv 2604.09054).
-
-| stage | parameters | tokens | pattern | conditioning | weights |
-|---|---|---|---|---|---|
-{rows}
-
-Tokenizers:
-
-{kinds}
-
-## Use
-
-```python
-from hafm_lightning import Accompanist
-
-Accompanist.from_pretrained("this-folder-or-hub-id").accompany("vocal.wav", seed=0).save("out/")
-```
-
-## Training data
-
-{card.data}
-
-## Licence
-
-Weights: {card.license}. The tokenizers' pretrained weights have licences of their own.
-
-## Metrics
-
-{metrics}
-{notes}"""
-"""README.md of a model folder."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Facts for the model card that the model itself does not hold.
-
-    Attributes:
-        name: Title.
-        data: What it was trained on.
-        license: Licence of the weights, as an SPDX identifier or `other`.
-        metrics: Name -> value, from an evaluation.
-        notes: Free Markdown at the end.
-    """
+    """Facts for the model card that the model itself does not hold."""
 
     name: str = "Vocal-to-accompaniment model"
-    data: str = "not stated"
-    license: str = "other"
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    notes: str = ""
+    data: str = "not stated"  # that the model was trained on
+    license: str = "other"  # of the weights: an SPDX identifier, or `other`
+    metrics: Mapping[str, float] = field(default_factory=dict)  # from an evaluation
+    notes: str = ""  # Markdown for the end of the card
 
 
 @dataclass(frozen=True)
@@ -125,16 +68,16 @@ def write_model_folder(
     """Write stages and tokenizers as one folder.
 
     Args:
-        folder: Where to; it appears complete or not at all.
+        folder: The folder to write.
         networks: Stages in the order in which they write, with float32 weights.
-        tokenizers: The pair that they were trained with.
+        tokenizers: The pair of their training.
         styles: Names of the ids of the ``style`` stream.
         card: Facts for the model card.
         include_tokenizer_weights: Also copy HuBERT's and EnCodec's weights, so that nothing else is needed.
-        overwrite: Replace a model folder that is already there.
+        overwrite: Replace a model folder.
 
     Raises:
-        RequestError: The parts do not belong together, or something else is at ``folder``.
+        RequestError: The parts do not belong together, or ``folder`` is occupied.
     """
     from safetensors.torch import save_file
 
@@ -153,18 +96,13 @@ def write_model_folder(
         stages = {}
         for network in networks:
             name = f"{network.role}.safetensors"
-            state = {
-                key: value.detach().float().cpu().contiguous() for key, value in network.model.state_dict().items()
-            }
+            weights = network.model.state_dict().items()
+            state = {key: value.detach().float().cpu().contiguous() for key, value in weights}
             save_file(state, draft / name, metadata={"format": "pt"})
             description = {key: value for key, value in network.metadata.items() if key not in TRAINING_ONLY}
             stages[network.role] = description | {"file": name, "sha256": sha256_of(draft / name)}
-        save_tokenizers(
-            tokenizers.semantic,
-            tokenizers.acoustic,
-            draft / TOKENIZERS_FOLDER,
-            include_weights=include_tokenizer_weights,
-        )
+        pair = (tokenizers.semantic, tokenizers.acoustic)
+        save_tokenizers(*pair, draft / TOKENIZERS_FOLDER, include_weights=include_tokenizer_weights)
         config = {
             "kind": KIND,
             "format": MODEL_FORMAT,
@@ -181,21 +119,15 @@ def write_model_folder(
 def read_model_folder(
     folder_or_hub_id: str | Path, *, revision: str | None = None, stages: int = 3, device: torch.device | str = "cpu"
 ) -> ModelFolder:
-    """Load a model folder, or a copy of one on the Hub.
-
-    Args:
-        folder_or_hub_id: A folder, or ``owner/name``.
-        revision: Commit, tag or branch on the Hub.
-        stages: 2 leaves the fine stage out.
-        device: Where the tokenizers run.
+    """Load a model folder, or ``owner/name`` from the Hub at ``revision``; ``device`` is that of the tokenizers.
 
     Raises:
-        RequestError: Nothing there, damaged, of a newer format, or without a fine stage when three are asked for.
+        RequestError: The folder is missing, damaged, of a newer format, or without a requested stage.
     """
     folder = fetch_folder(folder_or_hub_id, HUB_PATTERNS, revision=revision, what="model")
     config = read_config(folder)
     described = config["stages"]
-    roles: list[Role] = ["semantic", "coarse"] if stages == 2 else ["semantic", "coarse", "fine"]
+    roles = list(STAGE_OF_ROLE)[: 2 if stages == 2 else 3]
     missing = [role for role in roles if role not in described]
     if missing:
         raise RequestError(
@@ -242,32 +174,19 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
         raise RequestError(f"{path} cannot be read ({error}); fetch or export the model again") from error
     if digest != description["sha256"]:
         raise RequestError(
-            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} says {str(description['sha256'])[:12]}; "
+            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} lists {str(description['sha256'])[:12]}; "
             "fetch or export the model again"
         )
     return build_network(role, str(path), description, state)
 
 
 def model_card(networks: Sequence[StageNetwork], tokenizers: Tokenizers, card: CardFacts) -> str:
-    """The folder's README.md: Hub metadata, what the model is, data, licence, metrics, how to use it."""
-    rows = []
-    for network in networks:
-        config = network.model.config
-        parameters = sum(parameter.numel() for parameter in network.model.parameters())
-        conditions = ", ".join(config.conditions)
-        rows.append(
-            f"| {network.role} | {parameters / 1e6:.1f} M | {conditions} → {config.target} | {config.pattern} | "
-            f"{config.conditioning} | `{network.sha256[:12]}` |"
-        )
-    kinds = [
-        f"- {name}: `{identity['kind']}`, `{identity['sha256'][:12]}`"
-        for name, identity in tokenizers.identities().items()
-    ]
-    metrics = ["| metric | value |", "|---|---|", *(f"| {name} | {value:g} |" for name, value in card.metrics.items())]
-    return CARD.format(
-        card=card,
-        rows="\n".join(rows),
-        kinds="\n".join(kinds),
-        metrics="\n".join(metrics) if card.metrics else "Not stated.",
-        notes=f"\n{card.notes}\n" if card.notes else "",
+    """The folder's README.md: Hub metadata, stages, tokenizers, data, licence, metrics, how to use it."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("hafm_lightning.accompanist")
+    page = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    millions = {n.role: sum(parameter.numel() for parameter in n.model.parameters()) / 1e6 for n in networks}
+    return page.get_template("model_card.md").render(
+        card=card, networks=networks, millions=millions, tokenizers=tokenizers.identities()
     )

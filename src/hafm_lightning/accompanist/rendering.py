@@ -1,9 +1,8 @@
 """Acoustic tokens to one long waveform, a stretch at a time, without audible joints.
 
-Each stretch is decoded with what came before it as context, and fades into the next over :data:`FADE_S`. The fade
-keeps the loudness whether the two decodings agree sample by sample (EnCodec, whose decoder is causal) or only in their
-spectrum (Griffin-Lim, whose phases differ): weights are divided by the level of their weighted sum, which follows from
-the measured correlation of the two.
+Each stretch is decoded with earlier frames as context, and fades into the next over :data:`FADE_S`. The fade keeps the
+loudness whether the two decodings agree sample by sample (EnCodec, whose decoder is causal) or only in their spectrum
+(Griffin-Lim, whose phases differ), since it follows from their measured correlation.
 """
 
 from __future__ import annotations
@@ -24,28 +23,18 @@ FADE_S = 0.08
 
 
 class Renderer:
-    """Turns frames into sound, piece after piece.
+    """Turns frames into sound, piece after piece; each push decodes ``context_s`` of earlier frames again."""
 
-    Args:
-        acoustic: Decodes tokens.
-        context_s: Seconds of earlier frames decoded again with each push.
-        fade_s: Seconds of fade between two decodings.
-    """
-
-    def __init__(self, acoustic: AcousticTokenizer, context_s: float = CONTEXT_S, fade_s: float = FADE_S) -> None:
+    def __init__(self, acoustic: AcousticTokenizer, context_s: float = CONTEXT_S) -> None:
         self._acoustic = acoustic
-        rate_hz = acoustic.identity.rate_hz
-        self.context_frames, self.fade_frames = round(context_s * rate_hz), round(fade_s * rate_hz)
-        self._hop = acoustic.identity.hop
+        rate_hz, self._hop = acoustic.identity.rate_hz, acoustic.identity.hop
+        self.context_frames, self.fade_frames = round(context_s * rate_hz), round(FADE_S * rate_hz)
         self._codes: Tensor | None = None  # [K, n]: the context and the frames whose sound waits
         self._emitted = 0  # of these, frames whose sound has been returned
         self._tail: Samples = np.zeros(0, np.float32)  # sound of the waiting frames, as decoded by the last push
 
     def push(self, codes: Tensor, *, last: bool = False) -> Samples:
-        """Add frames ``[K, n]``; the sound that is ready, float32 ``[L]``.
-
-        This is the sound of all but the newest ``fade_frames`` frames, with ``last`` of all of them.
-        """
+        """Add frames ``[K, n]``; the sound ``[L]`` of all but the newest ``fade_frames``, with ``last`` of all."""
         if self._codes is not None:
             codes = torch.cat((self._codes, codes), dim=1)
         frames = codes.shape[1]

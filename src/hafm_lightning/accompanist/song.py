@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.accompanist.stage_network import Role
 from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
 from hafm_lightning.audio import Audio, read_audio, resample
 from hafm_lightning.errors import RequestError
@@ -30,39 +29,28 @@ SILENCE_PEAK = 1e-4
 """A vocal that stays below this (-80 dBFS) is refused as silence."""
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """Seeds for every stage and window of a take, so that no two draw the same numbers."""
-
-    seed: int
-
-    def of(self, role: Role, start: int) -> int:
-        """Seed of ``role`` in the window that begins at grid unit ``start``."""
-        digest = hashlib.sha256(f"{self.seed}/{role}/{start}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1
-
-
 @dataclass
 class Song:
     """A vocal, its windows, and the tokens written so far."""
 
     vocal: Audio
-    source: dict[str, Any]
-    seeds: Seeds
+    source: dict[str, Any]  # of the vocal, for `take.json`
+    seed: int
     windows: list[Window]
-    total: int
+    total: int  # grid units
     written: dict[str, Tensor] = field(default_factory=dict)  # stream -> ids [K, T so far], at most `total`
     _resampled: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, vocal: Vocal, seed: int, window: int, overlap: int, right_context: int) -> Song:
-        """Read and check a vocal, and lay out its windows (lengths in grid units).
-
-        Raises:
-            RequestError: The vocal is missing, unreadable, empty, silent or holds NaN.
-        """
-        audio = vocal if isinstance(vocal, Audio) else read_audio(vocal)
-        name = "the vocal" if isinstance(vocal, Audio) else str(vocal)
+        """Plan the windows of a vocal, in grid units; RequestError if it is unreadable, empty, silent or holds NaN."""
+        if isinstance(vocal, Audio):
+            audio, name, path = vocal, "the vocal", None
+            header = json.dumps([vocal.rate_hz, list(vocal.samples.shape)]).encode()
+            digest = hashlib.sha256(header + np.ascontiguousarray(vocal.samples).tobytes()).hexdigest()
+        else:
+            audio, name, path = read_audio(vocal), str(vocal), str(Path(vocal).resolve())
+            digest = sha256_of(Path(vocal))
         if not audio.samples.shape[1]:
             raise RequestError(f"{name}: holds no audio (0 samples)")
         if not np.isfinite(audio.samples).all():
@@ -70,19 +58,8 @@ class Song:
         if float(np.abs(audio.samples).max()) < SILENCE_PEAK:
             raise RequestError(f"{name}: is silent; there is nothing to accompany")
         total = covering_units(audio.samples.shape[1], audio.rate_hz)
-        digest = audio_sha256(audio) if isinstance(vocal, Audio) else sha256_of(Path(vocal))
-        return cls(
-            vocal=audio,
-            source={
-                "path": None if isinstance(vocal, Audio) else str(Path(vocal).resolve()),
-                "sha256": digest,
-                "seconds": audio.duration_s,
-                "rate_hz": audio.rate_hz,
-            },
-            seeds=Seeds(seed),
-            windows=plan_windows(total, window, overlap, right_context),
-            total=total,
-        )
+        source = {"path": path, "sha256": digest, "seconds": audio.duration_s, "rate_hz": audio.rate_hz}
+        return cls(audio, source, seed, plan_windows(total, window, overlap, right_context), total)
 
     def cut(self, window: Window, length: int, rate_hz: int) -> Tensor:
         """The vocal's window, mono ``[L]`` at ``rate_hz``; silence after its end."""
@@ -105,31 +82,23 @@ class Song:
         self.written[stream.name] = torch.cat((before, ids[:, first:last]), dim=1)
 
 
-def audio_sha256(audio: Audio) -> str:
-    """Hex digest over rate, shape and samples."""
-    header = json.dumps([audio.rate_hz, list(audio.samples.shape)]).encode()
-    return hashlib.sha256(header + np.ascontiguousarray(audio.samples).tobytes()).hexdigest()
-
-
+@dataclass
 class ShareCounter:
-    """Turns frames of stages of windows into one share of the whole work."""
+    """Reports the share of the work that is done; ``total`` stages write a window each."""
 
-    def __init__(self, total: int, report: Progress | None) -> None:
-        self._total, self._done, self._report = total, 0, report
+    total: int
+    report: Progress | None
+    done: int = 0
 
     def within(self, prefix: int, frames: int) -> Callable[[int], None] | None:
-        """A callback for the frames of the stage that is being written."""
-        if self._report is None:
+        """A callback for the frames that the present stage writes after ``prefix``."""
+        report = self.report
+        if report is None:
             return None
-        report, done, total = self._report, self._done, self._total
-
-        def on_frame(frame: int) -> None:
-            report((done + max(0, frame - prefix) / max(1, frames - prefix)) / total)
-
-        return on_frame
+        return lambda frame: report((self.done + max(0, frame - prefix) / max(1, frames - prefix)) / self.total)
 
     def next(self, songs: int) -> None:
         """Count one stage of one window of ``songs`` songs as done."""
-        self._done += songs
-        if self._report is not None:
-            self._report(self._done / self._total)
+        self.done += songs
+        if self.report is not None:
+            self.report(self.done / self.total)

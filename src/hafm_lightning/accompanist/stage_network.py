@@ -1,7 +1,6 @@
-"""A stage as generation needs it: the plain network and the description in its file. No Lightning here.
+"""A stage for generation, without Lightning: the plain network and the description in its file.
 
-Both come from a checkpoint of training or from a model folder, which hold data only. Stages and tokenizers are compared
-before anything is computed (:mod:`hafm_lightning.tokenizers.compatibility`).
+Both come from a checkpoint of training or from a model folder, which hold data only.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from hafm_lightning.checkpoint_format import checked_metadata, read_checkpoint
+from hafm_lightning.checkpoint_format import check_weights, checked_metadata, read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import backend_for
 from hafm_lightning.kernels.base import WeightPrecision
@@ -21,15 +20,13 @@ from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import Tokenizer, content_sha256
-from hafm_lightning.tokenizers.compatibility import check_stages, describe_difference
+from hafm_lightning.tokenizers.compatibility import check_stages
 from hafm_lightning.tokens import CLIP_DURATION_S, NULL, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenStream
 
 Role = Literal["semantic", "coarse", "fine"]
 
 STAGE_OF_ROLE: Mapping[Role, str] = {"semantic": "SemanticStage", "coarse": "CoarseStage", "fine": "FineStage"}
 """Class of the stage that each checkpoint must hold."""
-WEIGHTS_PREFIX = "model."
-"""Prefix of the network's parameters in a training checkpoint."""
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 """How weights are stored: ``auto`` chooses by device and sizes (:func:`pick_precision`)."""
@@ -37,21 +34,13 @@ Precision = Literal["auto", "fp32", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class StageNetwork:
-    """One stage, ready to write tokens.
-
-    Attributes:
-        role: ``semantic``, ``coarse`` or ``fine``.
-        source: File that it came from, for messages.
-        model: The network, in eval mode.
-        metadata: The description that training wrote: plain values.
-        sha256: Hex digest over its weights and configuration.
-    """
+    """One stage, ready to write tokens."""
 
     role: Role
-    source: str
-    model: TokenModel
-    metadata: Mapping[str, Any]
-    sha256: str
+    source: str  # its file, for messages
+    model: TokenModel  # in eval mode
+    metadata: Mapping[str, Any]  # the description that training wrote
+    sha256: str  # over weights and configuration
 
     @property
     def name(self) -> str:
@@ -60,30 +49,40 @@ class StageNetwork:
 
     @property
     def duration_s(self) -> float:
-        """Length of the clips that it was trained on, in seconds."""
+        """Length of the training clips in seconds."""
         duration_s = self.metadata.get("duration_s")
         return CLIP_DURATION_S if duration_s is None else float(duration_s)
 
     @property
     def look_ahead_s(self) -> float:
-        """Seconds after a frame on which it depends; 0 with a prefix, which holds the whole window."""
+        """Seconds of conditions after a frame that it depends on; 0 with a prefix, which holds the whole window."""
         return self.model.config.look_ahead_s if self.model.aligned is not None else 0.0
 
 
-def network_from_checkpoint(role: Role, path: str | Path) -> StageNetwork:
-    """The network in a training checkpoint.
+def networks_from_checkpoints(
+    semantic: str | Path, coarse: str | Path, fine: str | Path | None, stages: int
+) -> list[StageNetwork]:
+    """The networks in the checkpoints of ``stages`` training runs, in the order in which they write.
 
     Raises:
-        RequestError: Not a local checkpoint of that stage, unreadable, or of a newer format.
+        RequestError: A file is missing, unreadable, of another stage or newer, or they do not belong together.
     """
-    checkpoint = read_checkpoint(path)
-    metadata = checked_metadata(checkpoint, str(path))
-    state = {
-        name.removeprefix(WEIGHTS_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(WEIGHTS_PREFIX)
-    }
-    return build_network(role, str(path), metadata, state)
+    if stages not in (2, 3):
+        raise RequestError(f"stages must be 2 or 3, got {stages}")
+    if stages == 3 and fine is None:
+        raise RequestError(
+            "the fine stage is missing: give its checkpoint, or ask for two stages (stages=2, --stages 2) "
+            "to decode the coarse codebooks alone"
+        )
+    networks = []
+    for role, path in zip(STAGE_OF_ROLE, (semantic, coarse, fine)[:stages], strict=False):
+        checkpoint = read_checkpoint(str(path))
+        metadata = checked_metadata(checkpoint, str(path))
+        weights = checkpoint["state_dict"].items()
+        state = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
+        networks.append(build_network(role, str(path), metadata, state))
+    check_networks(networks, None)
+    return networks
 
 
 def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: Mapping[str, Any]) -> StageNetwork:
@@ -98,28 +97,16 @@ def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: M
         model = TokenModel(TokenModelConfig.from_dict(metadata["model"])).float()
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{source}: the description of its network cannot be used ({error})") from error
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != shapes:
-        raise RequestError(
-            f"{source}: the weights do not fit the network in its description: "
-            + describe_difference(shapes, expected, ("in the file", "in the description"))
-        )
+    check_weights(state, model.state_dict(), source)
     model.load_state_dict(dict(state))
     digest = content_sha256(dict(state), {"stage": wanted, "model": metadata["model"]})
     return StageNetwork(role, source, model.eval(), metadata, digest)
 
 
 def check_networks(networks: Sequence[StageNetwork], tokenizers: Tokenizers | None) -> None:
-    """Refuse stages, in the order in which they write, and tokenizers that cannot make one model.
-
-    Raises:
-        RequestError: See :func:`~hafm_lightning.tokenizers.compatibility.check_stages`.
-    """
-    check_stages(
-        {network.name: network.metadata for network in networks},
-        None if tokenizers is None else tokenizers.identities(),
-    )
+    """See :func:`~hafm_lightning.tokenizers.compatibility.check_stages`; ``networks`` in the order of writing."""
+    identities = None if tokenizers is None else tokenizers.identities()
+    check_stages({network.name: network.metadata for network in networks}, identities)
 
 
 def condition_names(networks: Sequence[StageNetwork]) -> set[str]:
@@ -133,27 +120,8 @@ def vocal_streams(networks: Sequence[StageNetwork], tokenizers: Tokenizers) -> l
     return [(stream, tokenizer) for stream, tokenizer in pairs if stream.name in condition_names(networks)]
 
 
-def stage_files(
-    semantic: str | Path, coarse: str | Path, fine: str | Path | None, stages: int
-) -> list[tuple[Role, str | Path]]:
-    """Role and file of the stages asked for."""
-    if stages not in (2, 3):
-        raise RequestError(f"stages must be 2 or 3, got {stages}")
-    if stages == 3 and fine is None:
-        raise RequestError(
-            "the fine stage is missing: give its checkpoint, or ask for two stages (stages=2, --stages 2) "
-            "to decode the coarse codebooks alone"
-        )
-    paths: list[tuple[Role, str | Path]] = [("semantic", semantic), ("coarse", coarse)]
-    return [*paths, ("fine", fine)] if stages == 3 and fine is not None else paths
-
-
 def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None) -> Path:
-    """Folder of the tokenizers: ``named``, or the one that training read.
-
-    Raises:
-        RequestError: None is named and that of training is gone.
-    """
+    """``named``, or the folder of tokenizers that training read; RequestError if that no longer exists."""
     if named is not None:
         return Path(named)
     folders = [network.metadata.get("tokenizers_folder") for network in networks]
@@ -161,13 +129,13 @@ def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None
         if folder and Path(folder).is_dir():
             return Path(folder)
     raise RequestError(
-        f"the folder from which training read the tokenizers is gone ({folders[0] or 'not recorded'}); "
+        f"the tokenizers' folder of the training no longer exists ({folders[0] or 'not recorded'}); "
         "name the shards' folder `tokenizers` (tokenizers=..., --tokenizers)"
     )
 
 
 def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
-    """Sampling options; a value out of range is the request's fault."""
+    """Sampling options; RequestError for a value out of range."""
     try:
         return SamplingOptions(guidance, temperature, top_k, top_p)
     except ValueError as error:
@@ -176,19 +144,15 @@ def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: f
 
 def style_names(networks: Sequence[StageNetwork]) -> list[str]:
     """Names of the ids of the ``style`` stream, from the first stage with that condition; empty without one."""
-    styled = [network for network in networks if STYLE in network.model.layout.conditions]
-    return list(styled[0].metadata.get("styles") or ()) if styled else []
+    styled = (network.metadata for network in networks if STYLE in network.model.layout.conditions)
+    return list(next(styled, {}).get("styles") or ())
 
 
 def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str | None) -> int:
-    """Id of a style; NULL, the learned "no condition", when none is asked for.
-
-    Raises:
-        RequestError: The model has no styles, or none of this name.
-    """
+    """Id of a style, NULL for None; RequestError if the model has no style of this name."""
     if style is None:
         return NULL
-    if not styles or not any(STYLE in network.model.layout.conditions for network in networks):
+    if not styles or STYLE.name not in condition_names(networks):
         raise RequestError(f"style {style!r} cannot be used: this model has no styles; leave the style out")
     if style not in styles:
         raise RequestError(f"unknown style {style!r}; this model has: {', '.join(styles)}")
@@ -196,7 +160,7 @@ def style_id(networks: Sequence[StageNetwork], styles: Sequence[str], style: str
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU; a device that is not there is a RequestError."""
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU; RequestError for an absent device."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -212,22 +176,15 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_precision(
-    precision: Precision, device: torch.device, networks: Sequence[StageNetwork] = ()
-) -> WeightPrecision:
-    """How the weights of ``networks`` are stored on ``device``: as asked for, or what is best for this device.
+    precision: Precision, device: torch.device, networks: Sequence[StageNetwork]
+) -> tuple[WeightPrecision, str | None]:
+    """The type of the networks' weights on a device, ``auto`` resolved; RequestError for int8 on a GPU.
 
-    Raises:
-        RequestError: int8 was asked for on a GPU.
+    The second value is a line for the user where the device has no fast operations for the requested precision.
     """
+    backend, models = backend_for(device), [network.model for network in networks]
     if precision == "auto":
-        return backend_for(device).best_precision([network.model for network in networks])
+        return backend.best_precision(models), None
     if precision == "int8" and device.type != "cpu":
         raise RequestError(f"precision int8 is for CPUs, not for {device.type}; use bf16 or fp32")
-    return precision
-
-
-def precision_note(precision: Precision, device: torch.device, networks: Sequence[StageNetwork]) -> str | None:
-    """One line where a precision that was asked for by name is not to be had in the fast way: what is done instead."""
-    if precision == "auto":
-        return None
-    return backend_for(device).precision_note(precision, [network.model for network in networks])
+    return precision, backend.precision_note(precision, models)

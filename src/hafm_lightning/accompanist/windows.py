@@ -1,7 +1,7 @@
-"""Where the windows of a long vocal lie: pure arithmetic on a grid that every stream shares.
+"""The windows of a long vocal: pure arithmetic on a grid of :data:`GRID_S` that every stream shares.
 
-A stage was trained on clips of one length. A longer vocal is covered by windows of that length which overlap: the
-tokens already written for the overlap are the prefix of the next window, so the music continues::
+A stage was trained on clips of one length. A longer vocal is covered by overlapping windows of that length: the tokens
+already written for the overlap are the prefix of the next window, so that the music continues::
 
     window 0   |■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■--|
     window 1            |prefix prefix pre ■■■■■■■■■■■■■■■■■■--|
@@ -9,12 +9,12 @@ tokens already written for the overlap are the prefix of the next window, so the
                                                                             (-- right context: written, not kept)
 
 The right context is the sum of the stages' look-aheads: frames so close to a window's end depend on less of the vocal
-than in training, so the next window writes them again. Positions are whole multiples of :data:`GRID_S`, which are whole
-frames of every stream.
+than in training, so the next window writes them again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,22 +23,16 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import FRAME_GRID_S, TokenStream
 
 GRID_S = Fraction(FRAME_GRID_S).limit_denominator(1000)
-"""Seconds of one grid unit; every position below is counted in these units."""
+"""Seconds of one grid unit, the unit of all positions: whole frames of every stream."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One window, in grid units.
-
-    Attributes:
-        start: Where it begins.
-        prefix: Length of its beginning that the window before has written.
-        keep: Length of its beginning whose tokens are kept.
-    """
+    """One window, in grid units."""
 
     start: int
-    prefix: int
-    keep: int
+    prefix: int  # length of the beginning that the previous window has written
+    keep: int  # length of the beginning whose tokens are kept
 
 
 def grid_units(duration_s: float) -> int:
@@ -59,30 +53,22 @@ def frames_at(stream: TokenStream, units: int) -> int:
     return int(units * GRID_S * stream.rate_hz)
 
 
+def window_seed(seed: int, role: str, start: int) -> int:
+    """Seed of a stage in the window at grid unit ``start``, so that no two windows draw the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{role}/{start}".encode()).digest()[:8], "big") >> 1
+
+
 def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) -> list[Window]:
-    """Cover ``total`` grid units by windows of ``window`` units.
+    """Cover ``total`` grid units by windows of ``window`` units, of which the last ends at ``total``.
 
     Args:
         total: Length of the vocal.
         window: Length of each window; a shorter vocal has one window, longer than itself.
         overlap: Least length of the prefix of each window but the first.
         right_context: Length of a window's end that is written but not kept; the last window keeps all.
-
-    Returns:
-        Windows in order. The prefix of each ends where the tokens kept of the one before end; all but a lone short
-        one end by ``total``, the last exactly there.
-
-    Raises:
-        ValueError: Overlap and right context leave nothing of the window.
     """
-    if min(total, window) < 1 or min(overlap, right_context) < 0:
-        raise ValueError(f"need positive lengths, got total {total}, window {window}, {overlap}, {right_context}")
     if overlap + right_context >= window:
-        unit_s = float(GRID_S)
-        raise ValueError(
-            f"overlap {overlap * unit_s:g} s and right context {right_context * unit_s:g} s leave nothing of a "
-            f"window of {window * unit_s:g} s; use a smaller overlap"
-        )
+        raise ValueError(f"overlap {overlap} and right context {right_context} leave nothing of a window of {window}")
     if total <= window:
         return [Window(0, 0, window)]
     written = window - right_context
@@ -96,10 +82,10 @@ def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) 
 
 
 def overlap_units(window: int, right_context: int, overlap_s: float | None) -> int:
-    """Overlap of windows in grid units; None gives half of a window less its right context.
+    """Overlap of windows in grid units; None gives half of a window without its right context.
 
     Raises:
-        RequestError: The overlap is not positive, or it or the right context leaves nothing of a window to write.
+        RequestError: The overlap is not positive, or nothing of a window is left to write.
     """
     free = window - right_context
     if free < 2:

@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
-from hafm_lightning.accompanist.stage_network import (
-    check_networks,
-    network_from_checkpoint,
-    stage_files,
-    style_names,
-    tokenizers_folder,
-)
+from hafm_lightning.accompanist.stage_network import networks_from_checkpoints, style_names, tokenizers_folder
 from hafm_lightning.cli.band_arguments import add_checkpoint_arguments
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
@@ -46,9 +40,7 @@ def main(argv: Sequence[str]) -> int:
         metrics=read_metrics(arguments.metrics) if arguments.metrics else {},
         notes=read_text("--notes", arguments.notes).strip() if arguments.notes else "",
     )
-    files = stage_files(arguments.semantic, arguments.coarse, arguments.fine, arguments.stages)
-    networks = [network_from_checkpoint(role, path) for role, path in files]
-    check_networks(networks, None)
+    networks = networks_from_checkpoints(arguments.semantic, arguments.coarse, arguments.fine, arguments.stages)
     folder = write_model_folder(
         arguments.out,
         networks,

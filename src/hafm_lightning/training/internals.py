@@ -1,18 +1,16 @@
-"""Every name that this project uses of Lightning and torch without their promise to keep it.
+"""All private names of Lightning and torch that this project uses.
 
-Each stands behind one function, with a test in ``tests/training/test_internals.py`` that fails by name when an upgrade
-removes it. Nothing else in the package reads a private name of a Trainer, a loop, an optimizer or a logger.
+Each has one function, whose test in ``tests/training/test_internals.py`` fails by name when an upgrade removes it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class NotesMoves(nn.Module):
-    """A module that is told when its tensors moved to another device or type (``to``, ``cuda``, ``half`` ...)."""
+    """A module with a hook for moves of its tensors to another device or type (``to``, ``cuda``, ``half`` ...)."""
 
     def on_moved(self) -> None:
         """Called after every move."""
@@ -31,9 +29,6 @@ class NotesMoves(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.on_moved()
         return self
-
-
-# --- where a run stands ------------------------------------------------------------------------------------------
 
 
 def finishes_step(trainer: Trainer) -> bool:
@@ -63,26 +58,13 @@ def writes_row(trainer: Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
-def is_attached(module: LightningModule) -> bool:
-    """Whether the module belongs to a Trainer; ``module.trainer`` is an error where it does not."""
-    return module._trainer is not None
-
-
 def loop_state_after_batch(trainer: Trainer) -> dict[str, Any]:
-    """State of the fit loop from which a run continues with the next batch, taken in ``on_train_batch_end``."""
+    """State of the fit loop, for ``on_train_batch_end``, from which a run continues with the next batch."""
     state: dict[str, Any] = copy.deepcopy(trainer.fit_loop.state_dict())
     if ends_epoch(trainer):
         for counter in state["epoch_progress"].values():
             counter["processed"] = counter["completed"] = counter["ready"]
     return state
-
-
-def has_loss_scaler(trainer: Trainer) -> bool:
-    """Whether the precision scales the loss, and so skips steps whose scaled gradients overflow (``16-mixed``)."""
-    return getattr(trainer.precision_plugin, "scaler", None) is not None
-
-
-# --- what a run is made to do ------------------------------------------------------------------------------------
 
 
 def write_row(trainer: Trainer) -> None:
@@ -91,16 +73,13 @@ def write_row(trainer: Trainer) -> None:
 
 
 def note_sigterm(trainer: Trainer) -> None:
-    """Let the run end as after SIGTERM; also where another signal stops the run, or a signal to another process."""
+    """Let the run end as after SIGTERM, whichever signal stops it on whichever process."""
     trainer._signal_connector.received_sigterm = True
 
 
 def unscale_before_step(optimizer: Optimizer) -> None:
     """Let the loss scaler unscale the gradients of a fused optimizer before its step, as of every other one."""
     cast(Any, optimizer)._step_supports_amp_scaling = False
-
-
-# --- torch's operations on lists ---------------------------------------------------------------------------------
 
 
 def scale_all(tensors: Sequence[Tensor], factor: float) -> None:
@@ -113,25 +92,9 @@ def move_all(tensors: Sequence[Tensor], towards: Sequence[Tensor], share: float)
     torch._foreach_lerp_(list(tensors), list(towards), share)
 
 
-# --- Lightning's logger for Weights & Biases ---------------------------------------------------------------------
-
-
 def wandb_settings(logger: WandbLogger) -> dict[str, Any]:
-    """What the logger passes to ``wandb.init``; a change counts until the W&B run begins."""
+    """Arguments of ``wandb.init``; they can be changed until the W&B run begins."""
     return logger._wandb_init
-
-
-def set_wandb_identity(
-    logger: WandbLogger, folder: Path | None = None, name: str | None = None, run_id: str | None = None
-) -> None:
-    """Set folder, shown name or id of a W&B run that has not begun; None leaves what there is."""
-    settings = wandb_settings(logger)
-    if folder is not None:
-        logger._save_dir = settings["dir"] = str(folder)
-    if name is not None:
-        logger._name = settings["name"] = name
-    if run_id is not None:
-        logger._id = settings["id"] = run_id
 
 
 def wandb_run(logger: WandbLogger) -> Any:
@@ -140,5 +103,5 @@ def wandb_run(logger: WandbLogger) -> Any:
 
 
 def set_wandb_run(logger: WandbLogger, run: Any) -> None:
-    """Let the logger write to a W&B run that was begun elsewhere."""
+    """Let the logger write to a W&B run."""
     logger._experiment = run

@@ -1,7 +1,4 @@
-"""What data modules, callbacks, loggers and stages may offer each other, beside Lightning's hooks.
-
-A class offers one of these by having its members; it need not name the protocol. Callers test with ``isinstance``.
-"""
+"""Protocols of data modules, callbacks, loggers and stages beside Lightning's hooks; callers use ``isinstance``."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 @runtime_checkable
 class ChecksRequest(Protocol):
-    """A data module or callback that refuses a run which cannot work, before a folder or logger begins."""
+    """A data module or callback that refuses a run before its folder is made and its loggers begin."""
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
         """Raise RequestError if ``command`` (``fit``, ``validate``, ``test``, ``predict``) cannot work."""
@@ -22,10 +19,10 @@ class ChecksRequest(Protocol):
 
 @runtime_checkable
 class UsesRunFolder(Protocol):
-    """A logger that keeps its files in the run folder."""
+    """A logger that writes to the run folder."""
 
     def use_run_folder(self, folder: Path) -> None:
-        """Write below ``folder`` from now on; called before anything is logged."""
+        """Write below ``folder``; called before anything is logged."""
 
 
 @runtime_checkable
@@ -33,48 +30,29 @@ class HasClock(Protocol):
     """A logger that counts the seconds of training."""
 
     def start_clock(self) -> None:
-        """Count from now on; called when training begins."""
+        """Start to count; called when training begins."""
 
 
 @runtime_checkable
-class HasTokenizers(Protocol):
+class TokenSource(Protocol):
     """A data module or stage that knows which tokenizers made its tokens."""
 
     @property
     def tokenizers(self) -> Mapping[str, Mapping[str, Any]]:
         """Identities of the tokenizers, ``semantic`` and ``acoustic``; empty if unknown."""
 
-
-@runtime_checkable
-class TokenSource(HasTokenizers, Protocol):
-    """A data module that may hold these tokenizers too."""
-
     @property
-    def tokenizers_folder(self) -> Path | None:
+    def tokenizers_folder(self) -> Path | str | None:
         """Their folder, where there is one."""
 
 
 @runtime_checkable
 class ShardSource(Protocol):
-    """A data module that reads shards; it may not have made them yet, and then knows no tokenizers either."""
+    """A data module that reads shards, which may not exist yet; then it knows no tokenizers either."""
 
     @property
     def manifests(self) -> Mapping[str, Any]:
         """Split -> manifest (:class:`~hafm_lightning.shards.manifest.Manifest`) of the splits opened so far."""
-
-
-@runtime_checkable
-class TrainsModel(Protocol):
-    """A LightningModule around one network, such as a stage."""
-
-    model: Any
-
-
-@runtime_checkable
-class WritesStream(Protocol):
-    """A LightningModule that learns to write one token stream."""
-
-    target: str
 
 
 @runtime_checkable

@@ -1,17 +1,12 @@
-"""What one optimizer step is taken over, and which of Lightning's precisions and clippings it can be taken with.
+"""Weights of the batches of an optimizer step, and the precisions and clippings with which a stage can be trained.
 
 Choices:
 
 * A step descends the mean over its clips: ``sum_i n_i L_i / sum_i n_i`` for batches of ``n_i`` clips with mean loss
-  ``L_i``, which is also what ``train/loss`` shows. Lightning divides every loss by ``accumulate_grad_batches``; where
-  an epoch ends within a group of accumulated batches, that makes the last step too small (half, with 1 batch of 2), and
-  a small last batch (``drop_last: false``) weighs as much as a whole one.
-* The batches are counted as they come, not as they were planned, so that ``limit_train_batches``,
-  ``overfit_batches`` and loaders without a length need no case of their own. Whole groups of equal batches stay as
-  Lightning makes them, bit for bit.
-* The gradient gets its scale after the last backward pass and before anything looks at it: the guard, the logged
-  norm, and clipping see the gradient of the mean.
-* Combinations that would train wrongly without a word are refused before the first step.
+  ``L_i``; ``train/loss`` shows the same. Lightning divides every loss by ``accumulate_grad_batches``, so that the last
+  step of an epoch is too small (half, with 1 batch of 2), and a small last batch weighs as much as a full one.
+* Batches are counted as they come. Full groups of equal batches stay as Lightning makes them, bit for bit.
+* The gradient is scaled after the last backward pass, before the guard, the logged norm, and clipping.
 """
 
 from __future__ import annotations
@@ -27,27 +22,18 @@ from torch import Tensor, nn
 from hafm_lightning.errors import RequestError
 from hafm_lightning.training.internals import ends_epoch, finishes_step, scale_all
 
+OTHER_LAYERS = "it replaces layers by its own, whose state this project's checkpoints cannot hold"
 REFUSED_PRECISIONS = {
+    # a small stage, 60 steps at a rate of 1e-3: loss 67 with clipping by the norm (float32: 5.0), NaN unfused
     "16-true": "AdamW cannot train float16 weights: its second moment underflows, and the steps grow without bound",
-    "transformer-engine": "it replaces layers by its own, whose state this project's checkpoints cannot hold",
-    "transformer-engine-float16": "it replaces layers by its own, whose state this project's checkpoints cannot hold",
+    "transformer-engine": OTHER_LAYERS,
+    "transformer-engine-float16": OTHER_LAYERS,
 }
-"""Lightning's precisions in which no stage is trained, and why.
-
-``16-true`` was measured on a small stage: after 60 steps at a rate of 1e-3 the loss is 67 with clipping by the norm
-(float32: 5.0), and NaN with AdamW unfused.
-"""
+"""Lightning's precisions in which no stage is trained -> reason."""
 
 
 def check_precision(precision: str | int | None) -> None:
-    """Refuse a precision in which a stage cannot be trained.
-
-    Args:
-        precision: As Lightning's Trainer takes or shows it.
-
-    Raises:
-        RequestError: It is one of :data:`REFUSED_PRECISIONS`.
-    """
+    """RequestError if a stage cannot be trained in ``precision``, in the Trainer's notation."""
     reason = REFUSED_PRECISIONS.get(str(precision))
     if reason is not None:
         raise RequestError(
@@ -57,11 +43,7 @@ def check_precision(precision: str | int | None) -> None:
 
 
 def check_training(trainer: pl.Trainer) -> None:
-    """Refuse precisions and gradient clippings that would fail at the first step or have another effect than intended.
-
-    Raises:
-        RequestError: The Trainer has such a setting.
-    """
+    """RequestError if the Trainer's precision or clipping would fail at the first step or not do what it says."""
     check_precision(trainer.precision)
     value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     if value is None and algorithm is not None:
@@ -85,9 +67,8 @@ def check_training(trainer: pl.Trainer) -> None:
 class StepWeights:
     """Weighs the batches of an optimizer step so that its gradient is that of the mean over its clips.
 
-    Between several processes, each of which takes the mean of the gradients of all, sizes are only exchanged at an
-    epoch's last batch; before it, all batches of all processes have to hold equally many clips, as those of
-    :class:`~hafm_lightning.data_modules.TokenShards` do.
+    Several processes exchange sizes only at an epoch's last batch; before it, all batches of all processes must have
+    equally many clips, as those of :class:`~hafm_lightning.data_modules.TokenShards` have.
     """
 
     def __init__(self) -> None:
@@ -95,13 +76,7 @@ class StepWeights:
         self._factor = 1.0
 
     def weigh(self, loss: Tensor, clips: int, trainer: pl.Trainer) -> Tensor:
-        """The loss to hand to Lightning for this batch.
-
-        Args:
-            loss: Mean over the batch's clips, a scalar.
-            clips: Number of these clips.
-            trainer: Its loops tell where the batch stands in its epoch and its group.
-        """
+        """The loss of a batch for Lightning, from the mean over its ``clips``."""
         if trainer.strategy.handles_gradient_accumulation:  # DeepSpeed: groups reach over the ends of epochs
             return loss
         self._clips.append(clips)
@@ -121,7 +96,7 @@ class StepWeights:
         return loss if weight == 1 else loss * weight
 
     def finish(self, parameters: Iterable[nn.Parameter]) -> None:
-        """After a backward pass: bring the gradient of a finished step to its scale."""
+        """Scale the gradient after the last backward pass of a step."""
         factor, self._factor = self._factor, 1.0
         gradients = [p.grad for p in parameters if p.grad is not None] if factor != 1 else []
         if gradients:

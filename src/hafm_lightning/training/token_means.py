@@ -10,12 +10,9 @@ from torchmetrics import Metric
 
 
 class TokenMeans(Metric):
-    """Means over clips of named scores, as sums in float64 that processes add up.
+    """Means over clips of the scores ``names``, as float64 sums over all processes.
 
-    Batches weigh by their clips. A batch need not have every score. A score that is NaN makes its mean NaN.
-
-    Args:
-        names: Names of the scores.
+    Batches weigh by their clips, and may lack scores. A score that is NaN makes its mean NaN.
     """
 
     is_differentiable = False
@@ -30,12 +27,7 @@ class TokenMeans(Metric):
             self.add_state(state, torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Mapping[str, Tensor], clips: int) -> None:
-        """Add the means of a batch.
-
-        Args:
-            values: Name -> mean over the batch, a scalar.
-            clips: Number of clips in the batch.
-        """
+        """Add a batch of ``clips``: name -> mean over the batch, a scalar."""
         for name, value in values.items():
             row = self.names.index(name)
             self.sums[row] += value.detach().double() * clips
@@ -47,6 +39,6 @@ class TokenMeans(Metric):
         return {name: mean for name, mean, count in zip(self.names, means, clips, strict=True) if count}
 
     def on_this_process(self, name: str) -> Tensor:
-        """The mean over the clips of this process; neither waits for the device nor asks another process."""
+        """The mean over the clips of this process; waits neither for the device nor for other processes."""
         row = self.names.index(name)
         return self.sums[row] / self.clips[row]
