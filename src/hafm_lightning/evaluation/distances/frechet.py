@@ -10,7 +10,6 @@ FAD compares two sets of embedding rows by the Frechet distance of the Gaussians
 * Everything is float64. A set is stored as *moments* ``[d + 2, d]`` (count, mean, scatter about the mean), and two
   parts of a set are merged about their common mean (Chan, Golub and LeVeque, 1979). Rows far from zero lose no
   digits, and the number is the same, to rounding, on 1 and on N processes and in any order of batches.
-* Covariances divide by ``n - 1``, as the published tools do.
 * FAD is biased upwards by about 1/n. Under ``2 d`` rows a :class:`RankWarning` is given, and
   :func:`frechet_infinity` extrapolates the bias away.
 
@@ -48,10 +47,6 @@ BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
 IDENTITY_KEY = "embedding_identity"
 """Key of the provenance for the identity of the embedding (weights, layer, framing) that made the rows."""
-INFINITY_POINTS = 15
-"""Numbers of rows at which FAD-infinity measures FAD."""
-_LAPACK_BLOCK = 8
-"""Columns that LAPACK reduces at once."""
 
 
 class RankWarning(UserWarning):
@@ -64,7 +59,7 @@ class GaussianStatistics:
 
     rows: int  # at least 2
     mean: Float64Array  # [d]
-    covariance: Float64Array  # [d, d], with divisor `rows - 1`
+    covariance: Float64Array  # [d, d], with divisor `rows - 1`, as the published tools have it
     # Origin of the rows (embedding, identity, clips, seconds a clip, set): JSON values only.
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -229,26 +224,23 @@ def _symmetric_eigenvalues(matrix: Float64Array) -> Float64Array:
 
     if len(matrix) == 1:
         return np.asarray(matrix[0], dtype=np.float64)
-    _, diagonal, beside, _, _ = lapack.dsytrd(matrix, lower=1, lwork=_LAPACK_BLOCK * len(matrix))
+    _, diagonal, beside, _, _ = lapack.dsytrd(matrix, lower=1, lwork=8 * len(matrix))  # reduces 8 columns at once
     values, failed = lapack.dsterf(diagonal, beside)
     return np.asarray(np.linalg.eigvalsh(matrix) if failed else values, dtype=np.float64)
 
 
 class FrechetInfinity(NamedTuple):
-    """FAD extrapolated to infinitely many rows.
-
-    It is not reliable where the smallest subset has fewer rows than dimensions: 1/n is then not the law of the bias.
-    """
+    """FAD extrapolated to infinitely many rows."""
 
     value: float
-    reliable: bool
+    reliable: bool  # False if the smallest subset has fewer rows than dimensions: its bias does not follow 1/n
 
 
 def frechet_infinity(rows: npt.ArrayLike, reference: GaussianStatistics, seed: int = 0) -> FrechetInfinity:
     """Fit FAD against 1/n over subsets of ``rows [n, d]`` and return the intercept.
 
-    The subsets are drawn with ``seed``, without replacement; their sizes are spread evenly from a fifth of n (at least
-    2 d, where that leaves a range) to n.
+    The subsets are drawn with ``seed``, without replacement. Their 15 sizes are spread evenly from a fifth of n (at
+    least 2 d, where that leaves a range) to n.
 
     Raises:
         ValueError: Fewer than 4 rows.
@@ -258,7 +250,7 @@ def frechet_infinity(rows: npt.ArrayLike, reference: GaussianStatistics, seed: i
     if n < 4:
         raise ValueError(f"FAD-infinity needs at least 4 rows, got {n}")
     smallest = max(2, n // 5, min(2 * d, n // 2))
-    sizes = sorted({round(size) for size in np.linspace(smallest, n, INFINITY_POINTS)})
+    sizes = sorted({round(size) for size in np.linspace(smallest, n, 15)})
     generator = np.random.default_rng(seed)
     subsets = (GaussianStatistics.from_rows(values[generator.permutation(n)[:size]]) for size in sizes)
     distances = [frechet_distance(subset, reference) for subset in subsets]
@@ -291,11 +283,7 @@ class FrechetAudioDistance(Metric):
     reference_moments: Tensor
 
     def __init__(
-        self,
-        dimensions: int,
-        reference: GaussianStatistics | None = None,
-        name: str = "generated set",
-        warn: bool = True,
+        self, dimensions: int, reference: GaussianStatistics | None = None, name: str = "FAD", warn: bool = True
     ) -> None:
         super().__init__()
         self.dimensions, self.reference, self.name, self.warn = dimensions, reference, name, warn

@@ -44,11 +44,8 @@ class Embedding(ABC):
         source: str = "",
         network: nn.Module | None = None,
     ) -> None:
-        self.name = name
-        self.rate_hz = rate_hz
-        self.dimensions = dimensions
-        self.settings = dict(settings)
-        self.source = source
+        self.name, self.rate_hz, self.dimensions = name, rate_hz, dimensions
+        self.settings, self.source = dict(settings), source
         self.network: Any = None if network is None else network.requires_grad_(False)
 
     @property
@@ -59,15 +56,8 @@ class Embedding(ABC):
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """This embedding's facts for a statistics file, with ``more`` (set, clips, seconds a clip) added."""
-        return {
-            IDENTITY_KEY: self.identity,
-            "embedding": self.name,
-            "rate_hz": self.rate_hz,
-            "dimensions": self.dimensions,
-            "settings": self.settings,
-            "source": self.source,
-            **more,
-        }
+        facts = {name: getattr(self, name) for name in ("rate_hz", "dimensions", "settings", "source")}
+        return {IDENTITY_KEY: self.identity, "embedding": self.name, **facts, **more}
 
     def rows(self, audio: Waveform | Sequence[Waveform]) -> npt.NDArray[np.float32]:
         """Rows ``[n, d]`` of one mono waveform ``[L]`` at ``rate_hz``, or of several, one after the other.

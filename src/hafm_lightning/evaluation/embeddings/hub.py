@@ -1,9 +1,8 @@
 """CLAP-music, EnCodec and HuBERT rows through transformers, from a local folder or the Hub.
 
 * ``clap``: one normalised 512-number row a window, projected audio tower of CLAP. A clip up to the window's length is
-  one row (repeated to fill the model's 10 s); a longer one gives a window every second. The extractor's random
-  crop and its random choice of a "longer" clip are never reached, so rows are deterministic and no global random
-  number is drawn.
+  one row (repeated to fill the model's 10 s); a longer one gives a window every second. No window is long enough for
+  the extractor's random crop, so rows are deterministic and no global random number is drawn.
 * ``encodec``: the encoder's output before quantisation, 128 numbers, averaged over ``window_s``.
 * ``hubert``: hidden state of one layer, averaged over ``window_s``; the waveform is padded by 40 samples on each side,
   so that ``n`` samples give exactly ``n / 320`` frames.
@@ -70,7 +69,7 @@ class ClapEmbedding(Embedding):
             features = self.extractor(
                 piece.cpu().numpy(),
                 sampling_rate=self.rate_hz,
-                truncation="rand_trunc",  # no piece is longer than the model's window: nothing is drawn
+                truncation="rand_trunc",
                 padding="repeatpad",
                 return_tensors="pt",
             )["input_features"]
@@ -95,9 +94,7 @@ class EncodecEmbedding(Embedding):
         network = EncodecModel.from_pretrained(folder, local_files_only=True)
         config = network.config
         if config.audio_channels != 1 or config.normalize:
-            raise RequestError(
-                f"encodec: {weights} is not a mono model without normalisation, such as facebook/encodec_24khz"
-            )
+            raise RequestError(f"encodec: {weights} must be mono without normalisation, such as facebook/encodec_24khz")
         settings = {**hashes, "window_s": window_s}
         super().__init__("encodec", int(config.sampling_rate), int(config.hidden_size), settings, weights, network)
         self.frames_per_row = max(1, round(window_s * config.frame_rate))

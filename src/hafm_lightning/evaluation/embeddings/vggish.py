@@ -40,10 +40,7 @@ BATCH_PATCHES = 64
 class VGGish(nn.Module):
     """Log-mel patches ``[n, 96, 64]`` -> embedding ``[n, dimensions]``. Parameter names are the published ones.
 
-    Args:
-        channels: Channels of the four blocks.
-        hidden: Width of the two hidden linear layers.
-        dimensions: Width of the embedding.
+    The four blocks have ``channels``, the two hidden linear layers the width ``hidden``.
     """
 
     def __init__(
@@ -58,8 +55,7 @@ class VGGish(nn.Module):
                 previous = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        pooled = 2 ** len(BLOCKS)
-        flat = previous * (log_mel.PATCH_FRAMES // pooled) * (log_mel.BANDS // pooled)
+        flat = previous * (log_mel.PATCH_FRAMES // 16) * (log_mel.BANDS // 16)  # four poolings by 2
         self.embeddings = nn.Sequential(
             nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dimensions)
         )

@@ -21,7 +21,6 @@ from hafm_lightning.tokenizers.hub import fetch_folder
 
 CACHE_VARIABLE = "HAFM_CACHE"
 """Environment variable that moves the folder of downloaded and converted weights."""
-HUB_PATTERNS = ("*.json", "*.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGURATION_FILES = ("config.json", "preprocessor_config.json")
 
@@ -95,15 +94,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple[Path, dict[str, str]]:
     """Folder of a model in Hub format, and the sha256 of its weights and of its configuration files.
 
-    Args:
-        source: A local folder, or a Hub id such as ``laion/larger_clap_music``.
-        revision: Commit of the Hub repository; ignored for a folder.
-        sha256: Expected hash of the weights file; any file is accepted and its hash recorded if None.
+    ``source`` is a local folder, or a Hub id with a ``revision``. Without ``sha256`` any weights file is accepted.
 
     Raises:
         RequestError: No such folder or repository, no weights in it, or another hash.
     """
-    folder = fetch_folder(source, HUB_PATTERNS, revision=revision, what="model")
+    folder = fetch_folder(source, ("*.json", *WEIGHT_FILES), revision=revision, what="model")
     present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise RequestError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; save the model with save_pretrained")
