@@ -69,7 +69,7 @@ class ClapEmbedding(Embedding):
             features = self.extractor(
                 piece.cpu().numpy(),
                 sampling_rate=self.rate_hz,
-                truncation="rand_trunc",
+                truncation="rand_trunc",  # no piece is longer than the model's window: nothing is drawn
                 padding="repeatpad",
                 return_tensors="pt",
             )["input_features"]
