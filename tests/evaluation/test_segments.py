@@ -11,12 +11,7 @@ from tiny_music import CLIP_S, SETTINGS, TinyMusic, tiny_selection
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.segments import (
-    SegmentSettings,
-    read_segment,
-    select_segments,
-    vocal_activity,
-)
+from hafm_lightning.evaluation.segments import ClipReader, SegmentSettings, select_segments, vocal_activity
 from hafm_lightning.songs.clips import MARGIN_S, clip_sound
 from hafm_lightning.songs.stems import cut_windows, read_blocks
 
@@ -65,7 +60,7 @@ def test_too_few_segments_and_unreadable_songs_are_told(music: TinyMusic, tmp_pa
 def test_a_segment_sounds_as_preparation_cuts_it(music: TinyMusic) -> None:
     for segment in tiny_selection(music, clips=3).segments:
         window = next(cut_windows(read_blocks(segment.song, None), 44100, iter([segment.start_s]), CLIP_S, MARGIN_S))
-        expected, found = clip_sound(window, 16000, 24000, True), read_segment(segment, 16000, 24000)
+        expected, found = clip_sound(window, 16000, 24000, True), ClipReader(16000, 24000)(segment).sound
         np.testing.assert_allclose(found.vocal, expected.vocal, atol=1e-6)
         np.testing.assert_allclose(found.instrumental_acoustic, expected.instrumental_acoustic, atol=1e-6)
         assert found.vocal.shape == (16000,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hafm_lightning.evaluation.coherence.harmony import HarmonyTrack, compare_chroma, compare_keys
-from hafm_lightning.evaluation.coherence.rhythm import BeatScores, RhythmTrack, compare_beats, compare_onsets
+from hafm_lightning.evaluation.coherence.rhythm import RhythmTrack, compare_beats, compare_onsets
 
 RATE_HZ = 16000
 
@@ -27,7 +27,7 @@ def tones(midi: tuple[int, ...], duration_s: float = 1.0) -> np.ndarray:
     return (0.1 * np.asarray(total)).astype(np.float32)
 
 
-def beat_agreement(reference_mix: np.ndarray, candidate_mix: np.ndarray, rate_hz: int) -> BeatScores:
+def beat_agreement(reference_mix: np.ndarray, candidate_mix: np.ndarray, rate_hz: int) -> dict[str, float]:
     return compare_beats(RhythmTrack(reference_mix, rate_hz).beats(), RhythmTrack(candidate_mix, rate_hz).beats())
 
 

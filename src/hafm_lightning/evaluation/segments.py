@@ -1,19 +1,19 @@
 """Which seconds of which songs are evaluated, and their sound and tokens.
 
-Songs lie in the layout of MUSDB18-HQ (the toy band's too). A segment is *vocal-active*: at least a stated share of its
-0.1 s frames has a vocal RMS above a gate, measured from the song's own loud frames. Segments are drawn with a seed, do
-not overlap within a song, and are taken in rounds: one of every song, then a second of every song, until there are
-enough. So the paper's 33 x 3 s are 33 different songs of MUSDB18, and the same rule serves ten toy songs.
-
-Songs that cannot be read are listed with the reason; missing segments are counted and never replaced.
+Songs lie in the layout of MUSDB18-HQ, as the toy band's do. A segment is *vocal-active*: enough of its 0.1 s frames
+have a vocal RMS above a gate, which follows the song's own loud frames. Segments are drawn with a seed, do not overlap
+within a song, and are taken in rounds: one of every song, then a second of every song, until there are enough. So the
+paper's 33 x 3 s are 33 different songs of MUSDB18. Unreadable songs and missing segments are reported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from hafm_lightning.songs.clips import MARGIN_S, ClipSound, clip_sound, with_noi
 from hafm_lightning.songs.song import Song
 from hafm_lightning.songs.stems import probe_song, read_window
 from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokenizers.base import Tokenizer
 from hafm_lightning.tokens import (
     FRAME_GRID_S,
     INSTRUMENTAL_COARSE,
@@ -47,31 +48,20 @@ LOUD_PERCENTILE = 95.0
 TOKENIZE_CLIPS = 8
 """Clips that go through a tokenizer at once."""
 CLIPS_IN_MEMORY = 256
-"""Clips whose sound a protocol keeps in memory; others are read again."""
+"""Clips of a protocol whose sound stays in memory; others are read again."""
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """Which segments are drawn.
+    """Which segments are drawn."""
 
-    Attributes:
-        root: Folder with ``train`` and ``test`` in the layout of MUSDB18-HQ.
-        split: ``test`` or ``train``.
-        duration_s: Length of a segment in seconds, a multiple of 0.04.
-        clips: Segments in all; 0 takes ``per_song`` of every song.
-        per_song: Most segments of one song; 0 for no limit.
-        gate_db: Frames this far below the song's loud vocal frames are silent.
-        active: Least share of a segment's frames above the gate.
-        seed: Of the draw.
-    """
-
-    root: str
-    split: str = "test"
-    duration_s: float = 3.0
-    clips: int = 33
-    per_song: int = 0
-    gate_db: float = -30.0
-    active: float = 0.7
+    root: str  # folder with `train` and `test` in the layout of MUSDB18-HQ
+    split: str = "test"  # or `train`
+    duration_s: float = 3.0  # length of a segment, a multiple of 0.04 s
+    clips: int = 33  # segments in all; 0 takes `per_song` of every song
+    per_song: int = 0  # most segments of one song; 0 for no limit
+    gate_db: float = -30.0  # frames this far below the song's loud vocal frames are silent
+    active: float = 0.7  # least share of a segment's frames above the gate
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +76,7 @@ class SegmentSettings:
 
 @dataclass(frozen=True)
 class Segment:
-    """One stretch of a song: ``song``, ``start_s``, ``duration_s``."""
+    """One stretch of a song."""
 
     song: Song
     start_s: float
@@ -105,21 +95,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Selection:
-    """The drawn segments and the problems of the draw.
-
-    Attributes:
-        settings: Of the draw.
-        segments: In the order of the draw.
-        songs: Songs that could be read.
-        problems: Songs that could not, with the reason.
-        spare: Vocal-active segments that were not drawn, for controls that need other music.
-    """
+    """The drawn segments and the problems of the draw."""
 
     settings: SegmentSettings
-    segments: list[Segment]
-    songs: int
-    problems: list[str] = field(default_factory=list)
-    spare: list[Segment] = field(default_factory=list)
+    segments: list[Segment]  # in the order of the draw
+    songs: int  # number of songs that could be read
+    problems: list[str] = field(default_factory=list)  # songs that could not be read, with the reason
+    spare: list[Segment] = field(default_factory=list)  # other vocal-active segments, for controls that need them
 
     @property
     def missing(self) -> int:
@@ -148,18 +130,15 @@ def select_segments(settings: SegmentSettings) -> Selection:
             by_song.append(_drawn_order(song, _active_starts(song, settings), settings))
         except RequestError as error:
             problems.append(f"{song.id}: {str(error).splitlines()[0]}")
-    rounds = max((len(segments) for segments in by_song), default=0)
-    drawn = [segments[turn] for turn in range(rounds) for segments in by_song if turn < len(segments)]
-    if settings.per_song:
-        allowed = {segment for segments in by_song for segment in segments[: settings.per_song]}
-        drawn = [segment for segment in drawn if segment in allowed]
+    rounds = list(zip_longest(*by_song))[: settings.per_song or None]
+    drawn = [segment for segments in rounds for segment in segments if segment is not None]
     if not drawn:
         raise RequestError(
             f"{settings.root}/{settings.split}: no vocal-active segment of {settings.duration_s} s in {len(songs)} "
             f"songs ({len(problems)} unreadable)\n"
             "give a folder in the layout of MUSDB18-HQ, or lower `active` or `gate_db`"
         )
-    chosen = drawn[: settings.clips] if settings.clips else drawn
+    chosen = drawn[: settings.clips or None]
     taken = set(chosen)
     spare = [segment for segments in by_song for segment in segments if segment not in taken]
     return Selection(settings, chosen, len(by_song), problems, spare)
@@ -202,16 +181,6 @@ def _drawn_order(song: Song, starts: Sequence[float], settings: SegmentSettings)
     return order
 
 
-def read_segment(segment: Segment, semantic_hz: int, acoustic_hz: int) -> ClipSound:
-    """A segment's vocal and accompaniment, mono, at the rates of the tokenizers; cut as preparation cuts clips.
-
-    Raises:
-        RequestError: A file is damaged or ends too soon.
-    """
-    window = read_window(segment.song, None, segment.start_s, segment.duration_s, MARGIN_S)
-    return clip_sound(window, semantic_hz, acoustic_hz, vocal_acoustic=True)
-
-
 def read_vocal(segment: Segment) -> Audio:
     """A segment's clean vocal at the rate and with the channels of its file."""
     return read_audio(segment.song.vocals, start_s=segment.start_s, duration_s=segment.duration_s)
@@ -219,17 +188,10 @@ def read_vocal(segment: Segment) -> Audio:
 
 @dataclass(frozen=True)
 class MusicClip:
-    """A segment in memory.
-
-    Attributes:
-        segment: Where it lies.
-        sound: Vocal and accompaniment at the tokenizers' rates.
-        semantic_hz: Rate of ``sound.vocal`` and ``sound.instrumental``.
-        acoustic_hz: Rate of ``sound.vocal_acoustic`` and ``sound.instrumental_acoustic``.
-    """
+    """A segment in memory."""
 
     segment: Segment
-    sound: ClipSound
+    sound: ClipSound  # vocal and accompaniment at both tokenizers' rates
     semantic_hz: int
     acoustic_hz: int
 
@@ -252,7 +214,7 @@ class MusicClip:
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads segments at two rates; small enough to be sent to a worker process."""
+    """Reads segments at the rates of the tokenizers; small enough to be sent to a worker process."""
 
     semantic_hz: int
     acoustic_hz: int
@@ -263,8 +225,9 @@ class ClipReader:
         return cls(tokenizers.semantic.identity.sample_rate_hz, tokenizers.acoustic.identity.sample_rate_hz)
 
     def __call__(self, segment: Segment) -> MusicClip:
-        """The segment in memory."""
-        sound = read_segment(segment, self.semantic_hz, self.acoustic_hz)
+        """The segment in memory, cut as preparation cuts clips; RequestError for a damaged or too short file."""
+        window = read_window(segment.song, None, segment.start_s, segment.duration_s, MARGIN_S)
+        sound = clip_sound(window, self.semantic_hz, self.acoustic_hz, vocal_acoustic=True)
         return MusicClip(segment, sound, self.semantic_hz, self.acoustic_hz)
 
 
@@ -274,12 +237,7 @@ def load_clip(segment: Segment, tokenizers: Tokenizers) -> MusicClip:
 
 
 class SelectedClips:
-    """The drawn segments of one protocol with their sound, of which the newest stay in memory.
-
-    Args:
-        selection: The segments.
-        reader: Reads one of them.
-    """
+    """The drawn segments of one protocol; ``load`` reads a segment's sound, and keeps the last used ones in memory."""
 
     def __init__(self, selection: Selection, reader: ClipReader) -> None:
         self.selection, self.reader = selection, reader
@@ -287,15 +245,7 @@ class SelectedClips:
         self.songs = [segment.song.id for segment in self.segments]
         self.duration_s = selection.settings.duration_s
         self.rate_hz = reader.acoustic_hz
-        self._clips: dict[str, MusicClip] = {}
-
-    def load(self, segment: Segment) -> MusicClip:
-        """A segment's sound."""
-        if segment.key not in self._clips:
-            if len(self._clips) >= CLIPS_IN_MEMORY:
-                self._clips.pop(next(iter(self._clips)))
-            self._clips[segment.key] = self.reader(segment)
-        return self._clips[segment.key]
+        self.load: Callable[[Segment], MusicClip] = lru_cache(maxsize=CLIPS_IN_MEMORY)(reader)
 
 
 def next_of_other_song(songs: Sequence[str]) -> list[int]:
@@ -327,27 +277,22 @@ def tokenize_clips(
             a style is NULL, the learned "none".
     """
     needed = set(conditions)
-    vocal_acoustic = VOCAL_ACOUSTIC.name in needed
-    semantic, acoustic, sung = [], [], []
     vocals = [with_noise(clip.sound.vocal, clip.clip_id, noise_sigma, seed=0) for clip in clips]
-    for start in range(0, len(clips), TOKENIZE_CLIPS):
-        part = clips[start : start + TOKENIZE_CLIPS]
-        sounds = vocals[start : start + TOKENIZE_CLIPS] + [clip.sound.instrumental for clip in part]
-        ids = tokenizers.semantic.encode(torch.from_numpy(np.stack(sounds))).cpu()  # [2 n, 1, T]
-        semantic.append((ids[: len(part)], ids[len(part) :]))
-        played = np.stack([clip.sound.instrumental_acoustic for clip in part])
-        acoustic.append(tokenizers.acoustic.encode(torch.from_numpy(played)).cpu())
-        if vocal_acoustic:
-            sung.append(tokenizers.acoustic.encode(torch.from_numpy(np.stack([clip.vocal for clip in part]))).cpu())
-    coarse, fine = split_codes(torch.cat(acoustic))
+    coarse, fine = split_codes(_encoded(tokenizers.acoustic, [clip.accompaniment for clip in clips]))
     streams = {
-        VOCAL_SEMANTIC.name: torch.cat([vocal for vocal, _ in semantic]),
-        INSTRUMENTAL_SEMANTIC.name: torch.cat([instrumental for _, instrumental in semantic]),
+        VOCAL_SEMANTIC.name: _encoded(tokenizers.semantic, vocals),
+        INSTRUMENTAL_SEMANTIC.name: _encoded(tokenizers.semantic, [clip.sound.instrumental for clip in clips]),
         INSTRUMENTAL_COARSE.name: coarse,
         INSTRUMENTAL_FINE.name: fine,
     }
-    if vocal_acoustic:
-        streams[VOCAL_ACOUSTIC.name] = torch.cat(sung)
+    if VOCAL_ACOUSTIC.name in needed:
+        streams[VOCAL_ACOUSTIC.name] = _encoded(tokenizers.acoustic, [clip.vocal for clip in clips])
     if STYLE.name in needed:
         streams[STYLE.name] = torch.full((len(clips), STYLE.codebooks, 1), NULL)
     return TokenBatch(streams, [clip.clip_id for clip in clips])
+
+
+def _encoded(tokenizer: Tokenizer, sounds: Sequence[npt.NDArray[np.float32]]) -> torch.Tensor:
+    """Tokens ``[n, K, T]`` of ``n`` sounds ``[L]``, on the CPU."""
+    parts = [np.stack(sounds[start : start + TOKENIZE_CLIPS]) for start in range(0, len(sounds), TOKENIZE_CLIPS)]
+    return torch.cat([tokenizer.encode(torch.from_numpy(part)).cpu() for part in parts])

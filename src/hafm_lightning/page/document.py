@@ -29,15 +29,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, a smaller second line (an interval), a remark for the mouse, and why the cell stands out.
-
-    ``good`` and ``flat`` tell a clear lead from none; ``best`` is the best value of its column.
-    """
+    """A text, a smaller second line (an interval), a remark for the mouse, and why the cell stands out."""
 
     text: str
     small: str = ""
     remark: str = ""
-    mark: Literal["", "best", "bad", "good", "flat"] = ""
+    mark: Literal["", "best", "bad"] = ""
 
 
 @dataclass(frozen=True)

@@ -190,15 +190,9 @@ def histogram(caption: str, edges: Sequence[float], counts: Sequence[int]) -> Fi
     shapes = [_text(0, y, f"{edges[0]:g}"), _text(WIDTH, y, f"{edges[-1]:g}", "end")]
     for index, count in enumerate(counts):
         height = round(BARS_HEIGHT * count / max(*counts, 1), 2)
-        box: dict[str, str | float] = {
-            "class": "bar",
-            "x": round(index * width, 2),
-            "y": round(BARS_HEIGHT - height, 2),
-            "height": height,
-        }
-        box["width"] = round(max(width - 0.5, 0.3), 2)
+        box = {"x": index * width, "y": BARS_HEIGHT - height, "height": height, "width": max(width - 0.5, 0.3)}
         title = f"{edges[index]:g} to {edges[index + 1]:g}: {count}"
-        shapes.append(Shape("rect", box, title))
+        shapes.append(Shape("rect", {"class": "bar", **{name: round(value, 2) for name, value in box.items()}}, title))
     summary = f"{caption}: {sum(counts)} from {edges[0]:g} to {edges[-1]:g}, at most {max(counts)} in a bar"
     return Figure(caption, summary, BARS_HEIGHT + 18, tuple(shapes))
 

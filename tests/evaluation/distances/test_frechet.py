@@ -227,12 +227,11 @@ def test_infinity_removes_most_of_the_bias() -> None:
     reference = GaussianStatistics(10**6, np.zeros(d), np.eye(d))
     rows = np.random.default_rng(19).standard_normal((1200, d)) + 0.25  # true distance: 16 / 16 = 1
     raw = frechet_distance(GaussianStatistics.from_rows(rows[:200]), reference)
-    found = frechet_infinity(rows, reference, points=12, seed=3)
+    found = frechet_infinity(rows, reference, seed=3)
     assert raw > 1.05
     assert abs(found.value - 1.0) < min(raw - 1.0, 0.08)
-    assert found.slope > 0
     assert found.reliable
-    assert found == frechet_infinity(rows, reference, points=12, seed=3)
+    assert found == frechet_infinity(rows, reference, seed=3)
 
 
 def test_infinity_says_when_the_line_is_no_law() -> None:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.audio import resample
+from hafm_lightning.evaluation.coherence import ANALYSIS_RATE_HZ, at_analysis_rate
 from hafm_lightning.toyband.score import PITCH_CLASSES
 
 Chroma = npt.NDArray[np.float64]
 
-ANALYSIS_RATE_HZ = 22050
 CHROMA_HOP = 1102
 """Samples from chroma frame to chroma frame: 50 ms."""
 
@@ -28,14 +27,13 @@ _WINDOW = 4096
 _LOW_HZ, _HIGH_HZ = 65.0, 2000.0
 _GATE_DB = 30.0
 """Frames this far below the loudest one count as silent."""
-_VOICED_BELOW_HZ = 2000.0
-_VOICED_SHARE = 0.6
+_VOICED_BELOW_HZ, _VOICED_SHARE = 2000.0, 0.6
 _MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 _MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
 
 class HarmonyTrack:
-    """Chroma of a mono signal.
+    """Chroma of a mono signal ``[L]``; ValueError unless its samples are finite.
 
     Attributes:
         chroma: ``[T, 12]``, C first, each frame of unit length or all zero; frame ``t`` is centred on
@@ -45,16 +43,7 @@ class HarmonyTrack:
     """
 
     def __init__(self, audio: npt.NDArray[Any], rate_hz: int) -> None:
-        """Args:
-        audio: Mono ``[L]``.
-        rate_hz: Its sample rate.
-
-        Raises:
-            ValueError: The audio is not a flat array of finite numbers.
-        """
-        if audio.ndim != 1 or not np.isfinite(audio).all():
-            raise ValueError(f"expected finite mono samples [L], got shape {audio.shape}")
-        signal = np.pad(resample(audio, rate_hz, ANALYSIS_RATE_HZ), _WINDOW // 2)
+        signal = np.pad(at_analysis_rate(audio, rate_hz), _WINDOW // 2)
         frames = np.lib.stride_tricks.sliding_window_view(signal, _WINDOW)[::CHROMA_HOP]
         magnitude = np.abs(np.fft.rfft(frames * np.hanning(_WINDOW + 1)[:-1].astype(np.float32), axis=1))
         power = magnitude**2
@@ -62,11 +51,9 @@ class HarmonyTrack:
         low = power[:, : round(_VOICED_BELOW_HZ * _WINDOW / ANALYSIS_RATE_HZ)].sum(axis=1)
         self.audible = (total > total.max() * 10 ** (-_GATE_DB / 10)) & (total > 1e-12)
         self.voiced = self.audible & (low > _VOICED_SHARE * total)
-        self.chroma = _unit_length(np.where(self.audible[:, None], _peak_chroma(magnitude), 0.0))
-
-    def times_s(self) -> npt.NDArray[np.float64]:
-        """Time of each frame's centre, ``[T]``."""
-        return np.arange(len(self.chroma), dtype=np.float64) * (CHROMA_HOP / ANALYSIS_RATE_HZ)
+        chroma = np.where(self.audible[:, None], _peak_chroma(magnitude), 0.0)
+        length = np.linalg.norm(chroma, axis=1, keepdims=True)
+        self.chroma: Chroma = np.divide(chroma, length, out=np.zeros_like(chroma), where=length > 0)
 
     def key(self) -> str | None:
         """The key whose Krumhansl-Kessler profile correlates best with the mean chroma; None in silence."""
@@ -90,12 +77,6 @@ def _peak_chroma(magnitude: npt.NDArray[Any]) -> Chroma:
     np.add.at(chroma, (frame, (lower + 1) % 12), strength * (midi - lower))
     above: Chroma = np.maximum(chroma - np.median(chroma, axis=1, keepdims=True), 0.0)
     return above
-
-
-def _unit_length(chroma: Chroma) -> Chroma:
-    length = np.linalg.norm(chroma, axis=1, keepdims=True)
-    scaled: Chroma = np.divide(chroma, length, out=np.zeros_like(chroma), where=length > 0)
-    return scaled
 
 
 def compare_chroma(vocal: HarmonyTrack, accompaniment: HarmonyTrack) -> float:
@@ -130,8 +111,7 @@ def estimate_key(chroma: npt.NDArray[Any]) -> str | None:
 def compare_keys(reference: str | None, candidate: str | None) -> float:
     """MIREX score of an accompaniment's key against that of the original mix.
 
-    Returns:
-        1 for the same key, 0.5 a fifth above, 0.3 relative, 0.2 parallel, else 0; 0 too where a side has no key.
+    It is 1 for the same key, 0.5 a fifth above, 0.3 relative, 0.2 parallel, else 0; 0 too where a side has no key.
     """
     import mir_eval
 

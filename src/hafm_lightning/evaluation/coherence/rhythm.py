@@ -1,15 +1,7 @@
 """Rhythm: do the beats and the onsets of an accompaniment agree with the song's?
 
-* **Beats.** Tracked on the original mix and on vocal + candidate, compared by mir_eval: F-measure with a window of
-  70 ms, CMLt (right metrical level, share of correct beats) and AMLt (also double, half and off-beat allowed). A clip
-  without beats scores 0 and is counted.
-* **Onsets.** F-measure with 50 ms between the onsets of two signals.
-
-Both start from the same onset strength: librosa's mean positive flux of the log-mel spectrum.
-
-librosa's onset and beat functions are compiled by Numba at their first use and cached on disk. Where two processes of a
-new environment do that at the same moment, Numba may cache parts that do not belong together, and every later process
-that loads them ends in a segmentation fault. So the first use in each process happens under a lock of the machine.
+Both start from the same onset strength: librosa's mean positive flux of the log-mel spectrum. Beats are tracked on the
+original mix and on vocal + candidate; onsets are compared between two signals.
 
 Source: Davies, Degara and Plumbley, "Evaluation methods for musical audio beat tracking algorithms" (2009), as
 implemented by mir_eval; Ellis, "Beat tracking by dynamic programming" (2007), as implemented by librosa.
@@ -19,7 +11,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,115 +18,79 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.audio import resample
+from hafm_lightning.evaluation.coherence import ANALYSIS_RATE_HZ, at_analysis_rate
 from hafm_lightning.processes.locks import one_at_a_time
 
 Times = npt.NDArray[np.float64]
 
-ANALYSIS_RATE_HZ = 22050
 BEAT_WINDOW_S = 0.07
 ONSET_WINDOW_S = 0.05
-_HOP = 256
+BEAT_METRICS = ("beat_f_measure", "beat_cmlt", "beat_amlt", "beats_found")
+"""Keys of :func:`compare_beats`."""
+_ANALYSIS: dict[str, Any] = {"sr": ANALYSIS_RATE_HZ, "hop_length": 256}
 
 
 @lru_cache(maxsize=1)
 def compiled_librosa() -> Any:
-    """The module, with its onset and beat functions compiled, or loaded from an earlier process's cache."""
+    """The module, with its onset and beat functions compiled, or loaded from an earlier process's cache.
+
+    Numba compiles them at their first use and caches them on disk. Where two processes of a new environment do that at
+    the same moment, it may cache parts that do not belong together, and every later process that loads them ends in a
+    segmentation fault. So the first use in each process happens under a lock of the machine.
+    """
     import librosa
 
     clicks = np.zeros(4 * ANALYSIS_RATE_HZ, np.float32)
     for start in range(0, len(clicks), ANALYSIS_RATE_HZ // 2):
         clicks[start : start + 200] = 1
-    with one_at_a_time(_lock_path()):
-        strength = librosa.onset.onset_strength(y=clicks, sr=ANALYSIS_RATE_HZ, hop_length=_HOP)
-        common: dict[str, Any] = {
-            "onset_envelope": strength,
-            "sr": ANALYSIS_RATE_HZ,
-            "hop_length": _HOP,
-            "units": "time",
-        }
-        librosa.onset.onset_detect(**common)
-        librosa.beat.beat_track(**common, trim=False)
+    user = os.getuid() if hasattr(os, "getuid") else ""  # a number: in a container the user may have no name
+    with one_at_a_time(Path(tempfile.gettempdir()) / f"hafm-lightning-{user}-librosa.lock"):
+        strength = librosa.onset.onset_strength(y=clicks, **_ANALYSIS)
+        librosa.onset.onset_detect(onset_envelope=strength, units="time", **_ANALYSIS)
+        librosa.beat.beat_track(onset_envelope=strength, units="time", trim=False, **_ANALYSIS)
     return librosa
 
 
-def _lock_path() -> Path:
-    """A file for this user's processes on this machine, by number: in a container the user may have no name."""
-    user = os.getuid() if hasattr(os, "getuid") else ""
-    return Path(tempfile.gettempdir()) / f"hafm-lightning-{user}-librosa.lock"
-
-
-@dataclass(frozen=True)
-class BeatScores:
-    """Agreement of two beat sequences, each from 0 to 1.
-
-    Attributes:
-        f_measure: Harmonic mean of precision and recall within :data:`BEAT_WINDOW_S`.
-        cmlt: Share of beats that continue correctly at the right metrical level.
-        amlt: The same, with double, half and off-beat levels allowed.
-        found: Whether beats were found in both signals; where not, the scores are 0.
-    """
-
-    f_measure: float
-    cmlt: float
-    amlt: float
-    found: bool
-
-
 class RhythmTrack:
-    """Onset strength of a mono signal, from which onsets and beats are read.
-
-    Attributes:
-        strength: ``[T]``, at ``rate / hop`` frames a second of the analysis.
-    """
+    """Onset strength of a mono signal ``[L]``, from which onsets and beats are read; ValueError unless it is finite."""
 
     def __init__(self, audio: npt.NDArray[Any], rate_hz: int) -> None:
-        """Args:
-        audio: Mono ``[L]``.
-        rate_hz: Its sample rate.
-
-        Raises:
-            ValueError: The audio is not a flat array of finite numbers.
-        """
-        if audio.ndim != 1 or not np.isfinite(audio).all():
-            raise ValueError(f"expected finite mono samples [L], got shape {audio.shape}")
+        signal = at_analysis_rate(audio, rate_hz)
         self.silent = not audio.any()
-        signal = resample(audio, rate_hz, ANALYSIS_RATE_HZ)
-        self.strength: npt.NDArray[np.float32] = compiled_librosa().onset.onset_strength(
-            y=signal, sr=ANALYSIS_RATE_HZ, hop_length=_HOP
-        )
+        self.strength: npt.NDArray[np.float32] = compiled_librosa().onset.onset_strength(y=signal, **_ANALYSIS)
 
     def onsets(self) -> Times:
         """Times of the onsets, in seconds; none in silence."""
         if self.silent:
             return np.zeros(0)
-        times: Times = compiled_librosa().onset.onset_detect(
-            onset_envelope=self.strength, sr=ANALYSIS_RATE_HZ, hop_length=_HOP, units="time"
-        )
+        detect = compiled_librosa().onset.onset_detect
+        times: Times = detect(onset_envelope=self.strength, units="time", **_ANALYSIS)
         return times
 
     def beats(self) -> Times:
         """Times of the beats, in seconds; none in silence."""
         if self.silent or not self.strength.any():
             return np.zeros(0)
-        times: Times = compiled_librosa().beat.beat_track(
-            onset_envelope=self.strength, sr=ANALYSIS_RATE_HZ, hop_length=_HOP, units="time", trim=False
-        )[1]
+        track = compiled_librosa().beat.beat_track
+        times: Times = track(onset_envelope=self.strength, units="time", trim=False, **_ANALYSIS)[1]
         return times
 
 
-def compare_beats(reference_s: Times, candidate_s: Times) -> BeatScores:
-    """Scores of two beat sequences, in seconds: the song's own, and that of vocal + candidate.
+def compare_beats(reference_s: Times, candidate_s: Times) -> dict[str, float]:
+    """Agreement of two beat sequences, in seconds: the song's own, and that of vocal + candidate.
 
-    Fewer than two beats on a side count as none found.
+    Returns:
+        :data:`BEAT_METRICS` -> score from 0 to 1: F-measure within 70 ms; CMLt, the share of beats that continue
+        correctly at the right metrical level; AMLt, the same with double, half and off-beat levels allowed; and 1 if
+        both have beats. All are 0 with fewer than two beats on a side.
     """
     import mir_eval
 
     if len(reference_s) < 2 or len(candidate_s) < 2:
-        return BeatScores(0.0, 0.0, 0.0, found=False)
+        return dict.fromkeys(BEAT_METRICS, 0.0)
     f_measure = mir_eval.beat.f_measure(reference_s, candidate_s, f_measure_threshold=BEAT_WINDOW_S)
     _, cmlt, _, amlt = mir_eval.beat.continuity(reference_s, candidate_s)
-    return BeatScores(float(f_measure), float(cmlt), float(amlt), found=True)
+    return dict(zip(BEAT_METRICS, map(float, (f_measure, cmlt, amlt, 1.0)), strict=True))
 
 
 def compare_onsets(first_s: Times, second_s: Times) -> float:

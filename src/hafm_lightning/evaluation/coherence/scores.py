@@ -1,9 +1,6 @@
 """All coherence scores of one accompaniment, and those that need a known truth.
 
 A raw value has no scale: read every score beside that of the true accompaniment and that of random pairing.
-The definitions are in :mod:`~hafm_lightning.evaluation.coherence.rhythm`,
-:mod:`~hafm_lightning.evaluation.coherence.harmony` and, for whole sets of clips,
-:mod:`~hafm_lightning.evaluation.distances.adherence`.
 """
 
 from __future__ import annotations
@@ -13,21 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.evaluation.coherence.harmony import HarmonyTrack, compare_chroma, compare_keys
+from hafm_lightning.evaluation.coherence import ANALYSIS_RATE_HZ
+from hafm_lightning.evaluation.coherence.harmony import CHROMA_HOP, HarmonyTrack, compare_chroma, compare_keys
 from hafm_lightning.evaluation.coherence.rhythm import RhythmTrack, Times, compare_beats, compare_onsets
 from hafm_lightning.toyband.score import Chord, ToyTruth
 
-COHERENCE_METRICS = (
-    "beat_f_measure",
-    "beat_cmlt",
-    "beat_amlt",
-    "beats_found",
-    "chroma_cosine",
-    "key_score",
-    "onset_f1",
-    "onset_f1_reference",
-)
-"""Keys of :meth:`SongTracks.scores`; larger is better for each."""
 TOY_METRICS = ("chord_accuracy", "chord_root_accuracy", "beat_phase")
 """Keys of :func:`toy_truth_scores`; larger is better for each."""
 
@@ -35,12 +22,7 @@ _SHORTEST_CHORD_S = 0.3
 
 
 class SongTracks:
-    """Vocal and true accompaniment of a clip, analysed once for all candidates.
-
-    Args:
-        vocal: Mono ``[L]``.
-        reference: The true accompaniment, mono ``[L]``.
-        rate_hz: Sample rate of both.
+    """Vocal and true accompaniment of a clip, both mono ``[L]`` at ``rate_hz``, analysed once for all candidates.
 
     Raises:
         ValueError: The lengths differ, or a signal is not mono and finite.
@@ -61,7 +43,7 @@ class SongTracks:
         The candidate is first brought to the reference's root mean square: loudness is not judged here.
 
         Returns:
-            :data:`COHERENCE_METRICS` -> score from 0 to 1. Beats, key and ``onset_f1_reference`` compare with the
+            Metric -> score from 0 to 1, larger is better. Beats, key and ``onset_f1_reference`` compare with the
             original song; ``chroma_cosine`` and ``onset_f1`` compare the accompaniment with the vocal.
 
         Raises:
@@ -72,14 +54,11 @@ class SongTracks:
         level = _level(candidate)
         if level > 0:
             candidate = candidate * (self.level / level)
-        beats = compare_beats(self.beats, RhythmTrack(self.vocal + candidate, self.rate_hz).beats())
+        beats = RhythmTrack(self.vocal + candidate, self.rate_hz).beats()
         onsets = RhythmTrack(candidate, self.rate_hz).onsets()
         harmony = HarmonyTrack(candidate, self.rate_hz)
         return {
-            "beat_f_measure": beats.f_measure,
-            "beat_cmlt": beats.cmlt,
-            "beat_amlt": beats.amlt,
-            "beats_found": float(beats.found),
+            **compare_beats(self.beats, beats),
             "chroma_cosine": compare_chroma(self.vocal_harmony, harmony),
             "key_score": compare_keys(self.key, harmony.key()),
             "onset_f1": compare_onsets(self.vocal_onsets, onsets),
@@ -94,13 +73,7 @@ def _level(sound: npt.NDArray[Any]) -> float:
 def toy_truth_scores(
     accompaniment: npt.NDArray[Any], rate_hz: int, truth: ToyTruth, start_s: float = 0.0
 ) -> dict[str, float]:
-    """Scores of an accompaniment of a toy band song against the song's known chords and beats.
-
-    Args:
-        accompaniment: Mono ``[L]``.
-        rate_hz: Its sample rate.
-        truth: The song's truth.
-        start_s: Where in the song the accompaniment starts.
+    """Scores of an accompaniment, mono ``[L]``, against a toy band song's known chords and beats from ``start_s`` on.
 
     Returns:
         :data:`TOY_METRICS` -> score. ``chord_accuracy``: share of the sung time in which the triad that fits the
@@ -110,7 +83,7 @@ def toy_truth_scores(
     """
     track = HarmonyTrack(accompaniment, rate_hz)
     end_s = start_s + len(accompaniment) / rate_hz
-    times_s = track.times_s() + start_s
+    times_s = np.arange(len(track.chroma)) * (CHROMA_HOP / ANALYSIS_RATE_HZ) + start_s
     sung_total_s = right_s = right_root_s = 0.0
     for chord in truth.chords:
         # After the last syllable of a phrase only the drums play.

@@ -16,6 +16,7 @@ the vocal's BS.1770 loudness, the mix at -20 LUFS, distances clamped at 0.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -43,16 +44,13 @@ def accompaniment_prompt_adherence(
     *,
     distance: Distance = frechet_of_rows,
 ) -> float:
-    """APA of a set of candidates.
+    """APA of a set of candidates: 0 to 1; 0.5 where they are as far from true pairs as from swapped ones.
 
     Args:
         true_rows: Embeddings of vocals with their own accompaniments, R: ``[n, d]``.
         swapped_rows: Of the same vocals with accompaniments of other songs, R': ``[m, d]``.
         candidate_rows: Of the vocals with the candidates, C: ``[k, d]``.
         distance: Between two sets of rows; negative values (an unbiased estimate may be) count as 0.
-
-    Returns:
-        0 to 1; 0.5 where the candidates are as far from one set as from the other.
 
     Raises:
         ValueError: The widths differ or a distance is not finite.
@@ -72,18 +70,12 @@ def accompaniment_prompt_adherence(
 
 
 def adherence_mixes(vocal: Audio, accompaniment: Audio) -> list[Samples]:
-    """Windows of vocal + accompaniment, levelled as APA wants them.
+    """Windows of vocal + accompaniment, levelled as APA wants them: mono float32 ``[5 s * rate]``, as many as fit.
 
-    Args:
-        vocal: Any number of channels.
-        accompaniment: Same rate and length.
-
-    Returns:
-        Mono float32 ``[5 s * rate]`` windows, as many whole ones as fit. Peaks may pass full scale: they are for
-        embedding, not for listening.
+    Peaks may pass full scale: the windows are for embedding, not for listening.
 
     Raises:
-        ValueError: Rates or lengths differ, or not even one window fits.
+        ValueError: The two differ in rate or length, or not even one window fits.
     """
     if (vocal.rate_hz, vocal.samples.shape[1]) != (accompaniment.rate_hz, accompaniment.samples.shape[1]):
         raise ValueError(
@@ -112,14 +104,7 @@ def _gain(from_lufs: float, to_lufs: float) -> np.float32:
 
 
 def random_partners(songs: Sequence[Hashable], seed: int) -> list[int]:
-    """For each clip another clip of a different song, each used once where that is possible: random pairing.
-
-    Args:
-        songs: The song of each clip.
-        seed: Of the pairing.
-
-    Returns:
-        Index of each clip's partner.
+    """Random pairing: for each clip the index of one of a different song, each used once where that is possible.
 
     Raises:
         ValueError: All clips are of one song.
@@ -132,13 +117,12 @@ def random_partners(songs: Sequence[Hashable], seed: int) -> list[int]:
     order = draw.permutation(len(songs))
     rank_of = {song: rank for rank, song in enumerate(dict.fromkeys(songs[index] for index in order))}
     order = np.array(sorted(order, key=lambda index: rank_of[songs[index]]))
-    largest = max(sum(song == other for other in songs) for song in rank_of)
+    largest = max(Counter(songs).values())
     shift = int(draw.integers(largest, max(len(songs) - largest, largest) + 1))
     partners = [0] * len(songs)
-    for position, index in enumerate(order):
-        partner = int(order[(position + shift) % len(order)])
+    for index, partner in zip(order, np.roll(order, -shift), strict=True):
         if songs[partner] == songs[index]:
             others = [other for other in range(len(songs)) if songs[other] != songs[index]]
             partner = others[int(draw.integers(len(others)))]
-        partners[index] = partner
+        partners[index] = int(partner)
     return partners

@@ -17,16 +17,6 @@ BLOCK_ROWS = 2048
 DEGREE = 3
 
 
-def kernel_sum(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
-    """Sum of the polynomial kernel over all pairs of rows of ``x [n, d]`` and ``y [m, d]``."""
-    total = 0.0
-    for i in range(0, len(x), BLOCK_ROWS):
-        for j in range(0, len(y), BLOCK_ROWS):
-            block = x[i : i + BLOCK_ROWS] @ y[j : j + BLOCK_ROWS].T / x.shape[1] + 1.0
-            total += float((block**DEGREE).sum())
-    return total
-
-
 def kernel_distance(generated: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     """Unbiased squared MMD between ``generated [n, d]`` and ``reference [m, d]``, float64 throughout.
 
@@ -36,11 +26,24 @@ def kernel_distance(generated: npt.ArrayLike, reference: npt.ArrayLike) -> float
     x, y = np.asarray(generated, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"expected rows of one width, got shapes {x.shape} and {y.shape}")
-    n, m = len(x), len(y)
-    if n < 2 or m < 2:
-        raise ValueError(f"KD needs at least 2 rows on each side, got {n} and {m}")
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"KD needs at least 2 rows on each side, got {len(x)} and {len(y)}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("embedding rows hold NaN or infinite values")
-    within_x = kernel_sum(x, x) - float(((np.einsum("nd,nd->n", x, x) / x.shape[1] + 1.0) ** DEGREE).sum())
-    within_y = kernel_sum(y, y) - float(((np.einsum("nd,nd->n", y, y) / y.shape[1] + 1.0) ** DEGREE).sum())
-    return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * kernel_sum(x, y) / (n * m)
+    return _mean_within(x) + _mean_within(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+
+
+def _mean_within(x: npt.NDArray[np.float64]) -> float:
+    """Mean of the kernel over the pairs of different rows of ``x [n, d]``."""
+    diagonal = (np.einsum("nd,nd->n", x, x) / x.shape[1] + 1.0) ** DEGREE
+    return (_kernel_sum(x, x) - float(diagonal.sum())) / (len(x) * (len(x) - 1))
+
+
+def _kernel_sum(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    """Sum of the polynomial kernel over all pairs of rows of ``x [n, d]`` and ``y [m, d]``."""
+    total = 0.0
+    for i in range(0, len(x), BLOCK_ROWS):
+        for j in range(0, len(y), BLOCK_ROWS):
+            block = x[i : i + BLOCK_ROWS] @ y[j : j + BLOCK_ROWS].T / x.shape[1] + 1.0
+            total += float((block**DEGREE).sum())
+    return total

@@ -1,8 +1,8 @@
-"""Embeddings by name: :func:`load_embedding` builds the one that a configuration asks for."""
+"""Embeddings by name: :func:`load_embedding` builds the one that a configuration names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from hafm_lightning.errors import RequestError
@@ -10,8 +10,6 @@ from hafm_lightning.evaluation.embeddings.base import Embedding
 from hafm_lightning.evaluation.embeddings.hub import ClapEmbedding, EncodecEmbedding, HubertEmbedding
 from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
 from hafm_lightning.evaluation.embeddings.vggish import VGGishEmbedding
-
-EMBEDDINGS = ("logmel", "vggish", "clap", "encodec", "hubert")
 
 
 @dataclass(frozen=True)
@@ -38,38 +36,27 @@ class EmbeddingSource:
     layer: int | None = None
 
 
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "logmel": ("framing",),
-    "vggish": ("weights", "sha256", "framing"),
-    "clap": ("weights", "sha256", "revision", "window_s"),
-    "encodec": ("weights", "sha256", "revision", "window_s"),
-    "hubert": ("weights", "sha256", "revision", "window_s", "layer"),
+_KINDS: Mapping[str, tuple[Callable[..., Embedding], tuple[str, ...]]] = {
+    "logmel": (LogMelEmbedding, ("framing",)),
+    "vggish": (VGGishEmbedding, ("weights", "sha256", "framing")),
+    "clap": (ClapEmbedding, ("weights", "sha256", "revision", "window_s")),
+    "encodec": (EncodecEmbedding, ("weights", "sha256", "revision", "window_s")),
+    "hubert": (HubertEmbedding, ("weights", "sha256", "revision", "window_s", "layer")),
 }
+EMBEDDINGS = tuple(_KINDS)
 
 
 def load_embedding(source: EmbeddingSource) -> Embedding:
     """Build the embedding that ``source`` names.
 
     Raises:
-        RequestError: Unknown name, a key that the named embedding does not have, or weights that cannot be had.
+        RequestError: Unknown name, a key that the named embedding does not have, or weights that cannot be loaded.
     """
-    if source.name not in _KEYS:
+    if source.name not in _KINDS:
         raise RequestError(f"unknown embedding {source.name!r}; choose one of {', '.join(EMBEDDINGS)}")
+    kind, keys = _KINDS[source.name]
     given = {key: value for key, value in asdict(source).items() if key != "name" and value is not None}
-    foreign = sorted(set(given) - set(_KEYS[source.name]))
+    foreign = sorted(set(given) - set(keys))
     if foreign:
-        raise RequestError(
-            f"embedding {source.name!r} does not take {', '.join(foreign)}; it takes {', '.join(_KEYS[source.name])}"
-        )
-    if source.name == "logmel":
-        return LogMelEmbedding(**given)
-    if source.name == "vggish":
-        return VGGishEmbedding(**given)
-    if "weights" in given:
-        given["source"] = given.pop("weights")
-    classes: dict[str, type[Embedding]] = {
-        "clap": ClapEmbedding,
-        "encodec": EncodecEmbedding,
-        "hubert": HubertEmbedding,
-    }
-    return classes[source.name](**given)
+        raise RequestError(f"embedding {source.name!r} does not take {', '.join(foreign)}; it takes {', '.join(keys)}")
+    return kind(**given)

@@ -32,14 +32,21 @@ class Embedding(ABC):
         dimensions: Width ``d`` of a row.
         settings: Everything that changes a row, as JSON values (weights' sha256, layer, framing, window).
         source: Where the weights came from, for people to read; not part of the identity.
+        network: In eval mode, frozen here; None for an embedding without one.
     """
 
-    def __init__(self, name: str, rate_hz: int, dimensions: int, settings: Mapping[str, Any], source: str = "") -> None:
-        self.name = name
-        self.rate_hz = rate_hz
-        self.dimensions = dimensions
-        self.settings = dict(settings)
-        self.source = source
+    def __init__(
+        self,
+        name: str,
+        rate_hz: int,
+        dimensions: int,
+        settings: Mapping[str, Any],
+        source: str = "",
+        network: nn.Module | None = None,
+    ) -> None:
+        self.name, self.rate_hz, self.dimensions = name, rate_hz, dimensions
+        self.settings, self.source = dict(settings), source
+        self.network: Any = None if network is None else network.requires_grad_(False)
 
     @property
     def identity(self) -> str:
@@ -49,15 +56,8 @@ class Embedding(ABC):
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """This embedding's facts for a statistics file, with ``more`` (set, clips, seconds a clip) added."""
-        return {
-            IDENTITY_KEY: self.identity,
-            "embedding": self.name,
-            "rate_hz": self.rate_hz,
-            "dimensions": self.dimensions,
-            "settings": self.settings,
-            "source": self.source,
-            **more,
-        }
+        facts = {name: getattr(self, name) for name in ("rate_hz", "dimensions", "settings", "source")}
+        return {IDENTITY_KEY: self.identity, "embedding": self.name, **facts, **more}
 
     def rows(self, audio: Waveform | Sequence[Waveform]) -> npt.NDArray[np.float32]:
         """Rows ``[n, d]`` of one mono waveform ``[L]`` at ``rate_hz``, or of several, one after the other.
@@ -79,36 +79,16 @@ class Embedding(ABC):
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError(f"{self.name}: the waveform holds NaN or infinite samples")
         with torch.inference_mode():
-            rows = self.clip_rows(waveform).to("cpu", torch.float32).numpy()
-        if rows.ndim != 2 or rows.shape[1] != self.dimensions or rows.shape[0] == 0:
-            raise ValueError(f"{self.name}: made rows of shape {rows.shape}, expected [n, {self.dimensions}]")
-        return rows
+            return self.clip_rows(waveform).to("cpu", torch.float32).numpy()
 
     @abstractmethod
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Rows ``[n, d]`` of one finite mono waveform float32 ``[L]`` at ``rate_hz``."""
 
     def to(self, device: torch.device | str) -> Embedding:
-        """The embedding with its network on ``device``; itself where there is none to move."""
-        return self
-
-
-class NetworkEmbedding(Embedding):
-    """An embedding with a network, which is frozen; for the other arguments see :class:`Embedding`.
-
-    Args:
-        network: In eval mode.
-    """
-
-    def __init__(
-        self, network: nn.Module, name: str, rate_hz: int, dimensions: int, settings: Mapping[str, Any], source: str
-    ) -> None:
-        super().__init__(name, rate_hz, dimensions, settings, source)
-        self.network: Any = network.requires_grad_(False)
-
-    def to(self, device: torch.device | str) -> NetworkEmbedding:
-        """The embedding with its network on ``device`` (in place)."""
-        self.network.to(device)
+        """The embedding with its network, where it has one, on ``device`` (in place)."""
+        if self.network is not None:
+            self.network.to(device)
         return self
 
     @property

@@ -2,16 +2,11 @@
 
 Recipe: 16 kHz mono; frames of 400 samples every 160 (25 ms every 10 ms), no padding at the ends; periodic Hann window;
 512-point FFT; **magnitude**, not power; 64 triangles, straight-sided on the HTK mel scale, between 125 and 7500 Hz;
-``log(x + 0.01)``; patches of 96 frames. The constant of the mel scale is 1127, as published.
-
-Two framings exist, and their numbers cannot be compared:
+``log(x + 0.01)``; patches of 96 frames. Two framings exist, and their numbers cannot be compared:
 
 * ``contiguous``: the frames of the whole clip are cut in patches of 0.96 s without overlap (10 s: 10 rows).
 * ``google``: the waveform is first cut in windows of 1 s every 0.5 s, and the first 96 frames of each are its patch
   (10 s: 19 rows), as the program of the FAD paper does.
-
-``logmel`` needs no download and no network: the low coefficients of a 2-D cosine transform of a log-mel patch. It ranks
-recordings by timbre and rhythm, and it is **not** VGGish: a FAD printed with it is labelled ``logmel``.
 
 Sources: Hershey et al., *CNN architectures for large-scale audio classification* (arXiv 1609.09430); Kilgour et al.,
 *Frechet Audio Distance* (arXiv 1812.08466).
@@ -25,36 +20,23 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.tokenizers.spectra import cosine_transform, hann, hz_to_mel
 
 RATE_HZ = 16000
-FRAME_SAMPLES = 400
-HOP_SAMPLES = 160
-FFT_SAMPLES = 512
-BANDS = 64
-LOW_HZ = 125.0
-HIGH_HZ = 7500.0
+FRAME_SAMPLES, HOP_SAMPLES, FFT_SAMPLES = 400, 160, 512
+BANDS, LOW_HZ, HIGH_HZ = 64, 125.0, 7500.0
 LOG_OFFSET = 0.01
 PATCH_FRAMES = 96
-MEL_BREAK_HZ = 700.0
-MEL_SCALE = 1127.0
-
 FRAMINGS = ("contiguous", "google")
-GOOGLE_WINDOW_S = 1.0
-GOOGLE_HOP_S = 0.5
-PATCH_S = PATCH_FRAMES * HOP_SAMPLES / RATE_HZ
-"""Seconds from one contiguous patch to the next: 0.96."""
-
-
-def hertz_to_mel(frequency_hz: Tensor) -> Tensor:
-    """HTK mel scale with the published constants."""
-    return MEL_SCALE * torch.log1p(frequency_hz / MEL_BREAK_HZ)
+GOOGLE_WINDOW_S, GOOGLE_HOP_S = 1.0, 0.5
+TIME_COEFFICIENTS, BAND_COEFFICIENTS = 8, 16
+"""Coefficients of ``logmel``, over time (up to 3.6 Hz) and over mel bands."""
 
 
 def mel_weights() -> Tensor:
-    """Matrix ``[257, 64]`` (float64) from FFT magnitudes to mel bands; triangles have straight sides in mel, and the
-    bin at 0 Hz belongs to none."""
-    bins_mel = hertz_to_mel(torch.linspace(0, RATE_HZ / 2, FFT_SAMPLES // 2 + 1, dtype=torch.float64))
-    low, high = hertz_to_mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64)).tolist()
+    """Matrix ``[257, 64]`` (float64) from FFT magnitudes to mel bands; the bin at 0 Hz belongs to none."""
+    bins_mel = hz_to_mel(torch.linspace(0, RATE_HZ / 2, FFT_SAMPLES // 2 + 1, dtype=torch.float64))
+    low, high = hz_to_mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64)).tolist()
     edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
     rising = (bins_mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])  # [257, 64]
     falling = (edges[2:] - bins_mel[:, None]) / (edges[2:] - edges[1:-1])
@@ -71,34 +53,26 @@ def log_mel(audio: Tensor) -> Tensor:
     """
     if audio.shape[-1] < FRAME_SAMPLES:
         raise ValueError(f"the log-mel front end needs at least {FRAME_SAMPLES} samples, got {audio.shape[-1]}")
-    signal = audio.to(torch.float64)
-    frames = signal.unfold(-1, FRAME_SAMPLES, HOP_SAMPLES)  # [..., T, 400]
-    window = torch.hann_window(FRAME_SAMPLES, periodic=True, dtype=torch.float64, device=audio.device)
+    frames = audio.to(torch.float64).unfold(-1, FRAME_SAMPLES, HOP_SAMPLES)  # [..., T, 400]
+    window = hann(FRAME_SAMPLES).to(audio.device)
     magnitude = torch.fft.rfft(frames * window, n=FFT_SAMPLES).abs()  # [..., T, 257]
     return torch.log(magnitude @ mel_weights().to(audio.device) + LOG_OFFSET).to(torch.float32)
-
-
-def window_samples(framing: str) -> int:
-    """Samples that the first patch of ``framing`` needs."""
-    check_framing(framing)
-    if framing == "google":
-        return round(GOOGLE_WINDOW_S * RATE_HZ)
-    return FRAME_SAMPLES + (PATCH_FRAMES - 1) * HOP_SAMPLES
 
 
 def patches(audio: Tensor, framing: str) -> Tensor:
     """Waveform ``[L]`` at 16 kHz -> patches float32 ``[n, 96, 64]``; what does not fill a last patch is left out.
 
     Raises:
-        ValueError: Unknown framing, or less audio than one patch.
+        ValueError: Less audio than one patch.
     """
-    needed = window_samples(framing)
+    google = framing == "google"
+    needed = round(GOOGLE_WINDOW_S * RATE_HZ) if google else FRAME_SAMPLES + (PATCH_FRAMES - 1) * HOP_SAMPLES
     if audio.dim() != 1 or audio.shape[0] < needed:
         raise ValueError(
             f"{framing} framing needs a mono waveform of at least {needed} samples ({math.ceil(needed / 160) / 100} s "
             f"at {RATE_HZ} Hz), got shape {tuple(audio.shape)}"
         )
-    if framing == "google":
+    if google:
         windows = audio.unfold(0, needed, round(GOOGLE_HOP_S * RATE_HZ))  # [n, 16000]
         return log_mel(windows)[:, :PATCH_FRAMES]
     frames = log_mel(audio)  # [T, 64]
@@ -112,43 +86,26 @@ def check_framing(framing: str) -> None:
         raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
 
 
-def cosine_basis(points: int, coefficients: int) -> Tensor:
-    """First rows of the orthonormal DCT-II over ``points`` values: float64 ``[coefficients, points]``."""
-    n = torch.arange(points, dtype=torch.float64)
-    k = torch.arange(coefficients, dtype=torch.float64).unsqueeze(1)
-    basis = torch.cos(math.pi / points * (n + 0.5) * k) * math.sqrt(2 / points)
-    basis[0] /= math.sqrt(2)
-    return basis
-
-
 class LogMelEmbedding(Embedding):
-    """Low 2-D cosine coefficients of VGGish's log-mel patch: 8 over time (up to 3.6 Hz) x 16 over mel = 128.
+    """Low 2-D cosine coefficients of VGGish's log-mel patch: 8 over time x 16 over mel = 128.
 
-    They are divided by the square root of the patch's size, so that the first is the patch's mean and squared
-    distances are in squared nats of magnitude, whatever the size.
-
-    Args:
-        framing: ``contiguous`` (0.96 s without overlap) or ``google`` (1 s every 0.5 s); see
-            the module's text.
+    It needs no download and no network and ranks recordings by timbre and rhythm; it is **not** VGGish. Coefficients
+    are divided by the square root of the patch's size, so that the first is the patch's mean and squared distances are
+    in squared nats of magnitude. ``framing``: ``contiguous`` (0.96 s without overlap) or ``google`` (1 s every 0.5 s).
     """
-
-    TIME_COEFFICIENTS = 8
-    BAND_COEFFICIENTS = 16
 
     def __init__(self, framing: str = "contiguous") -> None:
         check_framing(framing)
-        dimensions = self.TIME_COEFFICIENTS * self.BAND_COEFFICIENTS
         settings = {
             "framing": framing,
-            "time_coefficients": self.TIME_COEFFICIENTS,
-            "band_coefficients": self.BAND_COEFFICIENTS,
+            "time_coefficients": TIME_COEFFICIENTS,
+            "band_coefficients": BAND_COEFFICIENTS,
             "transform": "orthonormal DCT-II of the VGGish log-mel patch / sqrt(its size)",
         }
-        super().__init__("logmel", RATE_HZ, dimensions, settings)
+        super().__init__("logmel", RATE_HZ, TIME_COEFFICIENTS * BAND_COEFFICIENTS, settings)
         self.framing = framing
-        frames, bands = PATCH_FRAMES, BANDS
-        self._over_time = (cosine_basis(frames, self.TIME_COEFFICIENTS) / math.sqrt(frames)).float()
-        self._over_bands = (cosine_basis(bands, self.BAND_COEFFICIENTS) / math.sqrt(bands)).float()
+        self._over_time = (cosine_transform(PATCH_FRAMES, TIME_COEFFICIENTS) / math.sqrt(PATCH_FRAMES)).float()
+        self._over_bands = (cosine_transform(BANDS, BAND_COEFFICIENTS) / math.sqrt(BANDS)).float()
 
     def clip_rows(self, waveform: Tensor) -> Tensor:
         """Rows ``[n, 128]``; coefficient (time i, band j) is at column ``16 i + j``."""

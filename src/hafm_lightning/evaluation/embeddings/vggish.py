@@ -1,22 +1,19 @@
 """VGGish: the network whose embedding most published FADs use, with its own front end and safe weights.
 
 The network is the one of the published weights: four blocks of 3 x 3 convolutions (64, 128, 256 x 2, 512 x 2 channels),
-each halved by max pooling, then three linear layers (4096, 4096, 128). Choices that published tools make differently,
-all of them part of the embedding's identity:
+each halved by max pooling, then three linear layers (4096, 4096, 128). FAD is computed on the plain embedding, without
+PCA and quantisation. Published tools differ in the framing (see :mod:`hafm_lightning.evaluation.embeddings.log_mel`)
+and in whether a ReLU follows the last layer (by default not, as in the FAD paper's program).
 
-* ``framing``: 0.96 s without overlap, or 1 s every 0.5 s (:mod:`hafm_lightning.evaluation.embeddings.log_mel`).
-* ``activation``: whether a ReLU follows the last layer. Default: no, as in the FAD paper's program.
-* No PCA and no quantisation: FAD is computed on the plain embedding.
-
-The published torch weights come as a pickle; they are read as plain data, checked against a pinned sha256, and kept as
-safetensors in the cache from then on.
+The published torch weights come as a pickle. They are read as plain data, checked against a pinned sha256, and kept as
+safetensors in the cache.
 
 Sources: Hershey et al. (arXiv 1609.09430); Kilgour et al. (arXiv 1812.08466).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,14 +21,9 @@ from torch import Tensor, nn
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings import log_mel
-from hafm_lightning.evaluation.embeddings.base import NetworkEmbedding
-from hafm_lightning.evaluation.embeddings.weights import (
-    cache_folder,
-    check_file,
-    download,
-    read_weights,
-)
-from hafm_lightning.files import write_atomic
+from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.evaluation.embeddings.weights import cache_folder, check_file, download, read_weights
+from hafm_lightning.files import sha256_of, write_atomic
 from hafm_lightning.tokenizers.base import content_sha256
 from hafm_lightning.tokenizers.hub import HUB_SCHEME, fetch_file
 
@@ -48,14 +40,11 @@ BATCH_PATCHES = 64
 class VGGish(nn.Module):
     """Log-mel patches ``[n, 96, 64]`` -> embedding ``[n, dimensions]``. Parameter names are the published ones.
 
-    Args:
-        channels: Channels of the four blocks.
-        hidden: Width of the two hidden linear layers.
-        dimensions: Width of the embedding.
+    The four blocks have ``channels``, the two hidden linear layers the width ``hidden``.
     """
 
     def __init__(
-        self, channels: tuple[int, int, int, int] = (64, 128, 256, 512), hidden: int = 4096, dimensions: int = 128
+        self, channels: Sequence[int] = (64, 128, 256, 512), hidden: int = 4096, dimensions: int = 128
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -66,8 +55,7 @@ class VGGish(nn.Module):
                 previous = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        pooled = 2 ** len(BLOCKS)
-        flat = previous * (log_mel.PATCH_FRAMES // pooled) * (log_mel.BANDS // pooled)
+        flat = previous * (log_mel.PATCH_FRAMES // 16) * (log_mel.BANDS // 16)  # four poolings by 2
         self.embeddings = nn.Sequential(
             nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dimensions)
         )
@@ -86,40 +74,36 @@ class VGGish(nn.Module):
         Raises:
             RequestError: Keys or shapes are not those of a VGGish.
         """
-        last_of_block = [f"features.{index}.weight" for index in (0, 3, 8, 13)]
-        outer = ["embeddings.0.weight", "embeddings.4.weight"]
-        missing = [key for key in last_of_block + outer if key not in state]
+        blocks = [f"features.{index}.weight" for index in (0, 3, 8, 13)]  # the last convolution of each
+        sized = [*blocks, "embeddings.0.weight", "embeddings.4.weight"]
+        missing = [key for key in sized if key not in state]
         if missing:
             raise RequestError(f"{where}: not VGGish weights, {', '.join(missing)} missing")
-        first, second, third, fourth = (int(state[key].shape[0]) for key in last_of_block)
+        *channels, hidden, dimensions = (len(state[key]) for key in sized)
         with torch.device("meta"):  # nothing is initialised at random: no random number is drawn
-            network = cls((first, second, third, fourth), int(state[outer[0]].shape[0]), int(state[outer[1]].shape[0]))
+            network = cls(channels, hidden, dimensions)
         try:
             network.load_state_dict(dict(state), assign=True)
         except RuntimeError as error:
             raise RequestError(f"{where}: not VGGish weights: {str(error).splitlines()[-1].strip()}") from error
-        return network.eval().requires_grad_(False)
+        return network.eval()
 
 
-def convert_weights(source: Path, target: Path, sha256: str) -> Path:
-    """Read torch weights with ``sha256`` as plain data and keep them as safetensors at ``target``."""
+def convert_weights(source: Path, target: Path) -> None:
+    """Read torch weights as plain data and keep them as safetensors at ``target``."""
     from safetensors.torch import save
 
-    check_file(source, sha256)
     state = {name: array.contiguous() for name, array in read_weights(source).items()}
     VGGish.from_state(state, str(source))
-    write_atomic(target, save(state, metadata={"source": source.name, "source_sha256": sha256}))
-    return target
+    metadata = {"source": source.name, "source_sha256": sha256_of(source)}
+    write_atomic(target, save(state, metadata=metadata))
 
 
 def vggish_weights(weights: str | Path | None, sha256: str | None) -> Path:
     """The safetensors or torch file to load: the named one, the converted one in the cache, or a download.
 
-    Args:
-        weights: Local ``.pth`` or ``.safetensors`` file, or ``hf://OWNER/NAME/PATH`` on the Hub; None for the
-            published weights.
-        sha256: Expected hash of that file. None means the published hash for torch files, and no check for local
-            safetensors (the content's hash is part of the embedding's identity either way).
+    Without ``sha256`` a torch file must be the published one; a local safetensors file is not checked, since the hash
+    of its content is part of the embedding's identity.
 
     Raises:
         RequestError: No such file, another hash, or safetensors from the Hub without a hash to check them by.
@@ -136,16 +120,16 @@ def vggish_weights(weights: str | Path | None, sha256: str | None) -> Path:
     converted = folder / CONVERTED_NAME
     if not converted.is_file():
         original = download(WEIGHTS_URL, folder / Path(WEIGHTS_URL).name, WEIGHTS_SHA256)
-        convert_weights(original, converted, WEIGHTS_SHA256)
+        convert_weights(original, converted)
         original.unlink()
     return converted
 
 
-class VGGishEmbedding(NetworkEmbedding):
+class VGGishEmbedding(Embedding):
     """VGGish rows: 128 numbers for each 0.96 s (or for 1 s every 0.5 s).
 
     Args:
-        weights: Local weights file or ``hf://`` address; None for the published ones (downloaded once, 289 MB).
+        weights: Local weights file or ``hf://OWNER/NAME/PATH``; None for the published ones (downloaded once, 289 MB).
         sha256: Expected sha256 of the file; see :func:`vggish_weights`.
         framing: ``contiguous`` or ``google``.
         activation: Put a ReLU after the last layer.
@@ -162,10 +146,10 @@ class VGGishEmbedding(NetworkEmbedding):
         path = vggish_weights(weights, sha256)
         state = read_weights(path)
         network = VGGish.from_state(state, str(path))
+        dimensions = len(state["embeddings.4.weight"])
         weights_sha256 = content_sha256(state, {})
         settings = {"weights_sha256": weights_sha256, "framing": framing, "activation": activation, "pca": False}
-        dimensions = int(state["embeddings.4.weight"].shape[0])
-        super().__init__(network, "vggish", log_mel.RATE_HZ, dimensions, settings, path.name)
+        super().__init__("vggish", log_mel.RATE_HZ, dimensions, settings, path.name, network)
         self.framing, self.activation = framing, activation
 
     def clip_rows(self, waveform: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ weights: safetensors, or torch files read with ``weights_only=True``.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
@@ -19,7 +21,6 @@ from hafm_lightning.tokenizers.hub import fetch_folder
 
 CACHE_VARIABLE = "HAFM_CACHE"
 """Environment variable that moves the folder of downloaded and converted weights."""
-HUB_PATTERNS = ("*.json", "*.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGURATION_FILES = ("config.json", "preprocessor_config.json")
 
@@ -39,12 +40,16 @@ def check_file(path: Path, sha256: str | None) -> str:
     if not path.is_file():
         raise RequestError(f"no weights file {path}; name an existing file, or leave the key out to download it")
     found = sha256_of(path)
-    if sha256 is not None and found != sha256.lower():
+    _check_hash(str(path), found, found if sha256 is None else sha256)
+    return found
+
+
+def _check_hash(where: str, found: str, expected: str) -> None:
+    if found != expected.lower():
         raise RequestError(
-            f"{path}: sha256 is {found}, expected {sha256.lower()}; this is another file, or a damaged one: "
+            f"{where}: sha256 is {found}, expected {expected.lower()}; this is another file, or a damaged one: "
             "download it again, or state its own sha256 if you mean to use it"
         )
-    return found
 
 
 def download(url: str, target: Path, sha256: str) -> Path:
@@ -53,28 +58,23 @@ def download(url: str, target: Path, sha256: str) -> Path:
     Raises:
         RequestError: No connection, or the content has another hash (no file stays then).
     """
-    if not target.is_file():
-        try:
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                content = answer.read()
-        except (urllib.error.URLError, OSError) as error:
-            raise RequestError(
-                f"cannot download {url} ({error}); fetch it on another machine and name the file in `weights`"
-            ) from error
-        partial = target.with_name(target.name + ".unchecked")
-        write_atomic(partial, content)
-        try:
-            check_file(partial, sha256)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    check_file(target, sha256)
+    if target.is_file():
+        check_file(target, sha256)
+        return target
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            content = answer.read()
+    except OSError as error:
+        raise RequestError(
+            f"cannot download {url} ({error}); fetch it on another machine and name the file in `weights`"
+        ) from error
+    _check_hash(url, hashlib.sha256(content).hexdigest(), sha256)
+    write_atomic(target, content)
     return target
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file, or of a torch file read without running any code in it."""
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -82,13 +82,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise RequestError(f"{path}: holds more than plain tensors; it is refused without running it") from error
     except (OSError, RuntimeError, EOFError, SafetensorError, ValueError) as error:
         raise RequestError(f"{path}: cannot be read as weights ({error})") from error
-    except Exception as error:
-        # torch reports a pickle that is not plain data as pickle.UnpicklingError
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise RequestError(f"{path}: holds more than plain tensors; it is refused without running it") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise RequestError(f"{path}: expected a dictionary of tensors; this is another kind of checkpoint")
     return loaded
@@ -97,15 +94,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def model_folder(source: str, revision: str | None, sha256: str | None) -> tuple[Path, dict[str, str]]:
     """Folder of a model in Hub format, and the sha256 of its weights and of its configuration files.
 
-    Args:
-        source: A local folder, or a Hub id such as ``laion/larger_clap_music``.
-        revision: Commit of the Hub repository; ignored for a folder.
-        sha256: Expected hash of the weights file, or None to accept and record whatever is there.
+    ``source`` is a local folder, or a Hub id with a ``revision``. Without ``sha256`` any weights file is accepted.
 
     Raises:
         RequestError: No such folder or repository, no weights in it, or another hash.
     """
-    folder = fetch_folder(source, HUB_PATTERNS, revision=revision, what="model")
+    folder = fetch_folder(source, ("*.json", *WEIGHT_FILES), revision=revision, what="model")
     present = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not present:
         raise RequestError(f"{folder} holds none of {', '.join(WEIGHT_FILES)}; save the model with save_pretrained")

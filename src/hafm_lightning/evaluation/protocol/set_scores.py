@@ -110,7 +110,7 @@ def apa_of(
 
     interval = jackknife_interval(adherence, songs, minimum=0.0)
     high = None if interval.high is None else min(1.0, interval.high)
-    return SetInterval(interval.value, interval.low, high, interval.groups)
+    return SetInterval(interval.value, interval.low, high)
 
 
 class SetColumns:
