@@ -29,6 +29,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,20 @@ from torchmetrics import SumMetric
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import FrechetAudioDistance
 from hafm_lightning.evaluation.embeddings import EmbeddingSource
+from hafm_lightning.evaluation.protocol.set_scores import embedding_rows
 from hafm_lightning.evaluation.segments import SegmentSettings, select_segments
-from hafm_lightning.evaluation.stage.material import (
+from hafm_lightning.evaluation.stage import (
     PROTOCOL_FILE,
     SOUNDS,
     StageMaterial,
-    read_material,
-    write_protocol,
-    write_sounds,
-)
-from hafm_lightning.evaluation.stage.music import (
-    LaterStages,
     Waveforms,
     centroid_rows,
     check_later_stages,
     codes_for,
     decode_clips,
-    embedding_rows,
+    read_material,
+    write_protocol,
+    write_sounds,
     write_target,
 )
 from hafm_lightning.modeling.sampling import SamplingOptions
@@ -211,7 +209,7 @@ class MusicEvaluation(Callback):
         material = read_material(
             selection,
             tokenizers,
-            LaterStages(later["coarse"].model, later["fine"].model if "fine" in later else None) if later else None,
+            [other.model for other in later.values()],
             self.sources,
             conditions=[s.name for part in (stage, *later.values()) for s in part.model.layout.conditions],
             seed=self.seed,
@@ -245,7 +243,7 @@ class MusicEvaluation(Callback):
         means, failures = TokenMeans(score_names(target.codebooks)).to(device), SumMetric().to(device)
         waveforms: Waveforms = []
         failed = 0
-        sounds = target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None
+        sounds = target.name != INSTRUMENTAL_SEMANTIC.name or bool(material.later)
         if sounds:
             widths = {f"fad_{embedding.name}": embedding.dimensions for embedding in material.embeddings}
             widths |= {f"{name}_codec": width for name, width in widths.items()}
@@ -258,12 +256,11 @@ class MusicEvaluation(Callback):
         self._warned = True  # of few rows: once a run, not once a validation
         if material.batch is not None:
             batch = material.batch
+            write = partial(write_target, sampling=self.sampling, seeds=material.seeds, batch_clips=self.batch_clips)
             with progress("Music evaluation", total=len(batch), unit="clips") as bar:
-                written = write_target(stage.model, batch, self.sampling, material.seeds, self.batch_clips, bar.advance)
+                written = write(stage.model, batch, on_clips=bar.advance)
             self._teacher_force(stage, batch, means)
-            codes = codes_for(
-                target.name, written, batch, material.later, self.sampling, material.seeds, self.batch_clips
-            )
+            codes = codes_for(target.name, written, batch, material.later, write)
             if codes is None:
                 centroids = material.tokenizers.semantic.centroids
                 metric = distances["semantic_centroid_frechet"]
