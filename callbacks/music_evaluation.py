@@ -27,6 +27,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +42,20 @@ from torchmetrics import SumMetric
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import FrechetAudioDistance
 from hafm_lightning.evaluation.embeddings import EmbeddingSource
+from hafm_lightning.evaluation.protocol.set_scores import embedding_rows
 from hafm_lightning.evaluation.segments import SegmentSettings, select_segments
-from hafm_lightning.evaluation.stage.material import (
+from hafm_lightning.evaluation.stage import (
     PROTOCOL_FILE,
     SOUNDS,
     StageMaterial,
-    read_material,
-    write_protocol,
-    write_sounds,
-)
-from hafm_lightning.evaluation.stage.music import (
-    LaterStages,
     Waveforms,
     centroid_rows,
     check_later_stages,
     codes_for,
     decode_clips,
-    embedding_rows,
+    read_material,
+    write_protocol,
+    write_sounds,
     write_target,
 )
 from hafm_lightning.modeling.sampling import SamplingOptions
@@ -205,7 +203,7 @@ class MusicEvaluation(Callback):
         material = read_material(
             selection,
             tokenizers,
-            LaterStages(later["coarse"].model, later["fine"].model if "fine" in later else None) if later else None,
+            [other.model for other in later.values()],
             self.sources,
             conditions=[s.name for part in (stage, *later.values()) for s in part.model.layout.conditions],
             seed=self.seed,
@@ -228,7 +226,7 @@ class MusicEvaluation(Callback):
         device = stage.device if stage.device.type == "cuda" else torch.device("cpu")
         means, failures = TokenMeans(score_names(target.codebooks)).to(device), SumMetric().to(device)
         centroids = material.tokenizers.semantic.centroids
-        if target.name != INSTRUMENTAL_SEMANTIC.name or material.later is not None:
+        if target.name != INSTRUMENTAL_SEMANTIC.name or material.later:
             widths = {f"fad_{e.name}{end}": e.dimensions for e in material.embeddings for end in ("", "_codec")}
         else:
             widths = {"semantic_centroid_frechet": centroids.shape[1]}
@@ -240,14 +238,13 @@ class MusicEvaluation(Callback):
         waveforms: Waveforms = []
         failed, batch = 0, material.batch
         if batch is not None:
+            write = partial(write_target, sampling=self.sampling, seeds=material.seeds, batch_clips=self.batch_clips)
             with progress("Music evaluation", total=len(batch), unit="clips") as bar:
-                written = write_target(stage.model, batch, self.sampling, material.seeds, self.batch_clips, bar.advance)
+                written = write(stage.model, batch, on_clips=bar.advance)
             for start in range(0, len(batch), self.batch_clips):
                 part = batch.rows(range(start, min(start + self.batch_clips, len(batch)))).to(stage.device)
                 means.update(summarise(score(stage.model, part), 0, target.codebooks), len(part))
-            codes = codes_for(
-                target.name, written, batch, material.later, self.sampling, material.seeds, self.batch_clips
-            )
+            codes = codes_for(target.name, written, batch, material.later, write)
             rows = {}  # metric -> rows to measure, true rows
             if codes is None:
                 pair = (centroid_rows(centroids, written), centroid_rows(centroids, batch[target.name]))

@@ -24,9 +24,9 @@ from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics, frechet_distance
 from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
+from hafm_lightning.evaluation.protocol.set_scores import embedding_rows
 from hafm_lightning.evaluation.segments import SegmentSettings, load_clip, select_segments, tokenize_clips
-from hafm_lightning.evaluation.stage.material import SOUNDS
-from hafm_lightning.evaluation.stage.music import embedding_rows, write_target
+from hafm_lightning.evaluation.stage import SOUNDS, write_target
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.stages import Stage
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hafm_lightning.evaluation.card.card import Card, Column, Curve, Player, Plot, Row, Table, Value
+from hafm_lightning.evaluation.card.card import Card, Column, Player, Row, Table, Value
+from hafm_lightning.page.figures import Curve, Plot
 
 FAD = Column("fad_logmel", "FAD logmel", "lower", "A distance.")
 KEY = Column("key_score", "key <MIREX>", "higher", "Agreement of keys.")

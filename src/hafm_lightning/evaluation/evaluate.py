@@ -8,42 +8,41 @@ embedding can distinguish.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from hafm_lightning import __version__
+from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import pick_device
-from hafm_lightning.audio import resample
-from hafm_lightning.evaluation.card.card import Card, Plot, Table, load_card
+from hafm_lightning.evaluation.card.card import Card, Table, load_card
 from hafm_lightning.evaluation.card.dashboard import log_to_wandb
 from hafm_lightning.evaluation.card.page import write_card
 from hafm_lightning.evaluation.embeddings import load_embedding
-from hafm_lightning.evaluation.protocol.clip_scores import clip_cells, columns_of, score_played
+from hafm_lightning.evaluation.protocol.clip_scores import clip_cells, score_played
+from hafm_lightning.evaluation.protocol.columns import Cells, clip_columns
 from hafm_lightning.evaluation.protocol.set_scores import SetColumns
 from hafm_lightning.evaluation.protocol.table import difference_table, players_of, speed_cells, system_table
-from hafm_lightning.evaluation.segments import ClipReader, MusicClip, SelectedClips, select_segments, tokenize_clips
+from hafm_lightning.evaluation.segments import ClipReader, SelectedClips, select_segments, tokenize_clips
 from hafm_lightning.evaluation.settings import EvaluateSettings, ProtocolSettings
-from hafm_lightning.evaluation.systems import SystemFactory
-from hafm_lightning.evaluation.systems.band import ModelSource, Stages
-from hafm_lightning.evaluation.systems.base import LABELS
+from hafm_lightning.evaluation.systems.band import Band, ModelSource
+from hafm_lightning.evaluation.systems.base import LABELS, GroundTruth, OtherVocal, RandomPairing, System, ThroughCodec
 from hafm_lightning.evaluation.systems.generations import Generations
+from hafm_lightning.evaluation.systems.retrieval import Retrieval
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
-from hafm_lightning.evaluation.token_scores.probes import Probes
+from hafm_lightning.evaluation.token_scores.probes import probe_plots
 from hafm_lightning.evaluation.token_scores.scores import stored_clips
-from hafm_lightning.evaluation.token_scores.table import RemoteScores, token_table
+from hafm_lightning.evaluation.token_scores.table import token_table
 from hafm_lightning.files import sha256_of_json, write_json
-from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import song_of
+from hafm_lightning.page.figures import Plot
 from hafm_lightning.processes.locks import LOCK_NAME, held
 from hafm_lightning.processes.pool import LocalPool, SerialPool, local_pool
-from hafm_lightning.progress import progress
-from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
+from hafm_lightning.shards import open_shards
+from hafm_lightning.tokenizers import load_tokenizers
 
 TOKENS_VERSION = 3
 """Raised when a definition changes: stored token scores and probes are computed again."""
@@ -66,38 +65,21 @@ def evaluate(settings: EvaluateSettings) -> Card:
 
 
 class Evaluation:
-    """One run of ``evaluate``.
-
-    Args:
-        settings: What to evaluate, on what, and how.
-        pool: Processes that generate and score.
-    """
+    """One run of ``evaluate``; the processes of ``pool`` generate and score."""
 
     def __init__(self, settings: EvaluateSettings, pool: LocalPool) -> None:
         self.settings, self.pool, self.output = settings, pool, Path(settings.output)
         self.device = pick_device(settings.device)
-        self.tokenizers: Tokenizers = load_tokenizers(settings.tokenizers, device=self.device)
+        self.tokenizers = load_tokenizers(settings.tokenizers, device=self.device)
         self.embeddings = [load_embedding(source).to(self.device) for source in settings.embeddings]
         self.absent = {name: reason for name in settings.systems if (reason := settings.absent(name))}
-        separated = "separated" in settings.systems and "separated" not in self.absent
-        self.factory = SystemFactory(
-            self.tokenizers,
-            ModelSource(
-                settings.model,
-                settings.semantic,
-                settings.coarse,
-                settings.fine,
-                settings.tokenizers,
-                settings.device,
-                settings.precision,
-            ),
-            settings.sampling,
-            settings.seed,
-            shards=settings.shards,
-            pairing=settings.pairing,
-            separated=settings.separated,
-            separation=settings.separation if separated else None,
-        )
+        self.systems = [name for name in settings.systems if name not in self.absent]
+        self.separated: SeparatedVocals | None = None
+        if "separated" in self.systems:
+            self.separated = SeparatedVocals(settings.separated, settings.separation)
+        paths = (settings.model, settings.semantic, settings.coarse, settings.fine, settings.tokenizers)
+        self.source = ModelSource(*paths, settings.device, settings.precision)
+        self.models: dict[ModelSource, Accompanist] = {}
 
     def run(self) -> Card:
         """Everything; writes the card and returns it."""
@@ -106,10 +88,8 @@ class Evaluation:
         tables: list[Table] = []
         for protocol, clips in zip(settings.protocols, selected, strict=True):
             tables += self._protocol(protocol, clips)
-        plots: list[Plot] = []
-        if {"tokens", "probes"} & set(settings.metrics):
-            token_tables, plots = self._tokens(max(selected, key=lambda clips: clips.duration_s))
-            tables += token_tables
+        token_tables, plots = self._tokens(max(selected, key=lambda clips: clips.duration_s))
+        tables += token_tables
         card = Card("Evaluation of vocal-to-accompaniment models", self._facts(), tables, plots, self.absent)
         write_card(card, self.output)
         return card
@@ -119,21 +99,22 @@ class Evaluation:
         return SelectedClips(selection, ClipReader.of(self.tokenizers))
 
     def _protocol(self, protocol: ProtocolSettings, clips: SelectedClips) -> list[Table]:
-        """The tables of one protocol."""
+        """The tables of one protocol: play every system, score what it played, fill the columns."""
         settings, folder, seed = self.settings, self.output / protocol.name, self.settings.seed
-        played = self._play(protocol.name, clips)
-        columns = columns_of(settings.metrics)
+        played = self._play(folder, clips)
+        columns = clip_columns(settings.metrics)
         scores = score_played(clips, played, folder / "scores", self.pool) if columns else {}
         sets = []
         if {"fad", "kd", "apa"} & set(settings.metrics):
             training = None
-            if settings.reference == "train" and {e.name for e in self.embeddings} - set(settings.statistics):
-                drawn = replace(protocol, clips=settings.reference_clips, per_song=0)
-                training = self._select(drawn, "train")
-            for embedding in self.embeddings:
-                statistics = settings.statistics.get(embedding.name, "")
-                sets.append(SetColumns(clips, embedding, settings.metrics, folder, seed, training, statistics))
-        cells = {column: values for part in sets for column, values in part.cells(played).items()}
+            if settings.reference == "train" and {it.name for it in self.embeddings} - set(settings.statistics):
+                training = self._select(replace(protocol, clips=settings.reference_clips, per_song=0), "train")
+            for it in self.embeddings:
+                statistics = settings.statistics.get(it.name, "")
+                sets.append(SetColumns(clips, it, settings.metrics, folder, seed, training, statistics))
+        cells: Cells = {}
+        for part in sets:
+            cells |= part.cells(played)
         cells |= clip_cells(clips, scores, columns, seed)
         if "speed" in settings.metrics:
             cells |= speed_cells(clips, played, settings.batch_clips, self.pool.processes, seed)
@@ -156,47 +137,72 @@ class Evaluation:
             tables.append(difference_table(protocol.name, clips, scores, columns, settings.players, controls, seed))
         return tables
 
-    def _play(self, protocol: str, clips: SelectedClips) -> dict[str, Generations]:
+    def _play(self, folder: Path, clips: SelectedClips) -> dict[str, Generations]:
         """Sounds of every row that can be made, in the order of the settings."""
         one_song = len(set(clips.songs)) < 2
         played: dict[str, Generations] = {}
-        names = [name for name in self.settings.systems if name not in self.absent]
-        for name in sorted(names, key=lambda name: name == "other_vocal"):  # it uses the takes of another row
+        for name in sorted(self.systems, key=lambda name: name == "other_vocal"):  # it uses the takes of another row
             if one_song and name in ("random", "other_vocal"):
-                self.absent[f"{protocol}: {name}"] = f"{LABELS[name]} needs clips of at least two songs"
+                self.absent[f"{folder.name}: {name}"] = f"{LABELS[name]} needs clips of at least two songs"
                 continue
-            system = self.factory.system(name, clips, played)
-            played[name] = Generations(self.output / protocol, system, clips.rate_hz)
-            with progress(f"{protocol}: {LABELS[name]}", total=len(clips.segments), unit="clips") as bar:
-                played[name].make(clips, self.settings.batch_clips, self.pool, bar.advance)
-        return {name: played[name] for name in names if name in played}
+            played[name] = Generations(folder, self._system(name, clips, played))
+            played[name].make(clips, self.settings.batch_clips, self.pool)
+        return {name: played[name] for name in self.systems if name in played}
+
+    def _system(self, name: str, clips: SelectedClips, played: dict[str, Generations]) -> System:
+        """One row; ``other_vocal`` uses the row ``three_stages`` of ``played``."""
+        settings = self.settings
+        if name == "ground_truth":
+            return GroundTruth()
+        if name.startswith("codec_"):
+            return ThroughCodec(self.tokenizers, codebooks=int(name.removeprefix("codec_")))
+        if name == "random":
+            return RandomPairing(clips, settings.pairing, settings.seed)
+        if name == "retrieval":
+            return Retrieval(open_shards(settings.shards, "train"), self.tokenizers)
+        if name == "other_vocal":
+            model = played["three_stages"]
+            return OtherVocal(clips, model.system.identity, model.outcome)
+        source = replace(self.source, stages=2 if name == "two_stages" else 3)
+        band = self._model(source)
+        separated = self.separated if name == "separated" else None
+        # several processes on one GPU would share its memory
+        worker_source = source if band.device.type == "cpu" else None
+        return Band(band, settings.sampling, settings.seed, name, separated, worker_source)
+
+    def _model(self, source: ModelSource) -> Accompanist:
+        """A model, loaded once."""
+        if source not in self.models:
+            self.models[source] = model = source.load(self.tokenizers)
+            if model.precision_note is not None:
+                warnings.warn(model.precision_note, stacklevel=2)
+        return self.models[source]
 
     def _tokens(self, clips: SelectedClips) -> tuple[list[Table], list[Plot]]:
         """Token table, on segments or on stored clips, and probes on segments."""
-        settings = self.settings
+        settings, split = self.settings, self.settings.token_split
+        wanted = [name for name in ("tokens", "probes") if name in settings.metrics]
+        if not wanted:
+            return [], []
         if not settings.has_model:
             self.absent["tokens and probes"] = "no `model` and no checkpoints"
             return [], []
-        segments = clips.segments[: settings.token_clips] if settings.token_clips else clips.segments
-        stored = stored_clips(settings.shards, settings.token_split) if settings.token_split else None
-        if stored is not None and settings.token_clips:
-            stored = stored.rows(range(min(settings.token_clips, len(stored))))
+        segments = clips.segments[: settings.token_clips or None]
+        stored = stored_clips(settings.shards, split, settings.token_clips) if split else None
         segment_songs = [segment.song.id for segment in segments]
         songs = segment_songs if stored is None else [*map(song_of, stored.clip_ids)]
-        if len(set(songs)) < 2 or ("probes" in settings.metrics and len(set(segment_songs)) < 2):
+        if len(set(songs)) < 2 or ("probes" in wanted and len(set(segment_songs)) < 2):
             self.absent["tokens and probes"] = "another song's vocal needs clips of at least two songs"
             return [], []
-        stages: Stages = 3 if settings.model or settings.fine else 2
-        loaded = self.factory.model(stages, "fp32").networks
-        separated = self.factory.separated
-        wanted = [name for name in ("tokens", "probes") if name in settings.metrics]
+        source = replace(self.source, precision="fp32", stages=3 if settings.model or settings.fine else 2)
+        loaded, sigma = self._model(source).networks, settings.vocal_noise_sigma
         identity = [
             TOKENS_VERSION,
             [network.sha256 for network in loaded],
             self.tokenizers.identities(),
             [segment.key for segment in segments],
-            settings.vocal_noise_sigma,
-            separated.identity if separated is not None else "",
+            sigma,
+            self.separated.identity if self.separated is not None else "",
             wanted,
         ]
         if stored is not None:
@@ -205,33 +211,27 @@ class Evaluation:
         if file.is_file():
             card = load_card(file)
             return card.tables, card.plots
-        networks: dict[str, TokenModel] = {network.role: network.model for network in loaded}
-        tables, plots = [], []
-        music = [clips.load(segment) for segment in segments] if stored is None or "probes" in wanted else []
+        networks = {network.role: network.model for network in loaded}
         conditions = [stream.name for model in networks.values() for stream in model.layout.conditions]
-        sigma = settings.vocal_noise_sigma
+        music = [clips.load(segment) for segment in segments] if stored is None or "probes" in wanted else []
         batch = tokenize_clips(music, self.tokenizers, sigma, conditions) if music else None
-        if "tokens" in wanted:
-            scored = batch if stored is None else stored
-            assert scored is not None
+        scored = batch if stored is None else stored
+        tables, plots = [], []
+        if scored is not None and "tokens" in wanted:
             origin = f"protocol with segments of {clips.duration_s:g} s, noise on the vocal: sigma {sigma:g}"
             if stored is not None:
-                origin = f"split {settings.token_split} of {settings.shards}, tokens as stored"
+                origin = f"split {split} of {settings.shards}, tokens as stored"
             about = f"{len(scored)} clips of {scored.duration_s:g} s from {len(set(songs))} songs: {origin}; fp32"
-            remote = RemoteScores(replace(self.factory.source, precision="fp32", stages=stages))
             pool = self.pool if self.device.type == "cpu" else SerialPool()
-            tables.append(token_table(networks, scored, songs, [about], pool, remote))
-        if "probes" in wanted:
-            assert batch is not None
-            vocals = None if separated is None else _separated(separated, music)
-            with progress("Probes", total=Probes.passes(networks, vocals is not None), unit="passes") as bar:
-                probes = Probes(networks, music, batch, self.tokenizers, sigma, vocals, lambda: bar.advance())
-                plots = probes.plots()
+            tables.append(token_table(networks, scored, songs, [about], pool, source))
+        if batch is not None and "probes" in wanted:
+            separated = None if self.separated is None else [self.separated.mono(clip) for clip in music]
+            plots = probe_plots(networks, music, batch, self.tokenizers, sigma, separated)
         write_json(file, Card("tokens", {}, tables, plots).as_dict())
         return tables, plots
 
     def _facts(self) -> dict[str, Any]:
-        settings, sampling = self.settings, self.settings.sampling
+        settings, sampling, identities = self.settings, self.settings.sampling, self.tokenizers.identities()
         facts: dict[str, Any] = {
             "hafm_lightning": __version__,
             "torch": torch.__version__,
@@ -240,27 +240,13 @@ class Evaluation:
             "seed": settings.seed,
             "clips at once": settings.batch_clips,
             "sampling": f"guidance {sampling.guidance:g}, temperature {sampling.temperature:g}, top-k {sampling.top_k}",
-            "tokenizers": {
-                name: f"{identity['kind']} {identity['sha256'][:12]}"
-                for name, identity in self.tokenizers.identities().items()
-            },
+            "tokenizers": {name: f"{it['kind']} {it['sha256'][:12]}" for name, it in identities.items()},
         }
         if self.pool.processes > 1:
             facts["processes"] = self.pool.processes
         if settings.has_model:
             checkpoints = filter(None, (settings.semantic, settings.coarse, settings.fine))
             facts["model"] = settings.model or ", ".join(checkpoints)
-        if self.factory.separated is not None:
-            facts["separated vocals"] = self.factory.separated.identity
+        if self.separated is not None:
+            facts["separated vocals"] = self.separated.identity
         return facts
-
-
-def _separated(vocals: SeparatedVocals, clips: Sequence[MusicClip]) -> list[npt.NDArray[np.float32]]:
-    """Separated vocals of clips, mono at the semantic rate and as long as the clean ones."""
-    found = []
-    for clip in clips:
-        audio = vocals.read(clip.segment)
-        mono = resample(audio.mono().samples[0], audio.rate_hz, clip.semantic_hz)
-        length = len(clip.sound.vocal)
-        found.append(np.pad(mono[:length], (0, max(0, length - len(mono)))))
-    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 
 from hafm_lightning.evaluation.embeddings import EMBEDDINGS, EmbeddingSource
 from hafm_lightning.evaluation.segments import SegmentSettings
@@ -12,8 +13,6 @@ from hafm_lightning.songs.separation import SeparationSettings
 
 METRICS = ("fad", "kd", "apa", "beats", "chroma", "key", "onsets", "truth", "speed", "tokens", "probes")
 """Groups of columns (and, for the last two, tables) that can be requested."""
-REFERENCES = ("ground_truth", "train")
-PAIRINGS = ("spare", "next")
 OPTIONAL_SYSTEMS = ("other_vocal", "separated")
 """Systems that a card shows only where they are named."""
 
@@ -42,9 +41,8 @@ class ProtocolSettings:
 
     def segments(self, root: str, split: str) -> SegmentSettings:
         """The settings of the segments of one corpus and split."""
-        return SegmentSettings(
-            root, split, self.duration_s, self.clips, self.per_song, self.gate_db, self.active, self.seed
-        )
+        fields = {name: value for name, value in asdict(self).items() if name != "name"}
+        return SegmentSettings(root, split, **fields)
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,9 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         _check_names("systems", self.systems, tuple(LABELS))
         _check_names("metrics", self.metrics, METRICS)
-        _check_names("reference", (self.reference,), REFERENCES)
+        _check_names("reference", (self.reference,), ("ground_truth", "train"))
         _check_names("statistics", tuple(self.statistics), EMBEDDINGS)
-        _check_names("pairing", (self.pairing,), PAIRINGS)
+        _check_names("pairing", (self.pairing,), ("spare", "next"))
         _check_names("differences", self.differences, self.systems)
         if self.differences:
             _check_names("players", (self.players,), self.systems)
@@ -139,7 +137,7 @@ class EvaluateSettings:
         if self.token_split and not self.shards:
             raise ValueError("token_split needs `shards`, which hold the tokens")
         names = [protocol.name for protocol in self.protocols]
-        if not names or len(set(names)) < len(names) or not all(_is_file_name(name) for name in names):
+        if not names or len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]+", name) for name in names):
             raise ValueError(f"protocols need distinct names of letters, digits, '-' and '_', got {names}")
         sources = [source.name for source in self.embeddings]
         if len(set(sources)) < len(sources):
@@ -148,10 +146,8 @@ class EvaluateSettings:
             raise ValueError("give either `model` or the checkpoints `semantic`, `coarse`, `fine`, not both")
         if self.semantic and not self.coarse:
             raise ValueError("semantic is given without coarse: two stages at least are needed for sound")
-        if (
-            min(self.batch_clips, self.reference_clips, self.player_clips) < 1
-            or min(self.token_clips, self.workers) < 0
-        ):
+        at_least_1 = (self.batch_clips, self.reference_clips, self.player_clips)
+        if min(at_least_1) < 1 or min(self.token_clips, self.workers) < 0:
             raise ValueError("batch_clips, reference_clips and player_clips start at 1, token_clips and workers at 0")
 
     @property
@@ -170,10 +166,6 @@ class EvaluateSettings:
         if system == "separated" and not (self.separated or self.separation.model):
             return "neither `separated` vocals nor a `separation` model"
         return ""
-
-
-def _is_file_name(name: str) -> bool:
-    return bool(name) and all(char.isalnum() or char in "-_" for char in name)
 
 
 def _check_names(key: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -43,9 +43,9 @@ def test_generations_are_kept_and_a_stopped_run_continues(music: TinyMusic, tmp_
     segments = selection.segments
 
     def play(system: System, upto: int) -> Generations:
-        made = Generations(tmp_path, system, 24000)
+        made = Generations(tmp_path, system)
         clips = SelectedClips(replace(selection, segments=segments[:upto]), ClipReader.of(music.tokenizers))
-        made.make(clips, 2, SerialPool(), lambda _: None)
+        made.make(clips, 2, SerialPool())
         return made
 
     system = Counting()
@@ -59,13 +59,13 @@ def test_generations_are_kept_and_a_stopped_run_continues(music: TinyMusic, tmp_
     play(system, 6)
     assert system.played == 7
     longer = replace(segments[0], duration_s=CLIP_S + 0.04)
-    assert Generations(tmp_path, system, 24000).missing([longer]) == [longer]
+    assert Generations(tmp_path, system).missing([longer]) == [longer]
     other = Counting("b")
     play(other, 6)
     assert other.played == 6
     (made.folder / "index.json").write_text("{}")
     with pytest.raises(RequestError, match="damaged"):
-        Generations(tmp_path, system, 24000)
+        Generations(tmp_path, system)
 
 
 def test_folders_of_older_versions_still_serve(music: TinyMusic, tmp_path: Path) -> None:
@@ -73,15 +73,15 @@ def test_folders_of_older_versions_still_serve(music: TinyMusic, tmp_path: Path)
     selection = tiny_selection(music)
     clips = SelectedClips(selection, ClipReader.of(music.tokenizers))
     system = Counting()
-    made = Generations(tmp_path, system, 24000)
-    made.make(clips, 2, SerialPool(), lambda _: None)
+    made = Generations(tmp_path, system)
+    made.make(clips, 2, SerialPool())
     index = made.folder / "index.json"
     content = json.loads(index.read_text())
     for entry in content["clips"].values():
         assert entry.pop("together") == 2
         assert entry.pop("processes") == 1
     index.write_text(json.dumps(content))
-    again = Generations(tmp_path, system, 24000)
+    again = Generations(tmp_path, system)
     assert again.missing(selection.segments) == []
     assert again.entries[selection.segments[0].key].together == 0
     assert again.outcome(selection.segments[0]).seconds == 2.0

@@ -1,37 +1,34 @@
 """The evaluation card: tables of numbers with intervals, their protocol, plots and players; as JSON and as Markdown.
 
-A cell is a :class:`Value` with its interval, or states why it is empty: no NaN is ever written, and a failed clip is
-counted in the row and stays in its means.
+A cell is a :class:`Value` with its interval, or gives the reason why it is empty: no NaN is ever written, and a failed
+clip is counted in the row and stays in its means.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.page.figures import Curve as Curve
-from hafm_lightning.page.figures import Plot as Plot
+from hafm_lightning.evaluation.intervals import Interval
+from hafm_lightning.page.figures import Curve, Plot
 
 CARD_FORMAT = 1
 """Version of ``card.json``."""
 JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "card.json", "card.md", "card.html"
+ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column shows.
+    """What a column shows: ``key`` in the JSON and in W&B, heading, definition, and number of digits after the point.
 
-    Attributes:
-        key: Name in the JSON and in W&B.
-        label: Heading.
-        better: ``lower``, ``higher``, or empty where neither is.
-        note: Definition and protocol, one or two sentences.
-        digits: Digits after the point.
+    ``better`` is ``lower``, ``higher``, or empty where neither is.
     """
 
     key: str
@@ -43,14 +40,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Value:
-    """One cell.
-
-    Attributes:
-        value: The number; None where there is none.
-        low: Lower bound of the 95 % interval; None where there is no interval.
-        high: Upper bound.
-        note: Why it is empty, or what to keep in mind.
-    """
+    """One cell: a number with its 95 % interval, each None where there is none, and why, or what to keep in mind."""
 
     value: float | None
     low: float | None = None
@@ -63,6 +53,11 @@ class Value:
                 raise ValueError(f"a cell cannot hold {number}; leave it empty with a note that gives the reason")
         if self.value is None and not self.note:
             raise ValueError("an empty cell needs a note with the reason")
+
+    @classmethod
+    def of(cls, interval: Interval, note: str = "") -> Value:
+        """A mean with its interval."""
+        return cls(interval.mean, interval.low, interval.high, note)
 
 
 @dataclass(frozen=True)
@@ -106,9 +101,6 @@ class Table:
     Attributes:
         name: Protocol.
         about: Lines on songs, clips, reference and embeddings.
-        columns: In order.
-        rows: In order.
-        players: Clips to listen to.
         protocol: Settings, segments and problems, in full.
         unit: What a row is: ``system``, or ``stage`` or ``difference``, which cannot be ranked against each other.
         checks: Results of the controls; see :mod:`~hafm_lightning.evaluation.card.checks`.
@@ -129,7 +121,6 @@ class Card:
     """Everything of one evaluation.
 
     Attributes:
-        title: Heading.
         facts: Versions, device, model, seed.
         tables: Protocols, then token tables (one row a stage).
         plots: Probes.
@@ -156,22 +147,19 @@ def load_card(path: str | Path) -> Card:
     """Read a ``card.json``; RequestError where it is missing, damaged or newer."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("format") > CARD_FORMAT:
-            raise RequestError(f"{path}: a card of a newer format; update hafm_lightning")
-        tables = [_table_of(table) for table in content["tables"]]
-        plots = [Plot(**plot | {"curves": [Curve(**curve) for curve in plot["curves"]]}) for plot in content["plots"]]
-        return Card(**content | {"tables": tables, "plots": plots})
+        if content.pop("format") <= CARD_FORMAT:
+            tables = [_table_of(table) for table in content["tables"]]
+            plots = [Plot(**plot | {"curves": [Curve(**it) for it in plot["curves"]]}) for plot in content["plots"]]
+            return Card(**content | {"tables": tables, "plots": plots})
     except FileNotFoundError:
         raise RequestError(f"no card {path}; run `evaluate` first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise error if isinstance(error, RequestError) else RequestError(f"{path}: not a card ({error})") from error
+        raise RequestError(f"{path}: not a card ({error})") from error
+    raise RequestError(f"{path}: a card of a newer format; update hafm_lightning")
 
 
 def _table_of(content: dict[str, Any]) -> Table:
-    rows = [
-        Row(**row | {"values": {key: Value(**value) for key, value in row["values"].items()}})
-        for row in content["rows"]
-    ]
+    rows = [Row(**row | {"values": {key: Value(**it) for key, it in row["values"].items()}}) for row in content["rows"]]
     columns = [Column(**column) for column in content["columns"]]
     players = [Player(**player) for player in content["players"]]
     return Table(**content | {"columns": columns, "rows": rows, "players": players})
@@ -189,7 +177,7 @@ def cell_text(value: Value, digits: int) -> str:
 
 def heading(column: Column) -> str:
     """A column's heading with the direction that is better."""
-    return f"{column.label} {'↓' if column.better == 'lower' else '↑' if column.better == 'higher' else ''}".strip()
+    return f"{column.label} {ARROWS.get(column.better, '')}".strip()
 
 
 def markdown(card: Card) -> str:
@@ -206,10 +194,9 @@ def markdown(card: Card) -> str:
     for plot in card.plots:
         lines += ["", f"## {plot.title}", "", f"| {plot.x_label} | curve | {plot.y_label} |", "|---|---|---|"]
         for curve in plot.curves:
-            lines += [
-                f"| {x:g} | {curve.label} | {y:.4f} [{low:.4f}, {high:.4f}] |"
-                for x, y, low, high in zip(curve.x, curve.y, curve.low, curve.high, strict=True)
-            ]
+            values = map(Value, curve.y, curve.low, curve.high)
+            points = zip(curve.x, values, strict=True)
+            lines += [f"| {x:g} | {curve.label} | {cell_text(value, 4)} |" for x, value in points]
         lines += [f"| any | {name} | {level:.4f} |" for name, level in plot.baselines.items()]
     if card.pictures:
         lines += ["", "## Pictures", "", *(f"![{caption}](<{file}>)" for caption, file in card.pictures.items())]
@@ -219,32 +206,30 @@ def markdown(card: Card) -> str:
 
 
 def _markdown_rows(table: Table) -> list[str]:
-    head = [table.unit, "clips", "failed", *map(heading, table.columns)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = [[table.unit, "clips", "failed", *map(heading, table.columns)]]
     for row in table.rows:
-        cells = [row.label, str(row.clips), str(row.failed)]
-        cells += [cell_text(row.values[column.key], column.digits) for column in table.columns]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        cells = (cell_text(row.values[column.key], column.digits) for column in table.columns)
+        rows.append([row.label, str(row.clips), str(row.failed), *cells])
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
 def cell_notes(table: Table) -> list[str]:
     """The notes of the cells, each once: its columns, its systems (unless it holds for all), and the text."""
-    systems: dict[tuple[str, str], list[str]] = {}
+    systems: dict[tuple[str, str], list[str]] = defaultdict(list)
     for column in table.columns:
         for row in table.rows:
-            if row.values[column.key].note:
-                systems.setdefault((row.values[column.key].note, column.label), []).append(row.label)
-    columns: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (note, column_label), rows in systems.items():
-        columns.setdefault((note, tuple(rows)), []).append(column_label)
+            if note := row.values[column.key].note:
+                systems[note, column.label].append(row.label)
+    columns: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for (note, label), rows in systems.items():
+        columns[note, tuple(rows)].append(label)
     notes = []
     for (note, of_rows), labels in columns.items():
         of = "" if len(of_rows) == len(table.rows) else f" of {'; '.join(of_rows)}"
         notes.append(f"{', '.join(labels)}{of}: {note}")
-    return notes + [
-        f"{row.label}: {count} failed: {reason}" for row in table.rows for reason, count in row.failures.items()
-    ]
+    failures = [(row.label, *failure) for row in table.rows for failure in row.failures.items()]
+    return notes + [f"{label}: {count} failed: {reason}" for label, reason, count in failures]
 
 
 def plain(value: Any) -> str:

@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hafm_lightning.evaluation.card.card import Column, Row, Value
+from hafm_lightning.evaluation.card.card import Column, Row
 
-TRUTH, CODECS, RANDOM = "ground_truth", ("codec_8", "codec_4"), "random"
 UNJUDGED = ("real_time_factor", "peak_memory_mib", "beats_found", "fad_infinity")
 """Columns that do not describe the music, or have no interval."""
 DISTANCES = ("fad_", "kd_")
@@ -27,36 +26,31 @@ DISTANCES = ("fad_", "kd_")
 def control_checks(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """One line for each condition that can be checked with these rows; no lines without a ground truth."""
     by_name = {row.system: row for row in rows}
-    if TRUTH not in by_name:
+    truth, random = by_name.get("ground_truth"), by_name.get("random")
+    codecs = [by_name[name] for name in ("codec_8", "codec_4") if name in by_name]
+    if truth is None:
         return []
-    truth = by_name[TRUTH]
     judged = [column for column in columns if column.better and not column.key.startswith(UNJUDGED)]
+    distances = [column for column in judged if column.key.startswith(DISTANCES)]
+    pairing = [column for column in judged if column not in distances]
     lines = []
     others = [row for row in rows if row is not truth]
     if others:
-        above = [
-            f"{column.label} ({', '.join(names)})"
-            for column in judged
-            if (names := [row.label for row in others if _clearly_better(column, row, truth)])
-        ]
-        better = "Scores above the ground truth: {}. These columns do not measure fit"
-        lines.append(_line("Ground truth is best in every column", better, above))
-    if all(name in by_name for name in CODECS):
-        order = [truth, *(by_name[name] for name in CODECS)]
-        distances = [column for column in judged if column.key.startswith(DISTANCES)]
-        wrong = [column.label for column in distances if not _rising([row.values[column.key] for row in order])]
-        if distances:
-            holds = "Every distance ranks ground truth, codec 8 and codec 4 in this order"
-            lines.append(
-                _line(holds, "Distances that do not rank 8 codebooks before 4: {}. Ignore these columns", wrong)
-            )
-    if RANDOM in by_name:
-        pairing = [column for column in judged if not column.key.startswith(DISTANCES)]
-        equal = [column.label for column in pairing if not _apart(column, truth, by_name[RANDOM])]
-        if pairing:
-            holds = "Ground truth is significantly above random pairing in every coherence score"
-            fails = "No significant difference between true and random pairs: {}. Ignore these columns"
-            lines.append(_line(holds, fails, equal))
+        better = [(column, [row.label for row in others if _clearly_better(column, row, truth)]) for column in judged]
+        above = [f"{column.label} ({', '.join(names)})" for column, names in better if names]
+        fails = "Scores above the ground truth: {}. These columns do not measure fit"
+        lines.append(_line("Ground truth is best in every column", fails, above))
+    if len(codecs) == 2 and distances:
+        wrong = [column.label for column in distances if not _rising(column, [truth, *codecs])]
+        holds = "Every distance ranks ground truth, codec 8 and codec 4 in this order"
+        fails = "Distances that do not rank 8 codebooks before 4: {}. Ignore these columns"
+        lines.append(_line(holds, fails, wrong))
+    if random is not None and pairing:
+        defined = [column for column in pairing if truth.values[column.key].value is not None]
+        equal = [column.label for column in defined if not _clearly_better(column, truth, random)]
+        holds = "Ground truth is significantly above random pairing in every coherence score"
+        fails = "No significant difference between true and random pairs: {}. Ignore these columns"
+        lines.append(_line(holds, fails, equal))
     return lines
 
 
@@ -64,19 +58,14 @@ def _line(holds: str, fails: str, columns: Sequence[str]) -> str:
     return f"{fails.format('; '.join(columns))}." if columns else f"{holds}."
 
 
-def _clearly_better(column: Column, row: Row, truth: Row) -> bool:
-    """Whether the row's interval lies beyond the ground truth's."""
-    value, best = row.values[column.key], truth.values[column.key]
+def _clearly_better(column: Column, row: Row, other: Row) -> bool:
+    """Whether the whole interval of ``row`` is better than that of ``other``."""
+    value, best = row.values[column.key], other.values[column.key]
     if value.low is None or value.high is None or best.low is None or best.high is None:
         return False
     return value.high < best.low if column.better == "lower" else value.low > best.high
 
 
-def _apart(column: Column, truth: Row, random: Row) -> bool:
-    """Whether the ground truth's interval is the better one as a whole; True where the ground truth has no value."""
-    return truth.values[column.key].value is None or _clearly_better(column, truth, random)
-
-
-def _rising(cells: Sequence[Value]) -> bool:
-    values = [cell.value for cell in cells if cell.value is not None]
+def _rising(column: Column, rows: Sequence[Row]) -> bool:
+    values = [value for row in rows if (value := row.values[column.key].value) is not None]
     return all(first < second for first, second in pairwise(values))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hafm_lightning.evaluation.card.card import Card, Plot, Table
+from hafm_lightning.evaluation.card.card import Card, Table
+from hafm_lightning.page.figures import Plot
 
 PROBE_COLUMNS = ("curve", "x", "y", "low", "high")
 
@@ -18,25 +19,16 @@ def log_to_wandb(card: Card, folder: Path, project: str) -> str:
     import wandb
 
     online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key) and os.environ.get("WANDB_MODE") != "offline"
-    run = wandb.init(
-        project=project,
-        dir=str(folder),
-        job_type="evaluate",
-        config=dict(card.facts),
-        mode="online" if online else "offline",
-    )
+    mode = "online" if online else "offline"
+    run = wandb.init(project=project, dir=str(folder), job_type="evaluate", config=dict(card.facts), mode=mode)
     try:
         for table in card.tables:
             columns, rows = table_rows(table)
             run.log({f"evaluate/{table.name}": wandb.Table(columns=list(columns), data=rows)})
             for player in table.players:
                 title = f"{table.name}: {player.title} ({player.clip_id})"
-                run.log(
-                    {
-                        f"evaluate/{table.name}/{player.title}/{name}": wandb.Audio(str(folder / file), caption=title)
-                        for name, file in player.sounds.items()
-                    }
-                )
+                sounds = {name: wandb.Audio(str(folder / file), caption=title) for name, file in player.sounds.items()}
+                run.log({f"evaluate/{table.name}/{player.title}/{name}": sound for name, sound in sounds.items()})
         for plot in card.plots:
             logged = wandb.Table(columns=list(PROBE_COLUMNS), data=plot_rows(plot))
             run.log({f"evaluate/probes/{plot.title.replace(': ', ', ')}": logged})

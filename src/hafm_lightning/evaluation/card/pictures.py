@@ -26,15 +26,8 @@ def log_mel_picture(sounds: Mapping[str, Audio], path: Path) -> None:
     for axis, (name, audio) in zip(axes[:, 0], sounds.items(), strict=True):
         samples = resample(audio.mono().samples[0], audio.rate_hz, log_mel.RATE_HZ)
         frames = log_mel.log_mel(torch.from_numpy(samples)).numpy()
-        axis.imshow(
-            frames.T,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            extent=(0, audio.duration_s, 0, log_mel.BANDS),
-            vmin=LOW,
-            vmax=HIGH,
-        )
+        box = (0, audio.duration_s, 0, log_mel.BANDS)
+        axis.imshow(frames.T, origin="lower", aspect="auto", interpolation="nearest", extent=box, vmin=LOW, vmax=HIGH)
         axis.set_ylabel(f"{name}\nmel band")
     axes[-1, 0].set_xlabel("seconds")
     content = io.BytesIO()

@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import Column, Value
-from hafm_lightning.evaluation.coherence.scores import TOY_METRICS, SongTracks, toy_truth_scores
+from hafm_lightning.evaluation.coherence.scores import SongTracks, toy_truth_scores
 from hafm_lightning.evaluation.intervals import bootstrap_interval
-from hafm_lightning.evaluation.protocol.columns import Cells, clip_columns
+from hafm_lightning.evaluation.protocol.columns import Cells
 from hafm_lightning.evaluation.segments import MusicClip, Segment, SelectedClips
 from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.files import write_json
@@ -26,25 +24,9 @@ from hafm_lightning.toyband.score import ToyTruth
 VERSION = 1
 """Raised when a definition changes: older files are computed again."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "beats": ("beat_f_measure", "beat_cmlt", "beat_amlt", "beats_found"),
-    "chroma": ("chroma_cosine",),
-    "key": ("key_score",),
-    "onsets": ("onset_f1", "onset_f1_reference"),
-    "truth": TOY_METRICS,
-}
-"""Group of columns -> its scores."""
-
-Sounds = tuple[Segment, dict[str, Path]]
-"""A segment, and the file of each system's accompaniment."""
-
 
 class ClipScores:
-    """Scores of one system's clips, by segment; computed once.
-
-    Args:
-        path: JSON file.
-    """
+    """Scores of one system's clips, by segment, in a JSON file; computed once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,10 +38,6 @@ class ClipScores:
                     self.scores = content["clips"]
             except (ValueError, KeyError, TypeError) as error:
                 raise RequestError(f"{path} is damaged ({error}); delete it to compute it again") from error
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        write_json(self.path, {"version": VERSION, "clips": self.scores})
 
     def column(self, name: str, segments: Sequence[Segment]) -> list[float] | None:
         """One score of every segment, in order; None where it is not defined for these songs."""
@@ -73,7 +51,7 @@ def score_played(
 ) -> dict[str, ClipScores]:
     """Scores of every system's clips; only those that are not in ``folder`` yet are computed."""
     stores = {name: ClipScores(folder / f"{made.key}.json") for name, made in played.items()}
-    units: list[Sounds] = []
+    units: list[tuple[Segment, dict[str, Path]]] = []
     for segment in clips.segments:
         missing = {name: played[name].file(segment) for name in stores if segment.key not in stores[name].scores}
         if missing:
@@ -81,16 +59,19 @@ def score_played(
     read = clips.load if pool.processes == 1 else clips.reader
     if units:
         with progress(f"{folder.parent.name}: clip scores", total=len(units), unit="clips") as bar:
-            for index, found in pool.map(partial(score_sounds, read), units):
-                for name, scores in found.items():
-                    stores[name].scores[units[index][0].key] = scores
-                    stores[name].save()
+            for index, scores_of in pool.map(partial(score_sounds, read), units):
+                for name, scores in scores_of.items():
+                    store = stores[name]
+                    store.scores[units[index][0].key] = scores
+                    write_json(store.path, {"version": VERSION, "clips": store.scores})
                 bar.advance()
     return stores
 
 
-def score_sounds(read: Callable[[Segment], MusicClip], unit: Sounds) -> dict[str, dict[str, float]]:
-    """Scores of each system's accompaniment of one segment; may run in a worker process."""
+def score_sounds(
+    read: Callable[[Segment], MusicClip], unit: tuple[Segment, dict[str, Path]]
+) -> dict[str, dict[str, float]]:
+    """Scores of each system's accompaniment (a file) of one segment; may run in a worker process."""
     segment, files = unit
     clip = read(segment)
     truth_file = Path(segment.song.vocals).parent / TRUTH_FILE
@@ -98,7 +79,7 @@ def score_sounds(read: Callable[[Segment], MusicClip], unit: Sounds) -> dict[str
     tracks = SongTracks(clip.vocal, clip.accompaniment, clip.acoustic_hz)
     scores = {}
     for name, file in files.items():
-        samples = np.ascontiguousarray(read_audio(file).samples[0])
+        samples = read_audio(file).samples[0]
         scores[name] = tracks.scores(samples)
         if truth is not None:
             scores[name] |= toy_truth_scores(samples, clip.acoustic_hz, truth, segment.start_s)
@@ -110,13 +91,7 @@ def clip_cells(clips: SelectedClips, scores: Mapping[str, ClipScores], columns: 
     cells: Cells = {}
     for column in columns:
         for name, store in scores.items():
-            values = store.column(column.key, clips.segments)
-            if values is not None:
-                interval = bootstrap_interval(values, seed, groups=clips.songs)
-                cells.setdefault(column, {})[name] = Value(interval.mean, interval.low, interval.high)
+            if (values := store.column(column.key, clips.segments)) is not None:
+                value = Value.of(bootstrap_interval(values, seed, groups=clips.songs))
+                cells.setdefault(column, {})[name] = value
     return cells
-
-
-def columns_of(metrics: Sequence[str]) -> list[Column]:
-    """Columns of the requested groups."""
-    return clip_columns([key for group, keys in GROUPS.items() if group in metrics for key in keys])

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hafm_lightning.evaluation.card.card import Column, Value
+from hafm_lightning.evaluation.coherence.scores import TOY_METRICS
 
 Cells = dict[Column, dict[str, Value]]
 """Column -> system -> cell, in the order of the card."""
 
+_GROUPS = {
+    "beats": ("beat_f_measure", "beat_cmlt", "beat_amlt", "beats_found"),
+    "chroma": ("chroma_cosine",),
+    "key": ("key_score",),
+    "onsets": ("onset_f1", "onset_f1_reference"),
+    "truth": TOY_METRICS,
+}
+"""Group of columns -> its scores."""
 _CLIP_COLUMNS = {
     "beat_f_measure": ("beats F", "F-measure (70 ms) of the beats of vocal + accompaniment against those of the song."),
     "beat_cmlt": ("beats CMLt", "Share of beats in correct, continuous stretches at the song's own metrical level."),
@@ -24,8 +33,9 @@ _CLIP_COLUMNS = {
 }
 
 
-def clip_columns(keys: Sequence[str]) -> list[Column]:
-    """Columns of clip scores; larger is better in all of them."""
+def clip_columns(metrics: Sequence[str]) -> list[Column]:
+    """Columns of the clip scores in the requested groups; larger is better in all of them."""
+    keys = [key for group, keys in _GROUPS.items() if group in metrics for key in keys]
     return [Column(key, _CLIP_COLUMNS[key][0], "higher", _CLIP_COLUMNS[key][1]) for key in keys]
 
 
@@ -33,19 +43,13 @@ def set_columns(name: str, metrics: Sequence[str]) -> dict[str, Column]:
     """Columns of the embedding ``name``: ``fad``, ``fad_infinity``, ``kd``, ``apa``, where they are requested."""
     columns = {}
     if "fad" in metrics:
-        columns["fad"] = Column(
-            f"fad_{name}",
-            f"FAD {name}",
-            "lower",
+        note = (
             f"Frechet distance of {name} rows to the reference. It compares sound, not whether the vocal is followed. "
-            "Interval: jackknife over songs; it does not include the bias of few rows.",
+            "Interval: jackknife over songs; it does not include the bias of few rows."
         )
-        columns["fad_infinity"] = Column(
-            f"fad_infinity_{name}",
-            f"FAD∞ {name}",
-            "lower",
-            "FAD at several numbers of rows, extrapolated along 1/n to infinitely many.",
-        )
+        columns["fad"] = Column(f"fad_{name}", f"FAD {name}", "lower", note)
+        note = "FAD at several numbers of rows, extrapolated along 1/n to infinitely many."
+        columns["fad_infinity"] = Column(f"fad_infinity_{name}", f"FAD∞ {name}", "lower", note)
     if "kd" in metrics:
         note = "Unbiased squared MMD with a cubic kernel on the same rows; it may be below 0 for equal sets."
         columns["kd"] = Column(f"kd_{name}", f"KD {name}", "lower", note, 5)

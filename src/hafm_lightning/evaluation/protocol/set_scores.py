@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+import zipfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hafm_lightning.audio import Audio, resample
+from hafm_lightning.audio import Audio, Samples, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import Value
 from hafm_lightning.evaluation.distances.adherence import (
@@ -19,7 +24,6 @@ from hafm_lightning.evaluation.distances.adherence import (
 )
 from hafm_lightning.evaluation.distances.frechet import (
     IDENTITY_KEY,
-    Float64Array,
     GaussianStatistics,
     frechet_distance,
     frechet_infinity,
@@ -28,12 +32,15 @@ from hafm_lightning.evaluation.distances.frechet import (
 )
 from hafm_lightning.evaluation.distances.kernel_distance import kernel_distance
 from hafm_lightning.evaluation.embeddings.base import Embedding
-from hafm_lightning.evaluation.intervals import SetInterval, jackknife_interval
+from hafm_lightning.evaluation.intervals import jackknife_interval
 from hafm_lightning.evaluation.protocol.columns import Cells, set_columns
 from hafm_lightning.evaluation.segments import Segment, SelectedClips
-from hafm_lightning.evaluation.systems.base import Samples
-from hafm_lightning.evaluation.systems.generations import Generations, Rows, RowStore
+from hafm_lightning.evaluation.systems.generations import Generations
+from hafm_lightning.files import atomic_file
 from hafm_lightning.progress import progress
+
+Rows = npt.NDArray[np.float32]
+Sound = Callable[[Segment], Samples]
 
 KERNEL_ROWS = 4000
 """KD compares all pairs: from larger sets this many rows are drawn (seeded, without replacement)."""
@@ -43,38 +50,52 @@ SHOWN_SETTINGS = ("weights_sha256", "framing", "activation", "layer", "window_s"
 
 @dataclass(frozen=True)
 class Reference:
-    """The set that generated clips are compared with.
-
-    Attributes:
-        name: Description for the card.
-        statistics: For FAD.
-        rows: For KD; None where only a statistics file is given.
-    """
+    """The set that generated clips are compared with; ``rows``, for KD, are None if a statistics file is given."""
 
     name: str
     statistics: GaussianStatistics
     rows: Rows | None = None
 
 
-def clip_rows(embedding: Embedding, samples: Samples, rate_hz: int) -> Rows:
-    """Rows of one clip ``[L]`` at ``rate_hz``."""
-    return embedding.rows(resample(samples, rate_hz, embedding.rate_hz))
+def embedding_rows(embedding: Embedding, sounds: Sequence[Samples], rate_hz: int) -> Rows:
+    """Rows ``[n, d]`` of sounds ``[L]`` at ``rate_hz``, resampled to the embedding's rate."""
+    return embedding.rows([resample(samples, rate_hz, embedding.rate_hz) for samples in sounds])
 
 
-def fad_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference) -> SetInterval:
-    """FAD of clips (rows of each) to the reference, with its interval over songs."""
-    moments: list[Float64Array] = [moments_of(clip) for clip in rows]
+def of_set(
+    statistic: Callable[[list[int]], float], songs: Sequence[Hashable], note: str = "", minimum: float = -math.inf
+) -> Value:
+    """A number of all clips with its interval over songs; ``statistic`` takes indices of clips."""
+    interval = jackknife_interval(statistic, songs, minimum=minimum)
+    return Value(interval.value, interval.low, interval.high, note)
+
+
+def fad_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference) -> Value:
+    """FAD of clips (rows of each) to the reference."""
+    moments = [moments_of(clip) for clip in rows]
+    count, width = sum(map(len, rows)), len(reference.statistics.mean)
+    few = min(count, reference.statistics.rows) < 2 * width
+    note = f"{count} rows for {width} dimensions: biased upwards, compare only within this table" if few else ""
 
     def distance(chosen: list[int]) -> float:
         return frechet_distance(pooled_statistics([moments[index] for index in chosen]), reference.statistics)
 
-    return jackknife_interval(distance, songs, minimum=0.0)
+    return of_set(distance, songs, note, minimum=0.0)
 
 
-def kd_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference, seed: int) -> SetInterval | None:
-    """KD of clips to the reference, with its interval over songs; None without the reference's rows."""
+def fad_infinity_of(rows: Rows, reference: Reference, seed: int) -> Value:
+    """FAD of rows to the reference, extrapolated to infinitely many rows."""
+    if len(rows) < 4:
+        return Value(None, note="fewer than 4 rows")
+    infinity = frechet_infinity(rows, reference.statistics, seed=seed)
+    note = "" if infinity.reliable else "unreliable: its smallest subset has fewer rows than dimensions"
+    return Value(infinity.value, note=note)
+
+
+def kd_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference, seed: int) -> Value:
+    """KD of clips to the reference."""
     if reference.rows is None:
-        return None
+        return Value(None, note="the reference is a statistics file without rows")
     true = thinned(reference.rows, seed)
     share = min(1.0, KERNEL_ROWS / sum(len(clip) for clip in rows))
     drawn_rows = [thinned(clip, seed, max(1, round(share * len(clip)))) for clip in rows]
@@ -82,48 +103,33 @@ def kd_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference,
     def distance(chosen: list[int]) -> float:
         return kernel_distance(np.concatenate([drawn_rows[index] for index in chosen]), true)
 
-    return jackknife_interval(distance, songs)
+    return of_set(distance, songs)
 
 
 def thinned(rows: Rows, seed: int, limit: int = KERNEL_ROWS) -> Rows:
     """At most ``limit`` of the rows, drawn without replacement."""
-    if len(rows) <= limit:
-        return rows
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])]
-
-
-def adherence_rows(embedding: Embedding, vocal: Samples, accompaniment: Samples, rate_hz: int) -> Rows:
-    """Rows of a clip's 5 s mixes, levelled for APA; ValueError for a clip under 5 s."""
-    mixes = adherence_mixes(Audio(vocal[None], rate_hz), Audio(accompaniment[None], rate_hz))
-    return embedding.rows([resample(mixed, rate_hz, embedding.rate_hz) for mixed in mixes])
 
 
 def apa_of(
     candidate: Sequence[Rows], true: Sequence[Rows], swapped: Sequence[Rows], songs: Sequence[Hashable]
-) -> SetInterval:
-    """APA of clips (rows of their mixes), with its interval over songs."""
+) -> Value:
+    """APA of clips (rows of their mixes)."""
 
     def adherence(chosen: list[int]) -> float:
-        sets = (np.concatenate([part[index] for index in chosen]) for part in (true, swapped, candidate))
-        true_rows, swapped_rows, candidate_rows = sets
-        return accompaniment_prompt_adherence(true_rows, swapped_rows, candidate_rows)
+        return accompaniment_prompt_adherence(
+            *(np.concatenate([part[index] for index in chosen]) for part in (true, swapped, candidate))
+        )
 
-    interval = jackknife_interval(adherence, songs, minimum=0.0)
-    high = None if interval.high is None else min(1.0, interval.high)
-    return SetInterval(interval.value, interval.low, high)
+    value = of_set(adherence, songs, minimum=0.0)
+    return value if value.high is None else replace(value, high=min(1.0, value.high))
 
 
 class SetColumns:
     """Rows, reference and distances of one protocol under one embedding.
 
-    Args:
-        clips: The evaluated clips.
-        embedding: Makes the rows.
-        metrics: Requested groups of columns.
-        folder: Of the protocol, where rows and statistics are stored.
-        seed: Of everything that is drawn.
-        training: Training clips whose true accompaniments are the reference, in place of those of ``clips``.
-        statistics: Statistics file that replaces the reference; empty for none.
+    The reference is the file ``statistics`` where one is named, else the true accompaniments of ``training`` clips,
+    else those of ``clips`` themselves. Rows and statistics are stored in the protocol's ``folder``.
     """
 
     def __init__(
@@ -143,30 +149,41 @@ class SetColumns:
         if statistics:
             self.reference = Reference(f"statistics file {statistics}", self._checked(statistics))
         elif training is not None:
-            name = f"true accompaniments of {len(training.segments)} training segments"
-            self.reference = self._reference(training, "train", name)
+            self.reference = self._reference(training, "train", f"{len(training.segments)} training segments")
         else:
-            name = f"true accompaniments of the same {len(clips.segments)} segments"
-            self.reference = self._reference(clips, "ground_truth", name)
+            self.reference = self._reference(clips, "ground_truth", f"the same {len(clips.segments)} segments")
 
-    def rows(self, name: str, segments: Sequence[Segment], make: Callable[[Segment], Rows]) -> list[Rows]:
+    def _stored(self, name: str, clips: SelectedClips, make: Callable[[Segment], Rows]) -> list[Rows]:
         """Rows of each segment; those that are not stored under ``name`` are made."""
-        store = RowStore(self.folder / "rows" / f"{self.embedding.name}-{self.short_identity}" / f"{name}.npz")
-        todo = [segment for segment in segments if segment.key not in store.rows]
+        path = self.folder / "rows" / f"{self.embedding.name}-{self.short_identity}" / f"{name}.npz"
+        stored = _load_rows(path)
+        todo = [segment for segment in clips.segments if segment.key not in stored]
         if todo:
             title = f"{self.folder.name}: {self.embedding.name} rows of {name}"
             with progress(title, total=len(todo), unit="clips") as bar:
                 for segment in todo:
-                    store.rows[segment.key] = make(segment)
+                    stored[segment.key] = make(segment)
                     bar.advance()
-            store.save()
-        return [store.rows[segment.key] for segment in segments]
+            _save_rows(path, stored)
+        return [stored[segment.key] for segment in clips.segments]
 
-    def _reference(self, clips: SelectedClips, key: str, name: str) -> Reference:
-        def true_rows(segment: Segment) -> Rows:
-            return clip_rows(self.embedding, clips.load(segment).accompaniment, clips.rate_hz)
+    def _rows(self, name: str, clips: SelectedClips, sound: Sound) -> list[Rows]:
+        """Rows of accompaniments."""
+        return self._stored(name, clips, lambda it: embedding_rows(self.embedding, [sound(it)], clips.rate_hz))
 
-        rows = np.concatenate(self.rows(f"reference-{key}", clips.segments, true_rows))
+    def _mixed(self, segment: Segment, accompaniment: Samples) -> Rows:
+        """Rows of the segment's vocal with an accompaniment."""
+        rate_hz = self.clips.rate_hz
+        vocal = Audio(self.clips.load(segment).vocal[None], rate_hz)
+        mixes = adherence_mixes(vocal, Audio(accompaniment[None], rate_hz))
+        return embedding_rows(self.embedding, mixes, rate_hz)
+
+    def _mixes(self, name: str, sound: Sound) -> list[Rows]:
+        return self._stored(f"mixes-{name}", self.clips, lambda it: self._mixed(it, sound(it)))
+
+    def _reference(self, clips: SelectedClips, key: str, of: str) -> Reference:
+        name = f"true accompaniments of {of}"
+        rows = np.concatenate(self._rows(f"reference-{key}", clips, lambda it: clips.load(it).accompaniment))
         drawn = clips.selection.settings
         about = self.embedding.provenance(
             set=name, clips=len(clips.segments), seconds_a_clip=clips.duration_s, root=drawn.root, seed=drawn.seed
@@ -200,27 +217,15 @@ class SetColumns:
     def _distances(self, made: Generations) -> dict[str, Value]:
         if not {"fad", "kd"} & set(self.columns):
             return {}
-
-        def played_rows(segment: Segment) -> Rows:
-            return clip_rows(self.embedding, made.outcome(segment).samples, self.clips.rate_hz)
-
-        parts, songs = self.rows(made.key, self.clips.segments, played_rows), self.clips.songs
-        count, width = sum(map(len, parts)), self.embedding.dimensions
-        self.rows_a_system = count
+        parts, songs = self._rows(made.key, self.clips, made.samples), self.clips.songs
+        together = np.concatenate(parts)
+        self.rows_a_system = len(together)
         values = {}
         if "fad" in self.columns:
-            few = min(count, self.reference.statistics.rows) < 2 * width
-            note = f"{count} rows for {width} dimensions: biased upwards, compare only within this table" if few else ""
-            values["fad"] = of_set(fad_of(parts, songs, self.reference), note)
-            values["fad_infinity"] = Value(None, note="fewer than 4 rows")
-            if count >= 4:
-                infinity = frechet_infinity(np.concatenate(parts), self.reference.statistics, seed=self.seed)
-                note = "" if infinity.reliable else "unreliable: its smallest subset has fewer rows than dimensions"
-                values["fad_infinity"] = Value(infinity.value, note=note)
+            values["fad"] = fad_of(parts, songs, self.reference)
+            values["fad_infinity"] = fad_infinity_of(together, self.reference, self.seed)
         if "kd" in self.columns:
-            kd = kd_of(parts, songs, self.reference, self.seed)
-            absent = Value(None, note="the reference is a statistics file without rows")
-            values["kd"] = absent if kd is None else of_set(kd)
+            values["kd"] = kd_of(parts, songs, self.reference, self.seed)
         return values
 
     def _adherence(self, played: Mapping[str, Generations]) -> dict[str, Value]:
@@ -232,37 +237,37 @@ class SetColumns:
             reason = "APA needs clips of at least two songs"
         if reason or not played:
             return {name: Value(None, note=reason) for name in played}
-        partners = random_partners(songs, self.seed + 1)
-
-        def mixed(segment: Segment, accompaniment: Samples) -> Rows:
-            return adherence_rows(self.embedding, load(segment).vocal, accompaniment, self.clips.rate_hz)
-
-        true = self.rows("mixes-true", segments, lambda s: mixed(s, load(s).accompaniment))
+        true = self._mixes("true", lambda it: load(it).accompaniment)
         # a clip's partner depends on all clips: these rows are not stored
-        swapped = [mixed(s, load(segments[p]).accompaniment) for s, p in zip(segments, partners, strict=True)]
-        values = {}
-        for name, made in played.items():
-
-            def with_played(segment: Segment, made: Generations = made) -> Rows:
-                return mixed(segment, made.outcome(segment).samples)
-
-            candidate = self.rows(f"mixes-{made.key}", segments, with_played)
-            values[name] = of_set(apa_of(candidate, true, swapped, songs))
-        return values
+        partners = (load(segments[index]).accompaniment for index in random_partners(songs, self.seed + 1))
+        swapped = [self._mixed(*pair) for pair in zip(segments, partners, strict=True)]
+        return {
+            name: apa_of(self._mixes(made.key, made.samples), true, swapped, songs) for name, made in played.items()
+        }
 
     def about(self) -> str:
         """One line for the card."""
         embedding, reference = self.embedding, self.reference
         facts = [f"{embedding.rate_hz} Hz", f"{embedding.dimensions} dimensions"]
-        facts += [
-            f"{name.replace('_', ' ')} {str(value)[:12] if name.endswith('sha256') else value}"
-            for name, value in embedding.settings.items()
-            if name in SHOWN_SETTINGS
-        ]
+        for name, value in embedding.settings.items():
+            if name in SHOWN_SETTINGS:
+                facts.append(f"{name.replace('_', ' ')} {str(value)[:12] if name.endswith('sha256') else value}")
         facts += [f"identity {self.short_identity}", f"{self.rows_a_system} rows a system"]
         return f"{embedding.name}: {', '.join(facts)}; reference: {reference.name} ({reference.statistics.rows} rows)"
 
 
-def of_set(interval: SetInterval, note: str = "") -> Value:
-    """A cell from a number of a set."""
-    return Value(interval.value, interval.low, interval.high, note)
+def _load_rows(path: Path) -> dict[str, Rows]:
+    """Embedding rows by segment key."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[str(index)] for index, name in enumerate(json.loads(str(archive["clips"])))}
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise RequestError(f"{path} is damaged ({error}); delete it to compute it again") from error
+
+
+def _save_rows(path: Path, rows: Mapping[str, Rows]) -> None:
+    arrays: dict[str, Any] = {str(index): values for index, values in enumerate(rows.values())}
+    with atomic_file(path) as draft, draft.open("wb") as file:
+        np.savez(file, clips=np.str_(json.dumps(list(rows))), **arrays)

@@ -16,7 +16,7 @@ from hafm_lightning.evaluation.protocol.clip_scores import ClipScores
 from hafm_lightning.evaluation.protocol.columns import Cells, speed_columns
 from hafm_lightning.evaluation.segments import Segment, SelectedClips, clip_file_stem
 from hafm_lightning.evaluation.systems.base import LABELS
-from hafm_lightning.evaluation.systems.generations import Entry, Generations
+from hafm_lightning.evaluation.systems.generations import Generations
 
 
 def system_table(name: str, clips: SelectedClips, played: Mapping[str, Generations], cells: Cells) -> Table:
@@ -24,33 +24,21 @@ def system_table(name: str, clips: SelectedClips, played: Mapping[str, Generatio
     columns = [column for column, values in cells.items() if values]
     rows = []
     for system, made in played.items():
-        failures = Counter(made.entries[segment.key].failure for segment in clips.segments)
-        del failures[""]
-        rows.append(
-            Row(
-                system=system,
-                label=LABELS[system],
-                clips=len(clips.segments),
-                failed=sum(failures.values()),
-                failures=dict(failures),
-                facts=made.system.describe(),
-                values={column.key: cells[column][system] for column in columns},
-            )
-        )
-    return Table(name, about_clips(clips), columns, rows, checks=control_checks(columns, rows))
-
-
-def about_clips(clips: SelectedClips) -> list[str]:
-    """Lines on the songs and segments."""
+        reasons = (made.entries[segment.key].failure for segment in clips.segments)
+        failures = Counter(filter(None, reasons))
+        values = {column.key: cells[column][system] for column in columns}
+        counts = (len(clips.segments), failures.total(), dict(failures))
+        rows.append(Row(system, LABELS[system], *counts, made.system.facts, values))
     selection, settings = clips.selection, clips.selection.settings
-    lines = [
+    about = [
         f"{len(clips.segments)} vocal-active segments of {clips.duration_s:g} s from {len(set(clips.songs))} of "
         f"{selection.songs} songs of {settings.root}/{settings.split} (seed {settings.seed})"
     ]
     if selection.missing:
-        lines.append(f"{selection.missing} of {settings.clips} requested segments could not be drawn")
-    lines += [f"not readable: {problem}" for problem in selection.problems]
-    return [*lines, "a failed clip counts as silence and stays in every mean; intervals are over songs, 95 %"]
+        about.append(f"{selection.missing} of {settings.clips} requested segments could not be drawn")
+    about += [f"not readable: {problem}" for problem in selection.problems]
+    about.append("a failed clip counts as silence and stays in every mean; intervals are over songs, 95 %")
+    return Table(name, about, columns, rows, checks=control_checks(columns, rows))
 
 
 def speed_cells(
@@ -60,27 +48,19 @@ def speed_cells(
     factor, memory = speed_columns(batch_clips, processes)
     cells: Cells = {factor: {}, memory: {}}
     for name, made in played.items():
-        entries = [made.entries[segment.key] for segment in clips.segments]
-        timed = [(song, e.seconds) for song, e in zip(clips.songs, entries, strict=True) if e.seconds is not None]
+        entries = zip(clips.songs, (made.entries[segment.key] for segment in clips.segments), strict=True)
+        timed = [(song, entry.seconds, entry.together) for song, entry in entries if entry.seconds is not None]
         if not timed:
             cells[factor][name] = cells[memory][name] = Value(None, note="nothing is generated")
             continue
-        factors = [seconds / clips.duration_s for _, seconds in timed]
-        interval = bootstrap_interval(factors, seed, groups=[song for song, _ in timed])
-        note = _speed_note(entries, batch_clips)
-        cells[factor][name] = Value(interval.mean, interval.low, interval.high, note)
+        songs, seconds, together = zip(*timed, strict=True)
+        interval = bootstrap_interval(np.array(seconds) / clips.duration_s, seed, groups=songs)
+        counts = ", ".join(str(count or "?") for count in sorted(set(together)))
+        earlier = "" if set(together) == {batch_clips} else f"from earlier runs with {counts} clips at once"
+        cells[factor][name] = Value.of(interval, earlier)
         absent = "" if made.peak_memory_mib is not None else "not measured on this system"
         cells[memory][name] = Value(made.peak_memory_mib, note=absent)
     return cells
-
-
-def _speed_note(entries: Sequence[Entry], batch_clips: int) -> str:
-    """The batch sizes of earlier runs, where they differ from the present one."""
-    together = sorted({entry.together for entry in entries if entry.seconds is not None})
-    if together == [batch_clips]:
-        return ""
-    counts = ", ".join(str(count) if count else "?" for count in together)
-    return f"from earlier runs with {counts} clips at once"
 
 
 def difference_table(
@@ -101,8 +81,7 @@ def difference_table(
             values[column.key] = Value(None, note="not defined for these songs")
             if first is not None and second is not None:
                 gap = paired_difference_interval(first, second, seed, groups=clips.songs)
-                note = "the interval contains 0" if not gap.excludes_zero else ""
-                values[column.key] = Value(gap.mean, gap.low, gap.high, note)
+                values[column.key] = Value.of(gap, "" if gap.excludes_zero else "the interval contains 0")
         label = f"{LABELS[system]} − {LABELS[control]}"
         rows.append(Row(f"{system}-{control}", label, len(clips.segments), 0, {}, {}, values))
     about = ["paired differences clip by clip; intervals are over songs, 95 %"]
@@ -117,31 +96,24 @@ def players_of(
     if values is None:
         return []
     order = np.argsort(values, kind="stable")[::-1]
-    ranks = dict.fromkeys(round(rank - 1e-9) for rank in np.linspace(0, len(order) - 1, count))
+    last = len(order) - 1
+    names = {last: "worst", 0: "best"} | ({last // 2: "median"} if count == 3 else {})
     players = []
-    for rank in ranks:
-        index = order[rank]
-        names = {len(order) - 1: "worst", 0: "best"} | ({(len(order) - 1) // 2: "median"} if count == 3 else {})
-        title = names.get(rank, f"rank {rank + 1} of {len(order)}")
-        players.append(
-            Player(
-                title=f"{LABELS[made.system.name]}: {title} by {ranked_by.label}",
-                system=made.system.name,
-                clip_id=clips.segments[index].clip_id,
-                score=float(values[index]),
-                sounds=_write_sounds(made, clips, clips.segments[index], folder),
-            )
+    for rank in dict.fromkeys(round(rank - 1e-9) for rank in np.linspace(0, last, count)):
+        segment, score = clips.segments[order[rank]], float(values[order[rank]])
+        title = (
+            f"{LABELS[made.system.name]}: {names.get(rank, f'rank {rank + 1} of {len(order)}')} by {ranked_by.label}"
         )
+        sounds = _write_sounds(made, clips, segment, folder)
+        players.append(Player(title, made.system.name, segment.clip_id, score, sounds))
     return players
 
 
 def _write_sounds(made: Generations, clips: SelectedClips, segment: Segment, folder: Path) -> dict[str, str]:
     """Sounds of a player: name -> file, relative to the card, which lies above ``folder``."""
     clip = clips.load(segment)
-    vocal, truth, generated = (
-        Audio(samples[None], clips.rate_hz)
-        for samples in (clip.vocal, clip.accompaniment, made.outcome(segment).samples)
-    )
+    parts = (clip.vocal, clip.accompaniment, made.samples(segment))
+    vocal, truth, generated = (Audio(samples[None], clips.rate_hz) for samples in parts)
     sounds = {
         "vocal": limit_peak(vocal),
         "vocal + generated": mix(vocal, generated),

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from hafm_lightning.accompanist import Accompanist
-from hafm_lightning.audio import Audio, resample
+from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.segments import ClipReader, MusicClip, Segment, read_vocal
-from hafm_lightning.evaluation.systems.base import Outcome, Played, System, fitted, play_clips, silence_for
+from hafm_lightning.evaluation.segments import MusicClip, read_vocal
+from hafm_lightning.evaluation.systems.base import Outcome, System, fitted, silence_for
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
 from hafm_lightning.files import sha256_of_json
 from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.songs.separation import SeparationSettings
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
-
-Stages = Literal[2, 3]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model lies and how it is loaded; a worker process needs no more.
-
-    Attributes:
-        model: Model folder or Hub id, in place of the checkpoints.
-        semantic: Checkpoint of the semantic stage.
-        coarse: Checkpoint of the coarse stage.
-        fine: Checkpoint of the fine stage.
-        tokenizers: Folder of the tokenizers.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        precision: ``auto``, ``fp32``, ``bf16``.
-        stages: 2 or 3.
-    """
+    """Where a model lies and how it is loaded, as :class:`~hafm_lightning.evaluation.settings.EvaluateSettings` names
+    it; a worker process needs no more."""
 
     model: str
     semantic: str
@@ -45,14 +32,10 @@ class ModelSource:
     tokenizers: str
     device: str
     precision: str
-    stages: Stages = 3
+    stages: Literal[2, 3] = 3
 
     def load(self, tokenizers: Tokenizers) -> Accompanist:
-        """The model.
-
-        Raises:
-            RequestError: It cannot be loaded, or was trained with other tokenizers.
-        """
+        """The model; RequestError if it cannot be loaded, or was trained with other tokenizers."""
         how: Any = {"stages": self.stages, "device": self.device, "precision": self.precision}
         if self.model:
             band = Accompanist.from_pretrained(self.model, **how)
@@ -69,51 +52,23 @@ class ModelSource:
         return band
 
 
-@dataclass(frozen=True)
-class RemoteBand:
-    """Plays in a worker process, which loads the model at its first call.
-
-    Attributes:
-        source: The model.
-        sampling: Guidance and sampling.
-        seed: See :class:`Band`.
-        name: Row.
-        separated: Folder of separated vocals; empty for none.
-        separation: A separation model in its place; None for clean vocals.
-    """
-
-    source: ModelSource
-    sampling: SamplingOptions
-    seed: int
-    name: str
-    separated: str = ""
-    separation: SeparationSettings | None = None
-
-    def __call__(self, segments: Sequence[Segment]) -> Played:
-        """Outcomes of the segments."""
-        band, reader = _loaded(self)
-        return play_clips(band, [reader(segment) for segment in segments])
-
-
+# A worker process ends with the evaluation: the files of its models do not change.
 @lru_cache(maxsize=2)
-def _loaded(remote: RemoteBand) -> tuple[Band, ClipReader]:
-    """Of one worker process, which ends with the evaluation: files do not change under it."""
-    tokenizers = load_tokenizers(remote.source.tokenizers)
-    vocals = None if remote.separation is None else SeparatedVocals(remote.separated, remote.separation)
-    band = remote.source.load(tokenizers)
-    return Band(band, remote.sampling, remote.seed, remote.name, vocals), ClipReader.of(tokenizers)
+def worker_model(source: ModelSource) -> Accompanist:
+    """The model of a worker process, loaded at the first call."""
+    return source.load(load_tokenizers(source.tokenizers))
 
 
 class Band(System):
     """A model of two or three stages.
 
     Args:
-        band: The model, loaded with two or three stages.
+        band: The model.
         sampling: Guidance and sampling.
-        seed: A clip's own seed is drawn from this and its id.
+        seed: A clip's own seed is computed from this and its id.
         name: Row.
         separated: Vocals that the model gets in place of the clean ones.
-        remote: The same system for worker processes.
+        source: Where worker processes load the model, at their first batch; None if they do not play.
     """
 
     def __init__(
@@ -123,12 +78,11 @@ class Band(System):
         seed: int,
         name: str,
         separated: SeparatedVocals | None = None,
-        remote: RemoteBand | None = None,
+        source: ModelSource | None = None,
     ) -> None:
-        self.remote = remote
-        self.name, self.band, self.sampling, self.seed = name, band, sampling, seed
-        self.vocal: Callable[[Segment], Audio] = read_vocal if separated is None else separated.read
-        self.facts = {
+        self.band, self.sampling, self.seed = band, sampling, seed
+        self.vocal = read_vocal if separated is None else separated.read
+        facts = {
             "stages": {network.role: network.sha256 for network in band.networks},
             "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
             "sampling": {key: getattr(sampling, key) for key in ("guidance", "temperature", "top_k", "top_p")},
@@ -136,11 +90,12 @@ class Band(System):
             "precision": band.precision,
             **({} if separated is None else {"vocals": separated.identity}),
         }
-        self.identity = sha256_of_json([self.name, self.facts])
+        super().__init__(name, facts)
+        self.facts, self.parallel = facts, source is not None
+        self._arguments = (source, sampling, seed, name, None if separated is None else separated.arguments)
 
-    def describe(self) -> dict[str, Any]:
-        """Hashes of the stages and tokenizers, sampling, seed."""
-        return self.facts
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _worker_band, self._arguments
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
         """Generated accompaniments; where a batch fails, its clips are tried one by one."""
@@ -148,7 +103,8 @@ class Band(System):
         try:
             takes = self.band.accompany_batch(
                 [self.vocal(clip.segment) for clip in clips],
-                seeds=[self.clip_seed(clip) for clip in clips],
+                # a clip's seed is the same whichever clips are evaluated with it
+                seeds=[int(sha256_of_json([self.seed, clip.clip_id])[:8], 16) for clip in clips],
                 options=self.sampling,
             )
         except (RequestError, ValueError) as error:
@@ -161,6 +117,8 @@ class Band(System):
             for clip, take in zip(clips, takes, strict=True)
         ]
 
-    def clip_seed(self, clip: MusicClip) -> int:
-        """Seed of one clip: the same whichever clips are evaluated with it."""
-        return int(sha256_of_json([self.seed, clip.clip_id])[:8], 16)
+
+@lru_cache(maxsize=2)
+def _worker_band(source: ModelSource, sampling: SamplingOptions, seed: int, name: str, vocals: Any) -> Band:
+    separated = None if vocals is None else SeparatedVocals(*vocals)
+    return Band(worker_model(source), sampling, seed, name, separated)

@@ -1,18 +1,5 @@
 """The rows of a card: what plays for each vocal, and the systems that need no model.
 
-========================  =========================================================================================
-``ground_truth``          the song's own accompaniment
-``codec_8``, ``codec_4``  the same through the acoustic tokenizer with all and with the first codebooks: the ceiling
-                          for every model that writes such tokens
-``random``                an accompaniment of another song, from a segment that is not evaluated where there is one:
-                          real music that ignores the singer, and the noise of a FAD with this few rows
-``retrieval``             the training accompaniment whose vocal's tokens are nearest, decoded
-``two_stages``            the model without its fine stage
-``three_stages``          the model
-``other_vocal``           what three stages played for the vocal of another song: same sound, wrong vocal
-``separated``             three stages, given vocals separated from the mixture instead of clean ones
-========================  =========================================================================================
-
 A system plays whole batches and never raises for one clip: a failure is an :class:`Outcome` with a reason, which sounds
 as silence, is counted, and stays in every mean.
 """
@@ -26,28 +13,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from hafm_lightning.audio import Samples
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.adherence import random_partners
 from hafm_lightning.evaluation.segments import MusicClip, Segment, SelectedClips, next_of_other_song
 from hafm_lightning.files import sha256_of_json
 from hafm_lightning.tokenizers import Tokenizers
-from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, COARSE_CODEBOOKS
-
-Samples = npt.NDArray[np.float32]
 
 LABELS: Mapping[str, str] = {
-    "ground_truth": "ground truth",
+    "ground_truth": "ground truth",  # the song's own accompaniment
+    # The same through the acoustic tokenizer: the ceiling for every model that writes such tokens.
     "codec_8": "ground truth, codec 8 codebooks",
     "codec_4": "ground truth, codec 4 codebooks",
+    # An accompaniment of another song, from a segment that is not evaluated where there is one: real music that
+    # ignores the singer. Shows the noise of a FAD with few rows.
     "random": "random pairing",
-    "retrieval": "retrieval",
-    "two_stages": "two stages",
-    "three_stages": "three stages",
-    "other_vocal": "three stages, other vocal",
-    "separated": "three stages, separated vocals",
+    "retrieval": "retrieval",  # the training accompaniment whose vocal's tokens are nearest, decoded
+    "two_stages": "two stages",  # the model without its fine stage
+    "three_stages": "three stages",  # the model
+    "other_vocal": "three stages, other vocal",  # what it played for the vocal of another song: same sound, wrong vocal
+    "separated": "three stages, separated vocals",  # separated from the mixture, in place of clean ones
 }
 """Every system, in the order of the card's rows."""
 MODEL_SYSTEMS = ("two_stages", "three_stages", "other_vocal", "separated")
@@ -71,41 +58,33 @@ class Outcome:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Played:
-    """Outcomes of a batch, and the peak memory of the process that computed them (None: nothing was computed)."""
-
-    outcomes: list[Outcome]
-    peak_memory_mib: float | None = None
-
-
 class System(ABC):
-    """One row.
+    """One row: its name in :data:`LABELS`, and ``parts``, everything else that changes its sound, as JSON values.
 
     Attributes:
-        name: Key in :data:`LABELS`.
-        identity: sha256 over everything that changes its sound, besides the clips.
-        remote: Plays segments in a worker process; None for systems that are cheaper in this one.
+        identity: sha256 over name and parts.
+        facts: For the card: hashes, seed, sampling.
+        parallel: Whether worker processes play it; most systems are cheaper in one process.
     """
 
-    name: str
-    identity: str
-    remote: Callable[[Sequence[Segment]], Played] | None = None
+    parallel = False
+
+    def __init__(self, name: str, *parts: Any) -> None:
+        self.name, self.identity = name, sha256_of_json([name, *parts])
+        self.facts: dict[str, Any] = {}
 
     @abstractmethod
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
         """One outcome a clip, in order."""
 
-    def describe(self) -> dict[str, Any]:
-        """Facts for the card (seed, sampling, hashes)."""
-        return {}
 
-
-def play_clips(system: System, clips: Sequence[MusicClip]) -> Played:
-    """Outcomes of a batch, with the memory that it took."""
-    outcomes = system.play(clips)
+def play_segments(
+    system: System, read: Callable[[Segment], MusicClip], segments: Sequence[Segment]
+) -> tuple[list[Outcome], float | None]:
+    """Outcomes of a batch, and the peak memory (None if nothing was computed); may run in a worker process."""
+    outcomes = system.play([read(segment) for segment in segments])
     computed = any(outcome.seconds is not None for outcome in outcomes)
-    return Played(outcomes, peak_memory_mib() if computed else None)
+    return outcomes, peak_memory_mib() if computed else None
 
 
 def peak_memory_mib() -> float | None:
@@ -131,17 +110,19 @@ def fitted(clip: MusicClip, samples: Samples, seconds: float | None = None, note
         return silence_for(clip, "the sound holds NaN or infinite samples", seconds)
     if not samples.any():
         return silence_for(clip, "the sound is silent", seconds)
-    length = len(clip.accompaniment)
-    samples = samples[:length].astype(np.float32)
-    return Outcome(np.pad(samples, (0, length - len(samples))), seconds, note=note)
+    return Outcome(with_length(samples.astype(np.float32), len(clip.accompaniment)), seconds, note=note)
+
+
+def with_length(samples: Samples, length: int) -> Samples:
+    """``samples [L]`` cut, or filled with silence, to ``[length]``."""
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
 class GroundTruth(System):
     """The song's own accompaniment."""
 
     def __init__(self) -> None:
-        self.name = "ground_truth"
-        self.identity = sha256_of_json([self.name])
+        super().__init__("ground_truth")
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
         """The true accompaniments."""
@@ -149,17 +130,11 @@ class GroundTruth(System):
 
 
 class ThroughCodec(System):
-    """The song's own accompaniment, encoded and decoded.
-
-    Args:
-        tokenizers: Their acoustic one is the codec.
-        codebooks: How many of its codebooks are decoded.
-    """
+    """The song's own accompaniment, encoded, and decoded from the first ``codebooks``."""
 
     def __init__(self, tokenizers: Tokenizers, codebooks: int) -> None:
-        self.name = f"codec_{codebooks}"
+        super().__init__(f"codec_{codebooks}", tokenizers.acoustic.identity.sha256)
         self.acoustic, self.codebooks = tokenizers.acoustic, codebooks
-        self.identity = sha256_of_json([self.name, tokenizers.acoustic.identity.sha256])
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
         """Decoded accompaniments."""
@@ -171,24 +146,11 @@ class ThroughCodec(System):
 
 
 class RandomPairing(System):
-    """Accompaniments of other songs.
-
-    Args:
-        clips: The evaluated clips.
-        pairing: ``spare``: segments that are not evaluated, and evaluated ones where no such segment of another song
-            is left. ``next``: the next evaluated clip of another song.
-        seed: Of the pairing ``spare``.
-    """
+    """Accompaniments of other songs, chosen by :func:`partners_of`."""
 
     def __init__(self, clips: SelectedClips, pairing: str, seed: int) -> None:
-        self.name = "random"
-        self.load = clips.load
-        if pairing == "next":
-            partners = [clips.segments[index] for index in next_of_other_song(clips.songs)]
-        else:
-            partners = _spare_partners(clips, seed)
-        self.partners = dict(zip((segment.clip_id for segment in clips.segments), partners, strict=True))
-        self.identity = sha256_of_json([self.name, sorted((k, v.clip_id) for k, v in self.partners.items())])
+        self.load, self.partners = clips.load, partners_of(clips, pairing, seed)
+        super().__init__("random", sorted((k, v.clip_id) for k, v in self.partners.items()))
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
         """Accompaniments that belong to other vocals."""
@@ -202,44 +164,33 @@ class RandomPairing(System):
         return outcomes
 
 
-def _spare_partners(clips: SelectedClips, seed: int) -> list[Segment]:
-    spare = clips.selection.spare
-    left = [spare[index] for index in np.random.default_rng(seed).permutation(len(spare))]
-    partners = []
-    for segment, fallback in zip(clips.segments, random_partners(clips.songs, seed), strict=True):
-        chosen = next((other for other in left if other.song.id != segment.song.id), None)
-        if chosen is not None:
-            left.remove(chosen)
-        partners.append(clips.segments[fallback] if chosen is None else chosen)
-    return partners
-
-
 class OtherVocal(System):
-    """What a model played for the next clip of another song.
-
-    Args:
-        clips: The evaluated clips.
-        model: Identity of the model's row.
-        outcome: What the model played for a segment.
-    """
+    """What a model, whose row has the identity ``model``, played for the next clip of another song."""
 
     def __init__(self, clips: SelectedClips, model: str, outcome: Callable[[Segment], Outcome]) -> None:
-        self.name = "other_vocal"
-        self.outcome = outcome
-        partners = [clips.segments[index] for index in next_of_other_song(clips.songs)]
-        self.partners = dict(zip((segment.clip_id for segment in clips.segments), partners, strict=True))
-        self.identity = sha256_of_json([self.name, model, sorted((k, v.key) for k, v in self.partners.items())])
+        self.outcome, self.partners = outcome, partners_of(clips, "next")
+        super().__init__("other_vocal", model, sorted((k, v.key) for k, v in self.partners.items()))
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
         """The model's takes for other vocals; nothing is generated, so no time is counted."""
         partners = [self.partners[clip.clip_id] for clip in clips]
-        return [
-            replace(self.outcome(partner), seconds=None, note=f"for the vocal of {partner.clip_id}")
-            for partner in partners
-        ]
+        return [replace(self.outcome(it), seconds=None, note=f"for the vocal of {it.clip_id}") for it in partners]
 
 
-def codec_systems(tokenizers: Tokenizers) -> dict[str, System]:
-    """The codec's ceilings by name."""
-    systems = [ThroughCodec(tokenizers, ACOUSTIC_CODEBOOKS), ThroughCodec(tokenizers, COARSE_CODEBOOKS)]
-    return {system.name: system for system in systems}
+def partners_of(clips: SelectedClips, pairing: str, seed: int = 0) -> dict[str, Segment]:
+    """For each clip id a segment of another song.
+
+    ``next`` takes the next evaluated segment of another song. ``spare`` draws segments that are not evaluated, with
+    ``seed``, and evaluated ones where no such segment of another song is left.
+    """
+    if pairing == "next":
+        chosen = [clips.segments[index] for index in next_of_other_song(clips.songs)]
+    else:
+        spare, chosen = clips.selection.spare, []
+        left = [spare[index] for index in np.random.default_rng(seed).permutation(len(spare))]
+        for segment, fallback in zip(clips.segments, random_partners(clips.songs, seed), strict=True):
+            partner = next((other for other in left if other.song.id != segment.song.id), None)
+            if partner is not None:
+                left.remove(partner)
+            chosen.append(clips.segments[fallback] if partner is None else partner)
+    return dict(zip((segment.clip_id for segment in clips.segments), chosen, strict=True))

@@ -11,27 +11,26 @@ moving in time and exchanging are possible.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hafm_lightning.evaluation.card.card import Curve, Plot
+from hafm_lightning.audio import Samples
 from hafm_lightning.evaluation.intervals import paired_difference_interval
 from hafm_lightning.evaluation.segments import MusicClip
-from hafm_lightning.evaluation.token_scores.scores import (
-    CLIPS_AT_ONCE,
-    has_vocal,
-    score_clips,
-    vocal_streams,
-)
+from hafm_lightning.evaluation.token_scores.scores import CLIPS_AT_ONCE, score_clips, vocal_conditions, vocal_streams
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song, without_conditions
+from hafm_lightning.page.figures import Curve, Plot
+from hafm_lightning.progress import ProgressBar, progress
 from hafm_lightning.songs.clips import with_noise
 from hafm_lightning.tokenizers import Tokenizers
-from hafm_lightning.tokens import VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenBatch, TokenStream
+from hafm_lightning.tokens import VOCAL_SEMANTIC, TokenBatch, TokenStream
 
 SHIFTS_S = (-2.0, -1.0, -0.48, -0.24, -0.12, 0.0, 0.12, 0.24, 0.48, 1.0, 2.0)
 """How far the vocal is moved, in seconds (multiples of 0.04); above 0 it comes late."""
@@ -40,31 +39,113 @@ NOISE_SIGMAS = (0.0, 0.003, 0.01, 0.03, 0.1)
 """Standard deviation of the noise on the vocal, re full scale; the paper trains with 0.01."""
 Y_LABEL = "cross-entropy − true, nats"
 
-Samples = npt.NDArray[np.float32]
-Losses = npt.NDArray[np.float64]
+Streams = dict[str, Tensor]
 
 
-def has_only_semantic_vocal(model: TokenModel) -> bool:
-    """Whether semantic tokens are the only tokens of the vocal among the stage's conditions."""
-    names = {stream.name for stream in model.layout.conditions}
-    return VOCAL_SEMANTIC.name in names and VOCAL_ACOUSTIC.name not in names
+@dataclass(frozen=True)
+class Probe:
+    """One figure of a stage: what it reads at each size of a change, and for level lines, by their labels."""
+
+    title: str
+    x_label: str
+    steps: dict[float, Streams]
+    levels: dict[str, Streams]
 
 
-def shifted(clips: TokenBatch, streams: Sequence[TokenStream], shift_s: float) -> dict[str, Tensor]:
-    """The clips' streams with some moved later by ``shift_s``, circularly."""
-    moved = dict(clips.streams)
-    for stream in streams:
-        moved[stream.name] = moved[stream.name].roll(round(shift_s * stream.rate_hz), dims=-1)
-    return moved
+def probe_plots(
+    networks: Mapping[str, TokenModel],
+    clips: Sequence[MusicClip],
+    batch: TokenBatch,
+    tokenizers: Tokenizers,
+    noise_sigma: float = 0.0,
+    separated: Sequence[Samples] | None = None,
+) -> list[Plot]:
+    """All probes that these stages allow, stage by stage.
+
+    Args:
+        networks: Stage name -> network in eval mode.
+        clips: Clips of at least two songs.
+        batch: Their tokens, made by ``tokenizers``.
+        noise_sigma: Noise that the vocals of ``batch`` carry; probes carry it too, except over noise.
+        separated: The clips' vocals as separated from the mixtures, mono at the semantic rate.
+    """
+    songs = [clip.segment.song.id for clip in clips]
+    only_semantic = any(vocal_conditions(model) == (VOCAL_SEMANTIC,) for model in networks.values())
+    changed = _changed_vocals(clips, batch, tokenizers, noise_sigma, separated) if only_semantic else []
+    probes = {name: _probes_of(model, batch, changed) for name, model in networks.items()}
+    passes = sum(1 + len(_levels(of_stage)) + sum(len(it.steps) for it in of_stage) for of_stage in probes.values())
+    with progress("Probes", total=passes, unit="passes") as bar:
+        plots = (_plots_of(name, model, batch, songs, probes[name], bar) for name, model in networks.items())
+        return list(chain.from_iterable(plots))
 
 
-def with_vocals(clips: TokenBatch, vocals: Sequence[Samples], tokenizers: Tokenizers) -> TokenBatch:
-    """The clips with the semantic tokens of other vocals (mono ``[L]`` at the semantic rate)."""
-    parts = [
-        tokenizers.semantic.encode(torch.from_numpy(np.stack(vocals[start : start + CLIPS_AT_ONCE]))).cpu()
-        for start in range(0, len(vocals), CLIPS_AT_ONCE)
+def _probes_of(model: TokenModel, batch: TokenBatch, changed: Sequence[Probe]) -> list[Probe]:
+    """The probes of a stage; ``changed`` are those of the vocal's semantic tokens."""
+    streams, of_vocal = vocal_streams(model), vocal_conditions(model)
+    what = "vocal" if of_vocal else "conditions"
+    steps = {shift: shifted(batch, streams, shift) for shift in SHIFTS_S}
+    other = {f"{what} of another song": other_song(batch, streams)}
+    null = {"no conditions at all": without_conditions(batch, model.layout.conditions)}
+    probes = [Probe(f"{what} moved in time", "seconds late", steps, other | null)]
+    if of_vocal == (VOCAL_SEMANTIC,):
+        probes += [replace(probe, levels=other | probe.levels) for probe in changed]
+    return probes
+
+
+def _changed_vocals(
+    clips: Sequence[MusicClip],
+    batch: TokenBatch,
+    tokenizers: Tokenizers,
+    noise_sigma: float,
+    separated: Sequence[Samples] | None,
+) -> list[Probe]:
+    """The vocal transposed, and in noise; a level line shows separated vocals."""
+    total = len(SEMITONES) + len(NOISE_SIGMAS) + (separated is not None)
+    with progress("Probes: changed vocals", total=total, unit="changes") as bar:
+
+        def with_vocals(vocals: Sequence[Samples], sigma: float) -> Streams:
+            noisy = [with_noise(vocal, clip.clip_id, sigma, 0) for vocal, clip in zip(vocals, clips, strict=True)]
+            parts = [noisy[start : start + CLIPS_AT_ONCE] for start in range(0, len(noisy), CLIPS_AT_ONCE)]
+            ids = [tokenizers.semantic.encode(torch.from_numpy(np.stack(part))).cpu() for part in parts]
+            bar.advance()
+            return {**batch.streams, VOCAL_SEMANTIC.name: torch.cat(ids)}
+
+        clean = [clip.sound.vocal for clip in clips]
+        pitch = {float(n): with_vocals([transposed(clip, n) for clip in clips], noise_sigma) for n in SEMITONES}
+        noise = {sigma: with_vocals(clean, sigma) for sigma in NOISE_SIGMAS}
+        levels = {} if separated is None else {"separated vocals": with_vocals(separated, noise_sigma)}
+    return [
+        Probe("vocal transposed", "semitones", pitch, {}),
+        Probe("noise on the vocal", "sigma re full scale", noise, levels),
     ]
-    return TokenBatch({**clips.streams, VOCAL_SEMANTIC.name: torch.cat(parts)}, clips.clip_ids)
+
+
+def _plots_of(
+    name: str, model: TokenModel, batch: TokenBatch, songs: list[str], probes: Sequence[Probe], bar: ProgressBar
+) -> Iterator[Plot]:
+    def losses(streams: Streams | None = None) -> npt.NDArray[np.float64]:
+        scores = score_clips(model, batch, streams)
+        bar.advance()
+        return scores.losses
+
+    true = losses()
+    baselines = {label: float((losses(streams) - true).mean()) for label, streams in _levels(probes).items()}
+    for probe in probes:
+        gaps = [paired_difference_interval(losses(streams), true, groups=songs) for streams in probe.steps.values()]
+        bounds = ([gap.mean for gap in gaps], [gap.low for gap in gaps], [gap.high for gap in gaps])
+        levels = {label: baselines[label] for label in probe.levels}
+        yield Plot(f"{name}: {probe.title}", probe.x_label, Y_LABEL, [Curve(name, list(probe.steps), *bounds)], levels)
+
+
+def _levels(probes: Sequence[Probe]) -> dict[str, Streams]:
+    """The level lines of a stage, each once."""
+    return {label: streams for probe in probes for label, streams in probe.levels.items()}
+
+
+def shifted(clips: TokenBatch, streams: Sequence[TokenStream], shift_s: float) -> Streams:
+    """The clips' streams with some moved later by ``shift_s``, circularly."""
+    moved = {s.name: clips[s.name].roll(round(shift_s * s.rate_hz), dims=-1) for s in streams}
+    return {**clips.streams, **moved}
 
 
 def transposed(clip: MusicClip, semitones: int) -> Samples:
@@ -75,118 +156,3 @@ def transposed(clip: MusicClip, semitones: int) -> Samples:
 
     moved = librosa.effects.pitch_shift(clip.sound.vocal, sr=clip.semantic_hz, n_steps=semitones)
     return np.asarray(moved, dtype=np.float32)
-
-
-class Probes:
-    """Runs the probes of every stage on one set of clips.
-
-    Args:
-        networks: Stage name -> network in eval mode.
-        clips: Clips of at least two songs.
-        batch: Their tokens.
-        tokenizers: The pair that made them.
-        noise_sigma: Noise that the vocals of ``batch`` carry; probes carry it too, except over noise.
-        separated: The clips' vocals as separated from the mixtures, mono at the semantic rate.
-        on_pass: Called after each pass of a stage over the clips.
-    """
-
-    def __init__(
-        self,
-        networks: Mapping[str, TokenModel],
-        clips: Sequence[MusicClip],
-        batch: TokenBatch,
-        tokenizers: Tokenizers,
-        noise_sigma: float = 0.0,
-        separated: Sequence[Samples] | None = None,
-        on_pass: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.networks, self.clips, self.batch, self.tokenizers = networks, clips, batch, tokenizers
-        self.noise_sigma, self.separated, self.on_pass = noise_sigma, separated, on_pass
-        self.songs = [clip.segment.song.id for clip in clips]
-        self.true = {name: self._losses(model, batch.streams) for name, model in networks.items()}
-        # Levels to read the curves by: another song's vocal, and no conditions at all.
-        self.other = {
-            name: self._level(name, other_song(batch, vocal_streams(model))) for name, model in networks.items()
-        }
-        self.null = {
-            name: self._level(name, without_conditions(batch, model.layout.conditions))
-            for name, model in networks.items()
-        }
-        # Stages whose vocal tokens can be computed again from a changed vocal.
-        self.retokenizable = {name: model for name, model in networks.items() if has_only_semantic_vocal(model)}
-
-    def _losses(self, model: TokenModel, streams: Mapping[str, Tensor]) -> Losses:
-        losses = score_clips(model, self.batch, streams).losses
-        self.on_pass()
-        return losses
-
-    def _level(self, name: str, streams: Mapping[str, Tensor]) -> float:
-        """Mean change of one stage's loss."""
-        return float((self._losses(self.networks[name], streams) - self.true[name]).mean())
-
-    def _curve(self, name: str, xs: Sequence[float], losses: Sequence[Losses]) -> Curve:
-        gaps = [paired_difference_interval(values, self.true[name], groups=self.songs) for values in losses]
-        bounds = ([gap.mean for gap in gaps], [gap.low for gap in gaps], [gap.high for gap in gaps])
-        return Curve(name, [float(x) for x in xs], *bounds)
-
-    def _noisy(self, vocals: Sequence[Samples], sigma: float) -> list[Samples]:
-        return [with_noise(vocal, clip.clip_id, sigma, 0) for vocal, clip in zip(vocals, self.clips, strict=True)]
-
-    def over_time(self, name: str) -> Plot:
-        """A stage's vocal conditions (:func:`~hafm_lightning.evaluation.token_scores.scores.vocal_streams`) moved by
-        :data:`SHIFTS_S`."""
-        model = self.networks[name]
-        streams = vocal_streams(model)
-        losses = [self._losses(model, shifted(self.batch, streams, shift)) for shift in SHIFTS_S]
-        what = "vocal" if has_vocal(model) else "conditions"
-        levels = {f"{what} of another song": self.other[name], "no conditions at all": self.null[name]}
-        title = f"{name}: {what} moved in time"
-        return Plot(title, "seconds late", Y_LABEL, [self._curve(name, SHIFTS_S, losses)], levels)
-
-    def over_vocals(
-        self, what: str, x_label: str, xs: Sequence[float], vocals_at: Callable[[float], list[Samples]]
-    ) -> dict[str, Plot]:
-        """Other vocals in place of the true ones, tokenized once for all stages: a plot of each stage."""
-        variants = [with_vocals(self.batch, vocals_at(x), self.tokenizers).streams for x in xs]
-        plots = {}
-        for name, model in self.retokenizable.items():
-            curve = self._curve(name, xs, [self._losses(model, variant) for variant in variants])
-            levels = {"vocal of another song": self.other[name]}
-            plots[name] = Plot(f"{name}: {what}", x_label, Y_LABEL, [curve], levels)
-        return plots
-
-    def over_semitones(self) -> dict[str, Plot]:
-        """The vocal transposed by :data:`SEMITONES`."""
-
-        def vocals_at(semitones: float) -> list[Samples]:
-            return self._noisy([transposed(clip, round(semitones)) for clip in self.clips], self.noise_sigma)
-
-        return self.over_vocals("vocal transposed", "semitones", SEMITONES, vocals_at)
-
-    def over_noise(self) -> dict[str, Plot]:
-        """Noise of :data:`NOISE_SIGMAS` on the clean vocal; a level line shows separated vocals."""
-        clean = [clip.sound.vocal for clip in self.clips]
-        plots = self.over_vocals(
-            "noise on the vocal", "sigma re full scale", NOISE_SIGMAS, lambda sigma: self._noisy(clean, sigma)
-        )
-        if self.separated is not None:
-            streams = with_vocals(self.batch, self._noisy(self.separated, self.noise_sigma), self.tokenizers).streams
-            for name, plot in plots.items():
-                plot.baselines["separated vocals"] = self._level(name, streams)
-        return plots
-
-    def plots(self) -> list[Plot]:
-        """All probes that these stages allow, stage by stage."""
-        vocal = [self.over_semitones(), self.over_noise()] if self.retokenizable else []
-        return [
-            plot
-            for name in self.networks
-            for plot in (self.over_time(name), *(plots[name] for plots in vocal if name in plots))
-        ]
-
-    @staticmethod
-    def passes(networks: Mapping[str, TokenModel], separated: bool) -> int:
-        """Passes that the constructor and :meth:`plots` make, for a progress bar."""
-        retokenizable = sum(has_only_semantic_vocal(model) for model in networks.values())
-        each = len(SEMITONES) + len(NOISE_SIGMAS) + separated
-        return len(networks) * (3 + len(SHIFTS_S)) + retokenizable * each

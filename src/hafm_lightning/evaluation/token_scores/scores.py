@@ -62,30 +62,25 @@ def score_clips(model: TokenModel, clips: TokenBatch, streams: Mapping[str, Tens
     return ClipTokenScores(*(np.concatenate(part) for part in parts))
 
 
+def vocal_conditions(model: TokenModel) -> tuple[TokenStream, ...]:
+    """The stage's conditions that are derived from the vocal; empty for the fine stage."""
+    return tuple(s for s in model.layout.conditions if s in (VOCAL_SEMANTIC, VOCAL_ACOUSTIC))
+
+
 def vocal_streams(model: TokenModel) -> tuple[TokenStream, ...]:
     """The conditions that are derived from the vocal; all conditions for a stage without such ones."""
-    conditions = model.layout.conditions
-    of_vocal = tuple(s for s in conditions if s.name in (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name))
-    return of_vocal or tuple(s for s in conditions if s.rate_hz)
+    return vocal_conditions(model) or tuple(s for s in model.layout.conditions if s.rate_hz)
 
 
-def has_vocal(model: TokenModel) -> bool:
-    """Whether the vocal itself is among the stage's conditions."""
-    return any(s.name in (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name) for s in model.layout.conditions)
-
-
-def stored_clips(root: str, split: str) -> TokenBatch:
-    """All clips of one split of prepared shards, with the tokens that training reads.
-
-    Raises:
-        RequestError: There are no such shards.
-    """
+def stored_clips(root: str, split: str, most: int = 0) -> TokenBatch:
+    """The first ``most`` clips (0: all) of a split of prepared shards; RequestError if there are no such shards."""
     reader = open_shards(root, split)
+    count = min(most or len(reader), len(reader))
     parts: dict[str, list[Tensor]] = defaultdict(list)
-    for index in range(len(reader)):
+    for index in range(count):
         for name, ids in reader[index].items():
             parts[name].append(torch.from_numpy(ids.astype(np.int64)))
     streams = {name: torch.stack(ids) for name, ids in parts.items()}
     coarse, fine = split_codes(streams.pop(INSTRUMENTAL_CODES))
     streams |= {INSTRUMENTAL_COARSE.name: coarse, INSTRUMENTAL_FINE.name: fine}
-    return TokenBatch(streams, reader.manifest.clip_ids())
+    return TokenBatch(streams, reader.manifest.clip_ids()[:count])

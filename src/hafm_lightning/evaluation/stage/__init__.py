@@ -1,1 +1,0 @@
-"""Scores of one stage in training, for the callback."""
