@@ -1,8 +1,8 @@
 """CPUs: compiled attention, norms and feed-forwards in training; packed weights and compiled steps in decoding.
 
 Training: :mod:`.tiled_attention` and :mod:`.rowwise`, with functions that :mod:`.codegen` compiles. Inference:
-:mod:`.packed` (networks with packed weights), :mod:`.compiled_step` with :mod:`.step_kernel` and :mod:`.step_tiles`
-(one function for a decoding step), :mod:`.processor` (the operations that this CPU has).
+:mod:`.packed`, :mod:`.compiled_step` with :mod:`.step_kernel` and :mod:`.step_tiles`, and :mod:`.processor` (which
+operations this CPU has).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hafm_lightning.kernels.base import WeightPrecision, swap
+from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cpu import codegen, processor
 from hafm_lightning.kernels.cpu.packed import pack, steps_can_be_compiled
 from hafm_lightning.kernels.cpu.rowwise import RowwiseGEGLU, RowwiseRMSNorm
@@ -21,18 +21,18 @@ from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import GEGLU, RMSNorm
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """CPUs of any kind."""
 
     def for_training(self, model: TokenModel) -> None:
-        """As :meth:`Backend.for_training <hafm_lightning.kernels.base.Backend.for_training>`."""
+        """As :meth:`Backend.for_training`."""
         twins: dict[type[nn.Module], type[nn.Module]] = {GEGLU: RowwiseGEGLU}
         if codegen.available():
             twins |= {RelativePosition: TiledRelativePosition, RMSNorm: RowwiseRMSNorm}
         swap(model, twins)
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """As :meth:`Backend.for_inference <hafm_lightning.kernels.base.Backend.for_inference>`."""
+        """As :meth:`Backend.for_inference`."""
         return pack(model, precision)
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
@@ -48,7 +48,7 @@ class CpuBackend:
         return "bf16" if processor.multiplies_bf16() else "fp32"
 
     def precision_note(self, precision: WeightPrecision, models: Sequence[TokenModel]) -> str | None:
-        """As :meth:`Backend.precision_note <hafm_lightning.kernels.base.Backend.precision_note>`."""
+        """As :meth:`Backend.precision_note`."""
         if precision == "fp32" or processor.multiplies_bf16():
             return None
         fast = all(steps_can_be_compiled(model, precision) for model in models)

@@ -1,16 +1,13 @@
 """One decoding step of a whole backbone as one compiled function, for CPUs.
 
 With one or two rows, PyTorch spends most of a step on starting some three hundred small operations and on waking its
-threads for each. Here the layers run inside one function that Numba compiles for the processor at hand (Numba comes
-with librosa): weights and cache are read once each. Choices:
+threads for each. Here the layers run inside one function that Numba compiles for the processor at hand. Choices:
 
 * threads start once a step and meet at counters in memory, which costs far less than starting them for each product;
 * the products are written in vector instructions (:mod:`~hafm_lightning.kernels.cpu.step_tiles`);
-* weights are read in the precision that they are kept in (float32, bf16 as its upper 16 bits, int8 with a factor for
-  each output) and widened to float32 on the way; all sums are float32;
+* weights are read in the precision that they are kept in and widened to float32 on the way; all sums are float32;
 * every sum is made in the same order whatever the number of threads, so that a seed gives the same take;
-* compiling takes some ten seconds once for each precision and is kept on disk, so only large networks take this way
-  (:data:`~hafm_lightning.kernels.cpu.packed.KERNEL_PARAMETERS`).
+* compiling takes some ten seconds once for each precision and is kept on disk.
 
 Imported only where it is used: Numba is slow to import.
 """
@@ -21,8 +18,7 @@ from typing import Any, cast
 
 import numba
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
 from hafm_lightning.kernels.cpu.step_tiles import (
     OUTPUTS_IN_TILE,
@@ -41,8 +37,8 @@ OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 2012349516
-"""CRC-32 of `step_tiles.py`: Numba compiles this file anew when its text changes, and knows of no other file."""
+TILES_CHECKSUM = 0
+"""CRC-32 of `step_tiles.py` and `vector_code.py`: Numba compiles again when the text of this file alone changes."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
 
@@ -57,18 +53,6 @@ _A0, _A1, _A2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.28
 _A3, _A4, _A5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
 
 
-def _bits_as_float(typing_context: Any, bits: Any) -> Any:
-    """The float32 with these 32 bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), generate
-
-
-_float_of_bits: Any = intrinsic(_bits_as_float)
-
-
 @njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")
 def _exponential(v: Any) -> Any:
     """e^v for v <= 0 in float32, by Cephes' polynomial: vectorises, unlike a call of the C library."""
@@ -76,7 +60,7 @@ def _exponential(v: Any) -> Any:
     n = np.floor(v * _LOG2_E + _HALF)
     r = v - n * _LN2_HIGH - n * _LN2_LOW
     p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
-    power = _float_of_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    power = np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return (p * r * r + r + _ONE) * power
 
 
@@ -93,9 +77,9 @@ def _normalise(x: Any, least: Any, out: Any) -> None:
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
-def _multiply(weights: Any, factors: Any, biases: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
+def _multiply(parts: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
     """A block of outputs: ``x @ weights.T * factors + biases``, added to what is there with ``keep``."""
-    rows = x.shape[0]
+    rows, (weights, factors, biases) = x.shape[0], parts
     last = min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]) // OUTPUTS_IN_TILE
     for group in range(block * OUTPUTS_AT_ONCE // OUTPUTS_IN_TILE, last):
         for row in range(0, rows - 1, 2):
@@ -140,17 +124,6 @@ def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
-def _weigh(scores: Any, steps: Any, largest: Any) -> Any:
-    """Scores to weights, not yet divided by their sum, which is returned."""
-    total = _ZERO
-    for step in range(steps):
-        weight = _exponential(scores[step] - largest)
-        scores[step] = weight
-        total += weight
-    return total
-
-
-@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
     """``scores @ values * factor`` of the first ``steps`` steps."""
     for i in range(out.shape[0]):
@@ -188,43 +161,42 @@ def _attend(
         keys[at, i] = narrow(projected[stride + first + i], keys)
         values[at, i] = narrow(projected[2 * stride + first + i], values)
     largest = _score(projected[first : first + width], keys, bias, head, at + 1, scores)
-    total = _weigh(scores, at + 1, largest)
+    total = _ZERO
+    for step in range(at + 1):
+        scores[step] = _exponential(scores[step] - largest)
+        total += scores[step]
     _mix(scores, values, at + 1, _ONE / total, mixed[first : first + width])
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")
+def _blocks(outputs: Any) -> Any:
+    return (outputs + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _run_layers(
-    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, heads_of_output: Any,
-    head_factors: Any, cache: Any, bias: Any, at: Any, least: Any, first_block: Any, last_block: Any,
-    logits: Any, normed: Any, projected: Any, mixed: Any, inner: Any, gated: Any, scores: Any, taken: Any, done: Any,
+    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, output_heads: Any,
+    head_factors: Any, cache: Any, bias: Any, at: Any, least: Any, wanted: Any, logits: Any, spaces: Any,
+    taken: Any, done: Any,
 ) -> None:  # fmt: skip
-    """What one of the threads does of a step; arguments as :func:`decode_step`'s, layers' parts as triples.
+    """What one of the threads does of a step; arguments as :func:`decode_step`'s.
 
     Each of the five phases of a layer, and the output heads at the end, is a number of items in as many shares as there
     are threads. A thread takes the items of its own share, then those that others have left, and waits until all are
     done. So a phase ends even if some threads never come, and one that comes late finds nothing to do.
     """
-    rows, heads, workers = x.shape[0], bias.shape[0], taken.shape[1]
-    blocks_in = (projected.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    blocks_out = (x.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    blocks_gate = (gated.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    every_normed, projected, mixed, inner, gated, scores = spaces
+    normed, rows, heads, workers = every_normed[worker], x.shape[0], bias.shape[0], taken.shape[1]
+    gates, outputs = _blocks(gated.shape[1]), _blocks(x.shape[1])
+    items_of = (_blocks(projected.shape[1]), rows * heads, outputs, gates, outputs, wanted[1] - wanted[0])
     for phase in range(taken.shape[0]):
         layer, kind = phase // PHASES, phase % PHASES
-        if layer == project_in[0].shape[0]:
+        if layer == head_factors.shape[0]:
             kind = PHASES  # the output heads
         if kind == 0 or kind == 3 or kind == PHASES:  # by each thread for itself
             # used only if items are left, that is if x is complete
             _normalise(x, least[0], normed)
-        items = blocks_out
-        if kind == 0:
-            items = blocks_in
-        elif kind == 1:
-            items = rows * heads
-        elif kind == 3:
-            items = blocks_gate
-        elif kind == PHASES:
-            items = last_block - first_block
-        finished = 0
+        items, finished = items_of[kind], 0
         for turn in range(workers):
             share = (worker + turn) % workers
             first, end = items * share // workers, items * (share + 1) // workers
@@ -233,7 +205,7 @@ def _run_layers(
                 if item >= end:
                     break
                 if kind == 0:
-                    _multiply(project_in[0], project_in[1], project_in[2], layer, item, normed, projected, False)
+                    _multiply(project_in, layer, item, normed, projected, False)
                 elif kind == 1:
                     row, head = item // heads, item % heads
                     _attend(
@@ -241,18 +213,15 @@ def _run_layers(
                         cache[layer, 1, row, head], bias, at, scores[item], mixed[row],
                     )  # fmt: skip
                 elif kind == 2:
-                    _multiply(project_out[0], project_out[1], project_out[2], layer, item, mixed, x, True)
+                    _multiply(project_out, layer, item, mixed, x, True)
                 elif kind == 3:
-                    _multiply(expand[0], expand[1], expand[2], layer, item, normed, inner, False)
-                    _multiply(expand[0], expand[1], expand[2], layer, blocks_gate + item, normed, inner, False)
+                    _multiply(expand, layer, item, normed, inner, False)
+                    _multiply(expand, layer, gates + item, normed, inner, False)
                     _gate(inner, item, gated)
                 elif kind == 4:
-                    _multiply(contract[0], contract[1], contract[2], layer, item, gated, x, True)
+                    _multiply(contract, layer, item, gated, x, True)
                 else:
-                    _multiply(
-                        heads_of_output[0], heads_of_output[1], heads_of_output[2], 0, first_block + item, normed,
-                        logits, False,
-                    )  # fmt: skip
+                    _multiply(output_heads, 0, wanted[0] + item, normed, logits, False)
                 finished += 1
         count = add_to(done, phase, 0, finished) + finished
         while count < items:
@@ -263,46 +232,27 @@ def _run_layers(
 @njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)
 def decode_step(
     x: Any,  # [rows, D], overwritten by what the last layer gives
-    project_in: Any,  # weights of all layers as `tiled` gives them, factors [layers, out] and biases [layers, out] each
-    project_in_factors: Any,
-    project_in_biases: Any,
+    project_in: Any,  # weights of all layers as `tiled` gives them, factors [layers, out] and biases [layers, out]
     project_out: Any,
-    project_out_factors: Any,
-    project_out_biases: Any,
     expand: Any,
-    expand_factors: Any,
-    expand_biases: Any,
     contract: Any,
-    contract_factors: Any,
-    contract_biases: Any,
-    heads_of_output: Any,  # the same of the output heads, as one layer
-    heads_factors: Any,
-    heads_biases: Any,
+    output_heads: Any,  # the same of the output heads, as one layer
     head_factors: Any,  # [layers, 2, d]
     cache: Any,  # float32, or bf16 as its 16 bits, [layers, 2, rows, H, capacity, d]
     bias: Any,  # [H, at + 1]
     at: Any,  # step that is written
     least: Any,  # (D, d) times epsilon
-    first_block: Any,  # blocks of the output heads that are wanted, the last one not included
-    last_block: Any,
+    wanted: Any,  # first block of the output heads that is computed, and the block after the last one
     logits: Any,  # [rows, outputs of all heads], of which those blocks receive the result
-    normed: Any,  # work space: [threads, rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
-    projected: Any,
-    mixed: Any,
-    inner: Any,
-    gated: Any,
-    scores: Any,
+    spaces: Any,  # work space: [threads, rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
     taken: Any,  # zeros int64 [phases + 1, threads, 8] and [.., 1, 8]: counters, each in a cache line of its own
     done: Any,
 ) -> None:
     """All layers, the final norm and output heads for one step of a few rows."""
     for worker in prange(taken.shape[1]):
         _run_layers(
-            worker, x, (project_in, project_in_factors, project_in_biases),
-            (project_out, project_out_factors, project_out_biases), (expand, expand_factors, expand_biases),
-            (contract, contract_factors, contract_biases), (heads_of_output, heads_factors, heads_biases),
-            head_factors, cache, bias, at, least, first_block, last_block, logits, normed[worker], projected, mixed,
-            inner, gated, scores, taken, done,
+            worker, x, project_in, project_out, expand, contract, output_heads, head_factors, cache, bias, at, least,
+            wanted, logits, spaces, taken, done,
         )  # fmt: skip
 
 

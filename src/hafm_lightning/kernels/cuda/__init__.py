@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hafm_lightning.kernels.base import PlainBackend, WeightPrecision, swap
+from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
 from hafm_lightning.kernels.cuda.flex_attention import FlexRelativePosition
 from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
@@ -15,18 +15,17 @@ from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import Layer
 
 
-class CudaBackend(PlainBackend):
+class CudaBackend(Backend):
     """NVIDIA GPUs."""
 
     def for_training(self, model: TokenModel) -> None:
-        """As :meth:`Backend.for_training <hafm_lightning.kernels.base.Backend.for_training>`."""
+        """As :meth:`Backend.for_training`."""
         swap(model, {RelativePosition: FlexRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """As :meth:`Backend.for_inference <hafm_lightning.kernels.base.Backend.for_inference>`.
+        """As :meth:`Backend.for_inference`; whole sequences stay with PyTorch's operations.
 
-        Whole sequences stay with PyTorch's operations: compiling FlexAttention for each of the few lengths that a take
-        meets once or twice would take longer than the take.
+        Compiling FlexAttention for each of the few lengths of a take would last longer than the take.
         """
         model = super().for_inference(model, precision)
         swap(model, {TokenModel: GraphTokenModel})

@@ -1,9 +1,8 @@
 """Functions for the CPU that are written as LLVM's instructions and compiled when they are first needed.
 
-``vector_code`` writes loops over vectors and compiles them, ``products`` multiplies small matrices, ``attention_*`` are
-the two functions of attention, ``norm_rows`` is the gradient of RMS norm, ``threads`` runs them. ``doors`` says what
-each function may be given, and is asked before every call. Where nothing can be compiled, :func:`available` says so,
-and PyTorch's operations do the same.
+``vector_code`` writes loops over vectors, ``products`` multiplies small matrices, ``attention`` and ``norm_rows`` are
+the functions, ``machine_code`` compiles and runs them, ``doors`` says what each of them accepts. Where nothing can be
+compiled (:func:`available`), PyTorch's operations do the same.
 """
 
 from __future__ import annotations
@@ -35,13 +34,12 @@ def _try_out() -> None:
     """Compile and run a function that doubles a vector of numbers."""
     import torch
 
-    from hafm_lightning.kernels.cpu.codegen.threads import run
-    from hafm_lightning.kernels.cpu.codegen.vector_code import FLOAT, VectorCode, compiled
+    from hafm_lightning.kernels.cpu.codegen.vector_code import VectorCode
 
-    code = VectorCode("double")
-    pointer = code.argument(0, FLOAT)
+    code = VectorCode("double", ["numbers"])
+    pointer = code.pointer("numbers")
     code.store(code.add(code.load(pointer), code.load(pointer)), pointer)
     numbers = torch.arange(code.lanes, dtype=torch.float32)
-    run(compiled(code), [numbers.data_ptr()], 1)
+    code.compiled().run([numbers.data_ptr()], 1)
     if not torch.equal(numbers, 2 * torch.arange(code.lanes, dtype=torch.float32)):
         raise ArithmeticError(f"twice 0, 1, 2 ... became {numbers.tolist()}")
