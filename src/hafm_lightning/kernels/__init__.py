@@ -33,11 +33,5 @@ def for_training(model: TokenModel, kernels: Kernels = "auto") -> None:
 
 
 def for_inference(model: TokenModel, device: torch.device, precision: WeightPrecision) -> TokenModel:
-    """As :meth:`Backend.for_inference`, on ``device``.
-
-    Args:
-        model: The network, in eval mode, with float32 weights.
-        device: Where it will run.
-        precision: How weights are stored.
-    """
+    """As :meth:`Backend.for_inference`, on ``device``; ``model`` is in eval mode with float32 weights."""
     return backend_for(device).for_inference(model.to(device), precision)

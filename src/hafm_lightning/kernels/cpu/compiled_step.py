@@ -100,11 +100,7 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 class CompiledStep:
     """The compiled step of one network.
 
-    Args:
-        config: Sizes of the backbone.
-        layers: Its layers.
-        heads: Weights ``[K, V, D]`` of the output heads, with the final norm multiplied in, and biases ``[K, V]``.
-        precision: How the weights are kept.
+    ``heads`` are weights ``[K, V, D]`` of the output heads, with the final norm multiplied in, and biases ``[K, V]``.
     """
 
     def __init__(
@@ -147,11 +143,7 @@ class CompiledStep:
         return self._cache_dtype if rows <= MOST_ROWS else torch.float32
 
     def __call__(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
-        """Logits ``[R, W, V]`` of one step ``[R, 1, D]``: of one codebook, or of all.
-
-        Raises:
-            DoesNotFit: Not one step of a few rows within the cache, or tensors of another kind.
-        """
+        """Logits ``[R, W, V]`` of one step ``[R, 1, D]``: of one codebook, or of all; DoesNotFit for other inputs."""
         few = x.dim() == 3 and x.shape[1] == 1 and len(x) <= MOST_ROWS
         if not few or not isinstance(at.start, int) or not 0 <= at.start < min(at.cache.capacity, at.visible):
             raise DoesNotFit(f"decode_step: not one step of at most {MOST_ROWS} rows within the cache")

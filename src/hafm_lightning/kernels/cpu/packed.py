@@ -70,12 +70,9 @@ class PackedTokenModel(Twin, TokenModel):
 
 
 def pack(model: TokenModel, precision: WeightPrecision, *, kernel: bool | None = None) -> PackedTokenModel:
-    """Replace a network's backbone and output heads, in place, for inference alone in float32.
+    """Replace a network's backbone and output heads, in place, for inference alone; it keeps float32 inputs and logits.
 
-    Args:
-        model: A network with float32 weights on the CPU.
-        precision: How the weights are stored.
-        kernel: Whether steps of a few rows run in one compiled function; None: for large networks.
+    With ``kernel`` steps of a few rows run in one compiled function; None: in large networks.
     """
     model.float().requires_grad_(False)
     kernel = steps_can_be_compiled(model, precision) if kernel is None else kernel

@@ -23,10 +23,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.05}
 
 @cache
 def has(operation: str) -> bool:
-    """Whether this processor, with this PyTorch and this Numba, runs one of :data:`OPERATIONS` and computes it right.
-
-    A question about a compiled step compiles it, which takes some ten seconds unless it was compiled before.
-    """
+    """Whether this processor, with this PyTorch and Numba, runs one of :data:`OPERATIONS` and computes it right."""
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
         torch.manual_seed(0)
         try:
@@ -111,5 +108,4 @@ _TRIALS: dict[str, Callable[[], bool]] = {
 }
 OPERATIONS = tuple(_TRIALS)
 """``packed``: oneDNN's linear layers with blocked weights, their GELU and their product with a factor. ``int8 rows``:
-a few rows of that type times int8 weights. ``step``: the compiled decoding step
-(:mod:`~hafm_lightning.kernels.cpu.compiled_step`), which widens weights of each precision by itself."""
+a few rows of that type times int8 weights. ``step``: the compiled decoding step, which is compiled to be tried."""

@@ -90,15 +90,13 @@ def _multiply(parts: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _gate(inner: Any, block: Any, out: Any) -> None:
-    """A block of ``value * gelu(gate)`` from ``inner [rows, 2 I]``, values before gates.
-
-    The error function is Abramowitz and Stegun's 7.1.26, which is off by 1.5e-7 at most.
-    """
+    """A block of ``value * gelu(gate)`` from ``inner [rows, 2 I]``, values before gates."""
     width = out.shape[1]
     first = block * OUTPUTS_AT_ONCE
     for row in range(out.shape[0]):
         for n in range(first, min(first + OUTPUTS_AT_ONCE, width)):
             gate = inner[row, width + n]
+            # the error function is Abramowitz and Stegun's 7.1.26, which is off by 1.5e-7 at most
             v = abs(gate) * _SQRT_HALF
             t = _ONE / (_ONE + _A0 * v)
             tail = ((((_A5 * t + _A4) * t + _A3) * t + _A2) * t + _A1) * t * _exponential(-v * v)

@@ -27,14 +27,12 @@ from hafm_lightning.modeling.relative_position import RelativePosition, StepPosi
 
 @dataclass(frozen=True)
 class TiledBias:
-    """Mask and bias, by tiles.
+    """Mask and bias of the ``positions`` of a sequence after ``module``, by tiles.
 
     A key of a tile has a bias for each of the tile's queries, and most of these rows of 64 recur: with a bias by
     distance, in all tiles along a diagonal. Each different one is kept once, at a *place*.
 
     Attributes:
-        module: The relative position that the tiles are made of.
-        positions: The sequence.
         rows: Row of the bias table for each query of each place, uint8 ``[64 places]``.
         first: Number of the first tile of each 64 queries, and of all tiles, int64.
         keys: Which 64 keys each tile has, int64.
@@ -165,14 +163,7 @@ class _TiledAttention(torch.autograd.Function):
 
 
 def _run(door: Door, tensors: Mapping[str, Tensor], table: Tensor, bias: TiledBias, width: int) -> None:
-    """Run a compiled function.
-
-    Args:
-        door: What the function accepts.
-        tensors: The tensors in which the two functions differ, by name.
-        table: Bias table ``[R, H]``.
-        bias: Mask and bias.
-        width: Width of a head without padding, which scales the scores.
+    """Run the function of a door; ``width`` is that of a head without padding, which scales the scores.
 
     Raises:
         DoesNotFit: The function does not accept these tensors.

@@ -23,11 +23,9 @@ class CudaBackend(Backend):
         swap(model, {RelativePosition: FlexRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """As :meth:`Backend.for_inference`; whole sequences stay with PyTorch's operations.
-
-        Compiling FlexAttention for each of the few lengths of a take would last longer than the take.
-        """
+        """As :meth:`Backend.for_inference`."""
         model = super().for_inference(model, precision)
+        # compiling FlexAttention for each of the few lengths of a take would last longer than the take
         swap(model, {TokenModel: GraphTokenModel})
         return model
 

@@ -3,12 +3,11 @@
 The bias is gathered in the ``score_mod`` from a row ``[H, N]`` of bucketed distances, a block mask skips what cannot be
 seen; compiled, so that no S x S tensor exists. Choices:
 
-* **Every setting is tried before it is used.** Forward and backward run once on zeros of the real shape, since the
-  backward kernel is compiled at the first backward pass. If a kernel cannot be built, the next smaller tiles are tried
-  (:mod:`~hafm_lightning.kernels.cuda.flex_tiles`), and at last PyTorch's operations. One line warns of each change.
+* **Every setting is tried before it is used**, forward and backward, on zeros of the real shape. If a kernel cannot be
+  built, the next smaller tiles are tried (:mod:`~hafm_lightning.kernels.cuda.flex_tiles`), and at last PyTorch's
+  operations. One line warns of each change.
 * **One compiled function for each shape.** Dynamo keeps at most 8 compilations of a function and then runs it
-  uncompiled, which for FlexAttention writes out the scores of all pairs. A function for each shape stays far below that
-  limit, and refuses to run uncompiled.
+  uncompiled, which for FlexAttention writes out the scores of all pairs.
 
 On a CPU there is no kernel for the backward pass; the forward pass serves as a reference.
 """
@@ -89,18 +88,6 @@ class FlexBias:
         mask = create_block_mask(mask_mod, None, None, steps, steps, device=str(device))
         return cls(module, positions, rows, positions.segment.int(), positions.ticks.int(), latest, mask)
 
-    @property
-    def steps(self) -> int:
-        """Number of steps, ``S``."""
-        return self.positions.steps
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """What a compiled function depends on beside the shapes of its inputs."""
-        module = self.module
-        both_ways = module.steps_seen_both_ways(self.positions)
-        return (self.steps, self.latest_tick, module.across_segments, module.causal, both_ways)
-
     @cached_property
     def plain(self) -> SequenceBias:
         """The same for PyTorch's operations."""
@@ -120,8 +107,8 @@ class FlexBias:
 
     def score_mod(self, bias: Tensor) -> ScoreMod:
         """The function that adds ``bias``, ``[H, 2 S - 1 (+ 2 R + 1)]``, to a score."""
-        centre, segment, ticks = self.steps - 1, self.segment, self.ticks
-        same_time = 2 * self.steps - 1 + self.latest_tick
+        centre, segment, ticks = self.positions.steps - 1, self.segment, self.ticks
+        same_time = 2 * centre + 1 + self.latest_tick
 
         def by_time(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             query_ticks, key_ticks = ticks[query], ticks[key]
@@ -174,11 +161,7 @@ class _Kernel:
 
 
 class _Kernels:
-    """The kernels found so far, by everything that they were compiled for.
-
-    A new length begins with the setting that the last one of its kind ended with: device, dtype, head width, with or
-    without times, and whether the length fills its last tile.
-    """
+    """The kernels found so far; a new length begins with the setting that the last one of its kind ended with."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[object, _Kernel | None] = OrderedDict()
@@ -187,10 +170,11 @@ class _Kernels:
 
     def of(self, inputs: Inputs, sequence: FlexBias) -> _Kernel | None:
         """The kernel for ``inputs``, tried on zeros; None if none can be built."""
-        device, inference = inputs[0].device, torch.is_inference_mode_enabled()
-        mode = (torch.is_grad_enabled(), inference, torch.is_autocast_enabled(device.type))
+        device, module = inputs[0].device, sequence.module
+        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type))
         shapes = tuple((x.shape, x.stride(), x.dtype, x.requires_grad) for x in inputs)
-        key = (device, mode, shapes, sequence.signature)
+        geometry = (module.across_segments, module.causal, module.steps_seen_both_ways(sequence.positions))
+        key = (device, mode, shapes, sequence.latest_tick, geometry)
         if key not in self._found:
             self._found[key] = self._first_that_builds(inputs, sequence)
             while len(self._found) > KEPT_KERNELS:
@@ -199,7 +183,7 @@ class _Kernels:
         return self._found[key]
 
     def _first_that_builds(self, inputs: Inputs, sequence: FlexBias) -> _Kernel | None:
-        queries, steps = inputs[0], sequence.steps
+        queries, steps = inputs[0], sequence.positions.steps
         length = "short" if steps < 128 else "ragged" if steps % 128 else "whole"
         kind = (queries.device, queries.dtype, queries.shape[-1], sequence.module.across_segments, length)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -239,10 +223,7 @@ class _Kernels:
 
 
 def _failure(kernel: _Kernel, inputs: Inputs, sequence: FlexBias, training: bool) -> tuple[Pass | None, str] | None:
-    """Run both passes on zeros laid out as ``inputs``: which kernel cannot be built (None: either), and why.
-
-    Raises errors other than those of building a kernel.
-    """
+    """Run both passes on zeros laid out as ``inputs``: which kernel cannot be built (None: either), and why."""
     queries, keys, values, bias = (
         # torch.zeros_like keeps the memory layout of dense tensors alone
         torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).zero_().requires_grad_(x.requires_grad)

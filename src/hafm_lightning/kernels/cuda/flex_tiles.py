@@ -22,17 +22,11 @@ _WARPS = 4
 
 @dataclass(frozen=True)
 class Tiles:
-    """Size of a tile of scores, which divides the 128 steps of a block mask, and how the kernel works through them.
+    """Size of a tile of scores, which divides the 128 steps of a block mask, and how the kernel works through them."""
 
-    Attributes:
-        queries: Queries of a tile (of the backward pass for keys and values; the one for queries swaps both).
-        keys: Keys of a tile; in the backward pass a multiple of ``queries``.
-        stages: Tiles loaded ahead, plus one.
-    """
-
-    queries: int
-    keys: int
-    stages: int
+    queries: int  # of the backward pass for keys and values; the one for queries swaps both
+    keys: int  # in the backward pass a multiple of `queries`
+    stages: int  # tiles loaded ahead, plus one
 
     def options(self, kernel: Pass) -> KernelOptions:
         """``kernel_options`` of one of the two kernels."""
@@ -65,15 +59,10 @@ BACKWARD: tuple[Tiles | None, ...] = (None, Tiles(64, 64, 2), Tiles(32, 64, 1), 
 
 @dataclass(frozen=True)
 class Setting:
-    """A place in both lists of tiles; past the end of the one that counts, no kernel is left.
-
-    Attributes:
-        forward: Index into :data:`FORWARD`.
-        backward: Index into :data:`BACKWARD`; None where no gradient is needed.
-    """
+    """A place in both lists of tiles; past the end of the one that counts, no kernel is left."""
 
     forward: int = 0
-    backward: int | None = 0
+    backward: int | None = 0  # None where no gradient is needed
 
     @property
     def exhausted(self) -> bool:
@@ -83,9 +72,8 @@ class Setting:
     @property
     def tiles(self) -> dict[Pass, Tiles]:
         """The tiles that are not PyTorch's own choice."""
-        chosen: dict[Pass, Tiles | None] = {"forward": FORWARD[self.forward]}
-        if self.backward is not None:
-            chosen["backward"] = BACKWARD[self.backward]
+        backward = None if self.backward is None else BACKWARD[self.backward]
+        chosen: dict[Pass, Tiles | None] = {"forward": FORWARD[self.forward], "backward": backward}
         return {kernel: tiles for kernel, tiles in chosen.items() if tiles is not None}
 
     def options(self) -> KernelOptions | None:
@@ -101,9 +89,6 @@ class Setting:
             assert self.backward is not None
             return replace(self, backward=self.backward + 1)
         return replace(self, forward=self.forward + 1 if of == "forward" else len(FORWARD))
-
-
-# --- errors -------------------------------------------------------------------------------------------
 
 
 class UncompiledError(RuntimeError):

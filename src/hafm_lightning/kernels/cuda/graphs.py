@@ -21,13 +21,9 @@ from hafm_lightning.modeling.token_model import TokenModel
 
 @dataclass(frozen=True)
 class StaticSteps(CachedSteps):
-    """One cached step whose number is a tensor.
+    """One cached step whose number is a tensor; ``start`` is what it was when the step was recorded."""
 
-    Attributes:
-        index: The step, int64 ``[1]``; ``start`` is what it was when the step was recorded.
-    """
-
-    index: Tensor
+    index: Tensor  # int64 [1]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As :class:`~hafm_lightning.modeling.cache.CachedSteps`."""

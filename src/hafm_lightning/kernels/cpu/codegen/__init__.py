@@ -14,10 +14,7 @@ from importlib.util import find_spec
 
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether functions can be compiled here: llvmlite is installed and knows this machine.
-
-    Warns once if it is installed and does not work.
-    """
+    """Whether functions can be compiled here; warns once if llvmlite is installed and does not work."""
     if find_spec("llvmlite") is None:
         return False
     try:

@@ -45,16 +45,13 @@ def scratch_floats(tiles: int, width: int, places: int) -> int:
 
 @lru_cache(maxsize=8)
 def forward_function(width: int) -> CompiledFunction:
-    """The function for heads of ``width``; arguments: those of ``ATTENTION_FORWARD``."""
+    """The function for heads of ``width``; its door in :mod:`.doors` has the arguments."""
     return _Forward(width).compiled()
 
 
 @lru_cache(maxsize=8)
 def backward_function(width: int) -> CompiledFunction:
-    """The function for heads of ``width``; arguments: those of ``ATTENTION_BACKWARD``.
-
-    ``largest`` holds the logarithm to the base 2 of each query's sum of weights.
-    """
+    """As :func:`forward_function`; ``largest`` holds the logarithm to the base 2 of each query's sum of weights."""
     return _Backward(width).compiled()
 
 
@@ -229,10 +226,7 @@ class _Forward(_Attention):
 
 
 class _Backward(_Attention):
-    """Writes the gradients of queries, keys and values, and adds up that of the bias table for each clip and head.
-
-    Weights are computed again, tile by tile.
-    """
+    """Writes the gradients of queries, keys and values, and adds up that of the bias table for each clip and head."""
 
     TENSORS = ("query", "key", "value", "output", "gradient")
 

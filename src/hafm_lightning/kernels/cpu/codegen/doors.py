@@ -22,10 +22,7 @@ class DoesNotFit(ValueError):
 
 
 def room(*shape: int, dtype: torch.dtype = torch.float32, zero: bool = False) -> Tensor:
-    """Memory on the CPU for what a compiled function writes: not initialised, or zeros.
-
-    It names its type, because PyTorch's default type is the user's to change.
-    """
+    """Memory on the CPU for a compiled function; its type is named, since PyTorch's default is the user's to change."""
     return (torch.zeros if zero else torch.empty)(shape, dtype=dtype, device="cpu")
 
 
@@ -104,9 +101,7 @@ class Door:
     def addresses(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int] | None = None) -> dict[str, int]:
         """``numbers``, sizes, addresses and distances (``name_0``, ``name_1``, ... of strided tensors) by name.
 
-        Args:
-            tensors: All of the function's tensors.
-            numbers: Further arguments, and sizes that tensors must have.
+        ``numbers`` holds further arguments, and sizes that tensors must have.
 
         Raises:
             DoesNotFit: A tensor is not what the function was written for.

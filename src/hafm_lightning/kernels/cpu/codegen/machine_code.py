@@ -19,15 +19,10 @@ llvm: Any = untyped_llvm
 
 @dataclass(frozen=True)
 class CompiledFunction:
-    """A function ``void name(int64 *arguments)``.
-
-    Attributes:
-        address: Where it begins.
-        engine: The owner of its memory.
-    """
+    """A function ``void name(int64 *arguments)``."""
 
     address: int
-    engine: Any
+    engine: Any  # owns the memory at that address
 
     def run(self, arguments: Sequence[int], threads: int) -> None:
         """Call the function on each of ``threads`` threads with the same whole numbers, and wait for all of them.
@@ -84,8 +79,7 @@ def vector_shape() -> tuple[int, int]:
 def openmp() -> Callable[[int, Any, int], None] | None:
     """``(function, arguments, threads)`` of the OpenMP library that PyTorch has loaded, if it is GNU's or alike.
 
-    Threads of another kind would share the processors with PyTorch's, which look for work for some milliseconds after
-    each operation.
+    Other threads would compete with PyTorch's, which look for work for some milliseconds after each operation.
     """
     if not hasattr(os, "RTLD_NOLOAD"):  # Windows
         return None

@@ -1,8 +1,7 @@
 """Products of small matrices whose sums stay in registers, and transposition, for :class:`VectorCode`.
 
 A few rows of the left matrix are taken at once: each of their numbers is spread over a vector and meets a few vectors
-of a row of the right matrix. The caller chooses what the sums begin with and receives them while they are in registers:
-so biases, exponentials and maxima cost no pass over memory of their own.
+of a row of the right matrix. The caller chooses what the sums begin with and receives them while they are in registers.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def product(
     Args:
         code: Function that is written.
         left: Pointer, distance of rows and distance of columns.
-        right: Pointer and distance of rows; a row's numbers lie beside each other.
+        right: Pointer and distance of rows, which are contiguous.
         size: ``I``, ``J`` and ``R``: multiples of 4, of the lanes and of 4.
         start: ``(first row, first column, vectors)`` -> what the sums begin with.
         finish: ``(first row, first column, sums)`` and, with ``carried``, the vectors there -> the new ones.

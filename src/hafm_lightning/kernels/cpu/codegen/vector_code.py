@@ -29,12 +29,7 @@ def long(value: int) -> Any:
 
 
 class Vectors:
-    """Writes instructions on vectors of floats; all pointers are to float32 unless told otherwise.
-
-    Args:
-        builder: Where instructions are written.
-        lanes: Floats in a vector.
-    """
+    """Writes instructions on vectors of ``lanes`` floats; pointers are to float32 unless stated otherwise."""
 
     def __init__(self, builder: Any, lanes: int) -> None:
         self.builder, self.lanes = builder, lanes
@@ -196,11 +191,7 @@ class Vectors:
 
 
 class VectorCode(Vectors):
-    """Writes one function ``void name(int64 *arguments)``.
-
-    Args:
-        name: Name of the function.
-        arguments: Names of its arguments, in order.
+    """Writes one function ``void name(int64 *arguments)``; its arguments have names too.
 
     Attributes:
         vectors: Vectors of a row that a product of matrices sums at once, at most.
