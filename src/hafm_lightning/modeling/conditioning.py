@@ -29,10 +29,7 @@ EMBEDDING_STD = 0.02
 class StreamEmbedding(nn.Module):
     """Vectors for the tokens of one stream, with one table a codebook and one learned vector for a special id.
 
-    Args:
-        stream: The stream.
-        width: ``D``.
-        special: The negative id that may stand in this stream: ``NULL`` for conditions, ``EMPTY`` for targets.
+    ``special`` is the negative id that this stream may hold: ``NULL`` for conditions, ``EMPTY`` for targets.
     """
 
     def __init__(self, stream: TokenStream, width: int, special: int) -> None:
@@ -70,7 +67,7 @@ def drop_at_random(
     """Guidance dropout: all conditions of a clip become null tokens, each clip with ``probability``.
 
     A control (a condition without a frame rate: the style) is dropped by itself too, with the same probability, so that
-    "this vocal, no style asked for" is something that the network has met.
+    the network learns to write without a style.
     """
     some = next(iter(streams.values()))
 
@@ -101,7 +98,7 @@ class AlignedConditions(nn.Module):
     Args:
         layout: The sequence layout; its conditions are embedded elsewhere and passed in.
         width: ``D``.
-        look_ahead_s: How far into the future of the vocal a frame may hear, in seconds; rounded down to whole frames.
+        look_ahead_s: How far ahead a frame reads its conditions, in seconds; rounded down to whole frames.
         look_behind_s: How far into the past the convolution reaches, likewise (the causal attention remembers further).
     """
 

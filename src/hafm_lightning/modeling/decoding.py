@@ -94,7 +94,7 @@ class Decoder:
         self.rows = 0
         self.streams: dict[str, Tensor] = {}
         self.clocked: Tensor | None = None
-        self.heard = 0  # frames that aligned conditions reach
+        self.given_frames = 0  # target frames of the aligned conditions
         self.cache: KeyValueCache | None = None
 
     @torch.inference_mode()
@@ -114,34 +114,36 @@ class Decoder:
         """Conditions on the target's clock, as far as they reach, from the frame of the next step on."""
         target, streams = self.model.layout.target, [s for s in self.model.layout.conditions if s.rate_hz]
         lengths = [self.streams[s.name].shape[-1] * target.rate_hz // s.rate_hz for s in streams]
-        self.heard = min(lengths, default=self.frames)
-        if self.heard > self.frames:
-            raise ValueError(f"the conditions reach to frame {self.heard} of a window of {self.frames} frames")
+        self.given_frames = min(lengths, default=self.frames)
+        if self.given_frames > self.frames:
+            raise ValueError(f"the conditions reach to frame {self.given_frames} of a window of {self.frames} frames")
         if self.clocked is None:
             self.clocked = self.places.new_zeros(self.rows * self.batch, self.frames, self.places.shape[-1])
         first = 0 if self.cache is None else int(self.frame_of_step[min(self.step, self.plan.target_steps - 1)])
-        if first >= self.heard:
+        if first >= self.given_frames:
             return
         whole = math.lcm(*(target.rate_hz // math.gcd(target.rate_hz, s.rate_hz) for s in streams))
         start = max(0, first - behind) // whole * whole  # frames of all streams begin there
         cut = dict(self.streams)
         for stream in streams:
             cut[stream.name] = cut[stream.name][:, :, start * stream.rate_hz // target.rate_hz :]
-        clocked = self.model.frame_conditions(cut, self.heard - start)
+        clocked = self.model.frame_conditions(cut, self.given_frames - start)
         assert clocked is not None
-        self.clocked[:, first : self.heard] = clocked[:, first - start :]  # in place: recorded steps read this tensor
+        self.clocked[:, first : self.given_frames] = clocked[
+            :, first - start :
+        ]  # in place: recorded steps read this tensor
 
     @torch.inference_mode()
     def advance(self, frame: int, on_frame: Callable[[int], None] | None = None) -> Tensor:
         """Write on until frames ``0 .. frame - 1`` are complete; returns them all, ``[B, K, frame]``."""
         layout = self.model.layout
         if not 0 < frame <= self.frames:
-            raise ValueError(f"the window has {self.frames} frames, {frame} were asked for")
+            raise ValueError(f"the window has {self.frames} frames, frame {frame} was requested")
         if not self.rows:
             raise ValueError("call condition() before advance()")
         until = layout.target_steps(frame)
-        if self.model.aligned is not None and int(self.frame_of_step[until - 1]) >= self.heard:
-            raise ValueError(f"the conditions reach to frame {self.heard}, which is too early for frame {frame}")
+        if self.model.aligned is not None and int(self.frame_of_step[until - 1]) >= self.given_frames:
+            raise ValueError(f"the conditions reach to frame {self.given_frames}, which is too early for frame {frame}")
         if self.cache is None and self.step < until:
             self._prefill()
         while self.step < until:

@@ -75,8 +75,7 @@ class Filler:
         if model.layout.pattern != "nonautoregressive" or model.aligned is None:
             raise ValueError("a target is filled by stretches if it is nonautoregressive and its conditions aligned")
         self.model, self.options, self.context = model, options, context
-        self.known = 0
-        """Frames whose keys and values are kept."""
+        self.known = 0  # frames whose keys and values are kept
         self._caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
@@ -92,14 +91,14 @@ class Filler:
         """
         model, target = self.model, self.model.layout.target
         streams, rows, codes, uniform = _begin(model, conditions, self.options, seeds, frames)
-        heard = max(
+        given = max(
             streams[stream.name].shape[-1] * target.rate_hz // stream.rate_hz
             for stream in model.layout.conditions
             if stream.rate_hz
         )
-        clocked = model.frame_conditions(streams, heard)
+        clocked = model.frame_conditions(streams, given)
         assert clocked is not None
-        clocked = clocked[:, heard - frames :].expand(rows * len(seeds), -1, -1)
+        clocked = clocked[:, given - frames :].expand(rows * len(seeds), -1, -1)
         self._make_room(rows * len(seeds), frames)
         bias = self._bias(frames)
         for k, cache in enumerate(self._caches):

@@ -48,7 +48,7 @@ class TokenModelConfig:
         conditioning: ``prefix`` or ``aligned``.
         relative_position: ``time`` or ``index``.
         prefix_mask: ``causal`` (the paper) or ``bidirectional`` among the conditions.
-        look_ahead_s: For ``aligned``: how far ahead a frame hears, in seconds.
+        look_ahead_s: For ``aligned``: how far ahead a frame reads its conditions, in seconds.
         look_behind_s: For ``aligned``: how far back the conditions' convolution reaches, in seconds.
         backbone: Size of the Transformer.
     """

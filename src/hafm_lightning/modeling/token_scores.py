@@ -84,11 +84,7 @@ def has_other_song(batch: TokenBatch) -> bool:
 
 @dataclass
 class PairedBatch(TokenBatch):
-    """Clips, each with a clip of another song.
-
-    Attributes:
-        other: Streams of the other clips, ``[B, K, T]`` as in ``streams``.
-    """
+    """Clips, each with a clip of another song, whose streams are ``other``."""
 
     other: dict[str, Tensor] = field(default_factory=dict)
 

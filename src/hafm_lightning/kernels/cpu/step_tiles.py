@@ -214,9 +214,9 @@ def score_steps(typing_context: Any, query: Any, keys: Any, bias: Any, head: Any
         def part(column: Any, *sums: Any) -> list[Any]:
             # later steps line after line: so the processor recognises a stream, which doubles what a core reads
             code.fetch(code.at(rows[0], code.times(column, STEPS_AT_ONCE)), STEPS_AT_ONCE * columns, kind)
-            asked = code.floats(kind, code.at(query, column))
+            wanted = code.floats(kind, code.at(query, column))
             return [
-                code.products(code.cached(kind, code.at(row, column)), asked, total)
+                code.products(code.cached(kind, code.at(row, column)), wanted, total)
                 for row, total in zip(rows, sums, strict=True)
             ]
 
