@@ -10,7 +10,7 @@ from attention_kinds import attend
 
 from hafm_lightning.kernels.cpu import codegen
 from hafm_lightning.kernels.cpu.codegen import attention, machine_code, vector_code
-from hafm_lightning.kernels.cpu.tiled_attention import TiledBias, tiled_attention
+from hafm_lightning.kernels.cpu.tiled_attention import TiledBias
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
@@ -150,7 +150,7 @@ def test_plain_gradients_of_padded_widths_are_those_of_the_true_width():
     module, positions, qkv = setting("causal", frames=12, width=24)  # padded to 32
     bias, table = TiledBias.of(module, positions), module.table().detach()
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x.double()):
-        output = tiled_attention(*qkv, table, bias)
+        output = bias.attend(*qkv, table)
     expected = plain_attention(qkv, module, positions)
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
     (found,) = torch.autograd.grad((output * weight).sum(), [qkv])

@@ -42,10 +42,8 @@ class Backend:
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
         """The fastest precision for networks that work together, of those that cost no quality."""
-        del models
         return "fp32"
 
     def precision_note(self, precision: WeightPrecision, models: Sequence[TokenModel]) -> str | None:
         """One line where a precision has no fast operations on this device; None where it has."""
-        del precision, models
         return None

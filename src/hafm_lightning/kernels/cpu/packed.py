@@ -3,10 +3,9 @@
 A decoding step multiplies one or two rows by every weight matrix, so its time is that of reading the weights, and of
 starting some hundred small operations. Choices, each measured (`benchmarks/generation.py` times whole steps):
 
-* oneDNN's blocked layout, made once when the model is loaded, is read 1.5 times (bf16) to twice (fp32) as fast, and is
-  no slower for whole windows; gate and product of GEGLU happen inside the matrix products;
+* oneDNN's blocked layout, made once when the model is loaded, is read 1.5 times (bf16) to twice (fp32) as fast; gate
+  and product of GEGLU happen inside the matrix products;
 * the weights of the norms before a projection are multiplied into it, which leaves three operations of a norm's eight;
-* the paper's inner width of 1365 is padded with zeros to a multiple of :data:`ALIGNMENT`, which changes no result;
 * int8 weights are read 1.7 times as fast again, for an error of 0.8 % in each product;
 * with bf16 or int8 weights everything else stays float32, also the cache, which PyTorch reads three times as fast so;
 * a precision means the same weights on every processor: where bf16 is not multiplied (AVX2, Arm), whole sequences take

@@ -37,7 +37,9 @@ class RowwiseRMSNorm(Twin, RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`RMSNorm.forward`."""
-        return rms_norm(x, self.weight, self.epsilon) if can_train_by_rows(x) else super().forward(x)
+        if not can_train_by_rows(x):
+            return super().forward(x)
+        return _NormFunction.apply(x, self.weight, self.epsilon)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RowwiseGEGLU(Twin, GEGLU):
@@ -51,18 +53,15 @@ class RowwiseGEGLU(Twin, GEGLU):
         return gated_feedforward(x, expand.weight, expand.bias, contract.weight, contract.bias)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """``x / rms(x) * weight`` over the last dimension."""
-    return _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def gated_feedforward(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
     """GEGLU of ``x [..., D]`` with weights and biases of both linear layers."""
     rows: Tensor = _GatedFeedForward.apply(x.flatten(0, -2), w_in, b_in, w_out, b_out)  # type: ignore[no-untyped-call]
     return rows.view(x.shape)
 
 
-class _RMSNorm(torch.autograd.Function):
+class _NormFunction(torch.autograd.Function):
+    """``x / rms(x) * weight`` over the last dimension."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])

@@ -1,13 +1,12 @@
 """One decoding step of a whole backbone as one compiled function, for CPUs.
 
 With one or two rows, PyTorch spends most of a step on starting some three hundred small operations and on waking its
-threads for each. Here the layers run inside one function that Numba compiles for the processor at hand. Choices:
+threads for each. Here the layers run inside one function that Numba compiles for the processor at hand: for some ten
+seconds, once for each precision. Choices:
 
 * threads start once a step and meet at counters in memory, which costs far less than starting them for each product;
-* the products are written in vector instructions (:mod:`~hafm_lightning.kernels.cpu.step_tiles`);
 * weights are read in the precision that they are kept in and widened to float32 on the way; all sums are float32;
-* every sum is made in the same order whatever the number of threads, so that a seed gives the same take;
-* compiling takes some ten seconds once for each precision and is kept on disk.
+* every sum is made in the same order whatever the number of threads, so that a seed gives the same take.
 
 Imported only where it is used: Numba is slow to import.
 """
@@ -20,24 +19,13 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-from hafm_lightning.kernels.cpu.step_tiles import (
-    OUTPUTS_IN_TILE,
-    STEPS_AT_ONCE,
-    add_to,
-    mix_steps,
-    multiply_one_row,
-    multiply_two_rows,
-    narrow,
-    pause,
-    score_steps,
-    widen,
-)
+from hafm_lightning.kernels.cpu import step_tiles as tiles
 
 OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 1559836774
+TILES_CHECKSUM = 3822047008
 """CRC-32 of `step_tiles.py` and `vector_code.py`: Numba compiles again when the text of this file alone changes."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
@@ -80,12 +68,12 @@ def _normalise(x: Any, least: Any, out: Any) -> None:
 def _multiply(parts: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
     """A block of outputs: ``x @ weights.T * factors + biases``, added to what is there with ``keep``."""
     rows, (weights, factors, biases) = x.shape[0], parts
-    last = min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]) // OUTPUTS_IN_TILE
-    for group in range(block * OUTPUTS_AT_ONCE // OUTPUTS_IN_TILE, last):
+    last = min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]) // tiles.OUTPUTS_IN_TILE
+    for group in range(block * OUTPUTS_AT_ONCE // tiles.OUTPUTS_IN_TILE, last):
         for row in range(0, rows - 1, 2):
-            multiply_two_rows(weights, factors, biases, layer, group, x, row, out, keep)
+            tiles.multiply_two_rows(weights, factors, biases, layer, group, x, row, out, keep)
         if rows % 2:
-            multiply_one_row(weights, factors, biases, layer, group, x, rows - 1, out, keep)
+            tiles.multiply_one_row(weights, factors, biases, layer, group, x, rows - 1, out, keep)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
@@ -107,13 +95,13 @@ def _gate(inner: Any, block: Any, out: Any) -> None:
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any) -> Any:
     """``keys @ query + bias`` of the first ``steps`` steps into ``scores``; the largest of them."""
-    whole = steps // STEPS_AT_ONCE * STEPS_AT_ONCE
-    for step in range(0, whole, STEPS_AT_ONCE):
-        score_steps(query, keys, bias, head, step, scores)
+    whole = steps // tiles.STEPS_AT_ONCE * tiles.STEPS_AT_ONCE
+    for step in range(0, whole, tiles.STEPS_AT_ONCE):
+        tiles.score_steps(query, keys, bias, head, step, scores)
     for step in range(whole, steps):
         total = _ZERO
         for i in range(keys.shape[1]):
-            total += widen(keys[step, i]) * query[i]
+            total += tiles.widen(keys[step, i]) * query[i]
         scores[step] = total + bias[head, step]
     largest = scores[0]
     for step in range(1, steps):
@@ -126,12 +114,12 @@ def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
     """``scores @ values * factor`` of the first ``steps`` steps."""
     for i in range(out.shape[0]):
         out[i] = _ZERO
-    whole = steps // STEPS_AT_ONCE * STEPS_AT_ONCE
-    for step in range(0, whole, STEPS_AT_ONCE):
-        mix_steps(scores, values, step, out)
+    whole = steps // tiles.STEPS_AT_ONCE * tiles.STEPS_AT_ONCE
+    for step in range(0, whole, tiles.STEPS_AT_ONCE):
+        tiles.mix_steps(scores, values, step, out)
     for step in range(whole, steps):
         for i in range(out.shape[0]):
-            out[i] += scores[step] * widen(values[step, i])
+            out[i] += scores[step] * tiles.widen(values[step, i])
     for i in range(out.shape[0]):
         out[i] *= factor
 
@@ -156,8 +144,8 @@ def _attend(
         for i in range(width):
             projected[place + i] *= factor * factors[which, i]
     for i in range(width):
-        keys[at, i] = narrow(projected[stride + first + i], keys)
-        values[at, i] = narrow(projected[2 * stride + first + i], values)
+        keys[at, i] = tiles.narrow(projected[stride + first + i], keys)
+        values[at, i] = tiles.narrow(projected[2 * stride + first + i], values)
     largest = _score(projected[first : first + width], keys, bias, head, at + 1, scores)
     total = _ZERO
     for step in range(at + 1):
@@ -199,7 +187,7 @@ def _run_layers(
             share = (worker + turn) % workers
             first, end = items * share // workers, items * (share + 1) // workers
             while True:
-                item = first + add_to(taken, phase, share, 1)
+                item = first + tiles.add_to(taken, phase, share, 1)
                 if item >= end:
                     break
                 if kind == 0:
@@ -221,10 +209,10 @@ def _run_layers(
                 else:
                     _multiply(output_heads, 0, wanted[0] + item, normed, logits, False)
                 finished += 1
-        count = add_to(done, phase, 0, finished) + finished
+        count = tiles.add_to(done, phase, 0, finished) + finished
         while count < items:
-            pause()
-            count = add_to(done, phase, 0, 0)
+            tiles.pause()
+            count = tiles.add_to(done, phase, 0, 0)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)

@@ -37,9 +37,6 @@ class TiledBias:
         first: Number of the first tile of each 64 queries, and of all tiles, int64.
         keys: Which 64 keys each tile has, int64.
         places: Where the biases of each key of each tile begin in ``rows``, int32 ``[tiles, 64]``.
-
-    Raises:
-        ValueError: The numbers lead beyond the steps or ``rows``: compiled functions follow them without a check.
     """
 
     module: RelativePosition
@@ -48,14 +45,6 @@ class TiledBias:
     first: Tensor
     keys: Tensor
     places: Tensor
-
-    def __post_init__(self) -> None:
-        tiles, ends = len(self.first) - 1, (int(self.first[0]), int(self.first[-1]))
-        if ends != (0, len(self.keys)) or bool((self.first.diff() < 0).any()):
-            raise ValueError(f"first must rise from 0 to the {len(self.keys)} tiles, got {self.first.tolist()}")
-        for name, found, count in (("keys", self.keys, tiles), ("places", self.places, len(self.rows) - 63)):
-            if not 0 <= int(found.min()) <= int(found.max()) < count:
-                raise ValueError(f"{name} must lie in 0 to {count - 1}, got {int(found.min())} to {int(found.max())}")
 
     @cached_property
     def table_rows(self) -> int:
@@ -68,10 +57,24 @@ class TiledBias:
         return RelativePosition.sequence_bias(self.module, self.positions)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
-        """Attention over the sequence, ``[B, H, S, d]`` -> the same, computed in float32 whatever the inputs are."""
+        """As :meth:`SequenceBias.attend`, in float32 whatever the inputs are.
+
+        Raises:
+            ValueError: Inputs of another number of steps, or a table with too few rows.
+        """
+        steps, width = queries.shape[-2:]
+        if steps != self.positions.steps:
+            raise ValueError(f"these biases are for {self.positions.steps} steps, not for {steps}")
+        if len(table) < self.table_rows:
+            raise ValueError(f"the bias table has {len(table)} rows, these biases look for {self.table_rows}")
+        padding = -width % ATTENTION_FORWARD.multiples["width"]
         with torch.autocast("cpu", enabled=False):
-            output = tiled_attention(queries.float(), keys.float(), values.float(), table, self)
-        return output.to(values.dtype)
+            inputs = [F.pad(x.float(), (0, padding)) if padding else x.float() for x in (queries, keys, values)]
+            try:
+                output: Tensor = _TiledAttention.apply(*inputs, table, self, width)  # type: ignore[no-untyped-call]
+            except DoesNotFit:
+                return self.plain.attend(*(x[..., :width] for x in inputs), table).to(values.dtype)
+        return (output[..., :width] if padding else output).to(values.dtype)
 
     @classmethod
     def of(cls, module: RelativePosition, positions: StepPositions) -> TiledBias:
@@ -96,29 +99,6 @@ class TiledBias:
         by_place = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8)
         by_key = torch.tensor(places, dtype=torch.int32).view(-1, TILE)
         return cls(module, positions, by_place, torch.tensor(first), torch.tensor(keys), by_key)
-
-
-def tiled_attention(queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TiledBias) -> Tensor:
-    """Attention over a whole sequence, ``[B, H, S, d]`` -> the same; ``table`` is ``[R, H]``.
-
-    float32 on the CPU goes through the compiled functions, anything else through :meth:`TiledBias.plain`.
-
-    Raises:
-        ValueError: ``bias`` is for another number of steps or rows.
-    """
-    steps, width = queries.shape[-2:]
-    if steps != bias.positions.steps:
-        raise ValueError(f"these biases are for {bias.positions.steps} steps, not for {steps}")
-    if len(table) < bias.table_rows:
-        raise ValueError(f"the bias table has {len(table)} rows, these biases look for {bias.table_rows}")
-    inputs, missing = (queries, keys, values), -width % ATTENTION_FORWARD.multiples["width"]
-    if missing:
-        inputs = tuple(F.pad(x, (0, missing)) for x in inputs)  # type: ignore[assignment]
-    try:
-        output: Tensor = _TiledAttention.apply(*inputs, table, bias, width)  # type: ignore[no-untyped-call]
-    except DoesNotFit:
-        return bias.plain.attend(queries, keys, values, table)
-    return output[..., :width] if missing else output
 
 
 class TiledRelativePosition(Twin, RelativePosition):

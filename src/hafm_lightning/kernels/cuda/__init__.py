@@ -31,5 +31,4 @@ class CudaBackend(Backend):
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
         """A decoding step reads all weights once and does little else, so halving them shortens it."""
-        del models
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"

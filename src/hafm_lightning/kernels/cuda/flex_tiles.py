@@ -127,11 +127,6 @@ def build_failure(error: Exception) -> str | None:
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what a compiler's error wraps, and what it was raised from."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        here = waiting.pop()
-        if here is not None and id(here) not in seen:
-            seen.add(id(here))
-            yield here
-            waiting += [getattr(here, "inner_exception", None), here.__cause__]
+    while error is not None:
+        yield error
+        error = getattr(error, "inner_exception", None) or error.__cause__

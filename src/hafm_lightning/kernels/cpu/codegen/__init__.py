@@ -7,6 +7,7 @@ compiled (:func:`available`), PyTorch's operations do the same.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,25 +19,18 @@ def available() -> bool:
     if find_spec("llvmlite") is None:
         return False
     try:
-        _try_out()
+        from hafm_lightning.kernels.cpu.codegen.vector_code import VectorCode
+
+        code = VectorCode("double", ["numbers"])
+        pointer = code.pointer("numbers")
+        code.store(code.add(code.load(pointer), code.load(pointer)), pointer)
+        numbers = (ctypes.c_float * code.lanes)(*range(code.lanes))
+        code.compiled().run([ctypes.addressof(numbers)], 1)
+        if list(numbers) != [2 * n for n in range(code.lanes)]:
+            raise ArithmeticError(f"twice 0, 1, 2 ... became {list(numbers)}")
     except (ImportError, OSError, RuntimeError, ArithmeticError) as error:
         warnings.warn(
             f"llvmlite cannot compile on this machine; using slower PyTorch operations: {error}", stacklevel=2
         )
         return False
     return True
-
-
-def _try_out() -> None:
-    """Compile and run a function that doubles a vector of numbers."""
-    import torch
-
-    from hafm_lightning.kernels.cpu.codegen.vector_code import VectorCode
-
-    code = VectorCode("double", ["numbers"])
-    pointer = code.pointer("numbers")
-    code.store(code.add(code.load(pointer), code.load(pointer)), pointer)
-    numbers = torch.arange(code.lanes, dtype=torch.float32)
-    code.compiled().run([numbers.data_ptr()], 1)
-    if not torch.equal(numbers, 2 * torch.arange(code.lanes, dtype=torch.float32)):
-        raise ArithmeticError(f"twice 0, 1, 2 ... became {numbers.tolist()}")

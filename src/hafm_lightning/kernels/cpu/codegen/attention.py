@@ -19,16 +19,8 @@ from typing import Any
 
 from hafm_lightning.kernels.cpu.codegen.doors import ATTENTION_BACKWARD, ATTENTION_FORWARD, TILE, Door
 from hafm_lightning.kernels.cpu.codegen.machine_code import CompiledFunction
-from hafm_lightning.kernels.cpu.codegen.products import (
-    ROWS_AT_ONCE,
-    Sums,
-    adding,
-    product,
-    row_pointers,
-    storing,
-    transpose,
-)
-from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, DOUBLE, FLOAT, INT, LONG, VectorCode, long
+from hafm_lightning.kernels.cpu.codegen.products import ROWS_AT_ONCE, adding, product, row_pointers, storing, transpose
+from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, DOUBLE, FLOAT, INT, LONG, Sums, VectorCode, long
 
 LOG2_E = math.log2(math.e)
 _LEAST_SCORE = -1e30
@@ -95,20 +87,17 @@ class _Attention(VectorCode):
                 heads[name] = self.at(self.pointer(name), begin), by_step
             self.gather(heads["key"], 0, self.padded, self.key_rows)
             self.gather(heads["value"], 0, self.padded, self.value_rows)
-            self._look_up_biases(head)
+            rows = self.pointer("rows", BYTE)
+            table = self.at(self.pointer("table"), self.times(head, self.value("table_rows")))
+
+            def bias(n: Any) -> None:
+                value = self.number(table, self.builder.zext(self.number(rows, n), LONG))
+                self.builder.store(self.builder.fmul(value, FLOAT(LOG2_E)), self.at(self.head_biases, n))
+
+            self.loop(self.places, bias)
             body(number, heads)
 
         self.tasks(self._count, task)
-
-    def _look_up_biases(self, head: Any) -> None:
-        rows = self.pointer("rows", BYTE)
-        table = self.at(self.pointer("table"), self.times(head, self.value("table_rows")))
-
-        def one(n: Any) -> None:
-            bias = self.number(table, self.builder.zext(self.number(rows, n), LONG))
-            self.builder.store(self.builder.fmul(bias, FLOAT(LOG2_E)), self.at(self.head_biases, n))
-
-        self.loop(self.places, one)
 
     def steps_from(self, first: Any) -> Any:
         """How many queries of the tile that begins at ``first`` there are."""
@@ -293,7 +282,6 @@ class _Backward(_Attention):
             write_weights(row, column, found)
 
         def level(row: Any, column: Any, vectors: int) -> Sums:
-            del row
             return [self.load_row(self.at(self.level, column), vectors)] * ROWS_AT_ONCE
 
         def differentiate(row: Any, column: Any, sums: Sums) -> None:

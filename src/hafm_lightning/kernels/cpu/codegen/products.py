@@ -11,15 +11,12 @@ from typing import Any
 
 from llvmlite import ir
 
-from hafm_lightning.kernels.cpu.codegen.vector_code import INT, VectorCode
+from hafm_lightning.kernels.cpu.codegen.vector_code import INT, Sums, VectorCode
 
 ROWS_AT_ONCE = 4
 """Rows whose sums are kept in registers."""
 _UNROLLED = 4
 """Columns of the left matrix in one turn of the innermost loop."""
-
-Sums = list[list[Any]]
-"""Vectors of each of some rows."""
 
 
 def product(

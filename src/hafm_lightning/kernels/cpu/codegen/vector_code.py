@@ -14,6 +14,8 @@ from llvmlite import ir
 from hafm_lightning.kernels.cpu.codegen.machine_code import CompiledFunction, compiled, vector_shape
 
 FLOAT, DOUBLE, INT, LONG, BYTE = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
+Sums = list[list[Any]]
+"""Vectors of each of some rows."""
 _FUSED = ("contract",)
 _ROUNDING = 12582912.0
 """1.5 * 2^23: added to a small number, it leaves the nearest whole one in the low bits."""
