@@ -1,8 +1,7 @@
 """CPUs: compiled attention, norms and feed-forwards in training; packed weights and compiled steps in decoding.
 
-Training: :mod:`.tiled_attention` and :mod:`.rowwise`, with functions that :mod:`.codegen` compiles. Inference:
-:mod:`.packed`, :mod:`.compiled_step` with :mod:`.step_kernel` and :mod:`.step_tiles`, and :mod:`.processor` (which
-operations this CPU has).
+Training: :mod:`.tiled_attention` and :mod:`.rowwise`, with :mod:`.codegen`. Inference: :mod:`.packed`,
+:mod:`.compiled_step` with :mod:`.step_kernel` and :mod:`.step_tiles`, :mod:`.processor` (the operations of this CPU).
 """
 
 from __future__ import annotations
@@ -38,10 +37,9 @@ class CpuBackend(Backend):
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
         """By processor and sizes, never by a stopwatch, so that a seed gives the same take every time.
 
-        Halving the weights shortens a decoding step wherever the processor multiplies bf16 by itself (AVX-512 BF16,
-        AMX); elsewhere bf16 is emulated and slower. The compiled steps of large networks widen weights by themselves
-        and take 8 bits a weight: that halves them again and moves the distribution of a draw by less than 0.001 nats
-        (`benchmarks/generation_quality.py` measures it), which is the most that an automatic choice may lose.
+        The compiled steps of large networks widen weights by themselves: 8 bits a weight move the distribution of a
+        draw by less than 0.001 nats (`benchmarks/generation_quality.py`), the most that an automatic choice may lose.
+        Else halving the weights shortens a step where the processor has bf16 products.
         """
         if models and all(steps_can_be_compiled(model, "int8") for model in models):
             return "int8"

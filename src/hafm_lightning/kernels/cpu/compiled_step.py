@@ -4,7 +4,6 @@
 weights that decoding on a CPU starts from (:class:`FoldedLayer`). Choices:
 
 * with bf16 or int8 weights keys and values are kept in bf16: late steps read more of them than of weights;
-* the final norm's weight is multiplied into the output heads, whose rows are padded to whole blocks;
 * one step is made when the network is laid out, so that compiling does not fall into the first take.
 """
 
@@ -13,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,25 +35,15 @@ BF16_CACHE_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32.
+    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32."""
 
-    Attributes:
-        project_in: Weight ``[3 D, D]`` and bias.
-        project_out: Weight ``[D, D]`` and bias.
-        expand: Weight ``[2 I, D]`` and bias, values before gates.
-        contract: Weight ``[D, I]`` and bias; the padding is 0 * gelu(0).
-        head_factors: Factors ``[2, d]`` of normalised queries and keys.
-        heads: Number of heads.
-        epsilons: ``width * epsilon`` of the norms over the width and over a head.
-    """
-
-    project_in: tuple[Tensor, Tensor]
-    project_out: tuple[Tensor, Tensor]
-    expand: tuple[Tensor, Tensor]
-    contract: tuple[Tensor, Tensor]
-    head_factors: Tensor
+    project_in: tuple[Tensor, Tensor]  # weight [3 D, D] and bias
+    project_out: tuple[Tensor, Tensor]  # [D, D]
+    expand: tuple[Tensor, Tensor]  # [2 I, D], values before gates
+    contract: tuple[Tensor, Tensor]  # [D, I]; the padding is 0 * gelu(0)
+    head_factors: Tensor  # of normalised queries and keys, [2, d]
     heads: int
-    epsilons: tuple[float, ...]
+    epsilons: tuple[float, ...]  # width * epsilon of the norms over the width and over a head
 
     @classmethod
     def of(cls, layer: Layer) -> FoldedLayer:
@@ -98,19 +87,19 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CompiledStep:
-    """The compiled step of one network.
-
-    ``heads`` are weights ``[K, V, D]`` of the output heads, with the final norm multiplied in, and biases ``[K, V]``.
-    """
+    """The compiled step of one network; ``heads``: weights ``[K, V, D]``, times the final norm's, and biases."""
 
     def __init__(
         self, config: BackboneConfig, layers: Sequence[FoldedLayer], heads: tuple[Tensor, Tensor],
         precision: WeightPrecision,
     ) -> None:  # fmt: skip
+        import numba
+
         from hafm_lightning.kernels.cpu import step_kernel
 
+        self._set_threads: Any = numba.set_num_threads
+        self._most_threads: int = cast(Any, numba.config).NUMBA_NUM_THREADS
         self._step: Any = step_kernel.decode_step
-        self._use_threads = step_kernel.use_threads
         self._phases, block = step_kernel.PHASES * len(layers) + 1, step_kernel.OUTPUTS_AT_ONCE
         self._weights = [
             stored([getattr(layer, name) for layer in layers], precision)
@@ -150,7 +139,8 @@ class CompiledStep:
         tensors = {"x": x[:, 0].contiguous(), "cache": at.cache.entries, "bias": at.bias[:, 0].contiguous()}
         self._door.addresses(tensors)
         rows, _, width = x.shape
-        heads, inner, threads = at.bias.shape[0], self._inner, self._use_threads(torch.get_num_threads())
+        heads, inner, threads = at.bias.shape[0], self._inner, min(torch.get_num_threads(), self._most_threads)
+        self._set_threads(threads)
         first, count = (0, self._codebooks) if codebook is None else (codebook, 1)
         cache, logits = at.cache.entries, room(rows, self._codebooks, self._outputs)
         sizes = (rows, 3 * width), (rows, width), (rows, 2 * inner), (rows, inner), (rows * heads, at.cache.capacity)

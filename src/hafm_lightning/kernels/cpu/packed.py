@@ -69,10 +69,7 @@ class PackedTokenModel(Twin, TokenModel):
 
 
 def pack(model: TokenModel, precision: WeightPrecision, *, kernel: bool | None = None) -> PackedTokenModel:
-    """Replace a network's backbone and output heads, in place, for inference alone; it keeps float32 inputs and logits.
-
-    With ``kernel`` steps of a few rows run in one compiled function; None: in large networks.
-    """
+    """Replace backbone and output heads, in place, for inference; ``kernel``: compile the step (None: if large)."""
     model.float().requires_grad_(False)
     kernel = steps_can_be_compiled(model, precision) if kernel is None else kernel
     swap(model, {RelativePosition: TiledRelativePosition} if codegen.available() else {})

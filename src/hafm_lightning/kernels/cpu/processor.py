@@ -33,10 +33,7 @@ def has(operation: str) -> bool:
 
 
 def multiplies_bf16() -> bool:
-    """Whether whole sequences are multiplied in bf16: packed layers do so, and faster than in float32.
-
-    Without instructions for bf16 products (x86: AVX-512 BF16 or AMX) oneDNN widens every number, at a loss of time.
-    """
+    """Whether whole sequences are multiplied in bf16; without AVX-512 BF16 or AMX oneDNN would widen every number."""
     checks = (getattr(torch.cpu, "_is_avx512_bf16_supported", None), getattr(torch.cpu, "_is_amx_tile_supported", None))
     return any(bool(check()) for check in checks if check is not None) and has("packed bf16")
 

@@ -49,14 +49,9 @@ class RowwiseGEGLU(Twin, GEGLU):
         """As :meth:`GEGLU.forward`."""
         if not can_train_by_rows(x):
             return super().forward(x)
-        expand, contract = self.expand, self.contract
-        return gated_feedforward(x, expand.weight, expand.bias, contract.weight, contract.bias)
-
-
-def gated_feedforward(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
-    """GEGLU of ``x [..., D]`` with weights and biases of both linear layers."""
-    rows: Tensor = _GatedFeedForward.apply(x.flatten(0, -2), w_in, b_in, w_out, b_out)  # type: ignore[no-untyped-call]
-    return rows.view(x.shape)
+        weights = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
+        rows: Tensor = _GatedFeedForward.apply(x.flatten(0, -2), *weights)  # type: ignore[no-untyped-call]
+        return rows.view(x.shape)
 
 
 class _NormFunction(torch.autograd.Function):

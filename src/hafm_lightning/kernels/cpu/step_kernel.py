@@ -13,9 +13,8 @@ Imported only where it is used: Numba is slow to import.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numba import njit, prange
 
@@ -25,7 +24,7 @@ OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 3822047008
+TILES_CHECKSUM = 1726406232
 """CRC-32 of `step_tiles.py` and `vector_code.py`: Numba compiles again when the text of this file alone changes."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
@@ -240,10 +239,3 @@ def decode_step(
             worker, x, project_in, project_out, expand, contract, output_heads, head_factors, cache, bias, at, least,
             wanted, logits, spaces, taken, done,
         )  # fmt: skip
-
-
-def use_threads(count: int) -> int:
-    """Let the step run on ``count`` threads, or as many as there are; returns their number."""
-    threads: int = max(1, min(count, cast(Any, numba.config).NUMBA_NUM_THREADS))
-    numba.set_num_threads(threads)
-    return threads

@@ -4,8 +4,7 @@ Left to itself the compiler reads four rows of weights in turn, and a core then 
 gives. Here the weights lie in the order in which they are read (:func:`tiled`), are fetched ahead, and two bf16
 weights widen to float32 by one shift and one mask. LLVM fits the vectors to those of the processor at hand.
 
-Numba's cache on disk does not notice changes of this file; ``TILES_CHECKSUM`` in `step_kernel.py` makes it notice.
-Imported only where it is used: Numba is slow to import.
+Numba's cache on disk notices changes of this file by ``TILES_CHECKSUM`` in `step_kernel.py` alone.
 """
 
 from __future__ import annotations
@@ -54,10 +53,7 @@ def tiled(weights: Tensor) -> Tensor:
 
 
 class _Code(Vectors):
-    """The instructions of a function that Numba calls, in vectors of :data:`LANES` floats.
-
-    Weights and cache are float32, bf16 as its 16 bits (uint16) or int8: ``kind`` below is their type in Numba.
-    """
+    """The instructions of a function that Numba calls; ``kind``: float32, int8, or uint16 for the bits of bf16."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
         super().__init__(builder, LANES)

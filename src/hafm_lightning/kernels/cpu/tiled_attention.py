@@ -31,20 +31,14 @@ class TiledBias:
 
     A key of a tile has a bias for each of the tile's queries, and most of these rows of 64 recur: with a bias by
     distance, in all tiles along a diagonal. Each different one is kept once, at a *place*.
-
-    Attributes:
-        rows: Row of the bias table for each query of each place, uint8 ``[64 places]``.
-        first: Number of the first tile of each 64 queries, and of all tiles, int64.
-        keys: Which 64 keys each tile has, int64.
-        places: Where the biases of each key of each tile begin in ``rows``, int32 ``[tiles, 64]``.
     """
 
     module: RelativePosition
     positions: StepPositions
-    rows: Tensor
-    first: Tensor
-    keys: Tensor
-    places: Tensor
+    rows: Tensor  # row of the bias table for each query of each place, uint8 [64 places]
+    first: Tensor  # number of the first tile of each 64 queries, and of all tiles, int64
+    keys: Tensor  # which 64 keys each tile has, int64
+    places: Tensor  # where the biases of each key of each tile begin in `rows`, int32 [tiles, 64]
 
     @cached_property
     def table_rows(self) -> int:

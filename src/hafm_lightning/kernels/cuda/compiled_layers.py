@@ -31,8 +31,7 @@ def _compiled() -> Callable[[Layer, Tensor, Mixer, int], Tensor]:
     return torch.compile(_run_layer, dynamic=False)
 
 
-_uncompiled: list[str] = []
-"""Why layers cannot be compiled here, once that is known."""
+_uncompiled: list[str] = []  # why layers cannot be compiled here, once that is known
 
 
 class CompiledLayer(Twin, Layer):

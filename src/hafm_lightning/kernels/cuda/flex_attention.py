@@ -44,18 +44,15 @@ KEPT_KERNELS = 64
 """Compiled functions kept: lengths times batch sizes times training or not."""
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-FlexKernel = Callable[..., Tensor]
-"""``(queries, keys, values, score_mod, block_mask, kernel_options) -> output``."""
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Queries, keys, values, and the bias of each distance ``[H, 2 S - 1 (+ 2 R + 1)]``."""
+FlexKernel = Callable[..., Tensor]  # (queries, keys, values, score_mod, block_mask, kernel_options) -> output
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values, bias of each distance [H, 2 S - 1 (+ 2 R + 1)]
 
 
 @dataclass(frozen=True)
 class FlexBias:
     """Mask and bias of a sequence: look-up table for the ``score_mod``, and the block mask.
 
-    One table serves steps and times, so that the backward pass adds the gradients of pairs at different distances at
-    different places: thousands of pairs that meet at a single number would wait for each other.
+    Each distance has a number of its own, so that fewer pairs wait for each other to add their gradients to one.
     """
 
     module: RelativePosition

@@ -1,9 +1,8 @@
 """Tile sizes to try for FlexAttention's kernels, and which errors mean that a kernel cannot be built.
 
-FlexAttention's default tiles are chosen for kernels without a captured bias. Here each tile of scores also gathers a
-float32 bias, which the compiler keeps in shared memory while it waits: at head width 64 in half precision the default
-of a Hopper chip (128 x 128, three stages) asks for 245,760 bytes where the chip has 232,448. So tiles are tried from
-the largest to the smallest, for forward and backward kernel separately.
+Each tile of scores gathers a float32 bias, which the compiler keeps in shared memory while it waits: at head width 64
+in half precision the default of a Hopper chip (128 x 128, three stages) needs 245,760 bytes where the chip has 232,448.
+So tiles are tried from the largest to the smallest, for forward and backward kernel separately.
 """
 
 from __future__ import annotations

@@ -23,11 +23,9 @@ from hafm_lightning.kernels.cpu.codegen.products import ROWS_AT_ONCE, adding, pr
 from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, DOUBLE, FLOAT, INT, LONG, Sums, VectorCode, long
 
 LOG2_E = math.log2(math.e)
-_LEAST_SCORE = -1e30
-"""The largest score where no key was seen yet: finite, so that differences are numbers."""
+_LEAST_SCORE = -1e30  # where no key was seen yet: finite, so that differences are numbers
 
-Head = tuple[Any, Any]
-"""A head of a tensor: pointer, and distance of its steps."""
+Head = tuple[Any, Any]  # pointer to a head of a tensor, and distance of its steps
 
 
 def scratch_floats(tiles: int, width: int, places: int) -> int:
@@ -50,8 +48,7 @@ def backward_function(width: int) -> CompiledFunction:
 class _Attention(VectorCode):
     """What both functions share: work space, packing, and the scores of a tile."""
 
-    TENSORS: tuple[str, ...]
-    """Tensors of whose heads tiles are read or written."""
+    TENSORS: tuple[str, ...]  # those of whose heads tiles are read or written
 
     def __init__(self, door: Door, width: int) -> None:
         super().__init__(door.function, door.arguments)
@@ -227,10 +224,9 @@ class _Backward(_Attention):
         self.each_head(self._head)
 
     def _head(self, number: Any, heads: dict[str, Head]) -> None:
-        for sums, count in (
-            (self.grad_keys, self.whole_head), (self.grad_values, self.whole_head), (self.grad_biases, self.places),
-        ):  # fmt: skip
-            self.fill(sums, count)
+        self.fill(self.grad_keys, self.whole_head)
+        self.fill(self.grad_values, self.whole_head)
+        self.fill(self.grad_biases, self.places)
         size = self.times(self.steps, self.width)
         results = self.times(number, size)
         self.loop(self.tiles, lambda tile: self._queries(number, tile, heads, results))

@@ -1,8 +1,7 @@
 """What each compiled function may be given: one declaration for each function, checked before every call.
 
-A compiled function receives addresses and reads what it was written for, whatever is stored there. So types, devices,
-sizes, distances and alignment are compared with the function's :class:`Door`; what does not fit raises
-:class:`DoesNotFit`, and the caller uses PyTorch's operations instead.
+A compiled function receives addresses and reads what it was written for, whatever is stored there. So tensors are
+compared with the function's :class:`Door`; for those that do not fit, the caller uses PyTorch's operations instead.
 """
 
 from __future__ import annotations
@@ -30,17 +29,13 @@ def room(*shape: int, dtype: torch.dtype = torch.float32, zero: bool = False) ->
 class Buffer:
     """One tensor that a compiled function is given.
 
-    Attributes:
-        dtype: Its type.
-        shape: Its sizes. A name stands for one number throughout a call, given by the caller or by the first tensor.
-        strided: Whether the last dimension alone must be contiguous.
-        written: Whether the function writes it, so that no two of its numbers may share a place.
+    A name in ``shape`` stands for one number throughout a call, given by the caller or by the first tensor.
     """
 
     dtype: torch.dtype
     shape: tuple[str | int, ...]
-    strided: bool = False
-    written: bool = False
+    strided: bool = False  # the last dimension alone must be contiguous
+    written: bool = False  # no two of its numbers may share a place
 
     def misfit(self, tensor: Tensor, sizes: dict[str, int]) -> str | None:
         """Why ``tensor`` is not such a buffer, or None; names that are met first are added to ``sizes``."""
@@ -76,19 +71,12 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Door:
-    """What a compiled function may be given.
-
-    Attributes:
-        function: Its name, for messages.
-        buffers: Its tensors by name.
-        multiples: Sizes that must be multiples of a number.
-        numbers: Names of the whole numbers that it is given before the tensors.
-    """
+    """What a compiled function may be given."""
 
     function: str
     buffers: Mapping[str, Buffer]
-    multiples: Mapping[str, int] = field(default_factory=dict)
-    numbers: tuple[str, ...] = ()
+    multiples: Mapping[str, int] = field(default_factory=dict)  # sizes that must be multiples of a number
+    numbers: tuple[str, ...] = ()  # names of the whole numbers before the tensors
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -25,10 +25,7 @@ class CompiledFunction:
     engine: Any  # owns the memory at that address
 
     def run(self, arguments: Sequence[int], threads: int) -> None:
-        """Call the function on each of ``threads`` threads with the same whole numbers, and wait for all of them.
-
-        It must work with fewer threads too: OpenMP may have no more to give.
-        """
+        """Call the function on at most ``threads`` threads with the same whole numbers, and wait for all of them."""
         numbers = (ctypes.c_int64 * len(arguments))(*arguments)
         call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
         if threads == 1:
@@ -46,11 +43,7 @@ class CompiledFunction:
 
 
 def compiled(function: Any) -> CompiledFunction:
-    """A complete function of ``llvmlite.ir`` in machine code, which takes a third of a second.
-
-    Raises:
-        RuntimeError: LLVM cannot compile it on this machine.
-    """
+    """A function of ``llvmlite.ir`` in machine code, after a third of a second; RuntimeError where LLVM cannot."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple()

@@ -12,17 +12,14 @@ from hafm_lightning.kernels.cpu.codegen.doors import NORM_BACKWARD, DoesNotFit, 
 from hafm_lightning.kernels.cpu.codegen.machine_code import CompiledFunction
 from hafm_lightning.kernels.cpu.codegen.vector_code import VectorCode
 
-COLUMNS_AT_ONCE = NORM_BACKWARD.multiples["width"]
-"""A row's width must be a multiple of this."""
-NUMBERS_IN_TASK = 2**14
-"""Numbers that a thread takes at once, in whole rows."""
+COLUMNS_AT_ONCE = NORM_BACKWARD.multiples["width"]  # a row's width must be a multiple of this
+NUMBERS_IN_TASK = 2**14  # that a thread takes at once, in whole rows
 
 
 def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``x [..., D]`` and ``weight [D]`` from that of ``x * scale * weight``, with ``scale [..., 1]``.
 
-    ``scale`` is one over the root of the mean square of each row. Sums over rows are made in an order of their own,
-    whatever the number of threads.
+    ``scale`` is one over the root of the mean square of each row. The number of threads does not change the result.
 
     Raises:
         DoesNotFit: These are not two to four dimensions of float32 in rows of whole :data:`COLUMNS_AT_ONCE`.

@@ -15,8 +15,7 @@ from hafm_lightning.kernels.cpu.codegen.vector_code import INT, Sums, VectorCode
 
 ROWS_AT_ONCE = 4
 """Rows whose sums are kept in registers."""
-_UNROLLED = 4
-"""Columns of the left matrix in one turn of the innermost loop."""
+_UNROLLED = 4  # columns of the left matrix in one turn of the innermost loop
 
 
 def product(

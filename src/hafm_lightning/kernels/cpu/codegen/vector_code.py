@@ -17,8 +17,7 @@ FLOAT, DOUBLE, INT, LONG, BYTE = ir.FloatType(), ir.DoubleType(), ir.IntType(32)
 Sums = list[list[Any]]
 """Vectors of each of some rows."""
 _FUSED = ("contract",)
-_ROUNDING = 12582912.0
-"""1.5 * 2^23: added to a small number, it leaves the nearest whole one in the low bits."""
+_ROUNDING = 12582912.0  # 1.5 * 2^23: added to a small number, it leaves the nearest whole one in the low bits
 _EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1)
 """Cephes' polynomial for 2^x - 1 between -1/2 and 1/2, less its last coefficient."""
 _LN2 = 6.931472028550421e-1
@@ -193,17 +192,13 @@ class Vectors:
 
 
 class VectorCode(Vectors):
-    """Writes one function ``void name(int64 *arguments)``; its arguments have names too.
-
-    Attributes:
-        vectors: Vectors of a row that a product of matrices sums at once, at most.
-    """
+    """Writes one function ``void name(int64 *arguments)``; its arguments have names too."""
 
     def __init__(self, name: str, arguments: Sequence[str]) -> None:
         kind = ir.FunctionType(ir.VoidType(), [LONG.as_pointer()])
         self.function = ir.Function(ir.Module(name), kind, name)
         self.names = arguments
-        lanes, self.vectors = vector_shape()
+        lanes, self.vectors = vector_shape()  # vectors of a row that a product of matrices sums at once, at most
         super().__init__(ir.IRBuilder(self.function.append_basic_block()), lanes)
 
     def _argument(self, name: str) -> Any:
