@@ -9,7 +9,7 @@ from tiny_stages import clips, tiny_stage
 from torch import nn
 
 from hafm_lightning.kernels import BACKENDS, backend_for, for_inference
-from hafm_lightning.kernels.base import PlainBackend, Twin, swap
+from hafm_lightning.kernels.base import Backend, Twin, swap
 from hafm_lightning.kernels.cpu import codegen
 from hafm_lightning.kernels.cuda import CudaBackend
 from hafm_lightning.modeling.layout import SequenceLayout
@@ -44,7 +44,7 @@ def test_kernels_of_the_cpu_give_the_numbers_and_gradients_of_the_plain_network(
 def test_twins_keep_the_names_of_parameters_and_can_be_given_back():
     model = TokenModel(tiny_config())
     names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
-    for backend in (*BACKENDS.values(), PlainBackend()):
+    for backend in (*BACKENDS.values(), Backend()):
         backend.for_training(model)
         assert list(model.state_dict()) == names
     assert [type(module) for module in model.modules()] == classes
@@ -53,8 +53,8 @@ def test_twins_keep_the_names_of_parameters_and_can_be_given_back():
 def test_backends_are_chosen_by_device():
     assert backend_for(torch.device("cpu")) is BACKENDS["cpu"]
     assert isinstance(backend_for(torch.device("cuda", 1)), CudaBackend)
-    assert type(backend_for(torch.device("mps"))) is PlainBackend
-    assert type(backend_for(torch.device("cuda"), "none")) is PlainBackend
+    assert type(backend_for(torch.device("mps"))) is Backend
+    assert type(backend_for(torch.device("cuda"), "none")) is Backend
 
 
 def test_every_device_has_kernels_for_the_parts_that_it_names():
@@ -107,8 +107,8 @@ def test_a_network_for_inference_has_the_same_methods_and_numbers():
 
 def test_a_plain_network_for_inference_stores_its_weights_as_asked_for():
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        model = PlainBackend().for_inference(tiny_model(tiny_config()), precision)
+        model = Backend().for_inference(tiny_model(tiny_config()), precision)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
         assert not twins_in(model)
-    assert PlainBackend().best_precision([]) == "fp32"
-    assert PlainBackend().precision_note("bf16", []) is None
+    assert Backend().best_precision([]) == "fp32"
+    assert Backend().precision_note("bf16", []) is None

@@ -15,6 +15,7 @@ from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch import nn
 
 from hafm_lightning.kernels.cpu import processor, step_kernel, step_tiles
+from hafm_lightning.kernels.cpu.codegen import vector_code
 from hafm_lightning.kernels.cpu.packed import KERNEL_PARAMETERS, PackedLinear, pack
 from hafm_lightning.modeling import decoding, filling
 from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
@@ -51,7 +52,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def steps_of(*precisions: str) -> pytest.MarkDecorator:
     """For tests of the compiled step: skipped where the processor was found to have none."""
-    missing = [name for name in precisions if not processor.has(f"step {name}")]  # type: ignore[arg-type]
+    missing = [name for name in precisions if not processor.has(f"step {name}")]
     return pytest.mark.skipif(bool(missing), reason=f"this processor compiles no steps in {', '.join(missing)}")
 
 
@@ -215,8 +216,8 @@ def test_the_compiled_step_does_not_depend_on_the_number_of_threads(seen: list[t
 
 
 def test_a_change_of_the_tiles_makes_the_step_be_compiled_anew() -> None:
-    source = Path(step_kernel.__file__).with_name("step_tiles.py").read_text(encoding="utf-8")
-    assert zlib.crc32(source.encode()) == step_kernel.TILES_CHECKSUM, "write the new checksum into step_kernel.py"
+    sources = (Path(module.__file__).read_bytes() for module in (step_tiles, vector_code))
+    assert zlib.crc32(b"".join(sources)) == step_kernel.TILES_CHECKSUM, "write the new checksum into step_kernel.py"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint16, torch.int8])

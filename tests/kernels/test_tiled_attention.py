@@ -9,9 +9,8 @@ from attention_cases import CASES, gradients, plain_attention, setting
 from attention_kinds import attend
 
 from hafm_lightning.kernels.cpu import codegen
-from hafm_lightning.kernels.cpu.codegen import attention_backward, attention_forward, vector_code
-from hafm_lightning.kernels.cpu.codegen import threads as compiled_threads
-from hafm_lightning.kernels.cpu.tiled_attention import TiledBias, tiled_attention
+from hafm_lightning.kernels.cpu.codegen import attention, machine_code, vector_code
+from hafm_lightning.kernels.cpu.tiled_attention import TiledBias
 from hafm_lightning.modeling.layout import SequenceLayout
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
@@ -31,9 +30,9 @@ def test_tiles_equal_plain_attention_in_values_and_gradients(case, frames, width
 @pytest.mark.parametrize(("lanes", "vectors"), [(4, 2), (4, 4), (8, 2)])
 @pytest.mark.parametrize("case", ["causal-prefix-time", "both-ways"])
 def test_tiles_are_right_with_the_vectors_of_other_processors(case, lanes, vectors, monkeypatch):
-    monkeypatch.setattr(vector_code, "_vector_shape", lambda: (lanes, vectors))
-    monkeypatch.setattr(attention_forward, "forward_function", attention_forward.forward_function.__wrapped__)
-    monkeypatch.setattr(attention_backward, "backward_function", attention_backward.backward_function.__wrapped__)
+    monkeypatch.setattr(vector_code, "vector_shape", lambda: (lanes, vectors))
+    for name in ("forward_function", "backward_function"):
+        monkeypatch.setattr(attention, name, getattr(attention, name).__wrapped__)
     check_tiles(*setting(case, 12, width=40))
 
 
@@ -56,7 +55,7 @@ def threads():
 @pytest.mark.parametrize("openmp", [True, False])
 def test_tiles_give_the_same_bits_on_any_number_of_threads(openmp, threads, monkeypatch):
     if not openmp:  # where PyTorch brings no such library
-        monkeypatch.setattr(compiled_threads, "openmp", lambda: None)
+        monkeypatch.setattr(machine_code, "openmp", lambda: None)
     module, positions, qkv = setting("causal-prefix-time", frames=12, width=16)
     results = []
     for count in (1, 2, 3, 16):  # the last: more than there are heads
@@ -146,21 +145,12 @@ def test_float32_is_computed_in_and_the_answer_has_the_inputs_precision():
     torch.testing.assert_close(output, plain_attention(half, module, positions).bfloat16(), atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_tiles_stand_for_every_pair_of_steps(case):
-    """The plain form of the tiles holds the rows that the module gives, pair by pair."""
-    module, positions, _ = setting(case, frames=30)
-    steps = torch.arange(positions.steps)
-    found = TiledBias.of(module, positions).plain(module.masked_row).rows
-    assert torch.equal(found.long(), module.rows(positions, steps, steps))
-
-
 def test_plain_gradients_of_padded_widths_are_those_of_the_true_width():
     """Where a hook returns saved tensors in another type, columns of padding must not change the scale."""
     module, positions, qkv = setting("causal", frames=12, width=24)  # padded to 32
     bias, table = TiledBias.of(module, positions), module.table().detach()
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x.double()):
-        output = tiled_attention(*qkv, table, bias)
+        output = bias.attend(*qkv, table)
     expected = plain_attention(qkv, module, positions)
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
     (found,) = torch.autograd.grad((output * weight).sum(), [qkv])

@@ -8,7 +8,7 @@ import torch
 from tiny_models import TINY, louden
 
 from hafm_lightning.kernels import BACKENDS
-from hafm_lightning.kernels.base import PlainBackend
+from hafm_lightning.kernels.base import Backend
 from hafm_lightning.modeling.attention import WholeSequence
 from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache, Prefill
 from hafm_lightning.modeling.layout import SequenceLayout
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 def fitted(module):
     """The module with the kernels under test."""
-    (PlainBackend() if tiny_models.KERNELS == "none" else BACKENDS["cpu"]).for_training(module)
+    (Backend() if tiny_models.KERNELS == "none" else BACKENDS["cpu"]).for_training(module)
     return module
 
 

@@ -105,7 +105,8 @@ class WrittenTrack(Track):
         """A decoder for the window at ``_start``, whose first ``written`` frames are written."""
         prefix = self.done[None, :, self.done.shape[1] - written :] if written else None
         seed = window_seed(self.seed, self.network.role, self._start)
-        return decoder_for(self.network.model, self._frames, self.options, [seed], prefix=prefix)
+        model = self.network.model
+        return decoder_for(model)(model, self._frames, self.options, [seed], prefix=prefix)
 
     def _writable(self, streams: Mapping[str, Tensor]) -> int:
         """Frames of the window, from its beginning, whose conditions are complete."""

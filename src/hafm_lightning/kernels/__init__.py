@@ -1,8 +1,7 @@
 """Everything that only makes a device faster, behind two functions: :func:`for_training` and :func:`for_inference`.
 
 ``modeling`` is a plain Transformer that runs anywhere. A :class:`~hafm_lightning.kernels.base.Backend` exchanges its
-modules for twins that compute the same on one kind of device; ``kernels: none`` in a configuration leaves them plain.
-``cuda`` and ``cpu`` are the two backends, ``base`` holds what they share.
+modules for twins that compute the same on one kind of device. ``cuda`` and ``cpu`` are the two backends.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from hafm_lightning.kernels.base import Backend, PlainBackend, WeightPrecision
+from hafm_lightning.kernels.base import Backend, WeightPrecision
 from hafm_lightning.kernels.cpu import CpuBackend
 from hafm_lightning.kernels.cuda import CudaBackend
 from hafm_lightning.modeling.token_model import TokenModel
@@ -25,23 +24,14 @@ BACKENDS: dict[str, Backend] = {"cpu": CpuBackend(), "cuda": CudaBackend()}
 
 def backend_for(device: torch.device, kernels: Kernels = "auto") -> Backend:
     """The backend of a device."""
-    return BACKENDS.get(device.type, PlainBackend()) if kernels == "auto" else PlainBackend()
+    return BACKENDS.get(device.type, Backend()) if kernels == "auto" else Backend()
 
 
 def for_training(model: TokenModel, kernels: Kernels = "auto") -> None:
-    """Exchange modules of a network, in place, for twins that compute the same, faster, on the device that it is on.
-
-    Parameters keep their names. A network that moved to another device is to be given here again.
-    """
+    """As :meth:`Backend.for_training`, for the device that the network is on; call it again after a move."""
     backend_for(model.device, kernels).for_training(model)
 
 
 def for_inference(model: TokenModel, device: torch.device, precision: WeightPrecision) -> TokenModel:
-    """A network with the same methods for inference alone, on ``device`` and laid out for it; ``model`` is used up.
-
-    Args:
-        model: The network, in eval mode, with float32 weights.
-        device: Where it will run.
-        precision: How weights are stored.
-    """
+    """As :meth:`Backend.for_inference`, on ``device``; ``model`` is in eval mode with float32 weights."""
     return backend_for(device).for_inference(model.to(device), precision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -12,22 +12,6 @@ from hafm_lightning.modeling.token_model import TokenModel
 
 WeightPrecision = Literal["fp32", "bf16", "int8"]
 """How the weights of a network are stored for inference."""
-
-
-class Backend(Protocol):
-    """Everything that makes one kind of device faster."""
-
-    def for_training(self, model: TokenModel) -> None:
-        """Exchange modules of a network, in place, for twins that compute the same; parameters keep their names."""
-
-    def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """A network with the same methods for inference alone, laid out for the device; ``model`` is used up."""
-
-    def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
-        """The fastest precision for networks that work together, of those that cost no quality."""
-
-    def precision_note(self, precision: WeightPrecision, models: Sequence[TokenModel]) -> str | None:
-        """One line where a precision is not to be had in its fast way here; None where it is."""
 
 
 class Twin:
@@ -41,24 +25,25 @@ def swap(model: nn.Module, twins: Mapping[type[nn.Module], type[nn.Module]]) -> 
         module.__class__ = twins.get(plain, plain)
 
 
-class PlainBackend:
-    """For devices without kernels of their own, and for ``kernels: none``: the network as ``modeling`` has it."""
+class Backend:
+    """Everything that makes one kind of device faster.
+
+    This one leaves the network plain: for devices without kernels of their own, and for ``kernels: none``.
+    """
 
     def for_training(self, model: TokenModel) -> None:
-        """As :meth:`Backend.for_training`."""
+        """Exchange modules of a network, in place, for twins that compute the same; parameters keep their names."""
         swap(model, {})
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """As :meth:`Backend.for_inference`."""
+        """A network with the same methods for inference alone, laid out for the device; ``model`` is used up."""
         swap(model, {})
         return model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
-        """As :meth:`Backend.best_precision`."""
-        del models
+        """The fastest precision for networks that work together, of those that cost no quality."""
         return "fp32"
 
     def precision_note(self, precision: WeightPrecision, models: Sequence[TokenModel]) -> str | None:
-        """As :meth:`Backend.precision_note`."""
-        del precision, models
+        """One line where a precision has no fast operations on this device; None where it has."""
         return None

@@ -1,12 +1,11 @@
 """How queries meet keys: the mixers that the layers are given, and attention over whole sequences.
 
-A :class:`Mixer` receives the normalised queries, keys and values of one layer and returns the mixed values. The layers
-know nothing else of attention: they train on whole sequences (:class:`WholeSequence`), and decode from a cache
-(:mod:`~hafm_lightning.modeling.cache`).
+Layers know nothing of attention but their :class:`Mixer`: they train on whole sequences (:class:`WholeSequence`), and
+decode from a cache (:mod:`~hafm_lightning.modeling.cache`).
 
-Whole sequences add a learned bias to the scores, and a bias that needs a gradient rules out the fused kernels of
-``scaled_dot_product_attention``: autograd would keep the probabilities of every layer, ``layers * H * S^2`` floats. So
-queries are taken in blocks, each with the keys that it can see, and the backward pass computes a block's scores again.
+Whole sequences add a learned bias to the scores. A bias that needs a gradient rules out the fused kernels of
+``scaled_dot_product_attention``: autograd would keep ``layers * H * S^2`` probabilities. So queries are taken in
+blocks, each with the keys that it can see, and the backward pass computes a block's scores again.
 
 Shapes: queries, keys and values ``[B, H, S, d]``. Scores are scaled by ``1 / sqrt(d)``.
 """
@@ -41,19 +40,13 @@ class SequenceBias(Protocol):
 
 @dataclass(frozen=True)
 class WholeSequence:
-    """The mixer in which a sequence attends to itself.
-
-    Attributes:
-        bias: Mask and bias of the sequence.
-        table: ``RelativePosition.table()``.
-    """
+    """The mixer in which a sequence attends to itself; ``table`` is ``RelativePosition.table()``."""
 
     bias: SequenceBias
     table: Tensor
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As :class:`Mixer`; all layers share the bias."""
-        del layer
         return self.bias.attend(queries, keys, values, self.table)
 
 

@@ -13,14 +13,10 @@ from hafm_lightning.modeling.transformer import BackboneConfig
 
 
 class KeyValueCache:
-    """Keys and values of all layers, preallocated, so that decoding never concatenates.
-
-    Unwritten steps hold zeros and are never read.
+    """Keys and values of all layers, preallocated; unwritten steps hold zeros and are never read.
 
     Attributes:
-        entries: Keys and values, ``[layers, 2, B, H, capacity, d]``.
-        keys: The keys among them, ``[layers, B, H, capacity, d]``.
-        values: The values.
+        entries: Keys and values, ``[layers, 2, B, H, capacity, d]``; ``keys`` and ``values`` are its halves.
         capacity: Steps that the cache can hold.
     """
 
@@ -47,12 +43,7 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class Prefill:
-    """The mixer for the first steps of a sequence: stores them in a cache, and lets them attend to each other.
-
-    Attributes:
-        cache: Empty cache that receives keys and values.
-        mixer: How the steps attend to each other.
-    """
+    """The mixer for the first steps of a sequence: stores them in an empty cache; they attend to each other."""
 
     cache: KeyValueCache
     mixer: Mixer
@@ -65,7 +56,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class CachedSteps:
-    """The mixer for steps that follow those in a cache: stores them there, and lets them see all that they may.
+    """The mixer for steps that follow those in a cache: stores them there; they attend to all that the bias allows.
 
     Attributes:
         cache: Cache that receives the new keys and values.
@@ -89,7 +80,7 @@ class CachedSteps:
 
     def attend(self, layer: int, queries: Tensor) -> Tensor:
         """Mixed values ``[B, H, Q, d]`` of queries whose keys and values are stored."""
-        keys, values = (part[layer, :, :, : self.visible] for part in (self.cache.keys, self.cache.values))
+        keys, values = self.cache.entries[layer, :, :, :, : self.visible]
         bias = self.bias[None].to(keys.dtype)
         mixed = F.scaled_dot_product_attention(queries.to(keys.dtype), keys, values, attn_mask=bias)
         return mixed.to(queries.dtype)

@@ -3,10 +3,9 @@
 Choices:
 
 * One embedding table for each codebook of each stream (the paper's parameter counts need it).
-* A dropped condition is a *token*: every id of the clip becomes :data:`~hafm_lightning.tokens.NULL`, whose learned
-  vector stands at every frame, so the length and all positions stay as they are. The unconditional pass of guidance
-  uses the same ids.
-* Negative ids other than the special ones this stream knows fail in the look-up.
+* A dropped condition is a *token*: every id of the clip becomes :data:`~hafm_lightning.tokens.NULL`, so the length and
+  all positions stay as they are. The unconditional pass of guidance uses the same ids.
+* Negative ids other than the special one of a stream fail in the look-up.
 * ``aligned`` conditioning: the condition frame that sounds at each target frame is added to the target's input, after
   a depth-wise convolution that mixes a stated look-behind and look-ahead.
 """
@@ -30,10 +29,7 @@ EMBEDDING_STD = 0.02
 class StreamEmbedding(nn.Module):
     """Vectors for the tokens of one stream, with one table a codebook and one learned vector for a special id.
 
-    Args:
-        stream: The stream.
-        width: ``D``.
-        special: The negative id that may stand in this stream: ``NULL`` for conditions, ``EMPTY`` for targets.
+    ``special`` is the negative id that this stream may hold: ``NULL`` for conditions, ``EMPTY`` for targets.
     """
 
     def __init__(self, stream: TokenStream, width: int, special: int) -> None:
@@ -49,8 +45,7 @@ class StreamEmbedding(nn.Module):
         """Ids ``[B, K', ...]`` of the chosen codebooks -> vectors ``[B, K', ..., D]``."""
         tables = self.weight[codebooks]
         absent = ids == self.special_id
-        first = torch.arange(tables.shape[0], device=ids.device) * self.stream.vocabulary
-        first = first.view(1, -1, *[1] * (ids.dim() - 2))
+        first = torch.arange(len(tables), device=ids.device).view(-1, *[1] * (ids.dim() - 2)) * self.stream.vocabulary
         # an id that is out of range must fail, not read the next codebook's table
         in_range = (ids >= 0) & (ids < self.stream.vocabulary)
         row = torch.where(in_range, ids + first, torch.where(absent, 0, -1))
@@ -62,11 +57,8 @@ def drop_conditions(
     streams: Mapping[str, Tensor], conditions: tuple[TokenStream, ...], drop: Tensor
 ) -> dict[str, Tensor]:
     """The streams with all conditions of the clips marked in ``drop [B]`` (bool) replaced by null tokens."""
-    dropped = dict(streams)
-    for stream in conditions:
-        ids = dropped[stream.name]
-        dropped[stream.name] = torch.where(drop.view(-1, 1, 1), NULL, ids)
-    return dropped
+    marked = drop.view(-1, 1, 1)
+    return {**streams, **{stream.name: torch.where(marked, NULL, streams[stream.name]) for stream in conditions}}
 
 
 def drop_at_random(
@@ -75,7 +67,7 @@ def drop_at_random(
     """Guidance dropout: all conditions of a clip become null tokens, each clip with ``probability``.
 
     A control (a condition without a frame rate: the style) is dropped by itself too, with the same probability, so that
-    "this vocal, no style asked for" is something that the network has met.
+    the network learns to write without a style.
     """
     some = next(iter(streams.values()))
 
@@ -106,7 +98,7 @@ class AlignedConditions(nn.Module):
     Args:
         layout: The sequence layout; its conditions are embedded elsewhere and passed in.
         width: ``D``.
-        look_ahead_s: How far into the future of the vocal a frame may hear, in seconds; rounded down to whole frames.
+        look_ahead_s: How far ahead a frame reads its conditions, in seconds; rounded down to whole frames.
         look_behind_s: How far into the past the convolution reaches, likewise (the causal attention remembers further).
     """
 

@@ -5,13 +5,12 @@ A :class:`Decoder` writes the target step by step. Choices:
 * With guidance, conditioned and null rows ride in one batch of ``2 B``.
 * The cache is preallocated for the whole sequence and written in place.
 * Attention reads only the steps written so far. A device may bring a decoder of its own (:func:`decoder_for`).
-* Tokens already known (the start of a window in long form) are forced, and prefilled in one pass.
+* Known tokens (the start of a window of a long take) are forced, and prefilled in one pass.
 * Special ids can never come out: the heads have no row for them.
-* ``aligned`` conditions may arrive while decoding: :meth:`Decoder.condition` may be called again with more of them,
-  and :meth:`Decoder.advance` goes only as far as it is told.
+* ``aligned`` conditions may arrive while decoding: :meth:`Decoder.condition` may be called again with more of them.
 
-:func:`generate` writes every pattern; the non-autoregressive one, which has no steps, is written by
-:mod:`~hafm_lightning.modeling.filling`.
+:func:`generate` writes every pattern; :mod:`~hafm_lightning.modeling.filling` the non-autoregressive one, which has no
+steps.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache, Prefill
@@ -28,7 +28,6 @@ from hafm_lightning.modeling.filling import fill
 from hafm_lightning.modeling.layout import deinterleave, interleave
 from hafm_lightning.modeling.sampling import (
     SamplingOptions,
-    check_clips,
     check_prefix,
     choose,
     guidance_rows,
@@ -43,27 +42,21 @@ UNKNOWN = -4
 
 def target_frames(model: TokenModel, conditions: Mapping[str, Tensor]) -> int:
     """Target frames beside the given conditions; ValueError where none of them has a frame rate."""
+    target = model.layout.target
     for stream in model.layout.conditions:
         if stream.rate_hz and stream.name in conditions:
-            exact = conditions[stream.name].shape[-1] * model.layout.target.rate_hz
-            if exact % stream.rate_hz:
-                raise ValueError(
-                    f"{conditions[stream.name].shape[-1]} frames of {stream.name!r} are not whole frames of "
-                    f"{model.layout.target.name!r}"
-                )
-            return exact // stream.rate_hz
+            given = conditions[stream.name].shape[-1]
+            if given * target.rate_hz % stream.rate_hz:
+                raise ValueError(f"{given} frames of {stream.name!r} are not whole frames of {target.name!r}")
+            return given * target.rate_hz // stream.rate_hz
     raise ValueError("no condition with a frame rate is given: say how many frames to write")
 
 
 class Decoder:
-    """Decoding of one window of the target.
+    """Decoding of one window of the target, ``frames`` long; other arguments are those of :func:`generate`.
 
-    Args:
-        model: The stage's network; not ``nonautoregressive``.
-        frames: Length ``T`` of the window, in target frames.
-        options: Guidance and sampling.
-        seeds: One seed for each clip.
-        prefix: Known first frames ``[B, K, T0]``.
+    Raises:
+        ValueError: The network is ``nonautoregressive``, or the prefix does not fit.
     """
 
     def __init__(
@@ -82,6 +75,7 @@ class Decoder:
         self.batch, self.device = len(seeds), model.device
         self.plan = layout.plan(frames)
         steps, width = self.plan.target_steps, layout.tokens_per_step
+        self.steps_per_frame = layout.target.codebooks // width  # more than 1 where each step writes one codebook
         known = torch.full((self.batch, layout.target.codebooks, frames), UNKNOWN)
         if prefix is not None:
             check_prefix(prefix, (self.batch, layout.target.codebooks, frames))
@@ -100,22 +94,19 @@ class Decoder:
         self.rows = 0
         self.streams: dict[str, Tensor] = {}
         self.clocked: Tensor | None = None
-        self.heard = 0  # frames that aligned conditions reach
+        self.given_frames = 0  # target frames of the aligned conditions
         self.cache: KeyValueCache | None = None
 
     @torch.inference_mode()
     def condition(self, conditions: Mapping[str, Tensor]) -> None:
-        """Give the conditions, or with ``aligned`` more of them (what was written already stays).
-
-        ``aligned`` conditions may end before the window does; then :meth:`advance` goes no further than they reach.
+        """Give the conditions; ``aligned`` ones may end before the window does, and be followed by longer ones.
 
         Raises:
-            ValueError: Conditions missing or of the wrong length, or changed after decoding began with a prefix.
+            ValueError: Conditions are missing, of the wrong length, or in a prefix and decoding has begun.
         """
         if self.cache is not None and self.model.aligned is None:
             raise ValueError("conditions in a prefix cannot change once decoding began")
-        check_clips(self.model, conditions, self.batch)
-        self.streams, self.rows = guidance_rows(self.model, conditions, self.options)
+        self.streams, self.rows = guidance_rows(self.model, conditions, self.options, self.batch)
         if self.model.aligned is not None:
             self._lay_on_clock(self.model.aligned.behind)
 
@@ -123,43 +114,43 @@ class Decoder:
         """Conditions on the target's clock, as far as they reach, from the frame of the next step on."""
         target, streams = self.model.layout.target, [s for s in self.model.layout.conditions if s.rate_hz]
         lengths = [self.streams[s.name].shape[-1] * target.rate_hz // s.rate_hz for s in streams]
-        self.heard = min(lengths, default=self.frames)
-        if self.heard > self.frames:
-            raise ValueError(f"the conditions reach to frame {self.heard} of a window of {self.frames} frames")
+        self.given_frames = min(lengths, default=self.frames)
+        if self.given_frames > self.frames:
+            raise ValueError(f"the conditions reach to frame {self.given_frames} of a window of {self.frames} frames")
         if self.clocked is None:
-            shape = (self.rows * self.batch, self.frames, self.places.shape[-1])
-            self.clocked = self.places.new_zeros(shape)
-        first = int(self.frame_of_step[min(self.step, self.plan.target_steps - 1)]) if self.cache is not None else 0
-        if first >= self.heard:
+            self.clocked = self.places.new_zeros(self.rows * self.batch, self.frames, self.places.shape[-1])
+        first = 0 if self.cache is None else int(self.frame_of_step[min(self.step, self.plan.target_steps - 1)])
+        if first >= self.given_frames:
             return
         whole = math.lcm(*(target.rate_hz // math.gcd(target.rate_hz, s.rate_hz) for s in streams))
         start = max(0, first - behind) // whole * whole  # frames of all streams begin there
         cut = dict(self.streams)
         for stream in streams:
             cut[stream.name] = cut[stream.name][:, :, start * stream.rate_hz // target.rate_hz :]
-        clocked = self.model.frame_conditions(cut, self.heard - start)
+        clocked = self.model.frame_conditions(cut, self.given_frames - start)
         assert clocked is not None
-        self.clocked[:, first : self.heard] = clocked[:, first - start :]  # in place: recorded steps read this tensor
+        self.clocked[:, first : self.given_frames] = clocked[
+            :, first - start :
+        ]  # in place: recorded steps read this tensor
 
     @torch.inference_mode()
     def advance(self, frame: int, on_frame: Callable[[int], None] | None = None) -> Tensor:
         """Write on until frames ``0 .. frame - 1`` are complete; returns them all, ``[B, K, frame]``."""
-        layout, last = self.model.layout, self.plan.target_steps
+        layout = self.model.layout
         if not 0 < frame <= self.frames:
-            raise ValueError(f"the window has {self.frames} frames, {frame} were asked for")
+            raise ValueError(f"the window has {self.frames} frames, frame {frame} was requested")
         if not self.rows:
             raise ValueError("call condition() before advance()")
         until = layout.target_steps(frame)
-        if self.model.aligned is not None and int(self.frame_of_step[until - 1]) >= self.heard:
-            raise ValueError(f"the conditions reach to frame {self.heard}, which is too early for frame {frame}")
-        if self.cache is None and self.step < min(until, last):
+        if self.model.aligned is not None and int(self.frame_of_step[until - 1]) >= self.given_frames:
+            raise ValueError(f"the conditions reach to frame {self.given_frames}, which is too early for frame {frame}")
+        if self.cache is None and self.step < until:
             self._prefill()
-        steps_per_frame = layout.target.codebooks if layout.pattern == "flattened" else 1
         while self.step < until:
             self._advance_one()
-            if on_frame is not None and self.step % steps_per_frame == 0:
-                on_frame(min(self.step // steps_per_frame, frame))
-        return deinterleave(self.grid[:, :, : layout.target_steps(frame)], layout.pattern, layout.target.codebooks)
+            if on_frame is not None and self.step % self.steps_per_frame == 0:
+                on_frame(min(self.step // self.steps_per_frame, frame))
+        return deinterleave(self.grid[:, :, :until], layout.pattern, layout.target.codebooks)
 
     # --- one step ---------------------------------------------------------------------------------------------
 
@@ -168,10 +159,8 @@ class Decoder:
         model = self.model
         total = self.rows * self.batch
         self.cache = model.cache(total, self.plan.steps)
-        parts = []
         prefix = model.prefix(self.streams, self.frames)
-        if prefix is not None:
-            parts.append(prefix)
+        parts = [] if prefix is None else [prefix]
         if self.step:
             written = self._embed_steps(self.grid[:, :, : self.step - 1]).repeat(self.rows, 1, 1)
             x = torch.cat((model.begin.expand(total, 1, -1), written), dim=1) + self.places[: self.step]
@@ -184,17 +173,14 @@ class Decoder:
 
     def _embed_steps(self, grid: Tensor) -> Tensor:
         """Tokens ``[B, W, n]`` of the first n steps -> vectors ``[B, n, D]``."""
-        target, codebooks = self.model.target, self.model.layout.target.codebooks
-        if self.model.layout.pattern != "flattened":
-            return target(grid).sum(1)  # type: ignore[no-any-return]
-        steps = grid.shape[-1]
-        padded = torch.cat((grid[:, 0], grid.new_zeros(grid.shape[0], -steps % codebooks)), dim=1)
-        codes = padded.view(grid.shape[0], -1, codebooks).transpose(1, 2)
-        return target(codes).transpose(1, 2).flatten(1, 2)[:, :steps]  # type: ignore[no-any-return]
+        layout, steps = self.model.layout, grid.shape[-1]
+        if layout.pattern != "flattened":
+            return self.model.target(grid).sum(1)  # type: ignore[no-any-return]
+        whole_frames = F.pad(grid, (0, -steps % self.steps_per_frame))
+        return self.model.written(deinterleave(whole_frames, layout.pattern, layout.target.codebooks))[:, :steps]
 
     def _advance_one(self) -> None:
-        codebook = self.step % self.model.layout.target.codebooks if self.model.layout.pattern == "flattened" else 0
-        self._compute(codebook)
+        self._compute(self.step % self.steps_per_frame)
         self.step += 1
 
     def _compute(self, codebook: int) -> None:
@@ -203,7 +189,7 @@ class Decoder:
         if self.clocked is not None:
             frame = self._of_step(self.frame_of_step, 0)
             x = x + self.clocked.index_select(1, frame.view(1))
-        book = codebook if self.model.layout.pattern == "flattened" else None
+        book = codebook if self.steps_per_frame > 1 else None
         logits = self.model.step_logits(x, self._attending(x.dtype), book)  # [R, W, V]
         drawn = choose(guided(logits, self.rows, self.options), self._of_step(self.uniform, 2), self.options)
         forced = self._of_step(self.grid, 2)  # [B, W]
@@ -230,24 +216,17 @@ class Decoder:
         if self.step == 0:
             return model.begin.expand(self.rows * self.batch, 1, -1) + place
         before, books = self._of_step(self.grid, 2, back=1), slice(None)  # [B, W]
-        if model.layout.pattern == "flattened":
-            previous = (codebook - 1) % model.layout.target.codebooks
+        if self.steps_per_frame > 1:
+            previous = (codebook - 1) % self.steps_per_frame
             books = slice(previous, previous + 1)
         x: Tensor = model.target(before, books).sum(1, keepdim=True) + place
         return x if self.rows == 1 else x.repeat(self.rows, 1, 1)
 
 
 @singledispatch
-def decoder_for(
-    model: TokenModel,
-    frames: int,
-    options: SamplingOptions,
-    seeds: Sequence[int],
-    *,
-    prefix: Tensor | None = None,
-) -> Decoder:
-    """The decoder for a network, by the class of the network; arguments as for :class:`Decoder`."""
-    return Decoder(model, frames, options, seeds, prefix=prefix)
+def decoder_for(model: TokenModel) -> type[Decoder]:
+    """The decoder for a network, by the class of the network: a device may register one for its own."""
+    return Decoder
 
 
 @torch.inference_mode()
@@ -281,6 +260,6 @@ def generate(
     length = target_frames(model, conditions) if frames is None else frames
     if model.layout.pattern == "nonautoregressive":
         return fill(model, conditions, options, seeds, length, prefix, on_frame)
-    decoder = decoder_for(model, length, options, seeds, prefix=prefix)
+    decoder = decoder_for(model)(model, length, options, seeds, prefix=prefix)
     decoder.condition(conditions)
     return decoder.advance(length, on_frame)

@@ -2,12 +2,8 @@
 
 A non-autoregressive stage sees the whole target at once, which a live one does not have. :class:`Filler` writes the
 frames that have become possible, in one pass for each codebook, and keeps the keys and values that these frames had in
-that pass. Later frames look at them as they looked at each other. Choices:
-
-* Earlier frames are not computed again, so a stretch costs what its own frames cost, however much of the past it sees.
-* What is kept was computed with the frames that followed it then, and nothing later: the first layer's keys and values
-  are those of the whole sequence, further up they differ by what the newer frames would have told the older ones.
-* Frames beyond the new ones may be computed as context; they are neither returned nor kept.
+that pass, for later frames to attend to. So a stretch costs what its own frames cost, and older frames do not see newer
+ones: beyond the first layer their keys and values differ from those of the whole sequence.
 """
 
 from __future__ import annotations
@@ -18,10 +14,8 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
-from hafm_lightning.modeling.relative_position import StepPositions
 from hafm_lightning.modeling.sampling import (
     SamplingOptions,
-    check_clips,
     check_prefix,
     choose,
     guidance_rows,
@@ -45,14 +39,11 @@ def fill(
 
     Arguments and result are those of :func:`~hafm_lightning.modeling.decoding.generate`.
     """
-    target, batch = model.layout.target, len(seeds)
-    check_clips(model, conditions, batch)
-    streams, rows = guidance_rows(model, conditions, options)
-    uniform = uniform_numbers(seeds, (target.codebooks, frames)).to(model.device)
-    codes = torch.zeros(batch, target.codebooks, frames, dtype=torch.int64, device=model.device)
+    target = model.layout.target
+    streams, rows, codes, uniform = _begin(model, conditions, options, seeds, frames)
     known = 0
     if prefix is not None:
-        check_prefix(prefix, (batch, target.codebooks, frames))
+        check_prefix(prefix, (len(seeds), target.codebooks, frames))
         known = prefix.shape[-1]
         codes[:, :, :known] = prefix.to(codes)
     before, clocked = model.prefix(streams, frames), model.frame_conditions(streams, frames)
@@ -64,24 +55,27 @@ def fill(
     return codes
 
 
-class Filler:
-    """Fills a target stretch after stretch.
+def _begin(
+    model: TokenModel, conditions: Mapping[str, Tensor], options: SamplingOptions, seeds: Sequence[int], frames: int
+) -> tuple[dict[str, Tensor], int, Tensor, Tensor]:
+    """Conditions of all rows, rows for each clip, empty codes ``[B, K, frames]``, and random numbers for them."""
+    streams, rows = guidance_rows(model, conditions, options, len(seeds))
+    uniform = uniform_numbers(seeds, (model.layout.target.codebooks, frames)).to(model.device)
+    return streams, rows, torch.zeros_like(uniform, dtype=torch.int64), uniform
 
-    Args:
-        model: The stage's network: ``nonautoregressive``, its conditions ``aligned``.
-        options: Guidance and sampling.
-        context: Earlier frames that new ones see, at most.
+
+class Filler:
+    """Fills a target stretch after stretch; new frames see at most ``context`` earlier ones.
 
     Raises:
-        ValueError: The network is of another kind.
+        ValueError: The network is not ``nonautoregressive`` with ``aligned`` conditions.
     """
 
     def __init__(self, model: TokenModel, options: SamplingOptions, context: int) -> None:
         if model.layout.pattern != "nonautoregressive" or model.aligned is None:
             raise ValueError("a target is filled by stretches if it is nonautoregressive and its conditions aligned")
         self.model, self.options, self.context = model, options, context
-        self.known = 0
-        """Frames whose keys and values are kept."""
+        self.known = 0  # frames whose keys and values are kept
         self._caches: list[KeyValueCache] = []
 
     @torch.inference_mode()
@@ -90,28 +84,22 @@ class Filler:
 
         Args:
             conditions: Name -> ids ``[B, K, T]`` of every condition stream; their last ``frames`` target frames are
-                those to fill, what comes before is heard by the conditions' convolution.
+                those to fill, the conditions' convolution reads the earlier ones.
             seeds: One seed for each clip.
-            frames: Frames to compute.
-            new: How many of them, from the first on, are written.
-
-        Returns:
-            Target ids ``[B, K, new]``.
+            frames: Frames to compute; those beyond the new ones are context, neither returned nor kept.
+            new: Frames of the result, ``[B, K, new]``.
         """
-        model, target, batch = self.model, self.model.layout.target, len(seeds)
-        check_clips(model, conditions, batch)
-        streams, rows = guidance_rows(model, conditions, self.options)
-        heard = max(
+        model, target = self.model, self.model.layout.target
+        streams, rows, codes, uniform = _begin(model, conditions, self.options, seeds, frames)
+        given = max(
             streams[stream.name].shape[-1] * target.rate_hz // stream.rate_hz
             for stream in model.layout.conditions
             if stream.rate_hz
         )
-        clocked = model.frame_conditions(streams, heard)
+        clocked = model.frame_conditions(streams, given)
         assert clocked is not None
-        clocked = clocked[:, heard - frames :].expand(rows * batch, -1, -1)
-        uniform = uniform_numbers(seeds, (target.codebooks, frames)).to(model.device)
-        codes = torch.zeros(batch, target.codebooks, frames, dtype=torch.int64, device=model.device)
-        self._make_room(rows * batch, frames)
+        clocked = clocked[:, given - frames :].expand(rows * len(seeds), -1, -1)
+        self._make_room(rows * len(seeds), frames)
         bias = self._bias(frames)
         for k, cache in enumerate(self._caches):
             x = model.filling(codes.repeat(rows, 1, 1), clocked, k)
@@ -124,22 +112,19 @@ class Filler:
     def _bias(self, frames: int) -> Tensor:
         """Bias of the new frames against all that they see, ``[H, frames, visible]``."""
         visible = self.known + frames
-        positions = StepPositions.of(self.model.layout.plan(visible), self.model.device)
+        positions = self.model.positions(visible)
         queries, keys = (torch.arange(first, visible, device=self.model.device) for first in (self.known, 0))
         return self.model.relative_position.bias(positions, queries, keys).to(self.model.head_weight.dtype)
 
     def _make_room(self, rows: int, frames: int) -> None:
-        """Forget frames beyond the context, and see to it that ``frames`` more fit."""
+        """Forget frames beyond the context, and make space for ``frames`` more."""
         model, kept = self.model, min(self.known, self.context)
-        first, capacity = self.known - kept, kept + frames
-        if self._caches and self._caches[0].capacity >= capacity:
-            if first:
-                for cache in self._caches:
-                    cache.copy_steps(cache, first, kept)
-        else:
-            before, size = self._caches, (rows, self.context + frames, model.device, model.head_weight.dtype)
+        before, first = self._caches, self.known - kept
+        if not before or before[0].capacity < kept + frames:
+            size = (rows, self.context + frames, model.device, model.head_weight.dtype)
             codebooks = model.layout.target.codebooks
             self._caches = [KeyValueCache(model.config.backbone, *size) for _ in range(codebooks)]
+        if first or self._caches is not before:
             for old, cache in zip(before, self._caches, strict=False):
                 cache.copy_steps(old, first, kept)
         self.known = kept

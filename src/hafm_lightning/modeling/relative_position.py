@@ -1,10 +1,8 @@
-"""T5 relative position bias, by index and by time; one bucket table feeds every kind of attention.
+"""T5 relative position bias, by index and by time; one bucket table serves all layers and every kind of attention.
 
 A T5 bias (arXiv 1910.10683) is a learned scalar for each head and each *bucket* of the distance between query and key:
 near distances have a bucket each, far ones share logarithmically wider buckets, and everything beyond ``max_distance``
-the last one.
-
-Choices:
+the last one. Choices:
 
 * ``index``: one table over step distances, as in the paper. With conditions as a prefix, the key that sounds
   together with a query lies hundreds to thousands of steps back, past the last bucket: the bias cannot tell it apart.
@@ -12,8 +10,7 @@ Choices:
   in time** on the common clock of :mod:`hafm_lightning.tokens`. Steps without a time (clip-level conditions) keep the
   index table.
 * Both tables and one row of ``-inf`` for masked pairs are stacked, so that a single integer for each (query, key) pair
-  selects mask and bias at once. The integers cost nothing to keep; the biases are looked up where they are used.
-* One module serves all layers, as in T5.
+  selects mask and bias at once.
 """
 
 from __future__ import annotations
@@ -42,10 +39,9 @@ MAX_DISTANCE_TICKS = MAX_DISTANCE_STEPS * TICK_RATE_HZ // SEMANTIC_RATE_HZ
 
 
 def t5_buckets(distance: Tensor, *, bidirectional: bool, buckets: int = BUCKETS, max_distance: int) -> Tensor:
-    """Bucket of each ``distance`` = query position - key position (positive: the key lies in the past).
+    """Bucket ``0 .. buckets - 1`` of each ``distance`` = query position - key position, int64 of the same shape.
 
-    One-directional buckets put every future key in bucket 0. Bidirectional ones split the range: the past in the
-    first half, the future in the second. Returns int64 of the same shape, in ``0 .. buckets - 1``.
+    One-directional buckets put every future key in bucket 0; of bidirectional ones the second half is the future's.
     """
     offset = torch.zeros_like(distance)
     if bidirectional:
@@ -68,13 +64,9 @@ def _bucket_edges(buckets: int, max_distance: int) -> tuple[int, ...]:
 
 
 def visible(query: Tensor, key: Tensor, causal: bool, both_ways: int) -> Tensor:
-    """Whether ``query`` may see ``key`` (step numbers that broadcast against each other).
+    """Whether step ``query`` may see step ``key`` (they broadcast): all, or if ``causal`` its past alone.
 
-    Args:
-        query: Step of the query.
-        key: Step of the key.
-        causal: Whether a query sees only its own past; without, everything is seen.
-        both_ways: How many of the first steps see each other in both directions all the same.
+    The first ``both_ways`` steps see each other in both directions all the same.
     """
     if not causal:
         return (query >= 0) & (key >= 0)
@@ -146,9 +138,8 @@ class RelativePosition(nn.Module):
 
     def table(self) -> Tensor:
         """All rows ``[R + 1, H]`` in float32: within, across, and a last row of ``-inf``."""
-        rows = [self.within] if self.across is None else [self.within, self.across]
-        masked = torch.full_like(self.within[:1], -math.inf)
-        return torch.cat([*rows, masked]).float()
+        tables = [self.within] if self.across is None else [self.within, self.across]
+        return torch.cat([*tables, torch.full_like(self.within[:1], -math.inf)]).float()
 
     def rows(self, positions: StepPositions, queries: Tensor, keys: Tensor) -> Tensor:
         """Row of :meth:`table` for each pair of steps: ``queries [Q]``, ``keys [N]`` -> int64 ``[Q, N]``."""

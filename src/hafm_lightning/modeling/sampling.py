@@ -91,22 +91,32 @@ def choose(logits: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
 
 def uniform_numbers(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Numbers in [0, 1), float32 ``[B, *shape]``; row ``i`` depends on ``seeds[i]`` alone."""
-    kind = torch.float32  # by name: with another default type a seed would give other numbers
-    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=kind) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=kind)
+    numbers = torch.empty(len(seeds), *shape, dtype=torch.float32)  # of another default type they would be others
+    for row, seed in zip(numbers, seeds, strict=True):
+        row.uniform_(generator=torch.Generator().manual_seed(seed))
+    return numbers
 
 
 # --- guidance over a batch: conditioned and null rows run together, ``[rows B, ...]`` ---------------------------------
 
 
 def guidance_rows(
-    model: TokenModel, conditions: Mapping[str, Tensor], options: SamplingOptions
+    model: TokenModel, conditions: Mapping[str, Tensor], options: SamplingOptions, clips: int
 ) -> tuple[dict[str, Tensor], int]:
-    """The conditions of every row that runs, and the number of rows for each clip (2 with guidance, else 1)."""
-    streams = {s.name: conditions[s.name].to(model.device) for s in model.layout.conditions if s.name in conditions}
-    missing = [s.name for s in model.layout.conditions if s.name not in streams]
-    if missing:
-        raise ValueError(f"condition {missing[0]!r} is missing; given: {', '.join(sorted(conditions))}")
+    """The conditions of every row that runs, and the number of rows for each clip (2 with guidance, else 1).
+
+    Raises:
+        ValueError: A condition, each ``[B, K, T]``, is missing or does not hold ``clips`` clips.
+    """
+    streams = {}
+    for stream in model.layout.conditions:
+        if stream.name not in conditions:
+            raise ValueError(f"condition {stream.name!r} is missing; given: {', '.join(sorted(conditions))}")
+        ids = streams[stream.name] = conditions[stream.name].to(model.device)
+        if len(ids) != clips:
+            raise ValueError(
+                f"condition {stream.name!r} holds {len(ids)} clips for {clips} seeds; give one seed for each clip"
+            )
     if not streams or options.guidance == 1:
         return streams, 1
     null = null_conditions(streams, model.layout.conditions)
@@ -118,20 +128,7 @@ def guidance_rows(
 def guided(logits: Tensor, rows: int, options: SamplingOptions) -> Tensor:
     """Logits of all rows ``[rows B, ...]`` -> guided float32 logits ``[B, ...]``."""
     logits = logits.float()
-    if rows == 1:
-        return logits
-    conditioned, unconditioned = logits.chunk(2)
-    return guide(conditioned, unconditioned, options.guidance)
-
-
-def check_clips(model: TokenModel, conditions: Mapping[str, Tensor], seeds: int) -> None:
-    """Raise ValueError unless the model's conditions, each ``[B, K, T]``, hold one clip for each seed."""
-    for stream in model.layout.conditions:
-        ids = conditions.get(stream.name)
-        if ids is not None and len(ids) != seeds:
-            raise ValueError(
-                f"condition {stream.name!r} holds {len(ids)} clips for {seeds} seeds; give one seed for each clip"
-            )
+    return logits if rows == 1 else guide(*logits.chunk(2), options.guidance)
 
 
 def check_prefix(prefix: Tensor, shape: tuple[int, int, int]) -> None:

@@ -1,8 +1,7 @@
 """One stage's network: conditions and target tokens in, logits for every target token out.
 
-``TokenModel`` joins a :class:`~hafm_lightning.modeling.layout.SequenceLayout` with the backbone. The three stages of
-the paper differ in their layout alone. Teacher forcing (:meth:`TokenModel.forward`) and cached decoding
-(:mod:`hafm_lightning.modeling.decoding`) share every method below, so that one can be tested against the other.
+``TokenModel`` joins a :class:`~hafm_lightning.modeling.layout.SequenceLayout`, in which alone the paper's three stages
+differ, with the backbone. Teacher forcing (:meth:`TokenModel.forward`) and cached decoding share the methods below.
 
 Sequence, for ``prefix`` conditioning (section 3.3 of the paper)::
 
@@ -14,7 +13,7 @@ for ``aligned`` the bar's left side is empty and each target step carries its fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,7 +48,7 @@ class TokenModelConfig:
         conditioning: ``prefix`` or ``aligned``.
         relative_position: ``time`` or ``index``.
         prefix_mask: ``causal`` (the paper) or ``bidirectional`` among the conditions.
-        look_ahead_s: For ``aligned``: how far ahead a frame hears, in seconds.
+        look_ahead_s: For ``aligned``: how far ahead a frame reads its conditions, in seconds.
         look_behind_s: For ``aligned``: how far back the conditions' convolution reaches, in seconds.
         backbone: Size of the Transformer.
     """
@@ -81,8 +80,8 @@ class TokenModelConfig:
     def forward_flops(self, clips: int, frames: int) -> float:
         """FLOPs of a forward pass over ``clips`` clips as in training (``nonautoregressive``: of one codebook).
 
-        Those that the mathematics needs: matrix products, and attention for the pairs of steps that see each other. A
-        training step takes three times as many.
+        Matrix products, and attention for the pairs of steps that see each other; a training step takes three times as
+        many.
         """
         layout, backbone, plan = self.layout, self.backbone, self.layout.plan(frames)
         width = backbone.width
@@ -101,8 +100,7 @@ class TokenModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenModelConfig:
         """From :meth:`as_dict`; ValueError names keys that are missing or unknown."""
-        known = set(cls.__dataclass_fields__)
-        unknown = set(values) - known
+        unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise ValueError(f"unknown model settings {', '.join(sorted(unknown))}; written by a newer version?")
         missing = {"conditions", "target", "backbone"} - set(values)
@@ -113,11 +111,7 @@ class TokenModelConfig:
 
 
 class TokenModel(nn.Module):
-    """The network of one stage.
-
-    Args:
-        config: Layout and sizes.
-    """
+    """The network of one stage."""
 
     def __init__(self, config: TokenModelConfig) -> None:
         super().__init__()
@@ -221,10 +215,6 @@ class TokenModel(nn.Module):
         """Hidden states ``[..., D]`` -> logits ``[..., V]`` of one codebook."""
         return torch.nn.functional.linear(hidden, self.head_weight[codebook], self.head_bias[codebook])
 
-    def logits(self, hidden: Tensor, steps: Sequence[slice]) -> Tensor:
-        """Hidden states ``[B, S, D]`` -> logits ``[B, K, T, V]``, codebook ``k`` at ``steps[k]``."""
-        return torch.stack([self.head(hidden[:, here], k) for k, here in enumerate(steps)], dim=1)
-
     def cache(self, rows: int, steps: int) -> KeyValueCache:
         """An empty cache for :meth:`step_logits` with ``rows`` rows and up to ``steps`` steps."""
         return KeyValueCache(self.config.backbone, rows, steps, self.device, self.head_weight.dtype)
@@ -240,13 +230,13 @@ class TokenModel(nn.Module):
 
         Args:
             streams: Name -> ids ``[B, K, T]``: the conditions and the target.
-            codebook: ``nonautoregressive`` only: predict this codebook alone, giving ``[B, 1, T, V]``. Without it all
-                codebooks are predicted, in one pass each.
+            codebook: ``nonautoregressive`` only: predict this codebook alone, ``[B, 1, T, V]``; else one pass for each.
 
         Raises:
             ValueError: A stream is missing or of the wrong shape.
         """
-        name, stream = self.layout.target.name, self.layout.target
+        stream = self.layout.target
+        name = stream.name
         if name not in streams:
             raise ValueError(f"target {name!r} is missing; given: {', '.join(sorted(streams))}")
         codes = streams[name]
@@ -259,15 +249,13 @@ class TokenModel(nn.Module):
             return torch.stack([self.codebook_logits(codes, prefix, clocked, k) for k in wanted], dim=1)
         if codebook is not None:
             raise ValueError(f"pattern {self.layout.pattern!r} predicts all codebooks in one pass")
-        before = self.begin.expand(len(codes), 1, -1)
-        x = torch.cat((before, self.written(codes)[:, :-1]), dim=1)
         places, frame = self.step_places(frames)
-        x = x + places
+        x = torch.cat((self.begin.expand(len(codes), 1, -1), self.written(codes)[:, :-1]), dim=1) + places
         if clocked is not None:
             x = x + clocked[:, frame]
         hidden = self._run(x, prefix, frames)
         steps = [prediction_steps(self.layout.pattern, stream.codebooks, frames, k) for k in range(stream.codebooks)]
-        return self.logits(hidden, steps)
+        return torch.stack([self.head(hidden[:, here], k) for k, here in enumerate(steps)], dim=1)
 
     def codebook_logits(
         self, codes: Tensor, prefix: Tensor | None, clocked: Tensor | None, codebook: int, first: int = 0
@@ -276,10 +264,10 @@ class TokenModel(nn.Module):
 
         Args:
             codes: Target ids ``[B, K, T]``, of which the codebooks below this one count.
-            prefix: What :meth:`prefix` gives.
-            clocked: What :meth:`frame_conditions` gives.
+            prefix: From :meth:`prefix`.
+            clocked: From :meth:`frame_conditions`.
             codebook: The codebook.
-            first: First frame asked for.
+            first: First frame of the result.
         """
         x = self.filling(codes, clocked, codebook)
         return self.head(self._run(x, prefix, codes.shape[-1], first), codebook)
@@ -294,7 +282,6 @@ class TokenModel(nn.Module):
 
     def _run(self, x: Tensor, prefix: Tensor | None, frames: int, first: int = 0) -> Tensor:
         """Backbone over prefix and target inputs; hidden states of the target's steps from ``first`` on."""
-        before = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
-            x = torch.cat((prefix, x), dim=1)
-        return self.backbone(x, self.attention(frames), before + first)  # type: ignore[no-any-return]
+            x, first = torch.cat((prefix, x), dim=1), prefix.shape[1] + first
+        return self.backbone(x, self.attention(frames), first)  # type: ignore[no-any-return]

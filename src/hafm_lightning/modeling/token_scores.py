@@ -1,14 +1,8 @@
 """Token scores: how well a network predicts the true tokens with true, null or another song's conditions.
 
-:func:`score` compares a network's predictions with the true tokens; :func:`without_conditions` and :func:`other_song`
-make the streams to compare the true ones with. All are pure functions. Training, validation, the music callback, the
-evaluation's probes and the demo use these.
-
-Choices:
-
-* The clip of another song is the one with the same number in the next song, songs in alphabetical order. The pairing is
-  made over all clips of a set (:func:`other_song_clips`) before they are cut into batches, so that no score depends on
-  the size of a batch or on the number of processes. :class:`PairedBatch` carries the other clips along.
+The clip of another song is the one with the same number in the next song, songs in alphabetical order. The pairing is
+made over all clips of a set (:func:`other_song_clips`) before they are cut into batches, so that no score depends on
+batch size or number of processes. :class:`PairedBatch` carries the other clips along.
 """
 
 from __future__ import annotations
@@ -62,10 +56,7 @@ class TokenScores:
 def score(model: TokenModel, batch: TokenBatch, streams: Mapping[str, Tensor] | None = None) -> TokenScores:
     """Scores of the model's target in ``batch``, predicted with the true earlier tokens (teacher forcing).
 
-    Args:
-        model: The network; its target is in the batch.
-        batch: Clips on the model's device.
-        streams: What the model reads in place of the batch's own streams, with the true target among them.
+    The model reads ``streams``, with the true target among them, in place of the batch's own.
     """
     return TokenScores.of(model(batch.streams if streams is None else streams), batch[model.layout.target.name])
 
@@ -93,11 +84,7 @@ def has_other_song(batch: TokenBatch) -> bool:
 
 @dataclass
 class PairedBatch(TokenBatch):
-    """Clips, each with a clip of another song.
-
-    Attributes:
-        other: Streams of the other clips, ``[B, K, T]`` as in ``streams``.
-    """
+    """Clips, each with a clip of another song, whose streams are ``other``."""
 
     other: dict[str, Tensor] = field(default_factory=dict)
 
@@ -124,10 +111,7 @@ def paired(clips: TokenBatch) -> PairedBatch:
 
 
 def other_song_clips(clip_ids: Sequence[str]) -> list[int]:
-    """For each clip of a set, the index of a clip of the next song; the last song takes from the first.
-
-    Args:
-        clip_ids: Names ``song@start_s`` of all clips of the set.
+    """For each clip of a set (``song@start_s``), the index of one of the next song, after the last of the first.
 
     Raises:
         ValueError: All clips are of one song.
@@ -157,12 +141,10 @@ def summarise(scores: TokenScores, first_codebook: int, total: int) -> dict[str,
         "accuracy": lambda k: (scores.rank[:, k] == 0).double().mean(),
         "accuracy_top10": lambda k: (scores.rank[:, k] < TOP).double().mean(),
     }
-    values = {name: measure(slice(None)).detach() for name, measure in measures.items()}
+    chosen = {"": slice(None)}
     if total > 1:
-        for k in range(scores.rank.shape[1]):
-            for name, measure in measures.items():
-                values[f"{name}_q{first_codebook + k}"] = measure(slice(k, k + 1)).detach()
-    return values
+        chosen |= {f"_q{first_codebook + k}": slice(k, k + 1) for k in range(scores.rank.shape[1])}
+    return {name + suffix: measures[name](k).detach() for suffix, k in chosen.items() for name in measures}
 
 
 def score_names(codebooks: int) -> list[str]:

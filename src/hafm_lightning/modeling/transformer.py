@@ -5,8 +5,7 @@
 * GEGLU feed-forward (arXiv 2002.05202) of inner width ``int(2/3 feedforward)``, which keeps the parameter count of an
   ordinary feed-forward of that width; with biases this reproduces the paper's 38.6 / 42.5 / 44.1 M parameters.
 * A T5 relative bias shared by all layers (``relative_position``); no absolute positions.
-* One forward for training, prefill and decoding: what differs is how queries meet keys, which is an object that every
-  layer is handed (``attention.Mixer``).
+* One forward for training, prefill and decoding: each layer is given how queries meet keys (``attention.Mixer``).
 
 Source: HAFM (arXiv 2604.09054), section 3.3: 12 layers, width 512, 8 heads, feed-forward 2048.
 """

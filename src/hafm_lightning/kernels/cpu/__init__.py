@@ -1,8 +1,7 @@
 """CPUs: compiled attention, norms and feed-forwards in training; packed weights and compiled steps in decoding.
 
-Training: :mod:`.tiled_attention` and :mod:`.rowwise`, with functions that :mod:`.codegen` compiles. Inference:
-:mod:`.packed` (networks with packed weights), :mod:`.compiled_step` with :mod:`.step_kernel` and :mod:`.step_tiles`
-(one function for a decoding step), :mod:`.processor` (the operations that this CPU has).
+Training: :mod:`.tiled_attention` and :mod:`.rowwise`, with :mod:`.codegen`. Inference: :mod:`.packed`,
+:mod:`.compiled_step` with :mod:`.step_kernel` and :mod:`.step_tiles`, :mod:`.processor` (the operations of this CPU).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hafm_lightning.kernels.base import WeightPrecision, swap
+from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cpu import codegen, processor
 from hafm_lightning.kernels.cpu.packed import pack, steps_can_be_compiled
 from hafm_lightning.kernels.cpu.rowwise import RowwiseGEGLU, RowwiseRMSNorm
@@ -21,34 +20,33 @@ from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import GEGLU, RMSNorm
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """CPUs of any kind."""
 
     def for_training(self, model: TokenModel) -> None:
-        """As :meth:`Backend.for_training <hafm_lightning.kernels.base.Backend.for_training>`."""
+        """As :meth:`Backend.for_training`."""
         twins: dict[type[nn.Module], type[nn.Module]] = {GEGLU: RowwiseGEGLU}
         if codegen.available():
             twins |= {RelativePosition: TiledRelativePosition, RMSNorm: RowwiseRMSNorm}
         swap(model, twins)
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """As :meth:`Backend.for_inference <hafm_lightning.kernels.base.Backend.for_inference>`."""
+        """As :meth:`Backend.for_inference`."""
         return pack(model, precision)
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
         """By processor and sizes, never by a stopwatch, so that a seed gives the same take every time.
 
-        Halving the weights shortens a decoding step wherever the processor multiplies bf16 by itself (AVX-512 BF16,
-        AMX); elsewhere bf16 is emulated and slower. The compiled steps of large networks widen weights by themselves
-        and take 8 bits a weight: that halves them again and moves the distribution of a draw by less than 0.001 nats
-        (`benchmarks/generation_quality.py` measures it), which is the most that an automatic choice may lose.
+        The compiled steps of large networks widen weights by themselves: 8 bits a weight move the distribution of a
+        draw by less than 0.001 nats (`benchmarks/generation_quality.py`), the most that an automatic choice may lose.
+        Else halving the weights shortens a step where the processor has bf16 products.
         """
         if models and all(steps_can_be_compiled(model, "int8") for model in models):
             return "int8"
         return "bf16" if processor.multiplies_bf16() else "fp32"
 
     def precision_note(self, precision: WeightPrecision, models: Sequence[TokenModel]) -> str | None:
-        """As :meth:`Backend.precision_note <hafm_lightning.kernels.base.Backend.precision_note>`."""
+        """As :meth:`Backend.precision_note`."""
         if precision == "fp32" or processor.multiplies_bf16():
             return None
         fast = all(steps_can_be_compiled(model, precision) for model in models)

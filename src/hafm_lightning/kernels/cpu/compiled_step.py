@@ -1,20 +1,18 @@
 """A decoding step of one or two clips, from input vector to logits, as one compiled function with the weights it reads.
 
-:mod:`~hafm_lightning.kernels.cpu.step_kernel` holds the function, this module what it is called with, and the form
-of the weights that decoding on a CPU starts from (:class:`FoldedLayer`). Choices:
+:mod:`~hafm_lightning.kernels.cpu.step_kernel` holds the function, this module its arguments, and the form of the
+weights that decoding on a CPU starts from (:class:`FoldedLayer`). Choices:
 
 * with bf16 or int8 weights keys and values are kept in bf16: late steps read more of them than of weights;
-* the final norm's weight is multiplied into the output heads, whose rows are padded to whole blocks;
 * one step is made when the network is laid out, so that compiling does not fall into the first take.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hafm_lightning.kernels.base import WeightPrecision
-from hafm_lightning.kernels.cpu.codegen.doors import DoesNotFit, decode_step, room
+from hafm_lightning.kernels.cpu.codegen.doors import Buffer, DoesNotFit, Door, room
 from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
 from hafm_lightning.modeling.transformer import BackboneConfig, Layer, RMSNorm
 
@@ -37,62 +35,49 @@ BF16_CACHE_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32.
+    """A layer's weights with the norms before its projections multiplied in, and GEGLU's width padded; float32."""
 
-    Attributes:
-        project_in: Weight ``[3 D, D]`` and bias.
-        project_out: Weight ``[D, D]`` and bias.
-        expand: Weight ``[2 I, D]`` and bias, values before gates.
-        contract: Weight ``[D, I]`` and bias; the padding is 0 * gelu(0).
-        head_factors: Factors ``[2, d]`` of normalised queries and keys.
-        heads: Number of heads.
-        epsilons: ``width * epsilon`` of the norms over the width and over a head.
-    """
-
-    project_in: tuple[Tensor, Tensor]
-    project_out: tuple[Tensor, Tensor]
-    expand: tuple[Tensor, Tensor]
-    contract: tuple[Tensor, Tensor]
-    head_factors: Tensor
+    project_in: tuple[Tensor, Tensor]  # weight [3 D, D] and bias
+    project_out: tuple[Tensor, Tensor]  # [D, D]
+    expand: tuple[Tensor, Tensor]  # [2 I, D], values before gates
+    contract: tuple[Tensor, Tensor]  # [D, I]; the padding is 0 * gelu(0)
+    head_factors: Tensor  # of normalised queries and keys, [2, d]
     heads: int
-    epsilons: tuple[float, float]
+    epsilons: tuple[float, ...]  # width * epsilon of the norms over the width and over a head
 
     @classmethod
     def of(cls, layer: Layer) -> FoldedLayer:
         """The weights of a layer."""
         attention, feedforward = layer.attention, layer.feedforward
-        inner = feedforward.contract.in_features
-        padding = -inner % ALIGNMENT
-        expand = (feedforward.expand.weight.detach() * norm_factors(layer.feedforward_norm)).view(2, inner, -1)
-        biases = F.pad(feedforward.expand.bias.detach().view(2, inner), (0, padding))
+        padding = -feedforward.contract.in_features % ALIGNMENT
+        (w_in, b_in), project_out, (w_expand, b_expand), (w_contract, b_contract) = (
+            (linear.weight.detach(), linear.bias.detach())
+            for linear in (attention.project_in, attention.project_out, feedforward.expand, feedforward.contract)
+        )
+        expand = (w_expand * norm_factors(layer.feedforward_norm)).view(2, -1, w_expand.shape[1])
         return cls(
-            project_in=(
-                attention.project_in.weight.detach() * norm_factors(layer.attention_norm),
-                attention.project_in.bias.detach(),
+            project_in=(w_in * norm_factors(layer.attention_norm), b_in),
+            project_out=project_out,
+            expand=(
+                F.pad(expand, (0, 0, 0, padding)).flatten(0, 1),
+                F.pad(b_expand.view(2, -1), (0, padding)).flatten(),
             ),
-            project_out=(attention.project_out.weight.detach(), attention.project_out.bias.detach()),
-            expand=(F.pad(expand, (0, 0, 0, padding)).flatten(0, 1), biases.flatten()),
-            contract=(F.pad(feedforward.contract.weight.detach(), (0, padding)), feedforward.contract.bias.detach()),
+            contract=(F.pad(w_contract, (0, padding)), b_contract),
             head_factors=torch.stack([norm_factors(attention.query_norm), norm_factors(attention.key_norm)]),
             heads=attention.heads,
-            epsilons=(norm_epsilon(layer.attention_norm), norm_epsilon(attention.query_norm)),
+            epsilons=tuple(n.weight.shape[-1] * n.epsilon for n in (layer.attention_norm, attention.query_norm)),
         )
 
     @property
     def step_factors(self) -> Tensor:
         """:attr:`head_factors` with the scale of the scores in the queries'."""
         scale = 1 / math.sqrt(self.head_factors.shape[-1])
-        return self.head_factors * torch.tensor([scale, 1.0], dtype=torch.float32)[:, None]
+        return self.head_factors * torch.tensor([[scale], [1.0]], dtype=torch.float32)
 
 
 def norm_factors(norm: RMSNorm) -> Tensor:
     """What an RMS norm multiplies ``x / sqrt(|x|^2 + width * epsilon)`` by, ``[width]``."""
     return norm.weight.detach() * math.sqrt(norm.weight.shape[-1])
-
-
-def norm_epsilon(norm: RMSNorm) -> float:
-    """``width * epsilon``."""
-    return norm.weight.shape[-1] * norm.epsilon
 
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,103 +87,72 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CompiledStep:
-    """The compiled step of one network.
-
-    Args:
-        config: Sizes of the backbone.
-        layers: All layers.
-        heads: Weights ``[K, V, D]`` of the output heads, with the final norm multiplied in, and biases ``[K, V]``.
-        precision: How the weights are kept.
-    """
+    """The compiled step of one network; ``heads``: weights ``[K, V, D]``, times the final norm's, and biases."""
 
     def __init__(
-        self,
-        config: BackboneConfig,
-        layers: Sequence[FoldedLayer],
-        heads: tuple[Tensor, Tensor],
+        self, config: BackboneConfig, layers: Sequence[FoldedLayer], heads: tuple[Tensor, Tensor],
         precision: WeightPrecision,
-    ) -> None:
+    ) -> None:  # fmt: skip
+        import numba
+
         from hafm_lightning.kernels.cpu import step_kernel
 
+        self._set_threads: Any = numba.set_num_threads
+        self._most_threads: int = cast(Any, numba.config).NUMBA_NUM_THREADS
         self._step: Any = step_kernel.decode_step
-        self._use_threads = step_kernel.use_threads
         self._phases, block = step_kernel.PHASES * len(layers) + 1, step_kernel.OUTPUTS_AT_ONCE
         self._weights = [
-            array
+            stored([getattr(layer, name) for layer in layers], precision)
             for name in ("project_in", "project_out", "expand", "contract")
-            for array in stored([getattr(layer, name) for layer in layers], precision)
         ]
         weight, bias = heads
         self._codebooks, self._vocabulary, _ = weight.shape
         padding = -self._vocabulary % block
         weight, bias = F.pad(weight, (0, 0, 0, padding)), F.pad(bias, (0, padding))
         self._outputs, self._blocks = bias.shape[1], bias.shape[1] // block
-        self._weights += stored([(weight.flatten(0, 1), bias.flatten())], precision)
+        self._weights.append(stored([(weight.flatten(0, 1), bias.flatten())], precision))
         self._head_factors = torch.stack([layer.step_factors for layer in layers]).numpy()
         self._inner = layers[0].contract[0].shape[1]
         self._epsilons = np.array(layers[0].epsilons, np.float32)
         narrow = precision != "fp32" and config.head_width % BF16_CACHE_ALIGNMENT == 0
         self._cache_dtype = torch.bfloat16 if narrow else torch.float32
-        self._door = decode_step(self._cache_dtype)
-        self._sizes = {
-            "width": config.width, "layers": len(layers), "heads": config.heads, "head_width": config.head_width,
-        }  # fmt: skip
-        self._kept = threading.local()
+        cache_shape = (config.layers, 2, "rows", config.heads, "capacity", config.head_width)
+        buffers = {
+            "x": Buffer(torch.float32, ("rows", config.width)),
+            "cache": Buffer(self._cache_dtype, cache_shape, written=True),
+            "bias": Buffer(torch.float32, (config.heads, "visible")),
+        }
+        self._door = Door("decode_step", buffers)
         empty = KeyValueCache(config, 1, 1, "cpu", self._cache_dtype)
         x, bias = room(1, 1, config.width, zero=True), room(config.heads, 1, 1, zero=True)
         self(x, CachedSteps(empty, 0, bias), None)
 
     def cache_dtype(self, rows: int) -> torch.dtype:
-        """How the cache of so many rows is to be kept."""
+        """Type of the cache for this number of rows."""
         return self._cache_dtype if rows <= MOST_ROWS else torch.float32
 
-    def takes(self, x: Tensor, at: CachedSteps) -> bool:
-        """Whether the inputs ``[R, 1, D]`` and the cache are such as this function was made for."""
-        few = x.dim() == 3 and x.shape[1] == 1 and len(x) <= MOST_ROWS
-        if not few or not isinstance(at.start, int) or not 0 <= at.start < min(at.cache.capacity, at.bias.shape[-1]):
-            return False
-        return not self._misfit(x, at)
-
-    def _misfit(self, x: Tensor, at: CachedSteps) -> str:
-        """Why the function cannot take these; empty where it can."""
-        tensors = {"x": x[:, 0].contiguous(), "cache": at.cache.entries, "bias": at.bias[:, 0].contiguous()}
-        try:
-            self._door.addresses(tensors, self._sizes)
-        except DoesNotFit as error:
-            return str(error)
-        return ""
-
     def __call__(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
-        """Logits ``[R, W, V]`` of one step ``[R, 1, D]``: of one codebook, or of all.
-
-        Raises:
-            ValueError: Not what :meth:`takes` takes.
-        """
-        if not self.takes(x, at):
-            raise ValueError(
-                self._misfit(x, at) or f"decode_step: not one step of at most {MOST_ROWS} rows within the cache"
-            )
+        """Logits ``[R, W, V]`` of one step ``[R, 1, D]``: of one codebook, or of all; DoesNotFit for other inputs."""
+        few = x.dim() == 3 and x.shape[1] == 1 and len(x) <= MOST_ROWS
+        if not few or not isinstance(at.start, int) or not 0 <= at.start < min(at.cache.capacity, at.visible):
+            raise DoesNotFit(f"decode_step: not one step of at most {MOST_ROWS} rows within the cache")
+        tensors = {"x": x[:, 0].contiguous(), "cache": at.cache.entries, "bias": at.bias[:, 0].contiguous()}
+        self._door.addresses(tensors)
         rows, _, width = x.shape
-        heads, inner, threads = at.bias.shape[0], self._inner, self._use_threads(torch.get_num_threads())
+        heads, inner, threads = at.bias.shape[0], self._inner, min(torch.get_num_threads(), self._most_threads)
+        self._set_threads(threads)
         first, count = (0, self._codebooks) if codebook is None else (codebook, 1)
         cache, logits = at.cache.entries, room(rows, self._codebooks, self._outputs)
-        sizes = ((threads, rows, width), *((rows, size) for size in (3 * width, width, 2 * inner, inner)))
-        spaces = self._spaces((*sizes, (rows * heads, at.cache.capacity)))
-        counters = [np.zeros((self._phases, shares, 8), np.int64) for shares in (threads, 1)]
+        sizes = (rows, 3 * width), (rows, width), (rows, 2 * inner), (rows, inner), (rows * heads, at.cache.capacity)
+        spaces = tuple(np.empty(size, np.float32) for size in ((threads, rows, width), *sizes))
+        counters = (np.zeros((self._phases, shares, 8), np.int64) for shares in (threads, 1))
         self._step(
-            x[:, 0].clone(memory_format=torch.contiguous_format).numpy(), *self._weights, self._head_factors,
-            (cache.view(torch.uint16) if cache.dtype == torch.bfloat16 else cache).numpy(),
-            at.bias[:, 0].contiguous().numpy(), at.start, self._epsilons, first * self._blocks,
-            (first + count) * self._blocks, logits.flatten(1).numpy(), *spaces, *counters,
+            tensors["x"].clone().numpy(), *self._weights, self._head_factors,
+            (cache.view(torch.uint16) if cache.dtype == torch.bfloat16 else cache).numpy(), tensors["bias"].numpy(),
+            at.start, self._epsilons, (first * self._blocks, (first + count) * self._blocks),
+            logits.flatten(1).numpy(), spaces, *counters,
         )  # fmt: skip
         return logits[:, first : first + count, : self._vocabulary]
-
-    def _spaces(self, sizes: tuple[tuple[int, ...], ...]) -> list[NDArray[np.float32]]:
-        """Room for what a step computes, used again by the next one of the same sizes in this thread."""
-        kept: tuple[Any, list[NDArray[np.float32]]] | None = getattr(self._kept, "spaces", None)
-        if kept is None or kept[0] != sizes:
-            kept = self._kept.spaces = sizes, [np.empty(size, np.float32) for size in sizes]
-        return kept[1]
 
 
 def stored(

@@ -1,28 +1,25 @@
 """A network laid out for decoding on a CPU: read faster, in bf16 where the processor multiplies it.
 
-What the processor has is asked of :mod:`~hafm_lightning.kernels.cpu.processor`; a precision means the same weights on
-all of them. Where bf16 is not multiplied (AVX2, Arm), whole sequences take bf16's values in float32: they cost the
-time and memory of fp32 there, and a network's steps and whole passes still agree with those of every other machine.
-Where there is no oneDNN (Arm), they go through ``F.linear``.
-
 A decoding step multiplies one or two rows by every weight matrix, so its time is that of reading the weights, and of
 starting some hundred small operations. Choices, each measured (`benchmarks/generation.py` times whole steps):
 
-* oneDNN's blocked layout, made once when the model is loaded, is read 1.5 times (bf16) to twice (fp32) as fast, and is
-  no slower for whole windows; gate and product of GEGLU happen inside the matrix products;
+* oneDNN's blocked layout, made once when the model is loaded, is read 1.5 times (bf16) to twice (fp32) as fast; gate
+  and product of GEGLU happen inside the matrix products;
 * the weights of the norms before a projection are multiplied into it, which leaves three operations of a norm's eight;
-* the paper's inner width of 1365 is padded with zeros to a multiple of :data:`ALIGNMENT`, which changes no result;
 * int8 weights are read 1.7 times as fast again, for an error of 0.8 % in each product;
-* with bf16 or int8 weights everything else stays float32: the residual stream, the norms, and the cache, which
-  PyTorch's attention reads three times as fast in float32 as in bf16 on a CPU. Steps of a few rows of a large network
-  run in one compiled function (:mod:`~hafm_lightning.kernels.cpu.compiled_step`), which keeps a bf16 cache.
+* with bf16 or int8 weights everything else stays float32, also the cache, which PyTorch reads three times as fast so;
+* a precision means the same weights on every processor: where bf16 is not multiplied (AVX2, Arm), whole sequences take
+  bf16's values in float32.
+
+Steps of a few rows of a large network run in one function (:mod:`~hafm_lightning.kernels.cpu.compiled_step`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from contextlib import suppress
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +27,7 @@ from torch import Tensor, nn
 
 from hafm_lightning.kernels.base import Twin, WeightPrecision, swap
 from hafm_lightning.kernels.cpu import codegen, processor
+from hafm_lightning.kernels.cpu.codegen.doors import DoesNotFit
 from hafm_lightning.kernels.cpu.compiled_step import ALIGNMENT, CompiledStep, FoldedLayer, norm_factors, rounded
 from hafm_lightning.kernels.cpu.tiled_attention import TiledRelativePosition
 from hafm_lightning.modeling.attention import Mixer
@@ -42,7 +40,6 @@ EXPECTED_ROWS = 2
 """Rows for which the layout is chosen: one clip with guidance."""
 MOST_ROWS_IN_INT8 = 4
 """With more rows at once, multiplying takes longer than reading, and bf16 is faster."""
-
 KERNEL_PARAMETERS = 5_000_000
 """Backbones from this size on take the compiled step; compiling takes longer than a small one saves."""
 
@@ -64,22 +61,15 @@ class PackedTokenModel(Twin, TokenModel):
 
     def step_logits(self, x: Tensor, at: CachedSteps, codebook: int | None) -> Tensor:
         """As :meth:`TokenModel.step_logits`."""
-        if self.compiled_step is not None and self.compiled_step.takes(x, at):
-            return self.compiled_step(x, at, codebook)
+        if self.compiled_step is not None:
+            with suppress(DoesNotFit):
+                return self.compiled_step(x, at, codebook)
         hidden = self.backbone(x, at)[:, 0]
-        if codebook is None:
-            return self.heads(hidden)  # type: ignore[no-any-return]
-        return self.head(hidden, codebook)[:, None]
+        return self.heads(hidden) if codebook is None else self.head(hidden, codebook)[:, None]
 
 
 def pack(model: TokenModel, precision: WeightPrecision, *, kernel: bool | None = None) -> PackedTokenModel:
-    """Replace a network's backbone and output heads, in place, for inference alone.
-
-    Args:
-        model: A network with float32 weights on the CPU. It takes and gives float32 afterwards.
-        precision: How the weights are stored.
-        kernel: Whether steps of a few rows run in one compiled function; None: for large networks.
-    """
+    """Replace backbone and output heads, in place, for inference; ``kernel``: compile the step (None: if large)."""
     model.float().requires_grad_(False)
     kernel = steps_can_be_compiled(model, precision) if kernel is None else kernel
     swap(model, {RelativePosition: TiledRelativePosition} if codegen.available() else {})
@@ -96,27 +86,17 @@ def pack(model: TokenModel, precision: WeightPrecision, *, kernel: bool | None =
 
 
 def steps_can_be_compiled(model: TokenModel, precision: WeightPrecision) -> bool:
-    """Whether steps of a few rows are to run in one compiled function: it pays for large networks.
-
-    Only for these is the function tried out, which may compile it.
-    """
+    """Whether steps of a few rows are to run in one compiled function: for large networks, which alone try it out."""
     large = sum(parameter.numel() for parameter in model.backbone.parameters()) >= KERNEL_PARAMETERS
     backbone = model.config.backbone
     fits = backbone.width % ALIGNMENT == 0 and backbone.head_width % 16 == 0
-    steps: dict[WeightPrecision, processor.Operation] = {"fp32": "step fp32", "bf16": "step bf16", "int8": "step int8"}
-    return large and fits and processor.has(steps[precision])
+    return large and fits and processor.has(f"step {precision}")
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights are packed; float32 ``[..., in]`` -> float32 ``[..., out]``.
+    """A linear layer with packed ``weight [out, in]``; float32 ``[..., in]`` -> float32 ``[..., out]``.
 
-    ``int8`` keeps the weights twice: in int8 for a few rows, where the processor has products for them, and in bf16 for
-    more. Without such products the few rows take the latter too.
-
-    Args:
-        weight: ``[out, in]``.
-        bias: ``[out]``.
-        precision: How the weights are kept; ``int8`` rounds each output's weights to 255 levels of their own.
+    ``int8`` keeps the weights twice: in int8 for a few rows, if the processor has products for them, and in bf16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, precision: WeightPrecision) -> None:
@@ -126,12 +106,8 @@ class PackedLinear(nn.Module):
         self.dtype = torch.bfloat16 if narrow else torch.float32
         self.bias = (bias if precision == "fp32" else bias.bfloat16()).to(self.dtype)
         dense = (weight if precision == "fp32" else weight.bfloat16()).to(self.dtype)
-        self.packed: Tensor | None = None
-        self.plain: Tensor | None = None
-        if narrow or processor.has("packed fp32"):
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(dense, EXPECTED_ROWS)
-        else:
-            self.plain = dense
+        self.blocked = narrow or processor.has("packed fp32")
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(dense, EXPECTED_ROWS) if self.blocked else dense
         self.rounded: Tensor | None = None
         if precision == "int8" and processor.has("int8 rows bf16" if narrow else "int8 rows fp32"):
             self.rounded, scale = rounded(weight)
@@ -141,28 +117,24 @@ class PackedLinear(nn.Module):
         """``x @ weight.T + bias``."""
         return self.product(x.to(self.dtype)).float()
 
-    def product(self, x: Tensor, activation: Literal["none", "gelu"] = "none") -> Tensor:
-        """``activation(x @ weight.T + bias)`` in the layer's own type, which ``x`` must have."""
+    def product(self, x: Tensor, *, gelu: bool = False, factor: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias``, its GELU or its product with a factor, all in the layer's own type."""
         rows = x.numel() // x.shape[-1]
-        if self.rounded is not None and rows <= MOST_ROWS_IN_INT8:
+        few = self.rounded is not None and rows <= MOST_ROWS_IN_INT8
+        if self.blocked and not few:
+            operation = torch.ops.mkldnn._linear_pointwise
+            if factor is not None:
+                return operation.binary(x, factor, self.weight, self.bias, "mul")  # type: ignore[no-any-return]
+            kind, algorithm = ("gelu", "none") if gelu else ("none", "")
+            return operation(x, self.weight, self.bias, kind, [], algorithm)  # type: ignore[no-any-return]
+        if few:
             y = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scale)
             y = y.add_(self.bias).view(*x.shape[:-1], -1)
-            return F.gelu(y) if activation == "gelu" else y
-        if self.plain is not None:
-            y = F.linear(x, self.plain, self.bias)
-            return F.gelu(y) if activation == "gelu" else y
-        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-            x, self.packed, self.bias, activation, [], "none" if activation == "gelu" else ""
-        )
-
-    def product_times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """``(x @ weight.T + bias) * factor`` in the layer's own type, which both must have."""
-        few = self.rounded is not None and x.numel() // x.shape[-1] <= MOST_ROWS_IN_INT8
-        if few or self.plain is not None:
-            return self.product(x).mul_(factor)
-        return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]
-            x, factor, self.packed, self.bias, "mul"
-        )
+        else:
+            y = F.linear(x, self.weight, self.bias)
+        if gelu:
+            return F.gelu(y)
+        return y if factor is None else y.mul_(factor)
 
 
 class PackedHeads(nn.Module):
@@ -187,12 +159,10 @@ def lengths(x: Tensor, root: Tensor) -> Tensor:
 
 
 class _PackedSteps:
-    """:class:`CachedSteps` for packed layers, whose queries already have the scale of the scores.
-
-    Views of all layers are made at once: each costs as much as a small operation.
-    """
+    """:class:`CachedSteps` for packed layers, whose queries already have the scale of the scores."""
 
     def __init__(self, at: CachedSteps, rows: int) -> None:
+        # views of all layers at once: each costs as much as a small operation
         self._at, self._bias = at, at.bias.repeat(rows, 1, 1)  # [B H, Q, N]
         entries = at.cache.entries  # [layers, 2, B, H, capacity, d]
         self._seen = entries[..., : at.visible, :].flatten(2, 3).flatten(0, 1).unbind()  # each [B H, N, d]
@@ -216,8 +186,7 @@ class PackedLayer(nn.Module):
     def __init__(self, folded: FoldedLayer, precision: WeightPrecision) -> None:
         super().__init__()
         self.heads = folded.heads
-        roots = (torch.tensor(math.sqrt(value), dtype=torch.float32) for value in folded.epsilons)
-        self.root, self.head_root = roots
+        self.root, self.head_root = (torch.tensor(math.sqrt(value), dtype=torch.float32) for value in folded.epsilons)
         self.project_in = PackedLinear(*folded.project_in, precision)
         self.project_out = PackedLinear(*folded.project_out, precision)
         weights, biases = (part.unflatten(0, (2, -1)) for part in folded.expand)  # type: ignore[no-untyped-call]
@@ -234,7 +203,8 @@ class PackedLayer(nn.Module):
         mixed = mixer(layer, *projected.permute(2, 0, 3, 1, 4)).transpose(1, 2)[:, first:].flatten(2)
         x = x[:, first:] + self.project_out.product(mixed.to(self.project_out.dtype))
         normed = (x / lengths(x, self.root)).to(self.value.dtype)
-        return x + self.contract.product(self.value.product_times(normed, self.gate.product(normed, "gelu")))
+        gated = self.value.product(normed, factor=self.gate.product(normed, gelu=True))
+        return x + self.contract.product(gated)
 
 
 class PackedTransformer(nn.Module):

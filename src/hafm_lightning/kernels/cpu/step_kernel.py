@@ -1,48 +1,31 @@
 """One decoding step of a whole backbone as one compiled function, for CPUs.
 
 With one or two rows, PyTorch spends most of a step on starting some three hundred small operations and on waking its
-threads for each. Here the layers run inside one function that Numba compiles for the processor at hand (Numba comes
-with librosa): weights and cache are read once each. Choices:
+threads for each. Here the layers run inside one function that Numba compiles for the processor at hand: for some ten
+seconds, once for each precision. Choices:
 
 * threads start once a step and meet at counters in memory, which costs far less than starting them for each product;
-* the products are written in vector instructions (:mod:`~hafm_lightning.kernels.cpu.step_tiles`);
-* weights are read in the precision that they are kept in (float32, bf16 as its upper 16 bits, int8 with a factor for
-  each output) and widened to float32 on the way; all sums are float32;
-* every sum is made in the same order whatever the number of threads, so that a seed gives the same take;
-* compiling takes some ten seconds once for each precision and is kept on disk, so only large networks take this way
-  (:data:`~hafm_lightning.kernels.cpu.packed.KERNEL_PARAMETERS`).
+* weights are read in the precision that they are kept in and widened to float32 on the way; all sums are float32;
+* every sum is made in the same order whatever the number of threads, so that a seed gives the same take.
 
 Imported only where it is used: Numba is slow to import.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import numba
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
-from hafm_lightning.kernels.cpu.step_tiles import (
-    OUTPUTS_IN_TILE,
-    STEPS_AT_ONCE,
-    add_to,
-    mix_steps,
-    multiply_one_row,
-    multiply_two_rows,
-    narrow,
-    pause,
-    score_steps,
-    widen,
-)
+from hafm_lightning.kernels.cpu import step_tiles as tiles
 
 OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 2012349516
-"""CRC-32 of `step_tiles.py`: Numba compiles this file anew when its text changes, and knows of no other file."""
+TILES_CHECKSUM = 1726406232
+"""CRC-32 of `step_tiles.py` and `vector_code.py`: Numba compiles again when the text of this file alone changes."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
 
@@ -57,18 +40,6 @@ _A0, _A1, _A2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.28
 _A3, _A4, _A5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
 
 
-def _bits_as_float(typing_context: Any, bits: Any) -> Any:
-    """The float32 with these 32 bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), generate
-
-
-_float_of_bits: Any = intrinsic(_bits_as_float)
-
-
 @njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")
 def _exponential(v: Any) -> Any:
     """e^v for v <= 0 in float32, by Cephes' polynomial: vectorises, unlike a call of the C library."""
@@ -76,7 +47,7 @@ def _exponential(v: Any) -> Any:
     n = np.floor(v * _LOG2_E + _HALF)
     r = v - n * _LN2_HIGH - n * _LN2_LOW
     p = ((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5
-    power = _float_of_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    power = np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return (p * r * r + r + _ONE) * power
 
 
@@ -93,28 +64,26 @@ def _normalise(x: Any, least: Any, out: Any) -> None:
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
-def _multiply(weights: Any, factors: Any, biases: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
+def _multiply(parts: Any, layer: Any, block: Any, x: Any, out: Any, keep: Any) -> None:
     """A block of outputs: ``x @ weights.T * factors + biases``, added to what is there with ``keep``."""
-    rows = x.shape[0]
-    last = min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]) // OUTPUTS_IN_TILE
-    for group in range(block * OUTPUTS_AT_ONCE // OUTPUTS_IN_TILE, last):
+    rows, (weights, factors, biases) = x.shape[0], parts
+    last = min((block + 1) * OUTPUTS_AT_ONCE, out.shape[1]) // tiles.OUTPUTS_IN_TILE
+    for group in range(block * OUTPUTS_AT_ONCE // tiles.OUTPUTS_IN_TILE, last):
         for row in range(0, rows - 1, 2):
-            multiply_two_rows(weights, factors, biases, layer, group, x, row, out, keep)
+            tiles.multiply_two_rows(weights, factors, biases, layer, group, x, row, out, keep)
         if rows % 2:
-            multiply_one_row(weights, factors, biases, layer, group, x, rows - 1, out, keep)
+            tiles.multiply_one_row(weights, factors, biases, layer, group, x, rows - 1, out, keep)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _gate(inner: Any, block: Any, out: Any) -> None:
-    """A block of ``value * gelu(gate)`` from ``inner [rows, 2 I]``, values before gates.
-
-    The error function is Abramowitz and Stegun's 7.1.26, which is off by 1.5e-7 at most.
-    """
+    """A block of ``value * gelu(gate)`` from ``inner [rows, 2 I]``, values before gates."""
     width = out.shape[1]
     first = block * OUTPUTS_AT_ONCE
     for row in range(out.shape[0]):
         for n in range(first, min(first + OUTPUTS_AT_ONCE, width)):
             gate = inner[row, width + n]
+            # the error function is Abramowitz and Stegun's 7.1.26, which is off by 1.5e-7 at most
             v = abs(gate) * _SQRT_HALF
             t = _ONE / (_ONE + _A0 * v)
             tail = ((((_A5 * t + _A4) * t + _A3) * t + _A2) * t + _A1) * t * _exponential(-v * v)
@@ -125,13 +94,13 @@ def _gate(inner: Any, block: Any, out: Any) -> None:
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any) -> Any:
     """``keys @ query + bias`` of the first ``steps`` steps into ``scores``; the largest of them."""
-    whole = steps // STEPS_AT_ONCE * STEPS_AT_ONCE
-    for step in range(0, whole, STEPS_AT_ONCE):
-        score_steps(query, keys, bias, head, step, scores)
+    whole = steps // tiles.STEPS_AT_ONCE * tiles.STEPS_AT_ONCE
+    for step in range(0, whole, tiles.STEPS_AT_ONCE):
+        tiles.score_steps(query, keys, bias, head, step, scores)
     for step in range(whole, steps):
         total = _ZERO
         for i in range(keys.shape[1]):
-            total += widen(keys[step, i]) * query[i]
+            total += tiles.widen(keys[step, i]) * query[i]
         scores[step] = total + bias[head, step]
     largest = scores[0]
     for step in range(1, steps):
@@ -140,27 +109,16 @@ def _score(query: Any, keys: Any, bias: Any, head: Any, steps: Any, scores: Any)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
-def _weigh(scores: Any, steps: Any, largest: Any) -> Any:
-    """Scores to weights, not yet divided by their sum, which is returned."""
-    total = _ZERO
-    for step in range(steps):
-        weight = _exponential(scores[step] - largest)
-        scores[step] = weight
-        total += weight
-    return total
-
-
-@njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _mix(scores: Any, values: Any, steps: Any, factor: Any, out: Any) -> None:
     """``scores @ values * factor`` of the first ``steps`` steps."""
     for i in range(out.shape[0]):
         out[i] = _ZERO
-    whole = steps // STEPS_AT_ONCE * STEPS_AT_ONCE
-    for step in range(0, whole, STEPS_AT_ONCE):
-        mix_steps(scores, values, step, out)
+    whole = steps // tiles.STEPS_AT_ONCE * tiles.STEPS_AT_ONCE
+    for step in range(0, whole, tiles.STEPS_AT_ONCE):
+        tiles.mix_steps(scores, values, step, out)
     for step in range(whole, steps):
         for i in range(out.shape[0]):
-            out[i] += scores[step] * widen(values[step, i])
+            out[i] += scores[step] * tiles.widen(values[step, i])
     for i in range(out.shape[0]):
         out[i] *= factor
 
@@ -185,55 +143,54 @@ def _attend(
         for i in range(width):
             projected[place + i] *= factor * factors[which, i]
     for i in range(width):
-        keys[at, i] = narrow(projected[stride + first + i], keys)
-        values[at, i] = narrow(projected[2 * stride + first + i], values)
+        keys[at, i] = tiles.narrow(projected[stride + first + i], keys)
+        values[at, i] = tiles.narrow(projected[2 * stride + first + i], values)
     largest = _score(projected[first : first + width], keys, bias, head, at + 1, scores)
-    total = _weigh(scores, at + 1, largest)
+    total = _ZERO
+    for step in range(at + 1):
+        scores[step] = _exponential(scores[step] - largest)
+        total += scores[step]
     _mix(scores, values, at + 1, _ONE / total, mixed[first : first + width])
+
+
+@njit(fastmath=SUMS_MAY_BE_REORDERED, inline="always")
+def _blocks(outputs: Any) -> Any:
+    return (outputs + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED)
 def _run_layers(
-    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, heads_of_output: Any,
-    head_factors: Any, cache: Any, bias: Any, at: Any, least: Any, first_block: Any, last_block: Any,
-    logits: Any, normed: Any, projected: Any, mixed: Any, inner: Any, gated: Any, scores: Any, taken: Any, done: Any,
+    worker: Any, x: Any, project_in: Any, project_out: Any, expand: Any, contract: Any, output_heads: Any,
+    head_factors: Any, cache: Any, bias: Any, at: Any, least: Any, wanted: Any, logits: Any, spaces: Any,
+    taken: Any, done: Any,
 ) -> None:  # fmt: skip
-    """What one of the threads does of a step; arguments as :func:`decode_step`'s, layers' parts as triples.
+    """What one of the threads does of a step; arguments as :func:`decode_step`'s.
 
     Each of the five phases of a layer, and the output heads at the end, is a number of items in as many shares as there
     are threads. A thread takes the items of its own share, then those that others have left, and waits until all are
     done. So a phase ends even if some threads never come, and one that comes late finds nothing to do.
     """
-    rows, heads, workers = x.shape[0], bias.shape[0], taken.shape[1]
-    blocks_in = (projected.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    blocks_out = (x.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
-    blocks_gate = (gated.shape[1] + OUTPUTS_AT_ONCE - 1) // OUTPUTS_AT_ONCE
+    every_normed, projected, mixed, inner, gated, scores = spaces
+    normed, rows, heads, workers = every_normed[worker], x.shape[0], bias.shape[0], taken.shape[1]
+    gates, outputs = _blocks(gated.shape[1]), _blocks(x.shape[1])
+    items_of = (_blocks(projected.shape[1]), rows * heads, outputs, gates, outputs, wanted[1] - wanted[0])
     for phase in range(taken.shape[0]):
         layer, kind = phase // PHASES, phase % PHASES
-        if layer == project_in[0].shape[0]:
+        if layer == head_factors.shape[0]:
             kind = PHASES  # the output heads
         if kind == 0 or kind == 3 or kind == PHASES:  # by each thread for itself
             # used only if items are left, that is if x is complete
             _normalise(x, least[0], normed)
-        items = blocks_out
-        if kind == 0:
-            items = blocks_in
-        elif kind == 1:
-            items = rows * heads
-        elif kind == 3:
-            items = blocks_gate
-        elif kind == PHASES:
-            items = last_block - first_block
-        finished = 0
+        items, finished = items_of[kind], 0
         for turn in range(workers):
             share = (worker + turn) % workers
             first, end = items * share // workers, items * (share + 1) // workers
             while True:
-                item = first + add_to(taken, phase, share, 1)
+                item = first + tiles.add_to(taken, phase, share, 1)
                 if item >= end:
                     break
                 if kind == 0:
-                    _multiply(project_in[0], project_in[1], project_in[2], layer, item, normed, projected, False)
+                    _multiply(project_in, layer, item, normed, projected, False)
                 elif kind == 1:
                     row, head = item // heads, item % heads
                     _attend(
@@ -241,73 +198,44 @@ def _run_layers(
                         cache[layer, 1, row, head], bias, at, scores[item], mixed[row],
                     )  # fmt: skip
                 elif kind == 2:
-                    _multiply(project_out[0], project_out[1], project_out[2], layer, item, mixed, x, True)
+                    _multiply(project_out, layer, item, mixed, x, True)
                 elif kind == 3:
-                    _multiply(expand[0], expand[1], expand[2], layer, item, normed, inner, False)
-                    _multiply(expand[0], expand[1], expand[2], layer, blocks_gate + item, normed, inner, False)
+                    _multiply(expand, layer, item, normed, inner, False)
+                    _multiply(expand, layer, gates + item, normed, inner, False)
                     _gate(inner, item, gated)
                 elif kind == 4:
-                    _multiply(contract[0], contract[1], contract[2], layer, item, gated, x, True)
+                    _multiply(contract, layer, item, gated, x, True)
                 else:
-                    _multiply(
-                        heads_of_output[0], heads_of_output[1], heads_of_output[2], 0, first_block + item, normed,
-                        logits, False,
-                    )  # fmt: skip
+                    _multiply(output_heads, 0, wanted[0] + item, normed, logits, False)
                 finished += 1
-        count = add_to(done, phase, 0, finished) + finished
+        count = tiles.add_to(done, phase, 0, finished) + finished
         while count < items:
-            pause()
-            count = add_to(done, phase, 0, 0)
+            tiles.pause()
+            count = tiles.add_to(done, phase, 0, 0)
 
 
 @njit(fastmath=SUMS_MAY_BE_REORDERED, parallel=True, nogil=True, cache=True)
 def decode_step(
     x: Any,  # [rows, D], overwritten by what the last layer gives
-    project_in: Any,  # weights of all layers as `tiled` gives them, factors [layers, out] and biases [layers, out] each
-    project_in_factors: Any,
-    project_in_biases: Any,
+    project_in: Any,  # weights of all layers as `tiled` gives them, factors [layers, out] and biases [layers, out]
     project_out: Any,
-    project_out_factors: Any,
-    project_out_biases: Any,
     expand: Any,
-    expand_factors: Any,
-    expand_biases: Any,
     contract: Any,
-    contract_factors: Any,
-    contract_biases: Any,
-    heads_of_output: Any,  # the same of the output heads, as one layer
-    heads_factors: Any,
-    heads_biases: Any,
+    output_heads: Any,  # the same of the output heads, as one layer
     head_factors: Any,  # [layers, 2, d]
     cache: Any,  # float32, or bf16 as its 16 bits, [layers, 2, rows, H, capacity, d]
     bias: Any,  # [H, at + 1]
     at: Any,  # step that is written
     least: Any,  # (D, d) times epsilon
-    first_block: Any,  # blocks of the output heads that are wanted, the last one not included
-    last_block: Any,
+    wanted: Any,  # first block of the output heads that is computed, and the block after the last one
     logits: Any,  # [rows, outputs of all heads], of which those blocks receive the result
-    normed: Any,  # work space: [threads, rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
-    projected: Any,
-    mixed: Any,
-    inner: Any,
-    gated: Any,
-    scores: Any,
+    spaces: Any,  # work space: [threads, rows, D], [rows, 3 D], [rows, D], [rows, 2 I], [rows, I], [rows H, at + 1]
     taken: Any,  # zeros int64 [phases + 1, threads, 8] and [.., 1, 8]: counters, each in a cache line of its own
     done: Any,
 ) -> None:
     """All layers, the final norm and output heads for one step of a few rows."""
     for worker in prange(taken.shape[1]):
         _run_layers(
-            worker, x, (project_in, project_in_factors, project_in_biases),
-            (project_out, project_out_factors, project_out_biases), (expand, expand_factors, expand_biases),
-            (contract, contract_factors, contract_biases), (heads_of_output, heads_factors, heads_biases),
-            head_factors, cache, bias, at, least, first_block, last_block, logits, normed[worker], projected, mixed,
-            inner, gated, scores, taken, done,
+            worker, x, project_in, project_out, expand, contract, output_heads, head_factors, cache, bias, at, least,
+            wanted, logits, spaces, taken, done,
         )  # fmt: skip
-
-
-def use_threads(count: int) -> int:
-    """Let the step run on ``count`` threads, or as many as there are; returns their number."""
-    threads: int = max(1, min(count, cast(Any, numba.config).NUMBA_NUM_THREADS))
-    numba.set_num_threads(threads)
-    return threads

@@ -4,13 +4,14 @@ Left to itself the compiler reads four rows of weights in turn, and a core then 
 gives. Here the weights lie in the order in which they are read (:func:`tiled`), are fetched ahead, and two bf16
 weights widen to float32 by one shift and one mask. LLVM fits the vectors to those of the processor at hand.
 
-Numba's cache on disk does not notice changes of this file; ``TILES_CHECKSUM`` in `step_kernel.py` makes it notice.
-Imported only where it is used: Numba is slow to import.
+Numba's cache on disk notices changes of this file by ``TILES_CHECKSUM`` in `step_kernel.py` alone.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from numba.core import cgutils as untyped_cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array as untyped_make_array
 from torch import Tensor
+
+from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, FLOAT, INT, Vectors
 
 cgutils: Any = untyped_cgutils
 make_array: Any = untyped_make_array
@@ -31,13 +34,10 @@ LANES = 16
 INPUTS_IN_TILE = 2 * LANES
 """Inputs at a time; their number must be a multiple of this."""
 FETCH_AHEAD_BYTES = 8192
-"""How far ahead of its use memory is asked for."""
+"""How far ahead of its use memory is prefetched."""
 STEPS_AT_ONCE = 8
 """Steps of the cache that are scored or mixed together."""
 
-_FLOAT, _INT, _LONG, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-_FUSED = ("contract",)
 _LINE_BYTES = 64
 
 
@@ -52,57 +52,87 @@ def tiled(weights: Tensor) -> Tensor:
     return tiles.permute(order).reshape(layers, outputs // OUTPUTS_IN_TILE, OUTPUTS_IN_TILE * inputs).contiguous()
 
 
-def _at(builder: Any, pointer: Any, index: Any, kind: Any) -> Any:
-    """Pointer to ``kind`` at element ``index``."""
-    return builder.bitcast(builder.gep(pointer, [index]), kind.as_pointer())
+class _Code(Vectors):
+    """The instructions of a function that Numba calls; ``kind``: float32, int8, or uint16 for the bits of bf16."""
 
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+        super().__init__(builder, LANES)
+        self.context, self.kinds, self.arguments = context, signature.args, arguments
 
-def _long(value: int) -> Any:
-    return ir.Constant(_LONG, value)
+    def array(self, n: int) -> tuple[Any, list[Any]]:
+        """Data and sizes of an argument that is an array."""
+        array = make_array(self.kinds[n])(self.context, self.builder, self.arguments[n])
+        return array.data, cgutils.unpack_tuple(self.builder, array.shape)
 
+    def whole(self, n: int) -> Any:
+        """An argument that is a whole number, in 64 bits."""
+        return self.context.cast(self.builder, self.arguments[n], self.kinds[n], types.int64)
 
-def _splat(kind: Any, value: Any) -> Any:
-    return ir.Constant(ir.VectorType(kind, LANES), [value] * LANES)
+    def widened(self, kind: Any, pointer: Any) -> list[Any]:
+        """32 numbers as two float32 vectors; of bf16 the even ones, then the odd."""
+        builder = self.builder
+        if kind == types.float32:
+            return self.load_row(pointer, 2)
+        if kind == types.uint16:
+            whole = ir.VectorType(INT, LANES)
+            words = builder.load(builder.bitcast(pointer, whole.as_pointer()), align=2)
+            upper = (ir.Constant(whole, [value] * LANES) for value in (16, 0xFFFF0000))
+            low, high = (step(words, value) for step, value in zip((builder.shl, builder.and_), upper, strict=True))
+            return [builder.bitcast(low, self.vector), builder.bitcast(high, self.vector)]
+        small = ir.VectorType(BYTE, LANES).as_pointer()
+        halves = (builder.bitcast(self.at(pointer, n * LANES), small) for n in range(2))
+        return [builder.sitofp(builder.load(half, align=1), self.vector) for half in halves]
 
+    def cached(self, kind: Any, pointer: Any) -> list[Any]:
+        """:func:`_columns` numbers of the cache as float32 vectors: of bf16 the even ones, then the odd."""
+        return self.widened(kind, pointer) if kind == types.uint16 else [self.load(pointer)]
 
-def _widened(builder: Any, kind: Any, pointer: Any, index: Any) -> tuple[Any, Any]:
-    """32 weights of one output from element ``index`` on, as two float32 vectors."""
-    if kind == types.uint16:
-        words = builder.load(_at(builder, pointer, index, ir.VectorType(_INT, LANES)), align=2)
-        low, high = builder.shl(words, _splat(_INT, 16)), builder.and_(words, _splat(_INT, 0xFFFF0000))
-        return builder.bitcast(low, _VECTOR), builder.bitcast(high, _VECTOR)
-    places = index, builder.add(index, _long(LANES))
-    if kind == types.float32:
-        low, high = (builder.load(_at(builder, pointer, place, _VECTOR), align=4) for place in places)
-        return low, high
-    small = ir.VectorType(_BYTE, LANES)
-    low, high = (
-        builder.sitofp(builder.load(_at(builder, pointer, place, small), align=1), _VECTOR) for place in places
-    )
-    return low, high
+    def floats(self, kind: Any, pointer: Any) -> list[Any]:
+        """As many float32 numbers, in the order in which :meth:`cached` gives those of the cache."""
+        if kind != types.uint16:
+            return [self.load(pointer)]
+        low, high = self.load_row(pointer, 2)
+        return [self.picked(low, high, range(first, 2 * LANES, 2)) for first in (0, 1)]
 
+    def store_floats(self, kind: Any, vectors: Sequence[Any], pointer: Any) -> None:
+        """Inverse of :meth:`floats`."""
+        if kind == types.uint16:
+            orders = [[half // 2 + LANES * (half % 2) for half in range(at, at + LANES)] for at in (0, LANES)]
+            vectors = [self.picked(vectors[0], vectors[1], order) for order in orders]
+        self.store_row(vectors, pointer)
 
-def _ask_for(builder: Any, pointer: Any) -> None:
-    """Have a line of memory brought nearer; the address need not be valid."""
-    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, *(ir.Constant(_INT, value) for value in (0, 3, 1))])  # to read, to keep, data
+    def fetch(self, pointer: Any, count: int, kind: Any) -> None:
+        """Prefetch the ``count`` numbers that come :data:`FETCH_AHEAD_BYTES` after ``pointer``; none need be there."""
+        builder = self.builder
+        signature = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+        begin, options = builder.bitcast(pointer, BYTE.as_pointer()), [ir.Constant(INT, value) for value in (0, 3, 1)]
+        for offset in range(FETCH_AHEAD_BYTES, FETCH_AHEAD_BYTES + count * kind.bitwidth // 8, _LINE_BYTES):
+            builder.call(function, [self.at(begin, offset), *options])  # options: to read, to keep, data
 
+    def picked(self, first: Any, second: Any, order: Sequence[int]) -> Any:
+        """Numbers of two vectors after each other, in an order."""
+        return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(INT, len(order)), list(order)))
 
-def _fetch(builder: Any, pointer: Any, index: Any, count: int, size: int) -> None:
-    """Ask for the ``count`` elements of ``size`` bytes that come :data:`FETCH_AHEAD_BYTES` after ``index``."""
-    begin = _at(builder, pointer, index, _BYTE)
-    for offset in range(FETCH_AHEAD_BYTES, FETCH_AHEAD_BYTES + count * size, _LINE_BYTES):
-        _ask_for(builder, builder.gep(begin, [_long(offset)]))
+    def reduced(self, vectors: Sequence[Any]) -> Any:
+        """The sums of each of 4 or 8 vectors, as one vector of 4 or 8: neighbours are added, again and again."""
+        count, left = len(vectors), LANES
+        while len(vectors) > 1:
+            vectors = [self._neighbours(*vectors[i : i + 2], LANES) for i in range(0, len(vectors), 2)]
+        result = vectors[0]  # each sum is still in LANES / count parts, one after the other
+        while left > count:
+            left //= 2
+            result = self._neighbours(result, result, left)
+        return result
 
+    def _neighbours(self, first: Any, second: Any, count: int) -> Any:
+        """The first ``count`` sums of neighbours in two vectors, those of the first before those of the second."""
+        even, odd = (self.picked(first, second, range(at, 2 * count, 2)) for at in (0, 1))
+        return self.builder.fadd(even, odd)
 
-def _fetch_steps(builder: Any, pointer: Any, begin: Any, turn: Any, columns: int, size: int) -> None:
-    """Ask, at turn ``turn`` of a loop over ``columns`` at a time, for the next part of later steps, line after line.
-
-    In this order the processor recognises a stream, which doubles what a core reads.
-    """
-    part = STEPS_AT_ONCE * columns
-    _fetch(builder, pointer, builder.add(begin, builder.mul(turn, _long(part))), part, size)
+    def products(self, values: Sequence[Any], others: Sequence[Any], total: Any) -> Any:
+        """``total`` and the products of vectors."""
+        return reduce(lambda sums, pair: self.multiply_add(*pair, sums), zip(values, others, strict=True), total)
 
 
 def _columns(kind: Any) -> int:
@@ -110,112 +140,56 @@ def _columns(kind: Any) -> int:
     return 2 * LANES if kind == types.uint16 else LANES
 
 
-def _cached_values(builder: Any, kind: Any, pointer: Any, index: Any) -> list[Any]:
-    """:func:`_columns` numbers from element ``index`` on, as float32 vectors: of bf16 the even ones, then the odd."""
-    if kind == types.uint16:
-        return list(_widened(builder, kind, pointer, index))
-    return [builder.load(_at(builder, pointer, index, _VECTOR), align=4)]
+def _writing(body: Callable[[_Code], None]) -> Callable[[Any, Any, Any, Any], Any]:
+    """What Numba calls to write the instructions of a function that returns nothing."""
 
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        body(_Code(context, builder, signature, arguments))
+        return context.get_dummy_value()
 
-def _float_values(builder: Any, kind: Any, pointer: Any, index: Any) -> list[Any]:
-    """As many float32 from element ``index`` on, in the order in which :func:`_cached_values` gives them."""
-    if kind != types.uint16:
-        return [builder.load(_at(builder, pointer, index, _VECTOR), align=4)]
-    places = index, builder.add(index, _long(LANES))
-    low, high = (builder.load(_at(builder, pointer, place, _VECTOR), align=4) for place in places)
-    return [_picked(builder, low, high, range(first, 2 * LANES, 2)) for first in (0, 1)]
-
-
-def _store_floats(builder: Any, kind: Any, pointer: Any, index: Any, vectors: list[Any]) -> None:
-    """Inverse of :func:`_float_values`."""
-    if kind == types.uint16:
-        both = [[half // 2 + LANES * (half % 2) for half in range(at, at + LANES)] for at in (0, LANES)]
-        vectors = [_picked(builder, vectors[0], vectors[1], order) for order in both]
-    for number, vector in enumerate(vectors):
-        place = builder.add(index, _long(number * LANES))
-        builder.store(vector, _at(builder, pointer, place, _VECTOR), align=4)
-
-
-def _picked(builder: Any, first: Any, second: Any, order: Any) -> Any:
-    """Elements of two vectors after each other, in an order."""
-    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_INT, len(order)), list(order)))
-
-
-def _reduced(builder: Any, vectors: list[Any]) -> Any:
-    """The sums of each of 4 or 8 vectors, as one vector of 4 or 8: neighbours are added, again and again."""
-    count, left = len(vectors), LANES
-    while len(vectors) > 1:
-        vectors = [_neighbours(builder, vectors[i], vectors[i + 1], LANES) for i in range(0, len(vectors), 2)]
-    result = vectors[0]  # each sum is still in LANES / count parts, one after the other
-    while left > count:
-        left //= 2
-        result = _neighbours(builder, result, result, left)
-    return result
-
-
-def _neighbours(builder: Any, first: Any, second: Any, count: int) -> Any:
-    """The first ``count`` sums of neighbours in two vectors, those of the first before those of the second."""
-    even, odd = (ir.Constant(ir.VectorType(_INT, count), list(range(at, 2 * count, 2))) for at in (0, 1))
-    return builder.fadd(builder.shuffle_vector(first, second, even), builder.shuffle_vector(first, second, odd))
+    return generate
 
 
 def _multiply(rows: int) -> Any:
     """A function that computes 4 outputs of ``rows`` rows: ``(x @ weights.T * factors + biases)``."""
 
+    def write(code: _Code) -> None:
+        (weights, (_, groups, _)), (factors, _), (biases, _) = (code.array(n) for n in (0, 1, 2))
+        (x, (_, inputs)), (out, (_, outputs)) = code.array(5), code.array(7)
+        layer, group, row = (code.whole(n) for n in (3, 4, 6))
+        kind, numbers = code.kinds[0].dtype, OUTPUTS_IN_TILE * INPUTS_IN_TILE
+        tiles = code.at(
+            weights, code.times(code.sum(code.times(layer, groups), group), code.times(inputs, OUTPUTS_IN_TILE))
+        )
+        rows_of_x = [code.at(x, code.times(code.sum(row, k), inputs)) for k in range(rows)]
+
+        def tile(i: Any, *sums: Any) -> list[Any]:
+            begin = code.at(tiles, code.times(i, OUTPUTS_IN_TILE))
+            code.fetch(begin, numbers, kind)
+            pairs, found = [code.load_row(code.at(of_row, i), 2) for of_row in rows_of_x], list(sums)
+            for n in range(OUTPUTS_IN_TILE):
+                wide = code.widened(kind, code.at(begin, n * INPUTS_IN_TILE))
+                for k, pair in enumerate(pairs):
+                    at = k * OUTPUTS_IN_TILE + n
+                    found[at] = code.products(wide, pair, found[at])
+            return found
+
+        sums = code.loop(inputs, tile, [code.constant(0.0)] * (rows * OUTPUTS_IN_TILE), INPUTS_IN_TILE)
+        result, four, builder = code.reduced(sums), Vectors(code.builder, OUTPUTS_IN_TILE), code.builder
+        first = code.times(group, OUTPUTS_IN_TILE)
+        of_layer = code.sum(code.times(layer, code.times(groups, OUTPUTS_IN_TILE)), first)
+        factor, bias = (four.load(code.at(pointer, of_layer)) for pointer in (factors, biases))
+        for k in range(rows):
+            target = code.at(out, code.times(code.sum(row, k), outputs), first)
+            before = builder.select(code.arguments[8], four.load(target), four.constant(0.0))
+            part = code.picked(result, result, range(k * OUTPUTS_IN_TILE, (k + 1) * OUTPUTS_IN_TILE))
+            four.store(builder.fadd(before, builder.fadd(builder.fmul(part, factor), bias)), target)
+
     def typed(
         typing_context: Any, weights: Any, factors: Any, biases: Any, layer: Any, group: Any, x: Any, row: Any,
         out: Any, keep: Any,
     ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kinds = signature.args
-            arrays = {i: make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 2, 5, 7)}
-            layer, group, row = (context.cast(builder, arguments[i], kinds[i], types.int64) for i in (3, 4, 6))
-            inputs = cgutils.unpack_tuple(builder, arrays[5].shape)[1]
-            outputs = cgutils.unpack_tuple(builder, arrays[7].shape)[1]
-            groups = cgutils.unpack_tuple(builder, arrays[0].shape)[1]
-            tile, size = OUTPUTS_IN_TILE * INPUTS_IN_TILE, kinds[0].dtype.bitwidth // 8
-            base = builder.mul(
-                builder.add(builder.mul(layer, groups), group), builder.mul(inputs, _long(OUTPUTS_IN_TILE))
-            )
-            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(rows * OUTPUTS_IN_TILE)]
-            for place in sums:
-                builder.store(_splat(_FLOAT, 0.0), place)
-            with cgutils.for_range(builder, builder.udiv(inputs, _long(INPUTS_IN_TILE))) as loop:
-                begin = builder.add(base, builder.mul(loop.index, _long(tile)))
-                _fetch(builder, arrays[0].data, begin, tile, size)
-                pairs = []
-                for k in range(rows):
-                    place = builder.mul(builder.add(row, _long(k)), inputs)
-                    place = builder.add(place, builder.mul(loop.index, _long(INPUTS_IN_TILE)))
-                    both = place, builder.add(place, _long(LANES))
-                    pairs.append([builder.load(_at(builder, arrays[5].data, at, _VECTOR), align=4) for at in both])
-                for n in range(OUTPUTS_IN_TILE):
-                    index = builder.add(begin, _long(n * INPUTS_IN_TILE))
-                    wide = _widened(builder, kinds[0].dtype, arrays[0].data, index)
-                    for k, pair in enumerate(pairs):
-                        total = builder.load(sums[k * OUTPUTS_IN_TILE + n])
-                        for w, v in zip(wide, pair, strict=True):
-                            total = builder.fadd(total, builder.fmul(w, v, flags=_FUSED), flags=_FUSED)
-                        builder.store(total, sums[k * OUTPUTS_IN_TILE + n])
-            result = _reduced(builder, [builder.load(place) for place in sums])
-            four = ir.VectorType(_FLOAT, OUTPUTS_IN_TILE)
-            first = builder.mul(group, _long(OUTPUTS_IN_TILE))
-            of_layer = builder.add(builder.mul(layer, builder.mul(groups, _long(OUTPUTS_IN_TILE))), first)
-            factor, bias = (builder.load(_at(builder, arrays[i].data, of_layer, four), align=4) for i in (1, 2))
-            for k in range(rows):
-                part = ir.Constant(
-                    ir.VectorType(_INT, OUTPUTS_IN_TILE), [k * OUTPUTS_IN_TILE + n for n in range(OUTPUTS_IN_TILE)]
-                )
-                place = builder.add(builder.mul(builder.add(row, _long(k)), outputs), first)
-                target = _at(builder, arrays[7].data, place, four)
-                before = builder.select(
-                    arguments[8], builder.load(target, align=4), ir.Constant(four, [0.0] * OUTPUTS_IN_TILE)
-                )
-                found = builder.fmul(builder.shuffle_vector(result, result, part), factor)
-                builder.store(builder.fadd(before, builder.fadd(found, bias)), target, align=4)
-            return context.get_dummy_value()
-
-        return types.void(weights, factors, biases, layer, group, x, row, out, keep), generate
+        return types.void(weights, factors, biases, layer, group, x, row, out, keep), _writing(write)
 
     return intrinsic(typed)
 
@@ -223,130 +197,103 @@ def _multiply(rows: int) -> Any:
 multiply_one_row, multiply_two_rows = _multiply(1), _multiply(2)
 
 
-def _score_steps(typing_context: Any, query: Any, keys: Any, bias: Any, head: Any, step: Any, scores: Any) -> Any:
+@intrinsic
+def score_steps(typing_context: Any, query: Any, keys: Any, bias: Any, head: Any, step: Any, scores: Any) -> Any:
     """``keys [capacity, d] @ query + bias[head]`` of :data:`STEPS_AT_ONCE` steps from ``step`` on, into ``scores``."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = signature.args
-        arrays = {i: make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 2, 5)}
-        kind, columns = kinds[1].dtype, _columns(kinds[1].dtype)
-        head, step = (context.cast(builder, arguments[i], kinds[i], types.int64) for i in (3, 4))
-        width = cgutils.unpack_tuple(builder, arrays[1].shape)[1]
-        places = [builder.mul(builder.add(step, _long(n)), width) for n in range(STEPS_AT_ONCE)]
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in places]
-        for total in sums:
-            builder.store(_splat(_FLOAT, 0.0), total)
-        with cgutils.for_range(builder, builder.udiv(width, _long(columns))) as loop:
-            column = builder.mul(loop.index, _long(columns))
-            _fetch_steps(builder, arrays[1].data, places[0], loop.index, columns, kind.bitwidth // 8)
-            asked = _float_values(builder, kind, arrays[0].data, column)
-            for place, total in zip(places, sums, strict=True):
-                found = builder.load(total)
-                held = _cached_values(builder, kind, arrays[1].data, builder.add(place, column))
-                for key, query in zip(held, asked, strict=True):
-                    found = builder.fadd(found, builder.fmul(key, query, flags=_FUSED), flags=_FUSED)
-                builder.store(found, total)
-        result = _reduced(builder, [builder.load(total) for total in sums])
-        group = ir.VectorType(_FLOAT, STEPS_AT_ONCE)
-        first = builder.add(builder.mul(head, cgutils.unpack_tuple(builder, arrays[2].shape)[1]), step)
-        result = builder.fadd(result, builder.load(_at(builder, arrays[2].data, first, group), align=4))
-        builder.store(result, _at(builder, arrays[5].data, step, group), align=4)
-        return context.get_dummy_value()
+    def write(code: _Code) -> None:
+        (query, _), (keys, (_, width)), (bias, (_, steps)), (scores, _) = (code.array(n) for n in (0, 1, 2, 5))
+        head, step = code.whole(3), code.whole(4)
+        kind, columns = code.kinds[1].dtype, _columns(code.kinds[1].dtype)
+        rows = [code.at(keys, code.times(code.sum(step, n), width)) for n in range(STEPS_AT_ONCE)]
 
-    return types.void(query, keys, bias, head, step, scores), generate
+        def part(column: Any, *sums: Any) -> list[Any]:
+            # later steps line after line: so the processor recognises a stream, which doubles what a core reads
+            code.fetch(code.at(rows[0], code.times(column, STEPS_AT_ONCE)), STEPS_AT_ONCE * columns, kind)
+            wanted = code.floats(kind, code.at(query, column))
+            return [
+                code.products(code.cached(kind, code.at(row, column)), wanted, total)
+                for row, total in zip(rows, sums, strict=True)
+            ]
+
+        sums = code.loop(width, part, [code.constant(0.0)] * STEPS_AT_ONCE, columns)
+        group = Vectors(code.builder, STEPS_AT_ONCE)
+        added = group.load(code.at(bias, code.times(head, steps), step))
+        group.store(code.builder.fadd(code.reduced(sums), added), code.at(scores, step))
+
+    return types.void(query, keys, bias, head, step, scores), _writing(write)
 
 
-def _mix_steps(typing_context: Any, scores: Any, values: Any, step: Any, out: Any) -> Any:
+@intrinsic
+def mix_steps(typing_context: Any, scores: Any, values: Any, step: Any, out: Any) -> Any:
     """Add ``scores @ values [capacity, d]`` of :data:`STEPS_AT_ONCE` steps from ``step`` on to ``out [d]``."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kinds = signature.args
-        weights, held, out = (make_array(kinds[i])(context, builder, arguments[i]) for i in (0, 1, 3))
-        kind, columns = kinds[1].dtype, _columns(kinds[1].dtype)
-        step = context.cast(builder, arguments[2], kinds[2], types.int64)
-        width = cgutils.unpack_tuple(builder, held.shape)[1]
-        steps = [builder.add(step, _long(n)) for n in range(STEPS_AT_ONCE)]
-        empty, nowhere = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(_INT, LANES), [0] * LANES)
-        spread = []
-        for place in steps:
-            one = builder.load(_at(builder, weights.data, place, _FLOAT))
-            one = builder.insert_element(empty, one, ir.Constant(_INT, 0))
-            spread.append(builder.shuffle_vector(one, empty, nowhere))
-        with cgutils.for_range(builder, builder.udiv(width, _long(columns))) as loop:
-            column = builder.mul(loop.index, _long(columns))
-            _fetch_steps(builder, held.data, builder.mul(step, width), loop.index, columns, kind.bitwidth // 8)
-            totals = _float_values(builder, kind, out.data, column)
-            for place, weight in zip(steps, spread, strict=True):
-                found = _cached_values(builder, kind, held.data, builder.add(builder.mul(place, width), column))
-                for number, value in enumerate(found):
-                    product = builder.fmul(value, weight, flags=_FUSED)
-                    totals[number] = builder.fadd(totals[number], product, flags=_FUSED)
-            _store_floats(builder, kind, out.data, column, totals)
-        return context.get_dummy_value()
+    def write(code: _Code) -> None:
+        (scores, _), (values, (_, width)), (out, _) = (code.array(n) for n in (0, 1, 3))
+        kind, columns, step = code.kinds[1].dtype, _columns(code.kinds[1].dtype), code.whole(2)
+        rows = [code.at(values, code.times(code.sum(step, n), width)) for n in range(STEPS_AT_ONCE)]
+        weights = [code.spread(code.number(scores, step, n)) for n in range(STEPS_AT_ONCE)]
 
-    return types.void(scores, values, step, out), generate
+        def part(column: Any) -> None:
+            code.fetch(code.at(rows[0], code.times(column, STEPS_AT_ONCE)), STEPS_AT_ONCE * columns, kind)
+            totals = code.floats(kind, code.at(out, column))
+            for row, weight in zip(rows, weights, strict=True):
+                found = code.cached(kind, code.at(row, column))
+                totals = [code.multiply_add(value, weight, total) for value, total in zip(found, totals, strict=True)]
+            code.store_floats(kind, totals, code.at(out, column))
+
+        code.loop(width, part, step=columns)
+
+    return types.void(scores, values, step, out), _writing(write)
 
 
-score_steps: Any = intrinsic(_score_steps)
-mix_steps: Any = intrinsic(_mix_steps)
-
-
-def _widen(typing_context: Any, value: Any) -> Any:
+@intrinsic
+def widen(typing_context: Any, value: Any) -> Any:
     """A number of the cache, float32 or bf16 as its 16 bits, as float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if signature.args[0] == types.float32:
             return arguments[0]
-        return builder.bitcast(builder.shl(builder.zext(arguments[0], _INT), ir.Constant(_INT, 16)), _FLOAT)
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], INT), ir.Constant(INT, 16)), FLOAT)
 
     return types.float32(value), generate
 
 
-def _narrow(typing_context: Any, value: Any, cache: Any) -> Any:
+@intrinsic
+def narrow(typing_context: Any, value: Any, cache: Any) -> Any:
     """A float32 as ``cache`` keeps it; to bf16 it is rounded to the nearest, of two to the even one."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if signature.args[1].dtype == types.float32:
             return arguments[0]
-        bits = builder.bitcast(arguments[0], _INT)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(_INT, 16)), ir.Constant(_INT, 1))
-        bits = builder.add(bits, builder.add(odd, ir.Constant(_INT, 0x7FFF)))
-        return builder.trunc(builder.lshr(bits, ir.Constant(_INT, 16)), ir.IntType(16))
+        bits = builder.bitcast(arguments[0], INT)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(INT, 16)), ir.Constant(INT, 1))
+        bits = builder.add(bits, builder.add(odd, ir.Constant(INT, 0x7FFF)))
+        return builder.trunc(builder.lshr(bits, ir.Constant(INT, 16)), ir.IntType(16))
 
     return cache.dtype(value, cache), generate
 
 
-widen: Any = intrinsic(_widen)
-narrow: Any = intrinsic(_narrow)
-
-
-def _add_to(typing_context: Any, counters: Any, first: Any, second: Any, amount: Any) -> Any:
-    """``counters[first, second, 0] += amount`` by one thread at a time; what was there before."""
+@intrinsic
+def add_to(typing_context: Any, counters: Any, first: Any, second: Any, amount: Any) -> Any:
+    """``counters[first, second, 0] += amount`` by one thread at a time; its value before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = make_array(signature.args[0])(context, builder, arguments[0])
-        shape = cgutils.unpack_tuple(builder, array.shape)
-        first, second, amount = (
-            context.cast(builder, value, kind, types.int64)
-            for value, kind in zip(arguments[1:], signature.args[1:], strict=True)
-        )
-        line = builder.mul(builder.add(builder.mul(first, shape[1]), second), shape[2])
-        return builder.atomic_rmw("add", builder.gep(array.data, [line]), amount, "seq_cst")
+        code = _Code(context, builder, signature, arguments)
+        (pointer, (_, count, size)), (first, second, amount) = code.array(0), (code.whole(n) for n in (1, 2, 3))
+        place = code.at(pointer, code.times(code.sum(code.times(first, count), second), size))
+        return builder.atomic_rmw("add", place, amount, "seq_cst")
 
     return types.int64(counters, first, second, amount), generate
 
 
-def _pause(typing_context: Any) -> Any:
+@intrinsic
+def pause(typing_context: Any) -> Any:
     """Tell the processor that this thread waits for another one, where there is a way to."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def write(code: _Code) -> None:
         if platform.machine().lower() in ("x86_64", "amd64"):
             kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-        return context.get_dummy_value()
+            code.builder.call(cgutils.get_or_insert_function(code.builder.module, kind, "llvm.x86.sse2.pause"), [])
 
-    return types.void(), generate
-
-
-add_to: Any = intrinsic(_add_to)
-pause: Any = intrinsic(_pause)
+    return types.void(), _writing(write)

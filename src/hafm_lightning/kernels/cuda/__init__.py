@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hafm_lightning.kernels.base import PlainBackend, WeightPrecision, swap
+from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
 from hafm_lightning.kernels.cuda.flex_attention import FlexRelativePosition
 from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
@@ -15,24 +15,20 @@ from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import Layer
 
 
-class CudaBackend(PlainBackend):
+class CudaBackend(Backend):
     """NVIDIA GPUs."""
 
     def for_training(self, model: TokenModel) -> None:
-        """As :meth:`Backend.for_training <hafm_lightning.kernels.base.Backend.for_training>`."""
+        """As :meth:`Backend.for_training`."""
         swap(model, {RelativePosition: FlexRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
-        """As :meth:`Backend.for_inference <hafm_lightning.kernels.base.Backend.for_inference>`.
-
-        Whole sequences stay with PyTorch's operations: compiling FlexAttention for each of the few lengths that a take
-        meets once or twice would take longer than the take.
-        """
+        """As :meth:`Backend.for_inference`."""
         model = super().for_inference(model, precision)
+        # compiling FlexAttention for each of the few lengths of a take would last longer than the take
         swap(model, {TokenModel: GraphTokenModel})
         return model
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
         """A decoding step reads all weights once and does little else, so halving them shortens it."""
-        del models
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"

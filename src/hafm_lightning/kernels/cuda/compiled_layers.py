@@ -1,13 +1,8 @@
 """Transformer layers through ``torch.compile``, for training on CUDA.
 
 Measured on an H200 at the coarse stage's size (12 clips of 4000 steps, 16-mixed): 394 ms a step without, 342 ms with.
-
-Choices:
-
-* One compiled function serves all layers of all networks: a layer's number and parameters are inputs of the graph.
-* Only whole sequences in training are compiled. A decoding step has new shapes each time, and Dynamo compiles a
-  function at most 8 times.
-* Where nothing can be compiled (no working Triton), one warning says so and layers run as they are.
+Only whole sequences in training are compiled: a decoding step has new shapes each time, and Dynamo compiles a function
+at most 8 times.
 """
 
 from __future__ import annotations
@@ -24,8 +19,6 @@ from hafm_lightning.kernels.cuda.flex_tiles import build_failure
 from hafm_lightning.modeling.attention import Mixer, WholeSequence
 from hafm_lightning.modeling.transformer import Layer
 
-_LayerFunction = Callable[[Layer, Tensor, Mixer, int], Tensor]
-
 
 def _run_layer(layer: Layer, x: Tensor, mixer: Mixer, first: int) -> Tensor:
     # number 0 for all: whole sequences do not depend on it, and another number would be compiled again
@@ -33,28 +26,26 @@ def _run_layer(layer: Layer, x: Tensor, mixer: Mixer, first: int) -> Tensor:
 
 
 @cache
-def _compiled() -> _LayerFunction:
+def _compiled() -> Callable[[Layer, Tensor, Mixer, int], Tensor]:
+    """One function for all layers of all networks: a layer's parameters are inputs of the graph."""
     return torch.compile(_run_layer, dynamic=False)
 
 
-_uncompiled: list[str] = []
-"""Why layers cannot be compiled here, once that is known."""
+_uncompiled: list[str] = []  # why layers cannot be compiled here, once that is known
 
 
 class CompiledLayer(Twin, Layer):
-    """A layer that is compiled where a whole sequence trains."""
+    """A layer that is compiled where a whole sequence trains; where it cannot be, one warning says so."""
 
     def forward(self, x: Tensor, layer: int, mixer: Mixer, first: int = 0) -> Tensor:
         """As :meth:`Layer.forward`."""
-        trains = self.training and torch.is_grad_enabled() and isinstance(mixer, WholeSequence)
-        if not trains or _uncompiled:
-            return super().forward(x, layer, mixer, first)
-        try:
-            return _compiled()(self, x, mixer, first)
-        except Exception as error:
-            reason = build_failure(error)
-            if reason is None:
-                raise
-            _uncompiled.append(reason)
-            warnings.warn(f"layers cannot be compiled here, training is slower by a sixth ({reason})", stacklevel=2)
+        if self.training and torch.is_grad_enabled() and isinstance(mixer, WholeSequence) and not _uncompiled:
+            try:
+                return _compiled()(self, x, mixer, first)
+            except Exception as error:
+                reason = build_failure(error)
+                if reason is None:
+                    raise
+                _uncompiled.append(reason)
+                warnings.warn(f"layers cannot be compiled here, training is slower by a sixth ({reason})", stacklevel=2)
         return super().forward(x, layer, mixer, first)

@@ -1,19 +1,15 @@
 """FlexAttention with the learned relative bias, and what stands in where its kernels cannot be built.
 
-The bias is gathered in the ``score_mod`` from a row ``[H, N]`` of bucketed distances, a block mask skips what
-cannot be seen; compiled, so that no S x S tensor exists.
+The bias is gathered in the ``score_mod`` from a row ``[H, N]`` of bucketed distances, a block mask skips what cannot be
+seen; compiled, so that no S x S tensor exists. Choices:
 
-Choices:
-
-* **Every setting is tried before it is used.** Forward and backward run once on zeros of the real shape,
-  since the backward kernel is compiled at the first backward pass. If a kernel cannot be built, the next
-  smaller tiles are tried (:mod:`~hafm_lightning.kernels.cuda.flex_tiles`), and at last PyTorch's operations,
-  as on other devices. A warning of one line tells each change.
+* **Every setting is tried before it is used**, forward and backward, on zeros of the real shape. If a kernel cannot be
+  built, the next smaller tiles are tried (:mod:`~hafm_lightning.kernels.cuda.flex_tiles`), and at last PyTorch's
+  operations. One line warns of each change.
 * **One compiled function for each shape.** Dynamo keeps at most 8 compilations of a function and then runs it
-  uncompiled, which for FlexAttention writes out the scores of all pairs. A function for each shape stays far
-  below that limit, and refuses to run uncompiled.
-* Dynamo does not trace what is here as part of a compiled layer: it would count towards that layer's limit.
-* On a CPU there is no kernel for the backward pass; the forward pass serves as a reference.
+  uncompiled, which for FlexAttention writes out the scores of all pairs.
+
+On a CPU there is no kernel for the backward pass; the forward pass serves as a reference.
 """
 
 from __future__ import annotations
@@ -22,25 +18,17 @@ import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from hafm_lightning.kernels.base import Twin
-from hafm_lightning.kernels.cuda.flex_tiles import (
-    BACKWARD,
-    FORWARD,
-    Setting,
-    UncompiledError,
-    build_failure,
-    device_name,
-    shared_memory_bytes,
-)
-from hafm_lightning.modeling.attention import PairBias, SequenceBias
+from hafm_lightning.kernels.cuda.flex_tiles import Pass, Setting, UncompiledError, build_failure
+from hafm_lightning.modeling.attention import SequenceBias
 from hafm_lightning.modeling.layout import TIMELESS
 from hafm_lightning.modeling.relative_position import (
     BUCKETS,
@@ -56,19 +44,15 @@ KEPT_KERNELS = 64
 """Compiled functions kept: lengths times batch sizes times training or not."""
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-FlexKernel = Callable[..., Tensor]
-"""``(queries, keys, values, score_mod, block_mask, kernel_options) -> output``."""
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Queries, keys, values, and the bias of each distance ``[H, 2 S - 1 (+ 2 R + 1)]``."""
+FlexKernel = Callable[..., Tensor]  # (queries, keys, values, score_mod, block_mask, kernel_options) -> output
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values, bias of each distance [H, 2 S - 1 (+ 2 R + 1)]
 
 
 @dataclass(frozen=True)
 class FlexBias:
     """Mask and bias of a sequence: look-up table for the ``score_mod``, and the block mask.
 
-    One table serves steps and times, so that the backward pass adds each pair's gradient at one place, and
-    pairs at different distances at different ones: thousands of pairs that meet at a single number would wait
-    for each other.
+    Each distance has a number of its own, so that fewer pairs wait for each other to add their gradients to one.
     """
 
     module: RelativePosition
@@ -95,46 +79,33 @@ class FlexBias:
         causal, both_ways = module.causal, module.steps_seen_both_ways(positions)
 
         def mask_mod(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            # plain numbers: what captures a module is compiled anew for each module
+            # plain numbers: what captures a module is compiled again for each module
             return visible(query, key, causal, both_ways)
 
-        return cls(
-            module=module,
-            positions=positions,
-            rows=rows,
-            segment=positions.segment.int(),
-            ticks=positions.ticks.int(),
-            latest_tick=latest,
-            block_mask=create_block_mask(mask_mod, None, None, steps, steps, device=str(device)),
-        )
-
-    @property
-    def steps(self) -> int:
-        """Number of steps, ``S``."""
-        return self.positions.steps
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """What a compiled function depends on beside the shapes of its inputs."""
-        module = self.module
-        both_ways = module.steps_seen_both_ways(self.positions)
-        return (self.steps, self.latest_tick, module.across_segments, module.causal, both_ways)
+        mask = create_block_mask(mask_mod, None, None, steps, steps, device=str(device))
+        return cls(module, positions, rows, positions.segment.int(), positions.ticks.int(), latest, mask)
 
     @cached_property
-    def plain(self) -> PairBias:
+    def plain(self) -> SequenceBias:
         """The same for PyTorch's operations."""
         with torch.inference_mode(False):  # is cached and must serve training too, wherever it was first made
-            steps = torch.arange(self.steps, device=self.segment.device)
-            return PairBias.of(self.module.rows(self.positions, steps, steps), self.module.masked_row)
+            return RelativePosition.sequence_bias(self.module, self.positions)
 
+    # Dynamo would count what is compiled here towards the limit of a compiled layer
+    @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
-        """Attention over the sequence, ``[B, H, S, d]`` -> the same; ``table`` is ``RelativePosition.table()``."""
-        return flex_attention(queries, keys, values, table, self)  # type: ignore[no-any-return, unused-ignore]
+        """As :meth:`SequenceBias.attend`, by the largest tiles that can be built; warns where a default fails."""
+        bias = table.t().index_select(1, self.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
+        inputs = (queries, keys, values, bias)
+        kernel = _kernels.of(inputs, self)
+        if kernel is None:
+            return self.plain.attend(queries, keys, values, table)
+        return kernel.run(inputs, self)
 
     def score_mod(self, bias: Tensor) -> ScoreMod:
         """The function that adds ``bias``, ``[H, 2 S - 1 (+ 2 R + 1)]``, to a score."""
-        centre, segment, ticks = self.steps - 1, self.segment, self.ticks
-        same_time = 2 * self.steps - 1 + self.latest_tick
+        centre, segment, ticks = self.positions.steps - 1, self.segment, self.ticks
+        same_time = 2 * centre + 1 + self.latest_tick
 
         def by_time(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             query_ticks, key_ticks = ticks[query], ticks[key]
@@ -155,33 +126,6 @@ class FlexRelativePosition(Twin, RelativePosition):
     def sequence_bias(self, positions: StepPositions) -> SequenceBias:
         """As :meth:`RelativePosition.sequence_bias`."""
         return FlexBias.of(self, positions)
-
-
-@torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
-def flex_attention(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    sequence: FlexBias,
-) -> Tensor:
-    """Attention over a whole sequence, ``[B, H, S, d]`` -> the same, by the largest tiles that can be built.
-
-    Args:
-        queries: ``[B, H, S, d]``, as ``keys`` and ``values``.
-        keys: What the queries are compared with.
-        values: What is mixed.
-        table: ``RelativePosition.table()``.
-        sequence: Mask and bias of the same sequence, on the same device.
-
-    Warns once where that is not PyTorch's own choice. Raises errors other than those of building a kernel.
-    """
-    bias = table.t().index_select(1, sequence.rows).contiguous()  # [H, 2 S - 1 (+ 2 R + 1)]
-    inputs = (queries, keys, values, bias)
-    kernel = _kernels.of(inputs, sequence)
-    if kernel is None:
-        return sequence.plain.attend(queries, keys, values, table)
-    return kernel.run(inputs, sequence)
 
 
 def compile_flex(name: str, device: torch.device) -> FlexKernel:
@@ -214,24 +158,20 @@ class _Kernel:
 
 
 class _Kernels:
-    """The kernels found so far, by everything that they were compiled for.
-
-    Where a new length begins to look is remembered by kind: device, dtype, head width, with or without times,
-    and whether the length fills its last tile.
-    """
+    """The kernels found so far; a new length begins with the setting that the last one of its kind ended with."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[object, _Kernel | None] = OrderedDict()
-        self._forward: dict[object, int] = {}
-        self._backward: dict[object, int] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._settings: dict[object, Setting] = {}
+        self._warned: set[tuple[str, str]] = set()
 
     def of(self, inputs: Inputs, sequence: FlexBias) -> _Kernel | None:
         """The kernel for ``inputs``, tried on zeros; None if none can be built."""
-        device, inference = inputs[0].device, torch.is_inference_mode_enabled()
-        mode = (torch.is_grad_enabled(), inference, torch.is_autocast_enabled(device.type))
+        device, module = inputs[0].device, sequence.module
+        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type))
         shapes = tuple((x.shape, x.stride(), x.dtype, x.requires_grad) for x in inputs)
-        key = (device, mode, shapes, sequence.signature)
+        geometry = (module.across_segments, module.causal, module.steps_seen_both_ways(sequence.positions))
+        key = (device, mode, shapes, sequence.latest_tick, geometry)
         if key not in self._found:
             self._found[key] = self._first_that_builds(inputs, sequence)
             while len(self._found) > KEPT_KERNELS:
@@ -240,35 +180,27 @@ class _Kernels:
         return self._found[key]
 
     def _first_that_builds(self, inputs: Inputs, sequence: FlexBias) -> _Kernel | None:
-        queries, steps = inputs[0], sequence.steps
-        device, width, itemsize = queries.device, queries.shape[-1], queries.dtype.itemsize
+        queries, steps = inputs[0], sequence.positions.steps
         length = "short" if steps < 128 else "ragged" if steps % 128 else "whole"
-        kind = (device, queries.dtype, width, sequence.module.across_segments, length)
+        kind = (queries.device, queries.dtype, queries.shape[-1], sequence.module.across_segments, length)
         training = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        backward = self._backward.get(kind, 0) if training else None
-        setting = Setting(self._forward.get(kind, 0), backward)
-        kernel, limit, reason = None, shared_memory_bytes(device), "as for an earlier length"
+        start = self._settings.get(kind, Setting())
+        setting = start if training else replace(start, backward=None)
+        kernel, reason = None, "as for an earlier length"
         while not setting.exhausted:
-            kernel = _Kernel(compile_flex(f"flex_attention_of_{steps}_steps", device), setting)
+            kernel = _Kernel(compile_flex(f"flex_attention_of_{steps}_steps", queries.device), setting)
             failure = _failure(kernel, inputs, sequence, training)
             if failure is None:
                 break
-            reason = failure.reason
-            if failure.where == "everywhere":
-                setting = Setting(len(FORWARD), setting.backward)
-            elif failure.where == "backward":
-                setting = setting.next_backward(width, itemsize, limit)
-            else:
-                setting = setting.next_forward(width, itemsize, limit)
-        self._forward[kind] = setting.forward
-        if setting.backward is not None:
-            self._backward[kind] = setting.backward
-        self._tell(setting, device, reason)
+            of, reason = failure
+            setting = setting.after_failure(of)
+        self._settings[kind] = setting if training else replace(setting, backward=start.backward)
+        self._warn(setting, queries.device, reason)
         return None if setting.exhausted else kernel
 
-    def _tell(self, setting: Setting, device: torch.device, reason: str) -> None:
-        """One line for what differs from PyTorch's own choice, unless it was told before."""
-        name = device_name(device)
+    def _warn(self, setting: Setting, device: torch.device, reason: str) -> None:
+        """One line for what differs from PyTorch's own choice, once."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         if setting.exhausted:
             changes = ["plain"]
             line = (
@@ -276,37 +208,32 @@ class _Kernels:
                 "of queries: a training step takes several times as long"
             )
         else:
-            chosen = {"forward": FORWARD[setting.forward], "backward": BACKWARD[setting.backward or 0]}
-            changes = [f"{which} tiles of {tiles}" for which, tiles in chosen.items() if tiles is not None]
+            changes = [f"{kernel} tiles of {tiles}" for kernel, tiles in setting.tiles.items()]
             line = (
                 f"FlexAttention's default kernel cannot be built on {name}; attention falls back to "
                 f"{' and '.join(changes)}: somewhat slower"
             )
-        if {(name, change) for change in changes} <= self._told:
-            return
-        self._told |= {(name, change) for change in changes}
-        warnings.warn(f"{line} ({reason})", stacklevel=2)
+        new = {(name, change) for change in changes} - self._warned
+        if new:
+            self._warned |= new
+            warnings.warn(f"{line} ({reason})", stacklevel=2)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Which kernel cannot be built, and why in one line."""
-
-    where: Literal["forward", "backward", "everywhere"]
-    reason: str
-
-
-def _failure(kernel: _Kernel, inputs: Inputs, sequence: FlexBias, training: bool) -> _Failure | None:
-    """Run both passes on zeros laid out as ``inputs``; raises errors but those of building a kernel."""
-    queries, keys, values, bias = (_zeros_like(x) for x in inputs)
+def _failure(kernel: _Kernel, inputs: Inputs, sequence: FlexBias, training: bool) -> tuple[Pass | None, str] | None:
+    """Run both passes on zeros laid out as ``inputs``: which kernel cannot be built (None: either), and why."""
+    queries, keys, values, bias = (
+        # torch.zeros_like keeps the memory layout of dense tensors alone
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).zero_().requires_grad_(x.requires_grad)
+        for x in inputs
+    )
     zeros: Inputs = (queries, keys, values, bias)
-    in_backward = False
+    reached: Pass = "forward"
     try:
         # a checkpointed layer's hooks must not see these tensors; DDP's optimizer of graphs, which in older
         # versions refuses FlexAttention's, has no parameters here to split them at
-        with saved_tensors_hooks(_same, _same), torch._dynamo.config.patch(optimize_ddp=False):
+        with saved_tensors_hooks(lambda x: x, lambda x: x), torch._dynamo.config.patch(optimize_ddp=False):
             output = kernel.run(zeros, sequence)
-            in_backward = True
+            reached = "backward"
             if training:
                 leaves = [x for x in zeros if x.requires_grad]
                 torch.autograd.grad(output, leaves, torch.zeros_like(output))
@@ -314,20 +241,8 @@ def _failure(kernel: _Kernel, inputs: Inputs, sequence: FlexBias, training: bool
         reason = build_failure(error)
         if reason is None:
             raise
-        if isinstance(error, UncompiledError):
-            return _Failure("everywhere", reason)
-        return _Failure("backward" if in_backward else "forward", reason)
+        return None if isinstance(error, UncompiledError) else reached, reason
     return None
-
-
-def _zeros_like(x: Tensor) -> Tensor:
-    """Zeros in the same memory layout, which ``torch.zeros_like`` keeps only for dense tensors."""
-    zeros = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).zero_()
-    return zeros.requires_grad_(x.requires_grad)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 _kernels = _Kernels()

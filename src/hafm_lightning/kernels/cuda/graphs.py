@@ -7,8 +7,8 @@ step number in a tensor, and attention looks at the whole cache, of which the bi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,19 +16,14 @@ from torch import Tensor
 from hafm_lightning.kernels.base import Twin
 from hafm_lightning.modeling.cache import CachedSteps
 from hafm_lightning.modeling.decoding import Decoder, decoder_for
-from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 
 
 @dataclass(frozen=True)
 class StaticSteps(CachedSteps):
-    """One cached step whose number is a tensor.
+    """One cached step whose number is a tensor; ``start`` is what it was when the step was recorded."""
 
-    Attributes:
-        index: The step, int64 ``[1]``; ``start`` is what it was when the step was recorded.
-    """
-
-    index: Tensor
+    index: Tensor  # int64 [1]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As :class:`~hafm_lightning.modeling.cache.CachedSteps`."""
@@ -38,19 +33,12 @@ class StaticSteps(CachedSteps):
 
 
 class StaticDecoder(Decoder):
-    """A decoder whose steps, but for the very first, are one function of tensors; arguments as for its base class."""
+    """A decoder whose steps, but for the very first, are one function of tensors."""
 
-    def __init__(
-        self,
-        model: TokenModel,
-        frames: int,
-        options: SamplingOptions,
-        seeds: Sequence[int],
-        *,
-        prefix: Tensor | None = None,
-    ) -> None:
-        super().__init__(model, frames, options, seeds, prefix=prefix)
-        self._index = torch.zeros(1, dtype=torch.int64, device=self.device)
+    @cached_property
+    def _index(self) -> Tensor:
+        """The current step, int64 ``[1]``."""
+        return torch.zeros(1, dtype=torch.int64, device=self.device)
 
     def _advance_one(self) -> None:
         self._index.fill_(self.step)
@@ -70,19 +58,12 @@ class StaticDecoder(Decoder):
 
 
 class GraphDecoder(StaticDecoder):
-    """A decoder that records its steps as CUDA graphs and replays them; arguments as for its base class."""
+    """A decoder that records its steps as CUDA graphs and replays them."""
 
-    def __init__(
-        self,
-        model: TokenModel,
-        frames: int,
-        options: SamplingOptions,
-        seeds: Sequence[int],
-        *,
-        prefix: Tensor | None = None,
-    ) -> None:
-        super().__init__(model, frames, options, seeds, prefix=prefix)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+    @cached_property
+    def _graphs(self) -> dict[int, torch.cuda.CUDAGraph]:
+        """The recorded step of each codebook."""
+        return {}
 
     def _compute(self, codebook: int) -> None:
         if self.step == 0:  # its input is no token
@@ -108,7 +89,9 @@ class GraphDecoder(StaticDecoder):
 
 
 class GraphTokenModel(Twin, TokenModel):
-    """A network on CUDA: :func:`~hafm_lightning.modeling.decoding.decoder_for` gives it :class:`GraphDecoder`."""
+    """A network on CUDA, which :class:`GraphDecoder` decodes."""
 
 
-decoder_for.register(GraphTokenModel, GraphDecoder)
+@decoder_for.register
+def _graph_decoder(model: GraphTokenModel) -> type[Decoder]:
+    return GraphDecoder

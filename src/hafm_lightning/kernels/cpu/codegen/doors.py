@@ -1,9 +1,7 @@
-"""What each compiled function may be given: one declaration a function, asked for before every call.
+"""What each compiled function may be given: one declaration for each function, checked before every call.
 
-A compiled function gets addresses and reads what it was written for, whatever lies there. So types, devices, sizes,
-distances and alignment are compared here with the function's :class:`Door`; what does not fit raises
-:class:`DoesNotFit`, and the caller takes PyTorch's operations instead. Room for results and for work comes from
-:func:`room`, which names its type: PyTorch's default type is the user's to change.
+A compiled function receives addresses and reads what it was written for, whatever is stored there. So tensors are
+compared with the function's :class:`Door`; for those that do not fit, the caller uses PyTorch's operations instead.
 """
 
 from __future__ import annotations
@@ -14,13 +12,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+TILE = 64
+"""Queries, and keys, of a tile of attention: 16 KiB of scores."""
+
 
 class DoesNotFit(ValueError):
     """A compiled function cannot take these tensors; says which one and why."""
 
 
 def room(*shape: int, dtype: torch.dtype = torch.float32, zero: bool = False) -> Tensor:
-    """Memory on the CPU for what a compiled function writes: not initialised, or zeros."""
+    """Memory on the CPU for a compiled function; its type is named, since PyTorch's default is the user's to change."""
     return (torch.zeros if zero else torch.empty)(shape, dtype=dtype, device="cpu")
 
 
@@ -28,17 +29,13 @@ def room(*shape: int, dtype: torch.dtype = torch.float32, zero: bool = False) ->
 class Buffer:
     """One tensor that a compiled function is given.
 
-    Attributes:
-        dtype: Its type.
-        shape: Its sizes. A name stands for one number throughout a call, given by the caller or by the first tensor.
-        strided: Whether only the last dimension must lie in a piece, and the others may lie anywhere; else all do.
-        written: Whether the function writes it, so that no two of its numbers may share a place.
+    A name in ``shape`` stands for one number throughout a call, given by the caller or by the first tensor.
     """
 
     dtype: torch.dtype
     shape: tuple[str | int, ...]
-    strided: bool = False
-    written: bool = False
+    strided: bool = False  # the last dimension alone must be contiguous
+    written: bool = False  # no two of its numbers may share a place
 
     def misfit(self, tensor: Tensor, sizes: dict[str, int]) -> str | None:
         """Why ``tensor`` is not such a buffer, or None; names that are met first are added to ``sizes``."""
@@ -58,12 +55,11 @@ class Buffer:
                 return f"has the shape {tuple(tensor.shape)}: {size} where {name} is {wanted}"
         if tensor.numel() == 0:
             return "is empty"
-        if self.strided:
-            if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-                return "does not have the numbers of its last dimension beside each other"
-        elif not tensor.is_contiguous():
+        if not self.strided and not tensor.is_contiguous():
             return "is not contiguous"
-        if self.written and _shares_places(tensor):
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            return "does not have the numbers of its last dimension beside each other"
+        if self.written and any(size > 1 and not tensor.stride(n) for n, size in enumerate(tensor.shape)):
             return "is written and has several numbers at one place"
         if tensor.data_ptr() % tensor.element_size():
             return f"does not begin at a multiple of {tensor.element_size()} bytes"
@@ -73,44 +69,34 @@ class Buffer:
         return None
 
 
-def _shares_places(tensor: Tensor) -> bool:
-    """Whether two numbers of a tensor may lie at one place."""
-    reach = 0  # of the dimensions looked at
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return True
-            reach += stride * (size - 1)
-    return False
-
-
 @dataclass(frozen=True)
 class Door:
-    """What a compiled function may be given.
-
-    Attributes:
-        function: Its name, for messages.
-        buffers: Its tensors by name.
-        multiples: Sizes that must be multiples of a number.
-    """
+    """What a compiled function may be given."""
 
     function: str
     buffers: Mapping[str, Buffer]
-    multiples: Mapping[str, int] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)  # sizes that must be multiples of a number
+    numbers: tuple[str, ...] = ()  # names of the whole numbers before the tensors
 
-    def addresses(self, tensors: Mapping[str, Tensor], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-        """The address of each tensor by name; of a strided one also its distances, as ``name_0``, ``name_1``, ...
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of all arguments in order: numbers, then addresses, each followed by its distances if strided."""
+        names = list(self.numbers)
+        for name, buffer in self.buffers.items():
+            names += [name, *(f"{name}_{n}" for n in range(len(buffer.shape) - 1) if buffer.strided)]
+        return tuple(names)
 
-        Args:
-            tensors: All of the function's tensors.
-            sizes: Numbers that names of sizes must stand for.
+    def addresses(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, int] | None = None) -> dict[str, int]:
+        """``numbers``, sizes, addresses and distances (``name_0``, ``name_1``, ... of strided tensors) by name.
+
+        ``numbers`` holds further arguments, and sizes that tensors must have.
 
         Raises:
             DoesNotFit: A tensor is not what the function was written for.
         """
         if tensors.keys() != self.buffers.keys():
             raise DoesNotFit(f"{self.function}: {sorted(tensors.keys() ^ self.buffers.keys())} missing or unknown")
-        known, found = dict(sizes or {}), dict[str, int]()
+        known, found = dict(numbers or {}), dict[str, int]()
         for name, buffer in self.buffers.items():
             tensor = tensors[name]
             why = buffer.misfit(tensor, known)
@@ -122,77 +108,55 @@ class Door:
         for name, divisor in self.multiples.items():
             if known[name] % divisor:
                 raise DoesNotFit(f"{self.function}: {name} is {known[name]}, no multiple of {divisor}")
-        return found
+        return known | found
 
 
-_FLOAT = torch.float32
+def _floats(*shape: str | int, strided: bool = False, written: bool = False) -> Buffer:
+    return Buffer(torch.float32, shape, strided, written)
+
+
 _ROWS = ("outer", "inner", "steps", "width")
 _STEPS = ("clips", "heads", "steps", "width")
 
 NORM_BACKWARD = Door(
     "norm_backward",
     {
-        "x": Buffer(_FLOAT, _ROWS, strided=True),
-        "gradient": Buffer(_FLOAT, _ROWS, strided=True),
-        "scale": Buffer(_FLOAT, ("outer", "inner", "steps", 1)),
-        "weight": Buffer(_FLOAT, ("width",)),
-        "grad_x": Buffer(_FLOAT, _ROWS, written=True),
-        "grad_weights": Buffer(_FLOAT, ("tasks", "width"), written=True),
+        "x": _floats(*_ROWS, strided=True),
+        "gradient": _floats(*_ROWS, strided=True),
+        "scale": _floats("outer", "inner", "steps", 1),
+        "weight": _floats("width"),
+        "grad_x": _floats(*_ROWS, written=True),
+        "grad_weights": _floats("tasks", "width", written=True),
     },
     {"width": 64},
+    ("task", "tasks", "inner", "steps", "rows"),
 )
-"""Sizes to give: ``tasks``."""
+"""``task`` is a counter from 0, of ``tasks`` that take ``rows`` rows each."""
 
 _ATTENTION: Mapping[str, Buffer] = {
-    "query": Buffer(_FLOAT, _STEPS, strided=True),
-    "key": Buffer(_FLOAT, _STEPS, strided=True),
-    "value": Buffer(_FLOAT, _STEPS, strided=True),
-    "largest": Buffer(_FLOAT, ("tasks", "padded"), written=True),
-    "scratch": Buffer(_FLOAT, ("workers", "scratch_size"), written=True),
-    "factors": Buffer(_FLOAT, (2,)),
-    "table": Buffer(_FLOAT, ("heads", "table_rows")),
+    **{name: _floats(*_STEPS, strided=True) for name in ("query", "key", "value")},
+    "output": _floats(*_STEPS, strided=True, written=True),
+    "largest": _floats("tasks", "padded", written=True),
+    "scratch": _floats("workers", "scratch_size", written=True),
+    "factors": _floats(2),
+    "table": _floats("heads", "table_rows"),
     "rows": Buffer(torch.uint8, ("row_count",)),
     "first": Buffer(torch.int64, ("edges",)),
     "keys": Buffer(torch.int64, ("pairs",)),
-    "places": Buffer(torch.int32, ("pairs", 64)),
+    "places": Buffer(torch.int32, ("pairs", TILE)),
 }
+_SIZES = {"width": 16, "padded": TILE}
+_NUMBERS = (
+    "worker", "workers", "task", "tasks", "heads", "steps", "tiles", "scratch_size", "table_rows", "row_count",
+)  # fmt: skip
 ATTENTION_FORWARD = Door(
-    "attention_forward",
-    {
-        **_ATTENTION,
-        "output": Buffer(_FLOAT, _STEPS, strided=True, written=True),
-        "total": Buffer(_FLOAT, ("tasks", "padded"), written=True),
-    },
-    {"width": 16, "padded": 64},
+    "attention_forward", {**_ATTENTION, "total": _floats("tasks", "padded", written=True)}, _SIZES, _NUMBERS
 )
-"""Sizes to give: ``tasks`` (clips times heads), ``padded`` (steps in whole tiles), ``workers``, ``scratch_size``,
-``table_rows`` and ``edges`` (tiles of queries and one)."""
-ATTENTION_BACKWARD = Door(
-    "attention_backward",
-    {
-        **_ATTENTION,
-        "output": Buffer(_FLOAT, _STEPS, strided=True),
-        "gradient": Buffer(_FLOAT, _STEPS, strided=True),
-        "grad_query": Buffer(_FLOAT, _STEPS, written=True),
-        "grad_key": Buffer(_FLOAT, _STEPS, written=True),
-        "grad_value": Buffer(_FLOAT, _STEPS, written=True),
-        "grad_table": Buffer(torch.float64, ("clips", "heads", "table_rows"), written=True),
-    },
-    {"width": 16, "padded": 64},
-)
-"""Sizes to give: as for :data:`ATTENTION_FORWARD`."""
-
-
-def decode_step(cache_dtype: torch.dtype) -> Door:
-    """What a decoding step is given besides its own weights; the cache is float32, or bf16.
-
-    Sizes to give: ``width``, ``layers``, ``heads``, ``head_width`` and, of the bias, ``visible``.
-    """
-    return Door(
-        "decode_step",
-        {
-            "x": Buffer(_FLOAT, ("rows", "width")),
-            "cache": Buffer(cache_dtype, ("layers", 2, "rows", "heads", "capacity", "head_width"), written=True),
-            "bias": Buffer(_FLOAT, ("heads", "visible")),
-        },
-    )
+"""``worker`` and ``task`` are counters from 0, ``tasks`` is clips times heads, ``padded`` the steps in whole tiles,
+``edges`` tiles of queries and one. ``factors`` holds the scale of the scores, alone and times log2(e)."""
+_GRADIENTS = {name: _floats(*_STEPS, written=True) for name in ("grad_query", "grad_key", "grad_value")} | {
+    "gradient": _floats(*_STEPS, strided=True),
+    "grad_table": Buffer(torch.float64, ("clips", "heads", "table_rows"), written=True),
+}
+ATTENTION_BACKWARD = Door("attention_backward", {**_ATTENTION, **_GRADIENTS}, _SIZES, _NUMBERS)
+"""As :data:`ATTENTION_FORWARD`; gradients are written, that of the table is added to what is there."""

@@ -9,28 +9,23 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.kernels.cpu.codegen.doors import NORM_BACKWARD, DoesNotFit, room
-from hafm_lightning.kernels.cpu.codegen.threads import run
-from hafm_lightning.kernels.cpu.codegen.vector_code import FLOAT, CompiledFunction, VectorCode, compiled
+from hafm_lightning.kernels.cpu.codegen.machine_code import CompiledFunction
+from hafm_lightning.kernels.cpu.codegen.vector_code import VectorCode
 
-COLUMNS_AT_ONCE = NORM_BACKWARD.multiples["width"]
-"""A row's width must be a multiple of this."""
-NUMBERS_IN_TASK = 2**14
-"""Numbers that a thread takes at once, in whole rows."""
+COLUMNS_AT_ONCE = NORM_BACKWARD.multiples["width"]  # a row's width must be a multiple of this
+NUMBERS_IN_TASK = 2**14  # that a thread takes at once, in whole rows
 
 
 def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``x [..., D]`` and ``weight [D]`` from that of ``x * scale * weight``, with ``scale [..., 1]``.
 
-    ``scale`` is one over the root of the mean square of each row. Sums over rows are made in an order of their own,
-    whatever the number of threads.
+    ``scale`` is one over the root of the mean square of each row. The number of threads does not change the result.
 
     Raises:
         DoesNotFit: These are not two to four dimensions of float32 in rows of whole :data:`COLUMNS_AT_ONCE`.
     """
-    if not 2 <= x.dim() <= 4:
-        raise DoesNotFit(f"norm_backward: x has {x.dim()} dimensions, not 2 to 4")
-    if x.numel() == 0:
-        raise DoesNotFit("norm_backward: x is empty")
+    if not 2 <= x.dim() <= 4 or x.numel() == 0:
+        raise DoesNotFit(f"norm_backward: x has the shape {tuple(x.shape)}, not 2 to 4 dimensions with numbers")
     dimensions = (None,) * (4 - x.dim())
     tensors = {"x": x[dimensions], "gradient": gradient[dimensions], "scale": scale[dimensions].contiguous()}
     outer, inner, steps, width = tensors["x"].shape
@@ -38,24 +33,18 @@ def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, gradient: Tensor) ->
     tasks = outer * inner * -(-steps // rows)
     tensors |= {"weight": weight.contiguous(), "grad_x": room(outer, inner, steps, width)}
     tensors |= {"grad_weights": room(tasks, width)}
-    at = NORM_BACKWARD.addresses(tensors, {"tasks": tasks})
-    numbers = [0, tasks, inner, steps, rows]
-    for name in ("x", "gradient"):
-        numbers += [at[name], *(at[f"{name}_{n}"] for n in range(3))]
-    numbers += [at[name] for name in ("scale", "weight", "grad_x", "grad_weights")]
-    run(_function(width), numbers, torch.get_num_threads())
+    given = NORM_BACKWARD.addresses(tensors, {"task": 0, "tasks": tasks, "rows": rows})
+    _function(width).run([given[name] for name in NORM_BACKWARD.arguments], torch.get_num_threads())
     return tensors["grad_x"].view(x.shape), tensors["grad_weights"].sum(0)
 
 
 @lru_cache(maxsize=8)
 def _function(width: int) -> CompiledFunction:
-    """Arguments: a counter from 0; tasks; inner size, steps, rows of a task; then x and the gradient with the distances
-    of outer, inner and steps each; then scales, weights, gradients of x, and of the weights for each task."""
-    code = VectorCode("norm_backward")
-    builder, vectors = code.builder, COLUMNS_AT_ONCE // code.lanes
-    inner, steps, rows = (code.argument(n) for n in (2, 3, 4))
-    tensors = [(code.argument(at, FLOAT), [code.argument(at + 1 + n) for n in range(3)]) for at in (5, 9)]
-    scales, weights, grad_x, grad_weights = (code.argument(n, FLOAT) for n in range(13, 17))
+    code = VectorCode(NORM_BACKWARD.function, NORM_BACKWARD.arguments)
+    builder, offsets = code.builder, range(0, COLUMNS_AT_ONCE, code.lanes)
+    inner, steps, rows = (code.value(name) for name in ("inner", "steps", "rows"))
+    tensors = [(code.pointer(name), [code.value(f"{name}_{n}") for n in range(3)]) for name in ("x", "gradient")]
+    scales, weights, grad_x, grad_weights = map(code.pointer, ("scale", "weight", "grad_x", "grad_weights"))
     parts = builder.sdiv(code.sum(steps, rows, -1), rows)
 
     def task(number: Any) -> None:
@@ -76,8 +65,8 @@ def _function(width: int) -> CompiledFunction:
             scale = code.spread(code.number(scales, flat, n))
 
             def look(column: Any, total: Any) -> list[Any]:
-                for v in range(vectors):
-                    at = code.sum(column, v * code.lanes)
+                for offset in offsets:
+                    at = code.sum(column, offset)
                     normalised = code.multiply(code.load(code.at(x, at)), scale)
                     product, place = code.multiply(code.load(code.at(gradient, at)), normalised), code.at(sums, at)
                     code.store(code.add(code.load(place), product), place)
@@ -90,8 +79,8 @@ def _function(width: int) -> CompiledFunction:
             target = code.at(grad_x, code.times(code.sum(flat, n), width))
 
             def write(column: Any) -> None:
-                for v in range(vectors):
-                    at = code.sum(column, v * code.lanes)
+                for offset in offsets:
+                    at = code.sum(column, offset)
                     found = code.multiply(code.load(code.at(gradient, at)), code.load(code.at(weights, at)))
                     found = code.multiply_add(code.load(code.at(x, at)), shift, found)
                     code.store(code.multiply(found, scale), code.at(target, at))
@@ -100,5 +89,5 @@ def _function(width: int) -> CompiledFunction:
 
         code.loop(code.smaller(builder.sub(steps, first), rows), row)
 
-    code.tasks(0, code.argument(1), task)
-    return compiled(code)
+    code.tasks(code.value("tasks"), task)
+    return code.compiled()

@@ -1,8 +1,7 @@
 """Products of small matrices whose sums stay in registers, and transposition, for :class:`VectorCode`.
 
 A few rows of the left matrix are taken at once: each of their numbers is spread over a vector and meets a few vectors
-of a row of the right matrix. What the sums begin with and what becomes of them is up to the caller, who sees them while
-they are in registers: so biases, exponentials and maxima cost no pass over memory of their own.
+of a row of the right matrix. The caller chooses what the sums begin with and receives them while they are in registers.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from hafm_lightning.kernels.cpu.codegen.vector_code import INT, VectorCode
+from hafm_lightning.kernels.cpu.codegen.vector_code import INT, Sums, VectorCode
 
 ROWS_AT_ONCE = 4
 """Rows whose sums are kept in registers."""
-_UNROLLED = 4
-"""Columns of the left matrix in one turn of the innermost loop."""
-
-Sums = list[list[Any]]
-"""Vectors of each of some rows."""
+_UNROLLED = 4  # columns of the left matrix in one turn of the innermost loop
 
 
 def product(
@@ -37,7 +32,7 @@ def product(
     Args:
         code: Function that is written.
         left: Pointer, distance of rows and distance of columns.
-        right: Pointer and distance of rows; a row's numbers lie beside each other.
+        right: Pointer and distance of rows, which are contiguous.
         size: ``I``, ``J`` and ``R``: multiples of 4, of the lanes and of 4.
         start: ``(first row, first column, vectors)`` -> what the sums begin with.
         finish: ``(first row, first column, sums)`` and, with ``carried``, the vectors there -> the new ones.
@@ -54,11 +49,10 @@ def product(
                 found = list(sums)
                 for u in range(_UNROLLED):
                     here = code.at(other, column, code.times(r, other_step), u * other_step)
-                    held = [code.load(here, v * code.lanes) for v in range(vectors)]
+                    held = code.load_row(here, vectors)
                     for i, place in enumerate(places):
                         factor = code.spread(code.number(place, code.times(r, column_step), u * column_step))
-                        for v, vector in enumerate(held):
-                            at = i * vectors + v
+                        for at, vector in enumerate(held, i * vectors):
                             found[at] = code.multiply_add(factor, vector, found[at])
                 return found
 
@@ -67,27 +61,25 @@ def product(
             sums = [found[at : at + vectors] for at in range(0, len(found), vectors)]
             return finish(row, column, sums, *states)
 
-        held_at = [] if carried is None else [code.at(carried, column, v * code.lanes) for v in range(vectors)]
-        states = code.loop(height, rows, [code.load(place) for place in held_at], ROWS_AT_ONCE)
-        for place, state in zip(held_at, states, strict=True):
-            code.store(state, place)
+        if carried is None:
+            code.loop(height, rows, step=ROWS_AT_ONCE)
+            return
+        held = code.at(carried, column)
+        code.store_row(code.loop(height, rows, code.load_row(held, vectors), ROWS_AT_ONCE), held)
 
     code.loop(width, columns, step=vectors * code.lanes)
 
 
-def row_vectors(code: VectorCode, pointer: Any, width: int, row: Any, column: Any, vectors: int) -> list[list[Any]]:
-    """Pointers to the vectors of a product's rows from ``row`` and ``column`` on in a matrix ``[I, width]``."""
-    rows = [code.at(pointer, code.times(code.sum(row, i), width), column) for i in range(ROWS_AT_ONCE)]
-    return [[code.at(place, v * code.lanes) for v in range(vectors)] for place in rows]
+def row_pointers(code: VectorCode, matrix: Any, width: int, row: Any, column: Any) -> list[Any]:
+    """Where a product's rows from ``row`` on have ``column`` in a matrix ``[I, width]``."""
+    return [code.at(matrix, code.times(code.sum(row, i), width), column) for i in range(ROWS_AT_ONCE)]
 
 
 def adding(code: VectorCode, target: Any, width: int, factors: Any = None) -> Callable[[Any, Any, int], Sums]:
     """The sums begin with what ``target [I, width]`` holds, times ``factors [I]``."""
 
     def start(row: Any, column: Any, vectors: int) -> Sums:
-        sums = [
-            [code.load(place) for place in places] for places in row_vectors(code, target, width, row, column, vectors)
-        ]
+        sums = [code.load_row(place, vectors) for place in row_pointers(code, target, width, row, column)]
         if factors is None:
             return sums
         spread = [code.spread(code.number(factors, row, i)) for i in range(ROWS_AT_ONCE)]
@@ -100,10 +92,8 @@ def storing(code: VectorCode, target: Any, width: int) -> Callable[[Any, Any, Su
     """The sums become ``target [I, width]``."""
 
     def finish(row: Any, column: Any, sums: Sums) -> None:
-        places = row_vectors(code, target, width, row, column, len(sums[0]))
-        for values, at in zip(sums, places, strict=True):
-            for value, place in zip(values, at, strict=True):
-                code.store(value, place)
+        for values, place in zip(sums, row_pointers(code, target, width, row, column), strict=True):
+            code.store_row(values, place)
 
     return finish
 

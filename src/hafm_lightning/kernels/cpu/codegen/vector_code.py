@@ -1,27 +1,23 @@
-"""Loops over vectors, written as LLVM's instructions and compiled for the processor at hand when they are first needed.
+"""Loops over vectors, written as LLVM's instructions.
 
 Sums are made in the order in which they are written here: LLVM may join a product and a sum, and nothing else. So a
-function's results are the same whenever it runs on the same processor. Compiling takes a third of a second.
-
-Imported only where it is used: llvmlite is slow to import.
+function's results are the same whenever it runs on the same processor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import llvmlite.binding as untyped_llvm
 from llvmlite import ir
 
-llvm: Any = untyped_llvm
+from hafm_lightning.kernels.cpu.codegen.machine_code import CompiledFunction, compiled, vector_shape
 
 FLOAT, DOUBLE, INT, LONG, BYTE = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
+Sums = list[list[Any]]
+"""Vectors of each of some rows."""
 _FUSED = ("contract",)
-_ROUNDING = 12582912.0
-"""1.5 * 2^23: added to a small number, it leaves the nearest whole one in the low bits."""
+_ROUNDING = 12582912.0  # 1.5 * 2^23: added to a small number, it leaves the nearest whole one in the low bits
 _EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1)
 """Cephes' polynomial for 2^x - 1 between -1/2 and 1/2, less its last coefficient."""
 _LN2 = 6.931472028550421e-1
@@ -33,57 +29,33 @@ def long(value: int) -> Any:
     return ir.Constant(LONG, value)
 
 
-class VectorCode:
-    """Writes one function ``void name(int64 *arguments)``; all pointers are to float32 unless told otherwise.
+class Vectors:
+    """Writes instructions on vectors of ``lanes`` floats; pointers are to float32 unless stated otherwise."""
 
-    Attributes:
-        lanes: Floats in a vector.
-        vectors: Vectors of a row that a product of matrices sums at once, at most.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.module = ir.Module(name)
-        kind = ir.FunctionType(ir.VoidType(), [LONG.as_pointer()])
-        self.function = ir.Function(self.module, kind, name)
-        self.builder = ir.IRBuilder(self.function.append_basic_block())
-        self.lanes, self.vectors = _vector_shape()
-        self._vector = ir.VectorType(FLOAT, self.lanes)
-        self._whole_vector = ir.VectorType(INT, self.lanes)
+    def __init__(self, builder: Any, lanes: int) -> None:
+        self.builder, self.lanes = builder, lanes
+        self.vector, self._whole_vector = ir.VectorType(FLOAT, lanes), ir.VectorType(INT, lanes)
 
     # Numbers and memory
 
     def constant(self, value: float) -> Any:
         """A vector of one number."""
-        return ir.Constant(self._vector, [value] * self.lanes)
-
-    def argument(self, index: int, kind: Any = None) -> Any:
-        """The argument at ``index``: a whole number, or with ``kind`` the address of such values."""
-        value = self.builder.load(self.builder.gep(self.function.args[0], [long(index)]))
-        return value if kind is None else self.builder.inttoptr(value, kind.as_pointer())
-
-    def counter(self, index: int) -> Any:
-        """Raise the argument at ``index`` by one for all threads; what it was."""
-        place = self.builder.gep(self.function.args[0], [long(index)])
-        return self.builder.atomic_rmw("add", place, long(1), "monotonic")
-
-    def whole(self, value: Any) -> Any:
-        """A whole number, of Python or of the function."""
-        return long(value) if isinstance(value, int) else value
+        return ir.Constant(self.vector, [value] * self.lanes)
 
     def sum(self, *values: Any) -> Any:
-        """Sum of whole numbers."""
-        total = self.whole(values[0])
-        for value in values[1:]:
-            total = self.builder.add(total, self.whole(value))
-        return total
+        """Sum of whole numbers, of Python or of the function."""
+        first, *others = (long(value) if isinstance(value, int) else value for value in values)
+        for value in others:
+            first = self.builder.add(first, value)
+        return first
 
     def times(self, a: Any, b: Any) -> Any:
         """Product of whole numbers."""
-        return self.builder.mul(self.whole(a), self.whole(b))
+        return self.builder.mul(self.sum(a), self.sum(b))
 
     def smaller(self, a: Any, b: Any) -> Any:
         """The smaller of two whole numbers."""
-        a, b = self.whole(a), self.whole(b)
+        a, b = self.sum(a), self.sum(b)
         return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
 
     def at(self, pointer: Any, *indices: Any) -> Any:
@@ -96,17 +68,27 @@ class VectorCode:
 
     def load(self, pointer: Any, offset: int = 0) -> Any:
         """The vector at ``pointer``."""
-        place = self.builder.gep(pointer, [long(offset)])
-        return self.builder.load(self.builder.bitcast(place, self._vector.as_pointer()), align=4)
+        return self.builder.load(self._place(pointer, offset), align=4)
 
     def store(self, value: Any, pointer: Any, offset: int = 0) -> None:
         """Write a vector."""
-        place = self.builder.gep(pointer, [long(offset)])
-        self.builder.store(value, self.builder.bitcast(place, self._vector.as_pointer()), align=4)
+        self.builder.store(value, self._place(pointer, offset), align=4)
+
+    def load_row(self, pointer: Any, vectors: int) -> list[Any]:
+        """Vectors after each other."""
+        return [self.load(pointer, v * self.lanes) for v in range(vectors)]
+
+    def store_row(self, values: Sequence[Any], pointer: Any) -> None:
+        """Write vectors after each other."""
+        for v, value in enumerate(values):
+            self.store(value, pointer, v * self.lanes)
+
+    def _place(self, pointer: Any, offset: int) -> Any:
+        return self.builder.bitcast(self.at(pointer, offset), self.vector.as_pointer())
 
     def spread(self, value: Any) -> Any:
         """A vector of one value."""
-        empty = ir.Constant(self._vector, ir.Undefined)
+        empty = ir.Constant(self.vector, ir.Undefined)
         one = self.builder.insert_element(empty, value, ir.Constant(INT, 0))
         return self.builder.shuffle_vector(one, empty, ir.Constant(self._whole_vector, [0] * self.lanes))
 
@@ -144,7 +126,7 @@ class VectorCode:
         )
         result = self.builder.add(self.builder.bitcast(result, self._whole_vector), exponent)
         counts = self.builder.fcmp_unordered(">", x, self.constant(_LEAST_EXPONENT))  # or is no number, and stays so
-        return self.builder.select(counts, self.builder.bitcast(result, self._vector), self.constant(0.0))
+        return self.builder.select(counts, self.builder.bitcast(result, self.vector), self.constant(0.0))
 
     def total(self, value: Any) -> Any:
         """The sum of a vector's lanes, in halves."""
@@ -165,8 +147,8 @@ class VectorCode:
         """
         builder, known = self.builder, isinstance(count, int)
         before = builder.block
-        inside, after = self.function.append_basic_block(), self.function.append_basic_block()
-        count = long(count) if known else count
+        inside, after = builder.append_basic_block(), builder.append_basic_block()
+        count = self.sum(count)
         if known:
             builder.branch(inside)
         else:
@@ -208,60 +190,46 @@ class VectorCode:
         """Set ``count`` floats, a multiple of the lanes."""
         self.vectors_of(count, lambda n: self.store(self.constant(value), self.at(target, n)))
 
-    def tasks(self, counter: int, count: Any, body: Callable[[Any], None]) -> None:
-        """Take task after task, by the counter at an argument that all threads share, until ``count`` are taken."""
+
+class VectorCode(Vectors):
+    """Writes one function ``void name(int64 *arguments)``; its arguments have names too."""
+
+    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [LONG.as_pointer()])
+        self.function = ir.Function(ir.Module(name), kind, name)
+        self.names = arguments
+        lanes, self.vectors = vector_shape()  # vectors of a row that a product of matrices sums at once, at most
+        super().__init__(ir.IRBuilder(self.function.append_basic_block()), lanes)
+
+    def _argument(self, name: str) -> Any:
+        return self.at(self.function.args[0], self.names.index(name))
+
+    def value(self, name: str) -> Any:
+        """The whole number that is given as ``name``."""
+        return self.builder.load(self._argument(name))
+
+    def pointer(self, name: str, kind: Any = FLOAT) -> Any:
+        """The address of values that is given as ``name``."""
+        return self.builder.inttoptr(self.value(name), kind.as_pointer())
+
+    def counter(self, name: str) -> Any:
+        """Raise the argument by one for all threads; its value before."""
+        return self.builder.atomic_rmw("add", self._argument(name), long(1), "monotonic")
+
+    def tasks(self, count: Any, body: Callable[[Any], None]) -> None:
+        """``body(number)`` of task after task up to ``count``, by ``task``, a counter that all threads share."""
         builder = self.builder
-        asking, inside, after = (self.function.append_basic_block() for _ in range(3))
-        builder.branch(asking)
-        builder.position_at_end(asking)
-        task = self.counter(counter)
+        taking, inside, after = (builder.append_basic_block() for _ in range(3))
+        builder.branch(taking)
+        builder.position_at_end(taking)
+        task = self.counter("task")
         builder.cbranch(builder.icmp_signed("<", task, count), inside, after)
         builder.position_at_end(inside)
         body(task)
-        builder.branch(asking)
+        builder.branch(taking)
         builder.position_at_end(after)
 
-
-@lru_cache(maxsize=1)
-def _vector_shape() -> tuple[int, int]:
-    """Lanes of a vector on this processor, and vectors of each of four rows that its registers hold sums of."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16, 4
-    if features.get("avx2"):
-        return 8, 2
-    return 4, 4 if features.get("neon") else 2
-
-
-@dataclass(frozen=True)
-class CompiledFunction:
-    """Machine code.
-
-    Attributes:
-        address: Where it begins.
-        engine: What it is held by.
-    """
-
-    address: int
-    engine: Any
-
-
-def compiled(code: VectorCode) -> CompiledFunction:
-    """The function in machine code.
-
-    Raises:
-        RuntimeError: LLVM cannot, on this machine.
-    """
-    code.builder.ret_void()
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
-    code.module.triple, code.module.data_layout = target.triple, str(machine.target_data)
-    module = llvm.parse_assembly(str(code.module))
-    module.verify()
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return CompiledFunction(engine.get_function_address(code.function.name), engine)
+    def compiled(self) -> CompiledFunction:
+        """The function in machine code; nothing can be written afterwards."""
+        self.builder.ret_void()
+        return compiled(self.function)
