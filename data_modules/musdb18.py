@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from hafm_lightning.data_modules.token_shards import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.configuration import PreparationConfig
-from hafm_lightning.preparation.engines.base import EngineSettings
+from hafm_lightning.preparation.engine import EngineSettings
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
 from hafm_lightning.shards import MANIFEST_NAME, SPLITS

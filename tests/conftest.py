@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tiny_music import TinyMusic
 
     from hafm_lightning.evaluation.segments import MusicClip
+    from hafm_lightning.preparation.report.report import PreparationReport
     from hafm_lightning.tokenizers import Tokenizers
 
 # Set before any package reads them: tests never reach a hub, a dashboard or a display.
@@ -92,6 +93,40 @@ def musdb(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     root = write_musdb(tmp_path_factory.mktemp("musdb"), train=4, test=1, seconds=5.0)
     return [{"kind": "MusdbHQ", "path": str(root), "allow_partial": True}]
+
+
+@pytest.fixture(scope="session")
+def odd_songs(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparationReport, Path]:
+    """Report and root of a preparation of every odd file that a folder of songs may hold."""
+    from odd_songs import write_odd_songs
+    from tiny_preparation import tiny_config
+
+    from hafm_lightning.preparation.pipeline import prepare
+
+    base = tmp_path_factory.mktemp("odd")
+    write_odd_songs(base / "songs")
+    corpora = [{"kind": "StemFolder", "path": str(base / "songs")}]
+    changes = {"duplicates": {"enabled": True}, "split": {"validation_share": 0.0}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAFM_QUIET", "1")
+        return prepare(tiny_config(base / "root", corpora, **changes)), base / "root"
+
+
+@pytest.fixture(scope="session")
+def styled_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of songs with genres."""
+    from styles import prepare_styled_shards
+
+    return prepare_styled_shards(tmp_path_factory.mktemp("fma"))
+
+
+@pytest.fixture(scope="session")
+def styled_checkpoints(styled_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Role -> checkpoint of a stage that was trained on ``styled_shards`` for a few steps."""
+    from styles import fit_styled
+
+    folder = tmp_path_factory.mktemp("styled")
+    return {role: fit_styled(f"{role.title()}Stage", styled_shards, folder) for role in ("semantic", "coarse", "fine")}
 
 
 @pytest.fixture(scope="session")

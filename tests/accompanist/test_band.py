@@ -300,3 +300,32 @@ def test_a_style_is_a_condition_by_name(
     assert (coarse["rock"] != coarse[None]).any()
     with pytest.raises(RequestError, match=r"'polka'.*rock, jazz"):
         band.accompany(vocal, style="polka")
+
+
+# --- styles ---------------------------------------------------------------------------------------------------
+
+
+def test_a_style_of_the_shards_changes_what_is_played(styled_checkpoints: dict[str, Path]) -> None:
+    band = Accompanist.from_checkpoints(**styled_checkpoints, device="cpu", precision="fp32")
+    assert band.styles == ("unknown", "Jazz", "Rock")
+    vocal = sing(0.4, 24_000)
+    takes = {style: band.accompany(vocal, style=style, guidance=50.0, top_k=None) for style in (None, "Rock", "Jazz")}
+    tokens = {style: take.tokens["instrumental_coarse"] for style, take in takes.items()}
+    assert (tokens["Rock"] != tokens["Jazz"]).any()
+    assert (tokens["Rock"] != tokens[None]).any()
+    assert takes["Rock"].record["settings"]["style"] == "Rock"
+    np.testing.assert_array_equal(  # asked for again, it is the same
+        band.accompany(vocal, style="Rock", guidance=50.0, top_k=None).tokens["instrumental_coarse"], tokens["Rock"]
+    )
+    with pytest.raises(RequestError, match=r"unknown style 'Polka'.*unknown, Jazz, Rock"):
+        band.accompany(vocal, style="Polka")
+
+
+def test_stages_that_number_styles_differently_are_refused(styled_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    changed = torch.load(styled_checkpoints["coarse"], weights_only=True)
+    changed["hafm_lightning"]["styles"] = ["unknown", "Rock", "Jazz"]
+    torch.save(changed, tmp_path / "coarse.ckpt")
+    with pytest.raises(
+        RequestError, match=r"the coarse stage .* was trained with different styles than the semantic stage"
+    ):
+        Accompanist.from_checkpoints(**styled_checkpoints | {"coarse": tmp_path / "coarse.ckpt"})

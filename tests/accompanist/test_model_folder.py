@@ -269,3 +269,12 @@ def test_push_uploads_the_data_files_of_a_folder_that_loads(
 def test_push_without_the_hub_says_how_to_log_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", "--model", str(folder), "--to", "singer/band"]) == 2
     assert "hf auth login" in capsys.readouterr().err
+
+
+def test_a_style_survives_export(styled_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    write_audio(tmp_path / "vocal.wav", sing(0.3, 24_000))
+    files = [word for role, path in styled_checkpoints.items() for word in (f"--{role}", str(path))]
+    assert main(["export", "--out", str(tmp_path / "model"), *files]) == 0
+    command = ["generate", "--vocal", str(tmp_path / "vocal.wav"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--model", str(tmp_path / "model"), "--style", "Jazz"]) == 0
+    assert main([*command, "--model", str(tmp_path / "model"), "--style", "jazzz"]) == 2

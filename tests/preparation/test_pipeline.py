@@ -12,14 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_corpora import RATE_HZ, write_stems
+import soundfile
+import yaml
+from odd_songs import LONG_NAME, SECONDS, cut_short, kept_clips, reasons
+from tiny_corpora import RATE_HZ, vocal_and_band, write_stems
 from tiny_preparation import command, shard_bytes, tiny_config, tiny_tokenizers, tiny_values, yaml_file
+from tiny_separation import low_pass_model
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.pipeline import prepare
+from hafm_lightning.preparation.report.report import PreparationReport
 from hafm_lightning.preparation.verification import verify_root
 from hafm_lightning.processes.locks import LOCK_NAME, Lock
-from hafm_lightning.shards import open_shards
+from hafm_lightning.shards import ShardReader, open_shards
 from hafm_lightning.tokenizers import load_tokenizers
 
 
@@ -58,7 +63,6 @@ def test_one_process_holds_the_tokenizers_once_and_those_of_its_own_root(musdb, 
 
 def test_tokens_are_those_of_the_clips_waveform(prepared, musdb):
     """An independent path: read the file, cut, resample, tokenize."""
-    import soundfile
     import torch
 
     from hafm_lightning.audio import resample
@@ -89,6 +93,13 @@ def test_optional_streams_are_stored_when_asked_for(musdb, tmp_path):
     assert reader.manifest.styles == ["unknown"]
     with pytest.raises(RequestError, match="no split 'validation'"):
         open_shards(tmp_path / "root", "validation")
+
+
+def test_genres_of_the_metadata_become_styles(styled_shards):
+    reader = open_shards(styled_shards, "train")
+    assert reader.manifest.styles == ["unknown", "Jazz", "Rock"]
+    genre = {name: int(reader[row]["style"].item()) for row, name in enumerate(reader.clip_ids)}
+    assert {int(name[5]) % 3: style for name, style in genre.items()}.items() <= {0: 2, 1: 1, 2: 0}.items()
 
 
 def test_the_number_of_workers_does_not_change_a_byte(prepared, musdb, tmp_path):
@@ -194,8 +205,6 @@ def test_mixtures_without_a_model_are_refused_before_any_work(tmp_path):
 
 def test_the_papers_chain_on_tiny_models(tmp_path):
     """Mixtures, separation, HuBERT with centroids trained on the corpus, EnCodec: as experiments/prepare.yaml asks."""
-    from tiny_corpora import vocal_and_band
-    from tiny_separation import low_pass_model
     from tiny_tokenizers import save_encodec, save_hubert
 
     from hafm_lightning.audio import Audio, write_audio
@@ -222,7 +231,7 @@ def test_the_papers_chain_on_tiny_models(tmp_path):
     report = prepare(config)
     assert report.clips == {"train": 9, "validation": 3}
     assert (report.tokenizers["semantic"]["kind"], report.tokenizers["acoustic"]["kind"]) == ("hubert", "encodec")
-    use = {(entry.stream, entry.codebook): entry.used for entry in report.codebooks}
+    use = {(entry["stream"], entry["codebook"]): entry["used"] for entry in report.codebooks}
     assert use["vocal_semantic", 0] > 50
     assert use["instrumental_codes", 0] > 1
     whole = verify_root(tmp_path / "root")
@@ -232,3 +241,117 @@ def test_the_papers_chain_on_tiny_models(tmp_path):
     assert unloaded.problems == []
     assert "hubert" in unloaded.notes[0]
     assert "not loaded" in unloaded.summary()
+
+
+@pytest.mark.parametrize("song", [LONG_NAME, "latin-\\xe9", "good-0"])
+def test_odd_names_are_songs_like_any_other(odd_songs, song):
+    assert kept_clips(odd_songs[1])[song] == 2
+
+
+def test_loops_of_links_end_and_no_song_is_there_twice(odd_songs):
+    songs = kept_clips(odd_songs[1])
+    assert not [song for song in songs if "loop" in song]
+    assert verify_root(odd_songs[1]).problems == []
+
+
+def measure_two_hours(tmp_path: Path, values: dict) -> tuple[float, subprocess.CompletedProcess]:
+    """Prepare in another process; returns its peak of resident memory in GiB."""
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(values))
+    script = (
+        "import resource, sys; from hafm_lightning.cli import main; code = main(sys.argv[1:]);"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, "prepare", "--config", str(config)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HAFM_QUIET": "1"},
+    )
+    peak_kib = int(run.stdout.rsplit("peak", 1)[1]) if "peak" in run.stdout else 0
+    return peak_kib / 2**20, run
+
+
+def write_two_hours(folder: Path, rate_hz: int, channels: int) -> None:
+    """Two hours of stems, silent but for the last ten seconds."""
+    folder.mkdir(parents=True)
+    for name, mono in zip(("vocals", "accompaniment"), vocal_and_band(10.0, 0, rate_hz), strict=True):
+        with soundfile.SoundFile(folder / f"{name}.flac", "w", rate_hz, channels) as file:
+            for _ in range(719):
+                file.write(np.zeros((rate_hz * 10, channels), np.float32))
+            file.write(np.repeat(mono[:, None], channels, axis=1))
+
+
+def test_two_hours_at_8_khz_need_little_memory(tmp_path):
+    write_two_hours(tmp_path / "songs" / "long", 8_000, 1)
+    write_stems(tmp_path / "songs" / "short", SECONDS, 1)
+    values = tiny_values(
+        tmp_path / "root",
+        [{"kind": "StemFolder", "path": str(tmp_path / "songs")}],
+        clips={"duration_s": 10.0, "hop_s": 10.0},
+        split={"validation_share": 0.0},
+    )
+    peak_gib, run = measure_two_hours(tmp_path, values)
+    assert run.returncode == 0, run.stderr
+    assert ShardReader(tmp_path / "root" / "train").clip_ids == ["long@7190.00"]
+    assert 0 < peak_gib < 2
+
+
+@pytest.mark.slow
+def test_two_hours_in_stereo_at_44_khz_are_separated_below_2_gib(tmp_path):
+    """2.5 GB of samples as floats; separated, filtered and tokenized."""
+    time = np.arange(44_100 * 10) / 44_100
+    (tmp_path / "songs").mkdir()
+    (tmp_path / "model").mkdir()
+    with soundfile.SoundFile(tmp_path / "songs" / "long.flac", "w", 44_100, 2) as file:
+        tone = 0.1 * (np.sin(2 * np.pi * 500 * time) + np.sin(2 * np.pi * 9000 * time))
+        for _ in range(720):
+            file.write(np.stack([tone, tone], axis=1))
+    values = tiny_values(
+        tmp_path / "root",
+        [{"kind": "SongFolder", "path": str(tmp_path / "songs")}],
+        clips={"duration_s": 10.0, "hop_s": 600.0},
+        duplicates={"enabled": True},
+        split={"validation_share": 0.0},
+        separation={"model": str(low_pass_model(tmp_path / "model")), "device": "cpu"},
+    )
+    peak_gib, run = measure_two_hours(tmp_path, values)
+    assert run.returncode == 0, run.stderr
+    assert len(ShardReader(tmp_path / "root" / "train")) == 13
+    print(f"peak {peak_gib:.2f} GiB")
+    assert 0 < peak_gib < 2
+
+
+@pytest.mark.slow
+def test_a_toy_band_of_50_songs_with_3_damaged_files(tmp_path, capsys, monkeypatch):
+    """The whole command on real sound: exit code 0, the three named in the report, the shards verified."""
+    from hafm_lightning.cli import main
+    from hafm_lightning.toyband.corpus import synthesise_corpus
+
+    monkeypatch.setenv("HAFM_QUIET", "1")
+    synthesise_corpus(tmp_path / "toy", train_songs=45, test_songs=5, duration_s=10.0, seed=1)
+    damaged = ["toyband_train_0007", "toyband_train_0021", "toyband_test_0003"]
+    paths = [next((tmp_path / "toy").glob(f"*/{name}")) for name in damaged]
+    (paths[0] / "vocals.wav").write_bytes(b"")
+    (paths[1] / "drums.wav").write_text("no drums today\n" * 50)
+    cut_short(paths[2] / "other.wav", 0.7)
+    config = tmp_path / "c.yaml"
+    values = {
+        "root": str(tmp_path / "root"),
+        "corpora": [{"kind": "MusdbHQ", "path": str(tmp_path / "toy"), "allow_partial": True}],
+        "filters": {"vocal_activity_min": 0.1},
+        "tokenizers": {"training_clips": 30},
+        "clips_per_shard": 10,
+        "report": {"examples": 2},
+    }
+    config.write_text(yaml.safe_dump(values))
+    assert main(["prepare", "--config", str(config)]) == 0
+    report = PreparationReport.load(tmp_path / "root")
+    assert set(reasons(report.quarantined)) == set(damaged)
+    assert sum(report.songs.values()) == 47
+    page = (tmp_path / "root" / "report.html").read_text()
+    output = capsys.readouterr().out
+    for name in damaged:
+        assert name in page
+        assert name in output
+    assert main(["prepare", "--verify", str(tmp_path / "root")]) == 0

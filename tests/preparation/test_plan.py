@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -97,7 +98,7 @@ def test_a_plan_survives_json_and_does_not_depend_on_the_order_of_songs():
     random.Random(0).shuffle(names)
     two = plan_of(dict.fromkeys(names, 30.0), validation_share=0.2)
     assert one == two
-    assert Plan.from_dict(json.loads(json.dumps(one.as_dict()))) == one
+    assert Plan.from_dict(json.loads(json.dumps(asdict(one)))) == one
     assert {unit.split for unit in one.units} == {"train", "validation"}
 
 

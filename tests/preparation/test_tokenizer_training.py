@@ -1,6 +1,7 @@
 """Training tokenizers: on clips of the corpus that pass the filter, the same for both."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import soundfile
 from tiny_corpora import RATE_HZ, stem_song, write_stems
 from tiny_preparation import shard_bytes, tiny_config, tiny_tokenizers
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.preparation.quality.filters import FilterSettings
 from hafm_lightning.preparation.report.report import PreparationReport
 from hafm_lightning.preparation.shard_work import SoundSettings
-from hafm_lightning.preparation.tokenizer_training import ExcerptPool, TrainingSounds
+from hafm_lightning.preparation.tokenizer_training import TokenizerSettings, TrainingSounds
 from hafm_lightning.processes.pool import SerialPool
 from hafm_lightning.shards import open_shards
 from hafm_lightning.songs.clips import ClipSettings
@@ -65,11 +67,15 @@ def test_both_tokenizers_are_trained_on_the_same_clips_and_rejected_ones_are_rea
     clips = ClipSettings(duration_s=2.0, hop_s=2.0)
     filters = FilterSettings(vocal_activity_min=0.1, loudness_range_max_lu=None)
     sound = SoundSettings(clips, filters, SeparationSettings(), 0.01, 0)
-    drawn = ExcerptPool(songs, {song.id: 4.0 for song in songs}, clips, seed=3)
-    assert len(drawn) == 16
-    assert set(drawn[0:16]) == {(song, start_s) for song in songs for start_s in (0.0, 2.0)}
+    durations_s = {song.id: 4.0 for song in songs}
+    settings = TokenizerSettings(training_clips=5, seed=3)
+    pool, strict = CountingPool(), replace(sound, filters=FilterSettings(vocal_activity_min=1.1))
+    rejected = TrainingSounds(songs, durations_s, settings, strict, pool).semantic()
+    with pytest.raises(RequestError, match="no clip of the training songs passes the filter"):
+        list(rejected)
+    assert sorted(pool.read) == [(song.id, start_s) for song in songs for start_s in (0.0, 2.0)]  # each once
     pool = CountingPool()
-    sounds = TrainingSounds(drawn, 5, sound, pool)
+    sounds = TrainingSounds(songs, durations_s, settings, sound, pool)
     first = list(sounds.semantic())
     assert len(first) == 2 * 5
     first_read = list(pool.read)

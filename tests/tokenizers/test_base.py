@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,11 @@ ARRAYS = {"a": torch.arange(6.0).reshape(2, 3)}
 
 
 def test_an_identity_survives_json() -> None:
-    assert TokenizerIdentity.from_dict(json.loads(json.dumps(IDENTITY.as_dict()))) == IDENTITY
+    assert TokenizerIdentity.from_dict(json.loads(json.dumps(asdict(IDENTITY)))) == IDENTITY
 
 
 def test_an_identity_of_other_keys_is_refused() -> None:
-    values = IDENTITY.as_dict()
+    values = asdict(IDENTITY)
     del values["resampler"]
     values["colour"] = "blue"
     with pytest.raises(RequestError, match=r"missing keys \['resampler'\], unknown keys \['colour'\]"):
@@ -123,7 +123,18 @@ def test_a_race_for_the_same_folder_leaves_one_whole_tokenizer(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 1}', '{"format_version": 1, "identity": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format_version": 1}',
+        '{"format_version": 1, "identity": 3}',
+        '{"format_version": 1, "identity": 3, "report": {}}',
+        '{"format_version": 1, "identity": {}, "report": 3}',
+    ],
+)
 def test_a_damaged_description_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(RequestError, match=r"tokenizer\.json is damaged"):

@@ -130,8 +130,9 @@ def test_saved_by_reference_and_loaded(tokenizer: HubertTokenizer, folder: Path,
     assert torch.equal(loaded.encode(audio), tokenizer.encode(audio))
 
 
-def test_saved_with_weights_needs_nothing_else(tmp_path: Path) -> None:
-    save_hubert(tmp_path / "m")
+@pytest.mark.parametrize("large", [False, True])
+def test_saved_with_weights_needs_nothing_else(tmp_path: Path, large: bool) -> None:
+    save_hubert(tmp_path / "m", large=large)
     features = HubertFeatures.from_pretrained(tmp_path / "m", layer=2)
     tokenizer = HubertTokenizer(features, torch.randn(CENTROIDS, 16))
     tokenizer.save(tmp_path / "t", include_weights=True)

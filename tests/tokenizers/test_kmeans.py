@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokenizers.kmeans import FrameSample, assign, import_centroids, train_kmeans
+from hafm_lightning.tokenizers.kmeans import assign, import_centroids, perplexity, sample_frames, train_kmeans
 
 
 def blobs(count: int = 2000, centres: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +49,11 @@ def test_the_report_is_what_the_centroids_do() -> None:
     share = share[share > 0]
     assert report.perplexity == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
     assert (report.centroids, report.dimensions, report.seed) == (12, 5, 1)
+
+
+def test_perplexity_is_the_number_of_ids_in_equal_use() -> None:
+    assert perplexity(np.array([5, 0, 5, 5, 0, 5])) == pytest.approx(4.0)
+    assert perplexity(np.array([3, 1])) == pytest.approx(2 ** -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25)))
 
 
 def test_dead_centroids_are_counted() -> None:
@@ -94,45 +101,53 @@ def test_assignment_takes_the_nearest_and_of_equals_the_first() -> None:
     assert torch.equal(assign(points, twice), assign(points, centroids))
 
 
+def numbered_clips(count: int = 100, length: int = 100) -> Iterator[np.ndarray]:
+    """Frames that hold their own number."""
+    for number in range(count):
+        yield np.arange(number * length, (number + 1) * length, dtype="f4")[:, None]
+
+
 def test_a_sample_below_the_limit_is_everything_in_order() -> None:
     clips = [np.full((length, 2), number, dtype="f4") for number, length in enumerate((3, 1, 4))]
-    sample = FrameSample(100, seed=0)
-    for clip in clips:
-        sample.add(clip)
-    np.testing.assert_array_equal(sample.frames(), np.concatenate(clips))
+    sample = sample_frames(iter(clips), 100, seed=0)
+    np.testing.assert_array_equal(sample.frames, np.concatenate(clips))
     assert (sample.clips, sample.seen) == (3, 8)
 
 
-def test_a_sample_is_uniform_bounded_and_a_function_of_its_seed() -> None:
-    def drawn(seed: int) -> np.ndarray:
-        sample = FrameSample(500, seed)
-        for number in range(100):
-            sample.add(np.arange(number * 100, number * 100 + 100, dtype="f4")[:, None])
-            assert sum(map(len, sample._frames)) <= 1000
-        return sample.frames()[:, 0]
-
-    first = drawn(0)
+def test_a_sample_is_uniform_and_a_function_of_its_seed() -> None:
+    first = sample_frames(numbered_clips(), 500, seed=0).frames[:, 0]
     assert len(first) == 500
     assert np.all(np.diff(first) > 0)
     quarters = np.bincount((first // 2500).astype(int), minlength=4)
     assert quarters.min() > 85  # 125 expected, standard deviation 10
-    np.testing.assert_array_equal(first, drawn(0))
-    assert not np.array_equal(first, drawn(1))
+    np.testing.assert_array_equal(first, sample_frames(numbered_clips(), 500, seed=0).frames[:, 0])
+    assert not np.array_equal(first, sample_frames(numbered_clips(), 500, seed=1).frames[:, 0])
+
+
+def test_a_sample_takes_the_smallest_keys_of_all_frames() -> None:
+    """The same by sorting all keys at once."""
+    keys = np.concatenate([np.random.default_rng([7, number]).random(100) for number in range(100)])
+    expected = np.sort(np.argsort(keys)[:500])
+    np.testing.assert_array_equal(sample_frames(numbered_clips(), 500, seed=7).frames[:, 0], expected)
+
+
+def test_the_memory_of_a_sample_is_bounded() -> None:
+    clips = (np.zeros((100, 1000), dtype="f4") for _ in range(300))  # 120 MB
+    tracemalloc.start()
+    sample_frames(clips, 1000, seed=0)  # 4 MB
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 30e6
 
 
 def test_a_larger_sample_holds_the_smaller_one() -> None:
-    samples = []
-    for limit in (50, 200):
-        sample = FrameSample(limit, seed=3)
-        for number in range(10):
-            sample.add(np.arange(number * 100, number * 100 + 100, dtype="f4")[:, None])
-        samples.append(set(sample.frames()[:, 0].tolist()))
-    assert samples[0] < samples[1]
+    small, large = (set(sample_frames(numbered_clips(10), limit, 3).frames[:, 0].tolist()) for limit in (50, 200))
+    assert small < large
 
 
 def test_no_clips_are_refused() -> None:
     with pytest.raises(RequestError, match="no clips"):
-        FrameSample(10, 0).frames()
+        sample_frames([], 10, 0)
 
 
 def test_centroids_as_plain_numbers_are_imported(tmp_path: Path) -> None:
@@ -194,6 +209,10 @@ def test_files_without_centroids_are_refused(tmp_path: Path) -> None:
     joblib.dump({"no": "model"}, tmp_path / "dict.joblib")
     with pytest.raises(RequestError, match="not a k-means"):
         import_centroids(tmp_path / "dict.joblib", trust_pickle=True)
+    for name in ("empty.npy", "empty.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(RequestError, match="cannot be read as plain numbers"):
+            import_centroids(tmp_path / name)
     (tmp_path / "text.pkl").write_text("hello")
     with pytest.raises(RequestError, match="cannot be loaded"):
         import_centroids(tmp_path / "text.pkl", trust_pickle=True)

@@ -1,7 +1,7 @@
 """Preparation: songs become shards of tokens; a run may be stopped anywhere and continued.
 
-Start at :mod:`~hafm_lightning.preparation.pipeline`, which goes through the steps; ``configuration`` is its YAML file.
-On the way: ``survey`` and ``plan`` (the songs, and the shards they go to), ``quality`` (the filter and duplicates),
-``tokenizer_training``, ``shard_work`` (one shard), ``run_state`` (the files of a stopped run), ``report`` and
-``verification``. ``engines`` chooses where the work runs.
+Start at :mod:`~hafm_lightning.preparation.pipeline`, which runs the steps; ``configuration`` holds its settings. The
+steps: ``survey`` and ``plan`` (songs and their shards), ``tokenizer_training``, ``shard_work`` (one shard), ``report``.
+Beside them: ``quality`` (filter and duplicates), ``run_state`` (to continue), ``engine`` (where the work runs), and
+``verification`` of the result.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from hafm_lightning.configuration.settings import as_plain, read_settings
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines.base import EngineSettings
+from hafm_lightning.preparation.engine import EngineSettings
 from hafm_lightning.preparation.plan import SplitSettings
 from hafm_lightning.preparation.quality.filters import FilterSettings
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
@@ -19,8 +19,7 @@ from hafm_lightning.songs import AnyCorpus
 from hafm_lightning.songs.clips import ClipSettings
 from hafm_lightning.songs.separation import SeparationSettings
 
-CHANGES_NOTHING = ("root", "engine", "report", "device")
-"""Settings that do not change the content of shards."""
+_NEUTRAL = ("root", "engine", "report", "device")  # do not change the content of shards
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ class PreparationConfig:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the content of shards, as JSON values."""
-        names = [item.name for item in fields(self) if item.name not in CHANGES_NOTHING]
-        return {name: as_plain(getattr(self, name)) for name in names}
+        return {item.name: as_plain(getattr(self, item.name)) for item in fields(self) if item.name not in _NEUTRAL}
 
     def resolved_device(self) -> str:
         """``cpu`` or ``cuda``, for the models of this process; RequestError if there is no GPU to use."""
@@ -110,11 +108,7 @@ class PreparationConfig:
         return "cuda" if available and self.device != "cpu" else "cpu"
 
     def worker_device(self) -> str:
-        """``cpu`` or ``cuda``, for the models of the workers; RequestError if they have no GPU to use.
-
-        Processes of this machine use its GPU. A Ray actor has the share of a GPU that it asked for, on any machine, and
-        no GPU if it asked for none.
-        """
+        """``cpu`` or ``cuda``, for the models of the workers; RequestError if they have no GPU to use."""
         if self.engine.kind != "ray":
             return self.resolved_device()
         if self.device == "cuda" and not self.engine.gpus_per_worker:
@@ -122,13 +116,10 @@ class PreparationConfig:
                 "device is cuda, but engine.gpus_per_worker is 0, so Ray shows its workers no GPU\n"
                 "set engine.gpus_per_worker: 1 (or a share), or device: cpu"
             )
+        # An actor has the share of a GPU that it asked for, on any machine, and no GPU if it asked for none.
         return "cuda" if self.engine.gpus_per_worker and self.device != "cpu" else "cpu"
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> PreparationConfig:
-    """Settings from a YAML file and ``key=value`` overrides.
-
-    Raises:
-        RequestError: With the wrong key, its place and what to do.
-    """
+    """Settings from a YAML file and ``key=value`` overrides; RequestError with the wrong key and its place."""
     return read_settings(PreparationConfig, ["--config", str(path), *overrides])

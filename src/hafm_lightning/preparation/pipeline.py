@@ -1,17 +1,11 @@
 """Preparation from end to end: corpora in, tokenizers, shards, log and report out.
 
 ``<root>/`` holds ``tokenizers/``, ``train/ validation/ test/`` (shards and a manifest each), ``clips.csv`` (every clip
-and why it was dropped), ``quarantine.csv``, ``report.html``, ``report.json``, and ``work/`` (what a stopped run needs
-to continue).
+and why it was dropped), ``quarantine.csv``, ``report.html``, ``report.json``, and ``work/`` (state of a stopped run).
 
-Choices:
-
-* One process writes, and holds a lock while it does. Workers only compute.
-* Steps: list the songs, survey them, plan the shards, make the tokenizers, make the shards, write manifests and report.
-  Each writes its result before the next begins. A shard is finished when it has a record, and its bytes have the
-  recorded sha256; a run that is started again makes the others. Since a shard depends on its plan alone, an interrupted
-  run ends with the same bytes as an uninterrupted one.
-* A request that is wrong is refused before anything is written.
+One process writes, and holds a lock while it does; workers only compute. Each step writes its result before the next
+begins, and a run that is started again makes the missing shards. A shard depends on its plan alone, so an interrupted
+run ends with the same bytes as an uninterrupted one. A wrong request is refused before anything is written.
 """
 
 from __future__ import annotations
@@ -25,27 +19,20 @@ from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import remove_unfinished
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
-from hafm_lightning.preparation.engines import make_engine
+from hafm_lightning.preparation.engine import make_engine
 from hafm_lightning.preparation.plan import Plan, make_plan
 from hafm_lightning.preparation.report.report import PreparationReport, write_report
 from hafm_lightning.preparation.run_state import RootState
-from hafm_lightning.preparation.shard_work import (
-    UNKNOWN_STYLE,
-    ShardWork,
-    TokenizerLoader,
-    cached_separator,
-    cached_tokenizers,
-    load_prepared,
-)
+from hafm_lightning.preparation.shard_work import ShardWork, TokenizerLoader, cached_separator, cached_tokenizers
 from hafm_lightning.preparation.survey import SONGS_PER_BLOCK, SurveyWork
-from hafm_lightning.preparation.tokenizer_training import ExcerptPool, make_tokenizers
-from hafm_lightning.processes.locks import LOCK_NAME, Lock, held
+from hafm_lightning.preparation.tokenizer_training import TrainingSounds, make_tokenizers
+from hafm_lightning.processes.locks import LOCK_NAME, held
 from hafm_lightning.processes.pool import Pool
 from hafm_lightning.progress import progress
 from hafm_lightning.shards import SPLITS, STORED_STREAMS, Manifest, ShardInfo, stream_description
 from hafm_lightning.songs import list_songs
 from hafm_lightning.songs.song import Listing, Song
-from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
 from hafm_lightning.tokens import STYLE, VOCAL_ACOUSTIC
 
 __all__ = ["PreparationConfig", "PreparationReport", "prepare", "read_config"]
@@ -53,19 +40,12 @@ __all__ = ["PreparationConfig", "PreparationReport", "prepare", "read_config"]
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) -> PreparationReport:
-    """Prepare a corpus, or continue where an earlier run stopped.
+def prepare(config: PreparationConfig, load: TokenizerLoader = load_tokenizers) -> PreparationReport:
+    """Prepare a corpus, or continue where an earlier run stopped; returns the report.
 
-    Args:
-        config: The settings.
-        load: Reads the tokenizers from a folder onto a device, in every worker.
-
-    Returns:
-        The report, which is also written to ``report.json``.
-
-    Raises:
-        RequestError: A missing folder, a root of other settings, no usable song, or another process in this root.
-        RuntimeError: The work failed: the disk is full, or a worker died. The same command continues.
+    ``load`` reads the tokenizers in every worker. RequestError for a missing folder, a root of other settings, no
+    usable song, or another process in this root; RuntimeError if the disk is full or a worker died, and the same
+    command continues.
     """
     state = RootState(Path(config.root).expanduser())
     try:
@@ -73,8 +53,11 @@ def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) ->
             try:
                 return _Run(config, state, load).all_steps()
             except RequestError:
-                if not state.begun:
-                    _leave_no_trace(lock)
+                if not state.begun:  # no trace remains
+                    lock.release(erase=True)
+                    with suppress(OSError):
+                        state.work.rmdir()
+                        state.root.rmdir()
                 raise
     except OSError as error:
         if error.errno in _NO_SPACE:
@@ -83,14 +66,6 @@ def prepare(config: PreparationConfig, load: TokenizerLoader = load_prepared) ->
                 "free space and start again to continue"
             ) from error
         raise
-
-
-def _leave_no_trace(lock: Lock) -> None:
-    """Remove the lock, and the folders that were made for it if they are empty."""
-    lock.release(erase=True)
-    with suppress(OSError):
-        lock.path.parent.rmdir()
-        lock.path.parent.parent.rmdir()
 
 
 class _Run:
@@ -115,14 +90,14 @@ class _Run:
             self._make_tokenizers(plan, pool)
             cached_tokenizers.cache_clear()  # an earlier run of this process may have had another root at this path
             tokenizers = cached_tokenizers(self.load, state.tokenizers, self.device)
-            styles = style_names(plan) if config.styles else []
+            styles = plan.style_names() if config.styles else []
             records = self._make_shards(plan, styles, pool)
         manifests = self._write_manifests(plan, records, tokenizers, styles)
         examples = config.report.examples
         return write_report(state, plan, listing, records, manifests, tokenizers, sound=config.sound, examples=examples)
 
     def _listing(self) -> Listing:
-        """The songs; refuses every wrong request that can be noticed before the work begins."""
+        """The songs; refuses every wrong request that can be found before the work begins."""
         config = self.config
         listing = list_songs(config.corpora)
         if not listing.songs:
@@ -144,8 +119,7 @@ class _Run:
         return listing
 
     def _plan(self, listing: Listing, pool: Pool) -> Plan:
-        plan = self.state.read_plan()
-        if plan is not None:
+        if plan := self.state.read_plan():
             return plan
         self._survey(listing.songs, pool)
         plan = make_plan(
@@ -158,33 +132,26 @@ class _Run:
         )
         if not plan.units:
             first = (plan.quarantined + plan.left_out)[0]
-            count = len(listing.songs)
-            raise RequestError(f"none of {count} songs can be used; the first: {first.name}: {first.reason}")
+            problem = f"the first: {first.name}: {first.reason}"
+            raise RequestError(f"none of {len(listing.songs)} songs can be used; {problem}")
         self.state.write_plan(plan)
         return plan
 
     def _survey(self, songs: list[Song], pool: Pool) -> None:
         blocks = [tuple(songs[i : i + SONGS_PER_BLOCK]) for i in range(0, len(songs), SONGS_PER_BLOCK)]
         left = [number for number in range(len(blocks)) if not self.state.survey_block(number).is_file()]
-        work = SurveyWork(self.config.duplicates.enabled)
-        done = len(songs) - sum(len(blocks[number]) for number in left)
+        units = [blocks[number] for number in left]
+        done = len(songs) - sum(map(len, units))
         with progress("Surveying the songs", len(songs), "songs", done) as bar:
-            for index, facts in pool.map(work, [blocks[number] for number in left]):
+            for index, facts in pool.map(SurveyWork(self.config.duplicates.enabled), units):
                 self.state.write_survey_block(left[index], facts)
                 bar.advance(len(facts))
 
     def _make_tokenizers(self, plan: Plan, pool: Pool) -> None:
         durations_s = {fact.id: fact.duration_s for fact in self.state.facts()}
         songs = plan.songs("train") or [song for unit in plan.units for song in unit.songs]
-        make_tokenizers(
-            self.config.tokenizers,
-            self.state.tokenizers,
-            ExcerptPool(songs, durations_s, self.config.clips, self.config.tokenizers.seed),
-            sound=self.config.sound,
-            pool=pool,
-            load=self.load,
-            device=self.device,
-        )
+        sounds = TrainingSounds(songs, durations_s, self.config.tokenizers, self.config.sound, pool)
+        make_tokenizers(self.config.tokenizers, self.state.tokenizers, sounds, self.load, self.device)
 
     def _make_shards(self, plan: Plan, styles: list[str], pool: Pool) -> list[dict[str, Any]]:
         """Make the missing shards; the records of all units, in order."""
@@ -215,7 +182,8 @@ class _Run:
         self, plan: Plan, records: list[dict[str, Any]], tokenizers: Tokenizers, styles: list[str]
     ) -> dict[str, Manifest]:
         """One manifest for each split with planned songs."""
-        settings = self.config.deciding()
+        names = ("clips", "filters", "separation", "noise_sigma", "seed", "split")
+        settings = {name: value for name, value in self.config.deciding().items() if name in names}
         absent = {STYLE.name: not styles, VOCAL_ACOUSTIC.name: not self.config.vocal_acoustic}
         manifests = {}
         for split in (split for split in SPLITS if plan.songs(split)):
@@ -225,23 +193,9 @@ class _Run:
                 streams={n: stream_description(s) for n, s in STORED_STREAMS.items() if not absent.get(n)},
                 tokenizers=tokenizers.identities(),
                 resampler=RESAMPLER,
-                preparation={
-                    name: settings[name] for name in ("clips", "filters", "separation", "noise_sigma", "seed", "split")
-                },
+                preparation=settings,
                 styles=styles,
                 shards=[ShardInfo(**r["shard"]) for r in records if r["split"] == split and r["shard"]],
             )
             manifests[split].save(self.state.root / split)
         return manifests
-
-
-def style_names(plan: Plan) -> list[str]:
-    """Genres of the planned songs, sorted; the first name is for songs without one."""
-    genres = {song.genre for unit in plan.units for song in unit.songs}
-    names = [UNKNOWN_STYLE, *sorted(genres - {"", UNKNOWN_STYLE})]
-    if len(names) > STYLE.vocabulary:
-        raise RequestError(
-            f"the corpora have {len(names)} genres, the style stream holds {STYLE.vocabulary}\n"
-            "keep some of them by `genres`, or set styles: false"
-        )
-    return names

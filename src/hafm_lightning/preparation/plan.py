@@ -1,22 +1,14 @@
 """The plan: the split of each song, and the songs of each shard.
 
-It depends on the songs, their lengths and the settings alone. A shard is a fixed list of songs, so that every process,
-on every machine, in every order, makes the same shard.
-
-Choices:
-
-* Songs are divided between train and validation by groups: the songs of an artist stay together if the artist is
-  known. Groups are sorted in an order that depends on the seed and the group's name, and the first ones become
-  validation until they hold their share of the songs.
-* Of a recording that occurs twice, the copy in ``test`` is kept rather than the one in ``validation``, and that rather
-  than the one in ``train``, so that no test song is used for training.
+It depends on the songs, their lengths and the settings alone. A shard is a fixed list of songs, so that every process
+makes the same shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hafm_lightning.errors import RequestError
@@ -25,8 +17,12 @@ from hafm_lightning.preparation.survey import SongFacts
 from hafm_lightning.shards import SPLITS
 from hafm_lightning.songs.clips import ClipSettings, clip_starts
 from hafm_lightning.songs.song import Quarantined, Song
+from hafm_lightning.tokens import STYLE
 
-_PREFERENCE = {"test": 0, "validation": 1, "train": 2}
+UNKNOWN_STYLE = "unknown"  # style of songs without a genre
+# Of a recording that occurs twice the copy in the first of these splits is kept, so that no test song is used for
+# training.
+_PREFERENCE = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
@@ -83,13 +79,20 @@ class Plan:
         """Total length of the songs, in seconds."""
         return sum(unit.duration_s for unit in self.units)
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON values. Inverse: :meth:`from_dict`."""
-        return asdict(self)
+    def style_names(self) -> list[str]:
+        """Genres of the songs, sorted; the first name is for songs without one. RequestError if there are too many."""
+        genres = {song.genre for unit in self.units for song in unit.songs}
+        names = [UNKNOWN_STYLE, *sorted(genres - {"", UNKNOWN_STYLE})]
+        if len(names) > STYLE.vocabulary:
+            raise RequestError(
+                f"the corpora have {len(names)} genres, the style stream holds {STYLE.vocabulary}\n"
+                "keep some of them by `genres`, or set styles: false"
+            )
+        return names
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
-        """Inverse of :meth:`as_dict`."""
+        """Inverse of ``dataclasses.asdict``, from JSON values."""
         units = []
         for unit in values["units"]:
             songs = (Song(**song | {"accompaniment": tuple(song["accompaniment"])}) for song in unit["songs"])
@@ -112,27 +115,26 @@ def make_plan(
     usable = [song for song in songs if not facts_of[song.id].problem]
     left_out = []
     if duplicates.enabled:
-        preferred = sorted(usable, key=lambda song: (_PREFERENCE[song.split], song.id))
+        preferred = sorted(usable, key=lambda song: (_PREFERENCE.index(song.split), song.id))
         sketches = {song.id: sketch_from_text(facts_of[song.id].sketch) for song in preferred}
         original = find_duplicates(sketches, duplicates)
         left_out += [Quarantined(s.id, f"duplicate of {original[s.id]}") for s in usable if s.id in original]
         usable = [song for song in usable if song.id not in original]
-    starts = {song.id: clip_starts(facts_of[song.id].duration_s, clips) for song in usable}
-    for song in usable:
-        if not starts[song.id]:
-            seconds = facts_of[song.id].duration_s
-            left_out.append(Quarantined(song.id, f"shorter than a clip ({seconds:.3f} s of {clips.duration_s:g} s)"))
-    usable = [song for song in usable if starts[song.id]]
+    durations_s = {song.id: facts_of[song.id].duration_s for song in usable}
+    counts = {name: len(clip_starts(duration_s, clips)) for name, duration_s in durations_s.items()}
+    for name in (name for name, count in counts.items() if not count):
+        reason = f"shorter than a clip ({durations_s[name]:.3f} s of {clips.duration_s:g} s)"
+        left_out.append(Quarantined(name, reason))
+    divided = divide_songs([song for song in usable if counts[song.id]], split)
     units = []
-    divided = divide_songs(usable, split)
     for name in SPLITS:
         chosen = sorted((song for song in divided if song.split == name), key=lambda song: song.id)
         batch: list[Song] = []
         number = 0
         for song in chosen:
             batch.append(song)
-            if sum(len(starts[item.id]) for item in batch) >= clips_per_shard or song is chosen[-1]:
-                duration_s = sum(facts_of[item.id].duration_s for item in batch)
+            if sum(counts[item.id] for item in batch) >= clips_per_shard or song is chosen[-1]:
+                duration_s = sum(durations_s[item.id] for item in batch)
                 units.append(Unit(name, number, tuple(batch), round(duration_s, 6)))
                 batch, number = [], number + 1
     return Plan(units, quarantined, left_out)
@@ -143,7 +145,6 @@ def divide_songs(songs: Sequence[Song], settings: SplitSettings) -> list[Song]:
 
     Songs whose split comes from the corpus are not drawn, but may be named; RequestError if a named song is unknown.
     """
-    pool = [song for song in songs if song.split == "train" and not song.split_given]
     if settings.validation_songs:
         missing = sorted(set(settings.validation_songs) - {song.id for song in songs})
         if missing:
@@ -153,13 +154,12 @@ def divide_songs(songs: Sequence[Song], settings: SplitSettings) -> list[Song]:
             )
         chosen = set(settings.validation_songs)
     else:
-        chosen = _drawn(pool, settings)
-    moved = {song.id for song in songs if song.split == "train"} & chosen
-    return [replace(song, split="validation") if song.id in moved else song for song in songs]
+        chosen = _drawn([song for song in songs if song.split == "train" and not song.split_given], settings)
+    return [replace(s, split="validation") if s.split == "train" and s.id in chosen else s for s in songs]
 
 
 def _drawn(pool: Sequence[Song], settings: SplitSettings) -> set[str]:
-    """Ids of the songs that become validation."""
+    """Ids of the songs that become validation: the first groups, in an order that depends on seed and name alone."""
     groups: dict[str, list[str]] = {}
     for song in pool:
         key = f"artist:{song.artist}" if settings.by_artist and song.artist else f"song:{song.id}"

@@ -1,7 +1,6 @@
 """The state of a root between runs, in ``<root>/work``: settings, songs, survey, plan, and a record of every shard.
 
-Each file is written atomically, when the step before it is complete. So the files alone tell the next run what is left
-to do, wherever the last one was stopped.
+Each file is written atomically, when its step is complete, so the files alone show the next run what is left to do.
 """
 
 from __future__ import annotations
@@ -21,16 +20,13 @@ from hafm_lightning.preparation.survey import SongFacts
 from hafm_lightning.shards import SPLITS, write_shard
 from hafm_lightning.songs.song import Song
 
-WORK_FOLDER = "work"
-
 
 class RootState:
     """The files of one root."""
 
     def __init__(self, root: Path) -> None:
-        """``root``: the output folder; nothing is read or written yet."""
         self.root = root
-        self.work = root / WORK_FOLDER
+        self.work = root / "work"
         self.tokenizers = root / "tokenizers"
         self._settings = self.work / "settings.json"
         self._songs = self.work / "songs.json"
@@ -44,8 +40,8 @@ class RootState:
     def check_settings(self, settings: dict[str, Any]) -> None:
         """Compare with the settings of the run that began here.
 
-        While no shard is finished, the settings may change: the steps that depend on them start over. Afterwards, or
-        if the earlier settings are unknown, another setting is a RequestError.
+        Before the first shard is finished they may change: the steps that depend on them start over. Afterwards, or if
+        the earlier settings are unknown, a change is a RequestError.
         """
         if not self.begun:
             old = [split for split in SPLITS if any((self.root / split).glob("shard-*"))]
@@ -95,7 +91,7 @@ class RootState:
 
     def write_survey_block(self, number: int, facts: list[SongFacts]) -> None:
         """Write the facts of one block."""
-        write_json(self.survey_block(number), {"facts": [asdict(fact) for fact in facts]})
+        write_json(self.survey_block(number), {"facts": list(map(asdict, facts))})
 
     def facts(self) -> Iterator[SongFacts]:
         """Facts of all songs, in order."""
@@ -108,7 +104,7 @@ class RootState:
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan."""
-        write_json(self._plan, plan.as_dict())
+        write_json(self._plan, asdict(plan))
 
     def record_path(self, unit: Unit) -> Path:
         """File of a unit's record."""
@@ -126,16 +122,16 @@ class RootState:
         return _without_log(record)
 
     def write_unit(self, unit: Unit, result: UnitResult, duration_s: float) -> dict[str, Any]:
-        """Write a finished unit: first the shard, then the record, which marks the unit as finished.
+        """Write a finished unit: first the shard, then the record, which marks it as finished and is returned.
 
-        ``duration_s`` is the length of the clips; returns the record without its log.
+        ``duration_s`` is the length of the clips; the returned record has no log.
         """
         shard = None
         if result.clip_ids:
             path = self.root / unit.split / unit.file
             shard = asdict(write_shard(path, result.arrays, result.clip_ids, duration_s))
         record = {"split": unit.split, "songs": result.songs, "duration_s": round(result.duration_s, 6), "shard": shard}
-        record |= {name: [asdict(entry) for entry in getattr(result, name)] for name in ("quarantined", "entries")}
+        record |= {"quarantined": list(map(asdict, result.quarantined)), "entries": list(map(asdict, result.entries))}
         write_json(self.record_path(unit), record)
         return _without_log(record)
 
@@ -145,7 +141,7 @@ class RootState:
 
 
 def _without_log(record: dict[str, Any]) -> dict[str, Any]:
-    """A record for memory: the logs of millions of clips stay on the disk."""
+    """A record to keep in memory: the logs of millions of clips stay on the disk."""
     return {key: value for key, value in record.items() if key != "entries"}
 
 

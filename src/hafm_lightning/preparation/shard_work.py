@@ -1,13 +1,8 @@
 """The work of a worker: a unit in, the rows of one shard out.
 
 A worker writes nothing; only the process that holds the lock on the output does. So a worker may die, run twice or be
-on another machine without any damage.
-
-Choices:
-
-* One thread for every library inside a unit. Sums in another order differ in the last bit, and the same unit must give
-  the same bytes for every number of cores and workers.
-* A song that cannot be read to its end is quarantined, and none of its clips is used.
+on another machine without any damage. A song that cannot be read to its end is quarantined, and none of its clips is
+used.
 """
 
 from __future__ import annotations
@@ -17,24 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from hafm_lightning.preparation.plan import Unit
+from hafm_lightning.preparation.plan import UNKNOWN_STYLE, Unit
 from hafm_lightning.preparation.quality.filters import FilterSettings, broken_rules, measure
 from hafm_lightning.shards import Ids, clip_id
-from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
+from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, Samples, clip_sound, clip_starts, with_noise
 from hafm_lightning.songs.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.songs.song import Quarantined, Song, reason_of
-from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, readable, stem_rate_hz
-from hafm_lightning.tokenizers import Tokenizers, load_tokenizers
+from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, read_window, readable, stem_rate_hz
+from hafm_lightning.tokenizers import Tokenizers
+from hafm_lightning.tokenizers.base import Tokenizer
+from hafm_lightning.tokenizers.spectra import one_thread
 from hafm_lightning.tokens import INSTRUMENTAL_CODES, INSTRUMENTAL_SEMANTIC, STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
 
 TokenizerLoader = Callable[[Path, str], Tokenizers]
 """Reads the tokenizers of a folder onto a device."""
-UNKNOWN_STYLE = "unknown"  # style of songs without a genre
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,7 @@ class ClipEntry:
 class UnitResult:
     """A finished unit."""
 
-    # Stored stream -> uint16 ids, one row for each kept clip; empty if no clip was kept.
-    arrays: dict[str, Ids] = field(default_factory=dict)
+    arrays: dict[str, Ids] = field(default_factory=dict)  # stored stream -> a row for each kept clip; empty without any
     clip_ids: list[str] = field(default_factory=list)  # ids of the kept clips
     entries: list[ClipEntry] = field(default_factory=list)  # the log, of all clips
     quarantined: list[Quarantined] = field(default_factory=list)  # songs that could not be read
@@ -95,9 +89,10 @@ class ShardWork:
         with single_threaded():
             tokenizers = cached_tokenizers(self.load, self.tokenizers, self.device)
             for song in unit.songs:
+                separator = separator_for(song, self.sound.separation)  # its errors concern every song
                 try:
                     with readable(song) as files:
-                        duration_s, entries, song_rows = self._song(files, unit.split, tokenizers)
+                        duration_s, entries, song_rows = self._song(files, unit.split, tokenizers, separator)
                 except (OSError, ValueError) as error:
                     result.quarantined.append(Quarantined(song.id, reason_of(error)))
                     continue
@@ -111,24 +106,21 @@ class ShardWork:
         return result
 
     def _song(
-        self, song: Song, split: str, tokenizers: Tokenizers
+        self, song: Song, split: str, tokenizers: Tokenizers, separator: Separator | None
     ) -> tuple[float, list[ClipEntry], list[dict[str, Ids]]]:
         semantic_hz = tokenizers.semantic.identity.sample_rate_hz
         acoustic_hz = tokenizers.acoustic.identity.sample_rate_hz
         entries: list[ClipEntry] = []
         rows: list[dict[str, Ids]] = []
         batch: list[tuple[str, ClipSound]] = []
-        duration_s, windows = song_windows(song, self.sound)
+        duration_s, windows = song_windows(song, self.sound, separator)
         for window in windows:
             sound = clip_sound(window, semantic_hz, acoustic_hz, self.vocal_acoustic)
             measured = measure(window, sound, self.sound.filters)
             broken = broken_rules(measured, self.sound.filters)
             name = clip_id(song.id, window.start_s)
-            dropped_by, numbers = " ".join(broken), measured.as_dict()
-            entry = ClipEntry(
-                name, split, song.id, window.start_s, not broken, dropped_by, song.genre, song.licence, numbers
-            )
-            entries.append(entry)
+            facts = (" ".join(broken), song.genre, song.licence, measured.as_dict())
+            entries.append(ClipEntry(name, split, song.id, window.start_s, not broken, *facts))
             if not broken:
                 batch.append((name, sound))
             if len(batch) == self.batch_size:
@@ -139,17 +131,17 @@ class ShardWork:
         return duration_s, entries, rows
 
     def _tokenize(self, tokenizers: Tokenizers, song: Song, clips: list[tuple[str, ClipSound]]) -> dict[str, Ids]:
-        semantic, acoustic = tokenizers.semantic.encode, tokenizers.acoustic.encode
+        semantic, acoustic = tokenizers.semantic, tokenizers.acoustic
         vocals = [with_noise(sound.vocal, name, self.sound.noise_sigma, self.sound.seed) for name, sound in clips]
         try:
             rows = {
-                VOCAL_SEMANTIC.name: as_ids(semantic(stack(vocals)))[:, 0],
-                INSTRUMENTAL_SEMANTIC.name: as_ids(semantic(stack([sound.instrumental for _, sound in clips])))[:, 0],
-                INSTRUMENTAL_CODES: as_ids(acoustic(stack([sound.instrumental_acoustic for _, sound in clips]))),
+                VOCAL_SEMANTIC.name: _ids(semantic, vocals)[:, 0],
+                INSTRUMENTAL_SEMANTIC.name: _ids(semantic, [sound.instrumental for _, sound in clips])[:, 0],
+                INSTRUMENTAL_CODES: _ids(acoustic, [sound.instrumental_acoustic for _, sound in clips]),
             }
             if self.vocal_acoustic:
                 waves = [sound.vocal_acoustic for _, sound in clips if sound.vocal_acoustic is not None]
-                rows[VOCAL_ACOUSTIC.name] = as_ids(acoustic(stack(waves)))
+                rows[VOCAL_ACOUSTIC.name] = _ids(acoustic, waves)
         except ValueError as error:  # the sound was checked, so this affects every song
             raise RuntimeError(f"tokenizing {clips[0][0]!r} failed: {error}") from error
         if self.styles is not None:
@@ -157,9 +149,16 @@ class ShardWork:
         return rows
 
 
-def song_windows(song: Song, sound: SoundSettings) -> tuple[float, Iterator[Window]]:
-    """Length of a song in seconds, and its clips with a little context."""
-    separator = cached_separator(sound.separation) if song.needs_separation else None
+def _ids(tokenizer: Tokenizer, waves: list[Samples]) -> Ids:
+    """Ids ``[B, K, T]`` of waveforms of equal length; ValueError if one does not fit into the 16 bits of shards."""
+    values = tokenizer.encode(torch.from_numpy(np.stack(waves))).detach().cpu().numpy()
+    if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
+        raise ValueError(f"a tokenizer returned ids {values.min()}..{values.max()}")
+    return values.astype(np.uint16)
+
+
+def song_windows(song: Song, sound: SoundSettings, separator: Separator | None) -> tuple[float, Iterator[Window]]:
+    """Length in seconds and clips, with a little context, of a song with readable files."""
     info = probe_song(song)
     rate_hz = stem_rate_hz(song, info, separator)
     starts = clip_starts(info.duration_s, sound.clips)
@@ -167,28 +166,21 @@ def song_windows(song: Song, sound: SoundSettings) -> tuple[float, Iterator[Wind
     return info.duration_s, cut_windows(blocks, rate_hz, iter(starts), sound.clips.duration_s, MARGIN_S)
 
 
-def stack(waves: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
-    """Waveforms of equal length as float32 ``[B, L]``."""
-    return torch.from_numpy(np.stack(waves))
+def song_window(song: Song, start_s: float, sound: SoundSettings, separator: Separator | None) -> Window:
+    """One clip of a song, with a little context, without reading the rest of the song."""
+    with readable(song) as files:
+        return read_window(files, separator, start_s, sound.clips.duration_s, MARGIN_S)
 
 
-def as_ids(tokens: torch.Tensor) -> Ids:
-    """Token ids in the dtype of shards; ValueError if an id does not fit into 16 bits."""
-    values = tokens.detach().cpu().numpy()
-    if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
-        raise ValueError(f"a tokenizer returned ids {values.min()}..{values.max()}")
-    return values.astype(np.uint16)
+def separator_for(song: Song, settings: SeparationSettings) -> Separator | None:
+    """The separator if the song needs one."""
+    return cached_separator(settings) if song.needs_separation else None
 
 
 @functools.lru_cache(maxsize=2)
 def cached_tokenizers(load: TokenizerLoader, folder: Path, device: str) -> Tokenizers:
     """The tokenizers, loaded once in each process."""
     return load(folder, device)
-
-
-def load_prepared(folder: Path, device: str) -> Tokenizers:
-    """The tokenizers that a preparation wrote."""
-    return load_tokenizers(folder, device=device)
 
 
 @functools.lru_cache(maxsize=2)
@@ -199,13 +191,8 @@ def cached_separator(settings: SeparationSettings) -> Separator:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """One thread for torch, BLAS and OpenMP inside the block."""
+    """One thread for torch, BLAS and OpenMP: sums in another order would give other bytes on another machine."""
     from threadpoolctl import threadpool_limits
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), threadpool_limits(limits=1):
+        yield

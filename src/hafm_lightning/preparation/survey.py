@@ -1,8 +1,4 @@
-"""The survey: every song is opened once before the plan is made.
-
-It finds unreadable files, the songs' lengths (for the plan) and their fingerprints (so that a recording that occurs
-twice is kept once, and never in two splits).
-"""
+"""The survey opens every song once before the plan is made: unreadable files, lengths and fingerprints."""
 
 from __future__ import annotations
 
@@ -18,8 +14,7 @@ from hafm_lightning.preparation.quality.fingerprint import fingerprint, sketch_t
 from hafm_lightning.songs.song import Song, reason_of
 from hafm_lightning.songs.stems import block_grid, probe_song, read_stretch, readable
 
-SONGS_PER_BLOCK = 32
-"""Songs that are surveyed together; a run that is stopped loses at most the blocks in progress."""
+SONGS_PER_BLOCK = 32  # surveyed together; a run that is stopped loses at most the blocks in progress
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class SurveyWork:
     fingerprints: bool  # decode every song for its fingerprint, instead of reading headers only
 
     def __call__(self, songs: tuple[Song, ...]) -> list[SongFacts]:
-        """Facts of each song, in order; for an unreadable song the fact is its problem."""
+        """Facts of each song, in order."""
         return [self._survey(song) for song in songs]
 
     def _survey(self, song: Song) -> SongFacts:
@@ -57,13 +52,13 @@ def _sketch(song: Song) -> npt.NDArray[np.uint32]:
     paths = [Path(song.mixture)] if song.mixture else [Path(song.vocals), *map(Path, song.accompaniment)]
     infos = [probe_audio(path) for path in paths]
     rate_hz, frames = infos[0].rate_hz, max(info.frames for info in infos)
-    return fingerprint(_mono_stretches(paths, rate_hz, frames), rate_hz)
 
+    def stretches() -> Iterator[npt.NDArray[np.float32]]:
+        for start_s, stop_s in block_grid(frames / rate_hz):
+            start, stop = round(start_s * rate_hz), min(round(stop_s * rate_hz), frames)
+            total = np.zeros(stop - start, np.float32)
+            for path in paths:
+                total += read_stretch(path, rate_hz, start, stop).mean(axis=0, dtype=np.float32)
+            yield total
 
-def _mono_stretches(paths: list[Path], rate_hz: int, frames: int) -> Iterator[npt.NDArray[np.float32]]:
-    for start_s, stop_s in block_grid(frames / rate_hz):
-        start, stop = round(start_s * rate_hz), min(round(stop_s * rate_hz), frames)
-        total = np.zeros(stop - start, np.float32)
-        for path in paths:
-            total += read_stretch(path, rate_hz, start, stop).mean(axis=0, dtype=np.float32)
-        yield total
+    return fingerprint(stretches(), rate_hz)

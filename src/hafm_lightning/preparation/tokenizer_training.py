@@ -1,10 +1,6 @@
 """The tokenizers of a corpus: trained on its training songs, loaded, or copied from another corpus.
 
-Choices:
-
-* Training clips come from the training songs only, with the same filter and the same noise as the clips that are
-  tokenized later; vocals and accompaniments alternate, since one semantic tokenizer is used for both.
-* A corpus for evaluation must be tokenized by the tokenizers of the training corpus: ``folder`` copies them.
+Training clips have the same filter and the same noise as the clips that are tokenized later.
 """
 
 from __future__ import annotations
@@ -15,18 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.quality.filters import broken_rules, measure
-from hafm_lightning.preparation.shard_work import SoundSettings, TokenizerLoader, cached_separator, single_threaded
+from hafm_lightning.preparation.shard_work import (
+    SoundSettings,
+    TokenizerLoader,
+    separator_for,
+    single_threaded,
+    song_window,
+)
 from hafm_lightning.processes.pool import Pool, in_order
 from hafm_lightning.progress import progress
 from hafm_lightning.shards import clip_id
-from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
+from hafm_lightning.songs.clips import ClipSound, clip_sound, clip_starts, with_noise
 from hafm_lightning.songs.song import Song, reason_of
-from hafm_lightning.songs.stems import read_window, readable
 from hafm_lightning.tokenizers import AcousticTokenizer, SemanticTokenizer, save_tokenizers
 from hafm_lightning.tokenizers.base import ACOUSTIC_SAMPLE_RATE_HZ, SEMANTIC_SAMPLE_RATE_HZ
+from hafm_lightning.tokenizers.encodec import EncodecTokenizer
+from hafm_lightning.tokenizers.hubert import HubertFeatures, HubertTokenizer
+from hafm_lightning.tokenizers.kmeans import import_centroids
+from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 
 Waves = Iterator[npt.NDArray[np.float32]]
 
@@ -97,29 +103,6 @@ Excerpt = tuple[Song, float]
 """A clip of a song by name: the song, and its start in seconds."""
 
 
-class ExcerptPool:
-    """All clips of some songs in a drawn order, without a list of them (a large corpus has millions)."""
-
-    def __init__(self, songs: Sequence[Song], durations_s: Mapping[str, float], clips: ClipSettings, seed: int) -> None:
-        """``durations_s``: length of each song by its id; ``clips``: positions of the clips; ``seed``: of the order."""
-        self._songs = songs
-        self._starts: Callable[[Song], list[float]] = lambda song: clip_starts(durations_s[song.id], clips)
-        self._ends = np.cumsum([len(self._starts(song)) for song in songs], dtype=np.int64)
-        self._order = np.random.default_rng(seed).permutation(int(self._ends[-1]) if len(songs) else 0)
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, positions: slice) -> list[Excerpt]:
-        """The excerpts at some positions of the drawn order."""
-        excerpts = []
-        for clip in self._order[positions].tolist():
-            number = int(np.searchsorted(self._ends, clip, side="right"))
-            starts = self._starts(self._songs[number])
-            excerpts.append((self._songs[number], starts[clip - int(self._ends[number]) + len(starts)]))
-        return excerpts
-
-
 @dataclass(frozen=True)
 class ExcerptWork:
     """Reads excerpts, in any process. A clip that is damaged or fails the filter gives None."""
@@ -132,10 +115,9 @@ class ExcerptWork:
             return [self._read(song, start_s) for song, start_s in excerpts]
 
     def _read(self, song: Song, start_s: float) -> ClipSound | None:
-        separator = cached_separator(self.sound.separation) if song.needs_separation else None
+        separator = separator_for(song, self.sound.separation)  # its errors concern every song
         try:
-            with readable(song) as files:
-                window = read_window(files, separator, start_s, self.sound.clips.duration_s, MARGIN_S)
+            window = song_window(song, start_s, self.sound, separator)
         except (OSError, ValueError) as error:
             reason_of(error)  # raises the errors of this machine
             return None
@@ -147,71 +129,65 @@ class ExcerptWork:
 
 
 def make_tokenizers(
-    settings: TokenizerSettings,
-    folder: Path,
-    excerpts: ExcerptPool,
-    *,
-    sound: SoundSettings,
-    pool: Pool,
-    load: TokenizerLoader,
-    device: str,
+    settings: TokenizerSettings, folder: Path, sounds: TrainingSounds, load: TokenizerLoader, device: str
 ) -> None:
     """Write the folders ``semantic`` and ``acoustic`` to ``folder``, unless both are there already.
 
-    ``pool`` reads the ``excerpts`` for training, and pretrained models run on ``device``. RequestError if weights are
-    not reachable, or if no clip can be used for training.
+    Pretrained models run on ``device``. RequestError if weights are not reachable, or if no clip can be used for
+    training.
     """
     if (folder / "semantic").is_dir() and (folder / "acoustic").is_dir():
         return
-    if settings.folder:
+    if settings.folder:  # a corpus for evaluation needs the tokenizers of the training corpus
         copied = load(Path(settings.folder).expanduser(), "cpu")
         save_tokenizers(copied.semantic, copied.acoustic, folder)
         return
-    sounds = TrainingSounds(excerpts, settings.training_clips, sound, pool)
-    acoustic = _acoustic(settings, sounds, device)
+    chosen = settings.acoustic
+    acoustic: AcousticTokenizer
+    if isinstance(chosen, Offline):
+        acoustic = OfflineAcousticTokenizer.train(sounds.acoustic(), settings.seed)
+    else:
+        acoustic = EncodecTokenizer.from_pretrained(chosen.source, revision=chosen.revision or None, device=device)
     save_tokenizers(_semantic(settings, sounds, device), acoustic, folder)
 
 
 def _semantic(settings: TokenizerSettings, sounds: TrainingSounds, device: str) -> SemanticTokenizer:
     chosen = settings.semantic
     if isinstance(chosen, Offline):
-        from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
-
         return OfflineSemanticTokenizer.train(sounds.semantic(), settings.seed)
-    from hafm_lightning.tokenizers.hubert import HubertFeatures, HubertTokenizer
-
     revision = chosen.revision or None
     features = HubertFeatures.from_pretrained(chosen.source, layer=chosen.layer, revision=revision, device=device)
     if chosen.centroids:
-        return HubertTokenizer.with_centroids(features, chosen.centroids, trust_pickle=chosen.trust_pickle)
+        centroids = torch.from_numpy(import_centroids(chosen.centroids, trust_pickle=chosen.trust_pickle))
+        return HubertTokenizer(features, centroids, {"imported_from": Path(chosen.centroids).name})
     return HubertTokenizer.train(sounds.semantic(), features, settings.seed)
-
-
-def _acoustic(settings: TokenizerSettings, sounds: TrainingSounds, device: str) -> AcousticTokenizer:
-    chosen = settings.acoustic
-    if isinstance(chosen, Offline):
-        from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer
-
-        return OfflineAcousticTokenizer.train(sounds.acoustic(), settings.seed)
-    from hafm_lightning.tokenizers.encodec import EncodecTokenizer
-
-    return EncodecTokenizer.from_pretrained(chosen.source, revision=chosen.revision or None, device=device)
 
 
 class TrainingSounds:
     """The clips for training tokenizers: the first ones of a drawn order that can be read and pass the filter.
 
-    They are read again for each tokenizer, a few at a time, so that memory does not grow with their number.
+    The order is drawn without a list of the clips, and each tokenizer reads them again, a few at a time, so that memory
+    does not grow with their number.
     """
 
-    def __init__(self, drawn: ExcerptPool, count: int, sound: SoundSettings, pool: Pool) -> None:
-        self._excerpts: ExcerptPool | list[Excerpt] = drawn
-        self._count = min(count, len(drawn))
-        self._work = ExcerptWork(sound)
-        self._pool = pool
+    def __init__(
+        self,
+        songs: Sequence[Song],
+        durations_s: Mapping[str, float],
+        settings: TokenizerSettings,
+        sound: SoundSettings,
+        pool: Pool,
+    ) -> None:
+        """``durations_s``: length of each song by its id."""
+        self._songs = songs
+        self._starts: Callable[[Song], list[float]] = lambda song: clip_starts(durations_s[song.id], sound.clips)
+        self._ends = np.cumsum([len(self._starts(song)) for song in songs])  # clips up to the end of each song
+        self._order = np.random.default_rng(settings.seed).permutation(int(self._ends[-1]))
+        self._count = min(settings.training_clips, len(self._order))
+        self._work, self._pool = ExcerptWork(sound), pool
 
     def semantic(self) -> Waves:
-        """At 16 kHz: a vocal, its accompaniment, the next vocal, ..."""
+        """At 16 kHz: a vocal, its accompaniment, the next vocal, ..., since one tokenizer is used for both."""
         for sound in self._sounds("Training the semantic tokenizer"):
             yield sound.vocal
             yield sound.instrumental
@@ -222,12 +198,13 @@ class TrainingSounds:
             yield sound.instrumental_acoustic
 
     def _sounds(self, description: str) -> Iterator[ClipSound]:
-        passed: list[Excerpt] = []
+        passed: list[int] = []
         with progress(description, self._count, "clips") as bar:
-            for first in range(0, len(self._excerpts), max(self._count, 1)):
-                for excerpt, sound in self._read(self._excerpts[first : first + self._count]):
+            for first in range(0, len(self._order), self._count):
+                numbers = self._order[first : first + self._count].tolist()
+                for number, sound in zip(numbers, self._read(numbers), strict=True):
                     if sound is not None and len(passed) < self._count:
-                        passed.append(excerpt)
+                        passed.append(number)
                         yield sound
                         bar.advance(1)
                 if len(passed) == self._count:
@@ -237,10 +214,16 @@ class TrainingSounds:
                 "no clip of the training songs passes the filter, so no tokenizer can be trained\n"
                 "loosen the thresholds under `filters`, or give trained tokenizers as `tokenizers.folder`"
             )
-        self._excerpts = passed  # the next tokenizer does not read the rejected ones again
+        self._order = np.array(passed)  # the next tokenizer does not read the rejected ones again
 
-    def _read(self, excerpts: Sequence[Excerpt]) -> Iterator[tuple[Excerpt, ClipSound | None]]:
-        """Each excerpt with its sound, in order."""
+    def _read(self, numbers: Sequence[int]) -> Iterator[ClipSound | None]:
+        excerpts = [self._excerpt(number) for number in numbers]
         tasks = [tuple(excerpts[i : i + _CLIPS_PER_TASK]) for i in range(0, len(excerpts), _CLIPS_PER_TASK)]
-        for task, sounds in zip(tasks, in_order(self._pool.map(self._work, tasks)), strict=True):
-            yield from zip(task, sounds, strict=True)
+        for sounds in in_order(self._pool.map(self._work, tasks)):
+            yield from sounds
+
+    def _excerpt(self, number: int) -> Excerpt:
+        """The clip of this number in the list of all clips."""
+        song = int(np.searchsorted(self._ends, number, side="right"))
+        starts = self._starts(self._songs[song])
+        return self._songs[song], starts[number - int(self._ends[song]) + len(starts)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hafm_lightning.errors import RequestError
@@ -20,7 +22,7 @@ class Findings:
     root: str  # the folder
     clips: dict[str, int]  # split -> clips
     problems: list[str]  # one line each; empty if there are none
-    notes: list[str] = field(default_factory=list)  # what could not be checked on this machine, one line each
+    notes: list[str]  # what could not be checked on this machine, one line each
 
     def summary(self) -> str:
         """Lines for the terminal."""
@@ -41,12 +43,10 @@ def verify_root(root: str | Path) -> Findings:
     problems: list[str] = []
     manifests: dict[str, Manifest] = {}
     for split in splits:
-        try:
+        with _noted(problems):
             reader = ShardReader(folder / split)
             manifests[split] = reader.manifest
             problems += reader.verify()
-        except RequestError as error:
-            problems.append(str(error).splitlines()[0])
     for split, manifest in manifests.items():
         if manifest.split != split:
             problems.append(f"{folder / split}: its manifest belongs to the split {manifest.split!r}")
@@ -54,28 +54,29 @@ def verify_root(root: str | Path) -> Findings:
             shared = sorted(set(manifest.songs()) & set(manifests[other].songs()))
             if shared:
                 problems.append(f"{len(shared)} songs are in {other} and in {split} (first: {shared[0]!r})")
-            difference = tokenizer_difference(
-                split, manifest.tokenizers, other, manifests[other].tokenizers, verb="prepared"
-            )
-            problems += [difference] if difference is not None else []
+            identities = manifests[other].tokenizers
+            if difference := tokenizer_difference(split, manifest.tokenizers, other, identities, verb="prepared"):
+                problems.append(difference)
     for use in ("semantic", "acoustic"):
         tokenizer = folder / "tokenizers" / use
-        try:
-            identity = read_description(tokenizer)[0]
-        except RequestError as error:
-            problems.append(str(error).splitlines()[0])
-            continue
-        for split, manifest in manifests.items():
-            if manifest.tokenizers[use]["sha256"] != identity.sha256:
-                problems.append(
-                    f"{split} was prepared with a different {use} tokenizer than {folder / 'tokenizers' / use}"
-                )
+        with _noted(problems):
+            sha256 = read_description(tokenizer)[0].sha256
+            foreign = [split for split, manifest in manifests.items() if manifest.tokenizers[use]["sha256"] != sha256]
+            problems += [f"{split} was prepared with a different {use} tokenizer than {tokenizer}" for split in foreign]
     notes: list[str] = []
     if not problems:
-        try:
-            load_tokenizers(folder / "tokenizers")
-        except UnreachableWeightsError as error:
-            notes.append(f"tokenizers: described, but not loaded: {str(error).splitlines()[0]}")
-        except RequestError as error:
-            problems.append(str(error).splitlines()[0])
+        with _noted(problems):
+            try:
+                load_tokenizers(folder / "tokenizers")
+            except UnreachableWeightsError as error:
+                notes.append(f"tokenizers: described, but not loaded: {str(error).splitlines()[0]}")
     return Findings(str(folder), {split: manifest.clips for split, manifest in manifests.items()}, problems, notes)
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    """A RequestError inside the block becomes a problem; its first line says what and where."""
+    try:
+        yield
+    except RequestError as error:
+        problems.append(str(error).splitlines()[0])

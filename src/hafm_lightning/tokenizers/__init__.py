@@ -1,12 +1,12 @@
 """Sound <-> tokens: the paper's tokenizers (HuBERT with k-means, EnCodec) and offline ones that need no download.
 
 Start at :mod:`~hafm_lightning.tokenizers.base`: the two interfaces, and the identity that travels with every token.
-This module loads and saves a pair of them.
+This module loads and saves tokenizers of any kind.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers.base import AcousticTokenizer, SemanticTokenizer, TokenizerIdentity, read_description
+from hafm_lightning.tokenizers.encodec import ENCODEC_KIND, EncodecTokenizer
+from hafm_lightning.tokenizers.hubert import HUBERT_KIND, HubertTokenizer
+from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
 
 __all__ = [
     "AcousticTokenizer",
@@ -25,58 +28,41 @@ __all__ = [
     "save_tokenizers",
 ]
 
-SEMANTIC_FOLDER = "semantic"
-ACOUSTIC_FOLDER = "acoustic"
-KINDS = {SEMANTIC_FOLDER: ("offline-semantic", "hubert"), ACOUSTIC_FOLDER: ("offline-acoustic", "encodec")}
-"""Kinds of tokenizers that each folder may hold."""
+KINDS = {
+    "semantic": (OfflineSemanticTokenizer.kind, HUBERT_KIND),
+    "acoustic": (OfflineAcousticTokenizer.kind, ENCODEC_KIND),
+}
+"""Kinds of tokenizers in each folder of a pair."""
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """The pair that a corpus of shards was made with.
+    """The pair that a corpus of shards was made with."""
 
-    Attributes:
-        semantic: For vocals and accompaniments.
-        acoustic: For accompaniments, there and back.
-    """
-
-    semantic: SemanticTokenizer
-    acoustic: AcousticTokenizer
+    semantic: SemanticTokenizer  # for vocals and accompaniments
+    acoustic: AcousticTokenizer  # for accompaniments, in both directions
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """Identity of each as JSON values, under ``semantic`` and ``acoustic``."""
-        return {"semantic": self.semantic.identity.as_dict(), "acoustic": self.acoustic.identity.as_dict()}
+        return {"semantic": asdict(self.semantic.identity), "acoustic": asdict(self.acoustic.identity)}
 
 
 def load_tokenizer(
     folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> SemanticTokenizer | AcousticTokenizer:
-    """The tokenizer in ``folder``, of any kind.
+    """The tokenizer of any kind in ``folder``, on ``device``; the offline tokenizers run on the CPU.
 
-    Args:
-        folder: What its ``save`` wrote.
-        weights: Where HuBERT's or EnCodec's weights are now, if they have moved; the offline tokenizers have none.
-        device: Where to run; the offline tokenizers run on the CPU.
-
-    Raises:
-        RequestError: Missing, damaged or of an unknown kind, or the weights are not reachable.
+    ``weights`` is the new place of HuBERT's or EnCodec's weights if they have moved. RequestError if the tokenizer is
+    missing, damaged or of an unknown kind, or the weights are not reachable.
     """
     kind = read_description(folder)[0].kind
-    if kind == "offline-semantic":
-        from hafm_lightning.tokenizers.offline import OfflineSemanticTokenizer
-
+    if kind == OfflineSemanticTokenizer.kind:
         return OfflineSemanticTokenizer.load(folder)
-    if kind == "offline-acoustic":
-        from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer
-
+    if kind == OfflineAcousticTokenizer.kind:
         return OfflineAcousticTokenizer.load(folder)
-    if kind == "hubert":
-        from hafm_lightning.tokenizers.hubert import HubertTokenizer
-
+    if kind == HUBERT_KIND:
         return HubertTokenizer.load(folder, weights=weights, device=device)
-    if kind == "encodec":
-        from hafm_lightning.tokenizers.encodec import EncodecTokenizer
-
+    if kind == ENCODEC_KIND:
         return EncodecTokenizer.load(folder, weights=weights, device=device)
     raise RequestError(f"{folder} holds a tokenizer of unknown kind {kind!r}; was it written by a newer version?")
 
@@ -86,18 +72,14 @@ def save_tokenizers(
 ) -> None:
     """Write both to ``folder/semantic`` and ``folder/acoustic``.
 
-    Args:
-        semantic: Written to ``semantic``.
-        acoustic: Written to ``acoustic``.
-        folder: Where to.
-        include_weights: Keep pretrained weights there too, so that nothing outside the folder is needed to load it.
+    ``include_weights`` keeps pretrained weights there too, so that the folder is complete by itself.
     """
-    semantic.save(Path(folder) / SEMANTIC_FOLDER, include_weights=include_weights)
-    acoustic.save(Path(folder) / ACOUSTIC_FOLDER, include_weights=include_weights)
+    semantic.save(Path(folder) / "semantic", include_weights=include_weights)
+    acoustic.save(Path(folder) / "acoustic", include_weights=include_weights)
 
 
-def load_tokenizers(folder: str | Path, *, device: str | torch.device = "cpu") -> Tokenizers:
-    """The pair that :func:`save_tokenizers` wrote; RequestError when either is missing, damaged or of the other use."""
+def load_tokenizers(folder: str | Path, device: str | torch.device = "cpu") -> Tokenizers:
+    """The pair in ``folder/semantic`` and ``folder/acoustic``; RequestError if either is missing or of a wrong kind."""
     pair: list[Any] = []
     for use, kinds in KINDS.items():
         path = Path(folder) / use

@@ -1,17 +1,7 @@
-"""What every tokenizer shares: its identity, its interface, and the folder that holds it.
+"""The common parts of all tokenizers: identity, interface, and the folder on disk (`tokenizer.json` and safetensors).
 
-A tokenizer turns sound into tokens; acoustic ones also turn tokens back into sound. Two families exist, the paper's
-(`hubert`, `encodec`) and one that needs no download (`offline`), behind the same two protocols.
-
-Choices:
-
-* A :class:`TokenizerIdentity` names everything that changes a token: the family, a sha256 over all weights and
-  settings, sample rate, frame rate, and the resampler that brought the audio to that rate. Shards and checkpoints carry
-  it, and :mod:`hafm_lightning.tokenizers.compatibility` compares it before parts are joined.
-* A clip's tokens never depend on the batch it rides in, and ``L`` samples give exactly ``L * rate / sample rate``
-  frames: anything else is refused rather than cropped.
-* A folder holds `tokenizer.json` and safetensors files: data only, nothing that runs when it is loaded. It appears
-  under its final name complete or not at all.
+A clip's tokens do not depend on its batch, and ``L`` samples give exactly ``L * rate / sample rate`` frames: any other
+length is refused rather than cropped.
 """
 
 from __future__ import annotations
@@ -36,54 +26,33 @@ from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SEMANTIC_SAMPLE_RATE_HZ = 16_000
-"""Sample rate of the input of HuBERT and the offline semantic tokenizer."""
-ACOUSTIC_SAMPLE_RATE_HZ = 24_000
-"""Sample rate of the input and output of EnCodec's 24 kHz model and the offline acoustic tokenizer."""
-SEMANTIC_HOP = SEMANTIC_SAMPLE_RATE_HZ // SEMANTIC_RATE_HZ
-"""Samples a semantic frame."""
-ACOUSTIC_HOP = ACOUSTIC_SAMPLE_RATE_HZ // ACOUSTIC_RATE_HZ
-"""Samples an acoustic frame."""
+SEMANTIC_SAMPLE_RATE_HZ = 16_000  # of the input of HuBERT and of the offline semantic tokenizer
+ACOUSTIC_SAMPLE_RATE_HZ = 24_000  # of the input and output of EnCodec's 24 kHz model and of the offline acoustic one
+SEMANTIC_HOP = SEMANTIC_SAMPLE_RATE_HZ // SEMANTIC_RATE_HZ  # samples per semantic frame
+ACOUSTIC_HOP = ACOUSTIC_SAMPLE_RATE_HZ // ACOUSTIC_RATE_HZ  # samples per acoustic frame
 
-FORMAT_VERSION = 1
-"""Version of the folder layout; a reader refuses the ones it does not know."""
+FORMAT_VERSION = 1  # of the folder; other versions are refused
 DESCRIPTION_FILE = "tokenizer.json"
 ARRAYS_FILE = "arrays.safetensors"
-MODEL_FOLDER = "model"
-"""Folder inside a tokenizer's folder that holds pretrained weights, where they were saved along."""
+MODEL_FOLDER = "model"  # pretrained weights inside a tokenizer's folder, if they were saved with it
 
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """Everything that decides which token a sound gets.
+    """Everything that decides which token a sound gets."""
 
-    Attributes:
-        kind: Family: ``offline-semantic``, ``offline-acoustic``, ``hubert`` or ``encodec``.
-        sha256: Hex digest over all weights, centroids and settings that change tokens.
-        sample_rate_hz: Rate of the audio that goes in (and comes out of an acoustic tokenizer).
-        rate_hz: Frames a second.
-        codebooks: Tokens a frame.
-        vocabulary: Ids run from 0 to ``vocabulary - 1``.
-        resampler: Name of the resampler that audio of another rate goes through first.
-        settings: The settings themselves, as JSON values, for people to read.
-    """
-
-    kind: str
-    sha256: str
-    sample_rate_hz: int
-    rate_hz: int
-    codebooks: int
-    vocabulary: int
-    resampler: str
-    settings: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The identity as JSON values. Inverse: :meth:`from_dict`."""
-        return asdict(self)
+    kind: str  # `offline-semantic`, `offline-acoustic`, `hubert` or `encodec`
+    sha256: str  # hex digest over all weights, centroids and settings that change tokens
+    sample_rate_hz: int  # of the audio that goes in (and comes out of an acoustic tokenizer)
+    rate_hz: int  # frames per second
+    codebooks: int  # tokens per frame
+    vocabulary: int  # ids run from 0 to `vocabulary - 1`
+    resampler: str  # name of the resampler for audio of another rate
+    settings: dict[str, Any]  # the settings as JSON values, for people to read
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenizerIdentity:
-        """Inverse of :meth:`as_dict`; RequestError names missing and unknown keys."""
+        """Inverse of ``dataclasses.asdict``; RequestError names missing and unknown keys."""
         names = {field.name for field in fields(cls)}
         missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
         if missing or unknown:
@@ -95,20 +64,20 @@ class TokenizerIdentity:
 
     @classmethod
     def semantic(cls, kind: str, sha256: str, vocabulary: int, settings: Mapping[str, Any]) -> TokenizerIdentity:
-        """The identity of a semantic tokenizer: 16 kHz, 50 frames a second, one codebook."""
+        """The identity of a semantic tokenizer: 16 kHz, 50 frames per second, one codebook."""
         return cls(kind, sha256, SEMANTIC_SAMPLE_RATE_HZ, SEMANTIC_RATE_HZ, 1, vocabulary, RESAMPLER, dict(settings))
 
     @classmethod
     def acoustic(
         cls, kind: str, sha256: str, codebooks: int, vocabulary: int, settings: Mapping[str, Any]
     ) -> TokenizerIdentity:
-        """The identity of an acoustic tokenizer: 24 kHz, 75 frames a second."""
+        """The identity of an acoustic tokenizer: 24 kHz, 75 frames per second."""
         rates = ACOUSTIC_SAMPLE_RATE_HZ, ACOUSTIC_RATE_HZ
         return cls(kind, sha256, *rates, codebooks, vocabulary, RESAMPLER, dict(settings))
 
     @property
     def hop(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return self.sample_rate_hz // self.rate_hz
 
     def frames(self, samples: int) -> int:
@@ -122,11 +91,11 @@ class TokenizerIdentity:
 
 
 class Tokenizer(Protocol):
-    """What both kinds of tokenizers have."""
+    """The common part of both kinds of tokenizers."""
 
     @property
     def identity(self) -> TokenizerIdentity:
-        """What decides the tokens."""
+        """Everything that decides the tokens."""
 
     @property
     def context_s(self) -> float | None:
@@ -136,11 +105,11 @@ class Tokenizer(Protocol):
         """Mono clips of equal length, float ``[B, L]`` at the identity's sample rate -> ids int64 ``[B, K, T]``."""
 
     def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all; its pretrained weights too where asked for."""
+        """Write the tokenizer to ``folder``, whole or not at all; pretrained weights only with ``include_weights``."""
 
 
 class SemanticTokenizer(Tokenizer, Protocol):
-    """Sound -> one token a frame (``K = 1``) that says what is sung or played, not how it sounds to the last detail."""
+    """Sound -> one token per frame (``K = 1``) for what is sung or played, not for the details of its sound."""
 
     @property
     def centroids(self) -> Tensor:
@@ -148,18 +117,16 @@ class SemanticTokenizer(Tokenizer, Protocol):
 
 
 class AcousticTokenizer(Tokenizer, Protocol):
-    """Sound -> ``K`` tokens a frame, coarse to fine, and back."""
+    """Sound -> ``K`` tokens per frame, coarse to fine, and back."""
 
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, L]``, ``L = T * hop``."""
 
 
 def check_audio(identity: TokenizerIdentity, audio: Tensor) -> int:
-    """Number of frames ``T`` that ``audio [B, L]`` will have.
+    """Number of frames ``T`` of ``audio [B, L]``.
 
-    Raises:
-        ValueError: Wrong shape, wrong dtype or a length that is not a whole number of frames.
-        RequestError: NaN or infinite samples; the message names the first clip that has them.
+    ValueError for a wrong shape, dtype or length; RequestError names the first clip with NaN or infinite samples.
     """
     if audio.dim() != 2 or not audio.shape[0] or not audio.is_floating_point():
         raise ValueError(f"{identity.kind}: expected float audio [B, L], got {audio.dtype} {tuple(audio.shape)}")
@@ -171,7 +138,7 @@ def check_audio(identity: TokenizerIdentity, audio: Tensor) -> int:
 
 
 def check_codes(identity: TokenizerIdentity, codes: Tensor) -> None:
-    """Raise ValueError unless ``codes`` are int64 ids ``[B, k, T]`` of the first ``1 <= k <= K`` codebooks."""
+    """ValueError unless ``codes`` are int64 ids ``[B, k, T]`` of the first ``1 <= k <= K`` codebooks."""
     if codes.dim() != 3 or codes.dtype != torch.int64 or 0 in codes.shape or codes.shape[1] > identity.codebooks:
         raise ValueError(
             f"{identity.kind}: expected int64 codes [B, 1..{identity.codebooks}, T], "
@@ -183,10 +150,9 @@ def check_codes(identity: TokenizerIdentity, codes: Tensor) -> None:
 
 
 def whole_clips(clips: Iterable[NDArray[np.float32]], hop: int) -> Iterator[Tensor]:
-    """Mono training clips ``[L]`` as tensors, cut to whole frames of ``hop`` samples; clips below a frame are left out.
+    """Mono training clips ``[L]`` cut to whole frames of ``hop`` samples; clips below a frame are left out.
 
-    Raises:
-        RequestError: NaN or infinite samples.
+    RequestError for NaN or infinite samples.
     """
     for clip in clips:
         samples = torch.from_numpy(np.ascontiguousarray(clip, dtype=np.float32))
@@ -216,18 +182,10 @@ def write_folder(
     report: Mapping[str, Any],
     model: PreTrainedModel | None = None,
 ) -> None:
-    """Write a tokenizer's folder; it appears complete or not at all, replacing an earlier tokenizer there.
+    """Write a tokenizer's folder, whole or not at all; it replaces another tokenizer there, but not its equal.
 
-    Args:
-        folder: Where to; parents are made. A complete tokenizer of the same identity already there is left as it is.
-        identity: Goes to `tokenizer.json`.
-        arrays: Go to `arrays.safetensors`.
-        report: How the tokenizer came about (JSON values); for people, not part of the identity.
-        model: A transformers model whose weights are saved too, in a folder `model`.
-
-    Raises:
-        RequestError: Something other than a tokenizer is at ``folder``.
-        OSError: The disk is full or not writable; what was there before is left.
+    The weights of a transformers ``model`` go to a folder `model`. RequestError if ``folder`` is a file or holds
+    something else; OSError if the disk is full, and the earlier content stays.
     """
     from safetensors.torch import save
 
@@ -238,7 +196,11 @@ def write_folder(
             raise RequestError(f"{target} is a file; a tokenizer needs a folder")
         if is_occupied(target) and not (target / DESCRIPTION_FILE).is_file():
             raise RequestError(f"{target} is not empty and holds no tokenizer; name another folder")
-        return _described_sha256(target) == identity.sha256 and (model is None or (target / MODEL_FOLDER).is_dir())
+        try:
+            same = read_description(target)[0].sha256 == identity.sha256
+        except RequestError:  # no tokenizer yet, or a damaged one, which is replaced
+            return False
+        return same and (model is None or (target / MODEL_FOLDER).is_dir())
 
     if is_complete():
         return
@@ -248,41 +210,44 @@ def write_folder(
             (draft / ARRAYS_FILE).write_bytes(content)  # save_file would hide a full disk behind an error of its own
         if model is not None:
             model.save_pretrained(draft / MODEL_FOLDER)
-        description = {"format_version": FORMAT_VERSION, "identity": identity.as_dict(), "report": dict(report)}
+        description = {"format_version": FORMAT_VERSION, "identity": asdict(identity), "report": dict(report)}
         (draft / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
 
 
-def _described_sha256(folder: Path) -> str | None:
-    """The sha256 that a folder's description claims; None when there is no readable description."""
-    try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
-        return str(description["identity"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+class SavedTokenizer:
+    """The parts of a tokenizer that go to its folder."""
+
+    identity: TokenizerIdentity
+    arrays: Mapping[str, Tensor] = {}
+    report: Mapping[str, Any]  # how it was made; for people, not part of the identity
+    model: PreTrainedModel | None = None  # a pretrained transformers model
+
+    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
+        """Write the tokenizer to ``folder``, whole or not at all; without weights, their source and sha256 are kept."""
+        write_folder(folder, self.identity, self.arrays, self.report, self.model if include_weights else None)
 
 
 def read_description(folder: str | Path, kind: str | None = None) -> tuple[TokenizerIdentity, dict[str, Any]]:
-    """Identity and report of the tokenizer in ``folder``, without loading its arrays.
+    """Identity and report of the tokenizer in ``folder``, without its arrays.
 
-    Raises:
-        RequestError: No tokenizer there, or its description is damaged, of another format version, or not of ``kind``.
+    RequestError if its description is missing, damaged, of another format version, or of another ``kind``.
     """
     path = Path(folder) / DESCRIPTION_FILE
     if not path.is_file():
         raise RequestError(f"no tokenizer in {folder}: {DESCRIPTION_FILE} is missing; prepare the shards first")
     try:
         description = json.loads(path.read_text())
-        version, identity, report = description["format_version"], description["identity"], description["report"]
+        version, identity, report = (description[key] for key in ("format_version", "identity", "report"))
+        identity, report = dict(identity), dict(report)
     except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(
-            f"{path} is damaged ({error}); prepare the shards (or train the tokenizers) again"
-        ) from error
+        advice = "prepare the shards (or train the tokenizers) again"
+        raise RequestError(f"{path} is damaged ({error}); {advice}") from error
     if version != FORMAT_VERSION:
         raise RequestError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
     described = TokenizerIdentity.from_dict(identity)
     if kind is not None and described.kind != kind:
         raise RequestError(f"{folder} holds a tokenizer of kind {described.kind!r}, expected {kind!r}")
-    return described, dict(report)
+    return described, report
 
 
 def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
@@ -301,7 +266,7 @@ def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
 
 
 def check_sha256(folder: str | Path, identity: TokenizerIdentity, sha256: str) -> None:
-    """Raise RequestError unless the content read from ``folder`` has the digest that its description claims."""
+    """RequestError unless the content that was read from ``folder`` has the sha256 of its description."""
     if sha256 != identity.sha256:
         raise RequestError(
             f"{folder}: the content has sha256 {sha256[:12]}, {DESCRIPTION_FILE} says {identity.sha256[:12]}; "

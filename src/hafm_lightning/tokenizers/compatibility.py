@@ -1,9 +1,8 @@
 """The one check that parts belong together: checkpoints, shards, tokenizers and model folders.
 
-An id means a sound only to the tokenizer that made it. So a checkpoint, a manifest and a model folder carry the
-identities of their tokenizers (:class:`~hafm_lightning.tokenizers.base.TokenizerIdentity`, as plain values), and
-whoever joins two of them compares these here. All functions take plain descriptions and name in their messages what
-differs, in which part, and what to do.
+An id means a sound only to the tokenizer that made it. So checkpoints, manifests and model folders carry the identities
+of their tokenizers (:class:`~hafm_lightning.tokenizers.base.TokenizerIdentity`, as plain values), and everything that
+joins two of them compares these here. Messages name the parts, the difference, and what to do.
 """
 
 from __future__ import annotations
@@ -17,19 +16,13 @@ from hafm_lightning.tokens import STYLE, VOCAL_ACOUSTIC, VOCAL_SEMANTIC
 
 GIVEN_STREAMS = (VOCAL_SEMANTIC.name, VOCAL_ACOUSTIC.name, STYLE.name)
 """Conditions that come from the request; all others are written by an earlier stage."""
-SHOWN_DIFFERENCES = 3
+_SHOWN_DIFFERENCES = 3
 
 
 def describe_difference(
     first: Mapping[str, Any], second: Mapping[str, Any], where: tuple[str, str] = ("in the checkpoint", "here")
 ) -> str:
-    """The first keys in which two plain descriptions differ, nested keys with dots.
-
-    Args:
-        first: One description.
-        second: The other one.
-        where: Where each of them stands, for the message.
-    """
+    """The first keys in which two plain descriptions differ, nested keys with dots; ``where`` names their places."""
     differences = []
 
     def walk(a: Any, b: Any, name: str) -> None:
@@ -40,7 +33,7 @@ def describe_difference(
             differences.append(f"{name}: {a!r} {where[0]}, {b!r} {where[1]}")
 
     walk(first, second, "")
-    return "; ".join(differences[:SHOWN_DIFFERENCES])
+    return "; ".join(differences[:_SHOWN_DIFFERENCES])
 
 
 def tokenizer_difference(
@@ -51,7 +44,7 @@ def tokenizer_difference(
     *,
     verb: Literal["trained", "prepared"] = "trained",
 ) -> str | None:
-    """A sentence that two parts come from different tokenizers; None if they do not, or one does not name its own."""
+    """A sentence if two parts come from different tokenizers; None if they agree or one does not name its own."""
     if not identities or not other_identities or identities == other_identities:
         return None
     difference = describe_difference(identities, other_identities, ("in the first", "in the second"))
@@ -66,34 +59,20 @@ def check_same_tokenizers(
     other: str = "this data",
     advice: str = "",
 ) -> None:
-    """Refuse a part that was trained with other tokenizers than the part beside it.
+    """RequestError if ``part`` was trained with other tokenizers than ``other``.
 
-    Args:
-        trained: Identities (or digests) of the tokenizers of ``part``; empty if unknown.
-        data: The same of ``other``; empty if unknown.
-        part: What was trained, for the message.
-        other: What is joined with it.
-        advice: What the user can do, as the message's second line.
-
-    Raises:
-        RequestError: Both are known and differ.
+    ``trained`` and ``data`` are the identities (or digests) of their tokenizers, empty if unknown; ``advice`` is the
+    message's second line.
     """
-    difference = tokenizer_difference(part, trained, other, data)
-    if difference is not None:
+    if difference := tokenizer_difference(part, trained, other, data):
         raise RequestError("\n".join(filter(None, (difference, advice))))
 
 
 def check_stages(stages: Mapping[str, Mapping[str, Any]], tokenizers: Mapping[str, Any] | None) -> None:
-    """Refuse stages and tokenizers that cannot make one model.
+    """RequestError if stages and tokenizers cannot make one model.
 
-    Args:
-        stages: The name of each stage for messages, such as ``the coarse stage (coarse.ckpt)``, and the description in
-            its checkpoint, in the order in which they write.
-        tokenizers: Identities of the pair that turns sound into tokens and back; None checks the stages alone.
-
-    Raises:
-        RequestError: A condition that no earlier stage writes, no tokenizers named, or different tokenizers,
-            styles or resamplers.
+    ``stages`` maps the name of each, such as ``the coarse stage (coarse.ckpt)``, to the description in its checkpoint,
+    in the order of generation; ``tokenizers`` are the identities of the pair, None checks the stages alone.
     """
     provided = set(GIVEN_STREAMS)
     for name, description in stages.items():
@@ -106,10 +85,10 @@ def check_stages(stages: Mapping[str, Mapping[str, Any]], tokenizers: Mapping[st
         if not description["tokenizers"]:
             raise RequestError(f"{name} does not name the tokenizers of its data; train it on shards made by `prepare`")
         check_same_tokenizers(description["tokenizers"], described["tokenizers"], part=name, other=first)
-    styled = {name: s for name, s in stages.items() if STYLE.name in s["model"]["conditions"]}
-    for name, description in styled.items():
-        reference = next(iter(styled))
-        if list(description.get("styles") or ()) != list(styled[reference].get("styles") or ()):
+    styles = {n: list(s.get("styles") or ()) for n, s in stages.items() if STYLE.name in s["model"]["conditions"]}
+    for name, names in styles.items():
+        reference = next(iter(styles))
+        if names != styles[reference]:
             raise RequestError(
                 f"{name} was trained with different styles than {reference}; train both on the same shards"
             )

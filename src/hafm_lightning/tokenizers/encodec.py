@@ -2,13 +2,12 @@
 
 Choices:
 
-* 6 kb/s is asked for at every call and the shape is checked: the library's default is 1.5 kb/s, 2 codebooks.
+* Every call asks for 6 kb/s and the shape is checked: the library's default is 1.5 kb/s, 2 codebooks.
 * transformers runs the model from safetensors. The `encodec` package (extra ``encodec``; it needs torchaudio) is a
-  second engine for the same weights: bit for bit the same codes and sound, so the identity does not name the engine.
-* Codebooks of zeros, which a model built from a configuration has, are refused: every token would be 0.
+  second backend for the same weights, with bit-identical codes and sound, so the identity does not name the backend.
+* Codebooks of zeros, as in a model built from a configuration, are refused: every token would be 0.
 * One clip at a time: in a batch the recurrent layers round differently, and a residual quantizer turns a rounding
   into another token.
-* Fewer codebooks decode as they are: 4 of them are EnCodec at 3 kb/s.
 """
 
 from __future__ import annotations
@@ -21,26 +20,8 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokenizers.base import (
-    ACOUSTIC_HOP,
-    ACOUSTIC_SAMPLE_RATE_HZ,
-    TokenizerIdentity,
-    check_audio,
-    check_codes,
-    check_sha256,
-    content_sha256,
-    read_description,
-    write_folder,
-)
+from hafm_lightning.tokenizers import base, pretrained
 from hafm_lightning.tokenizers.hub import resolve_source
-from hafm_lightning.tokenizers.weights import (
-    check_weights,
-    full_precision,
-    load_config,
-    load_pretrained,
-    saved_source,
-    weights_sha256,
-)
 from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY
 
 if TYPE_CHECKING:
@@ -48,11 +29,20 @@ if TYPE_CHECKING:
 
 ENCODEC_KIND = "encodec"
 ENCODEC_24KHZ = "facebook/encodec_24khz"
-BANDWIDTH_KBPS = 6.0
-"""75 frames a second of 8 codebooks of 10 bits."""
+BANDWIDTH_KBPS = 6.0  # 75 frames per second of 8 codebooks of 10 bits
 
 Backend = Literal["transformers", "encodec"]
-"""Library that runs the model."""
+
+_NAMES = {
+    ".model.": ".layers.",
+    "quantizer.vq.layers.": "quantizer.layers.",
+    ".conv.conv.": ".conv.",
+    ".convtr.convtr.": ".conv.",
+    "._codebook.": ".codebook.",
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}
+"""Parts of the names of weights: in the `encodec` package -> in transformers."""
 
 
 def _package_model(model: EncodecModel) -> Any:
@@ -65,29 +55,18 @@ def _package_model(model: EncodecModel) -> Any:
             "'hafm-lightning[encodec]' with a torchaudio that fits torch, or use the transformers backend"
         ) from error
     network = Reference.encodec_model_24khz(pretrained=False)
-    network.load_state_dict(reference_state(model, network.state_dict()))
+    network.load_state_dict(_renamed(model.state_dict(), network.state_dict()))
     network.set_target_bandwidth(BANDWIDTH_KBPS)
-    return network.requires_grad_(False)
+    return network.requires_grad_(False).to(model.device)
 
 
-def reference_state(model: EncodecModel, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a transformers EnCodec under the names of the `encodec` package.
-
-    Args:
-        model: Source of the weights.
-        names: State of the package's model; says which names and shapes are wanted.
-
-    Raises:
-        RequestError: The model is not of the published size.
-    """
-    state = model.state_dict()
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a transformers EnCodec under the ``names`` of the `encodec` package; RequestError for other sizes."""
     renamed: dict[str, Tensor] = {}
     for name, wanted in names.items():
-        ours = name.replace(".model.", ".layers.").replace("quantizer.vq.layers.", "quantizer.layers.")
-        ours = ours.replace(".conv.conv.", ".conv.").replace(".convtr.convtr.", ".conv.")
-        ours = ours.replace("._codebook.", ".codebook.")
-        ours = ours.replace(".weight_g", ".parametrizations.weight.original0")
-        ours = ours.replace(".weight_v", ".parametrizations.weight.original1")
+        ours = name
+        for theirs, replacement in _NAMES.items():
+            ours = ours.replace(theirs, replacement)
         if ours not in state or state[ours].shape != wanted.shape:
             raise RequestError(
                 f"the encodec package runs the published 24 kHz model only; weight {ours!r} "
@@ -97,41 +76,34 @@ def reference_state(model: EncodecModel, names: Mapping[str, Tensor]) -> dict[st
     return renamed
 
 
-class EncodecTokenizer:
-    """EnCodec at 24 kHz and 6 kb/s: sound at 75 Hz <-> 8 codebooks of 1024.
+class EncodecTokenizer(base.SavedTokenizer):
+    """EnCodec at 24 kHz and 6 kb/s: sound at 75 Hz <-> 8 codebooks of 1024."""
 
-    Attributes:
-        identity: What decides the tokens.
-        context_s: None: the whole clip decides each token.
-    """
-
-    context_s: float | None = None
+    model: EncodecModel
+    context_s: float | None = None  # the whole clip decides each token
 
     def __init__(self, model: EncodecModel, *, origin: Mapping[str, Any], backend: Backend = "transformers") -> None:
-        """Args:
-        model: A 24 kHz EnCodec of transformers, with weights; put in eval mode here.
-        origin: Where the weights came from (``source``, ``revision``), JSON values, for `tokenizer.json`.
-        backend: Library that runs the model.
+        """``model`` is a 24 kHz EnCodec of transformers with weights, which come from ``origin`` (JSON values).
 
-        Raises:
-            RequestError: Another sort of EnCodec, untrained codebooks, or a backend that cannot run.
+        RequestError for another EnCodec, untrained codebooks, or a ``backend`` (library) that cannot run.
         """
         _check_model(model)
-        self._model = cast(Any, model).eval().requires_grad_(False)
-        self._network = self._model if backend == "transformers" else _package_model(model)
+        self.model = cast(Any, model).eval().requires_grad_(False)
+        self._network: Any = self.model if backend == "transformers" else _package_model(model)
         self.backend = backend
-        self.origin = dict(origin)
-        used = {name: array for name, array in model.state_dict().items() if _changes_tokens(name)}
-        settings = {"bandwidth_kbps": BANDWIDTH_KBPS, "weights_sha256": weights_sha256(used.values())}
-        sha256 = content_sha256({}, settings)
-        self.identity = TokenizerIdentity.acoustic(
-            ENCODEC_KIND, sha256, ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY, settings
-        )
+        self.report = {"origin": dict(origin)}
+        # The codebooks' training statistics change neither codes nor sound.
+        unused = (".inited", ".cluster_size", ".embed_avg")
+        used = [array for name, array in model.state_dict().items() if not name.endswith(unused)]
+        settings = {"bandwidth_kbps": BANDWIDTH_KBPS, "weights_sha256": pretrained.weights_sha256(used)}
+        sha256 = base.content_sha256({}, settings)
+        sizes = (ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY)
+        self.identity = base.TokenizerIdentity.acoustic(ENCODEC_KIND, sha256, *sizes, settings)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return torch.device(self._model.device)
+        return torch.device(self.model.device)
 
     @classmethod
     def from_pretrained(
@@ -142,73 +114,48 @@ class EncodecTokenizer:
         backend: Backend = "transformers",
         device: str | torch.device = "cpu",
     ) -> EncodecTokenizer:
-        """Load the weights.
+        """Load the weights of a Hub id or of a local folder in the Hub's format.
 
-        Args:
-            source: Hub id or local folder in the Hub's format.
-            revision: Commit or tag of a Hub id; the published model is pinned when none is given.
-            backend: Library that runs the model.
-            device: Where to run.
-
-        Raises:
-            RequestError: Weights not reachable, not those of a 24 kHz EnCodec, or a backend that cannot run.
+        ``revision`` is a commit or tag of a Hub id; by default the published model is pinned. RequestError if the
+        weights are not reachable or not those of a 24 kHz EnCodec, or if the backend cannot run.
         """
         from transformers import EncodecModel
 
         name, pinned = resolve_source(source, revision)
-        load_config(name, pinned, "encodec")
-        model = load_pretrained(EncodecModel, name, pinned)
-        return cls(model, origin={"source": name, "revision": pinned}, backend=backend).to(device)
-
-    def to(self, device: str | torch.device) -> EncodecTokenizer:
-        """The same object, with its model on another device."""
-        self._model.to(device)
-        self._network.to(device)
-        return self
+        pretrained.load_config(name, pinned, "encodec")
+        model = pretrained.load_model(EncodecModel, name, pinned).to(device)
+        return cls(model, origin={"source": name, "revision": pinned}, backend=backend)
 
     def _encode(self, clip: Tensor) -> Tensor:
         """``[1, 1, L]`` -> ``[1, K, T]``."""
-        if self.backend == "transformers":
-            codes: Tensor = self._network.encode(clip, bandwidth=BANDWIDTH_KBPS).audio_codes[0]
-        else:
-            codes = self._network.encode(clip)[0][0]
-        return codes
+        if self.backend == "encodec":
+            return cast(Tensor, self._network.encode(clip)[0][0])
+        return cast(Tensor, self._network.encode(clip, bandwidth=BANDWIDTH_KBPS).audio_codes[0])
 
     def _decode(self, codes: Tensor) -> Tensor:
         """``[1, k, T]`` -> ``[1, 1, L]``."""
-        if self.backend == "transformers":
-            sound: Tensor = self._network.decode(codes[None], [None]).audio_values
-        else:
-            sound = self._network.decode([(codes, None)])
-        return sound
+        if self.backend == "encodec":
+            return cast(Tensor, self._network.decode([(codes, None)]))
+        return cast(Tensor, self._network.decode(codes[None], [None]).audio_values)
 
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 24 kHz, ``[B, L]`` -> ids int64 ``[B, 8, T]`` on the CPU, ``T = L / 320``."""
-        frames = check_audio(self.identity, audio)
-        with full_precision(self.device):
+        frames = base.check_audio(self.identity, audio)
+        with pretrained.full_precision(self.device):
             codes = torch.cat([self._encode(clip[None, None].float().to(self.device)) for clip in audio]).cpu()
         if codes.shape[1:] != (ACOUSTIC_CODEBOOKS, frames):
             raise RuntimeError(f"EnCodec gave codes {tuple(codes.shape[1:])}, not {(ACOUSTIC_CODEBOOKS, frames)}")
-        check_codes(self.identity, codes)
+        base.check_codes(self.identity, codes)
         return codes.clone()  # outside inference mode, so that it may be changed in place
 
     def decode(self, codes: Tensor) -> Tensor:
         """Ids int64 ``[B, k, T]`` of the first ``k`` codebooks -> float32 ``[B, T * 320]`` on the CPU, at 24 kHz."""
-        check_codes(self.identity, codes)
-        with full_precision(self.device):
+        base.check_codes(self.identity, codes)
+        with pretrained.full_precision(self.device):
             sound = torch.cat([self._decode(clip[None].to(self.device))[:, 0] for clip in codes]).cpu()
-        if sound.shape[1] != codes.shape[2] * ACOUSTIC_HOP:
+        if sound.shape[1] != codes.shape[2] * base.ACOUSTIC_HOP:
             raise RuntimeError(f"EnCodec gave {sound.shape[1]} samples for {codes.shape[2]} frames")
         return sound.clone()
-
-    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all.
-
-        Args:
-            folder: Where to.
-            include_weights: Keep the weights there too, rather than the name of their source and their sha256.
-        """
-        write_folder(folder, self.identity, {}, {"origin": self.origin}, self._model if include_weights else None)
 
     @classmethod
     def load(
@@ -219,39 +166,26 @@ class EncodecTokenizer:
         backend: Backend = "transformers",
         device: str | torch.device = "cpu",
     ) -> EncodecTokenizer:
-        """The tokenizer saved in ``folder``.
+        """The tokenizer in ``folder``; RequestError if it, or its weights, are missing or damaged.
 
-        Args:
-            folder: What :meth:`save` wrote.
-            weights: Where EnCodec's weights are now; None takes those in the folder, or else their source.
-            backend: Library that runs the model.
-            device: Where to run.
-
-        Raises:
-            RequestError: Missing, damaged or of another kind, or the weights are not reachable or not the same.
+        ``weights`` is their folder or Hub id if they have moved; None takes those in ``folder``, or else their source.
         """
-        identity, report = read_description(folder, ENCODEC_KIND)
-        origin = report["origin"]
-        source, revision = saved_source(folder, origin, weights)
+        identity, report = base.read_description(folder, ENCODEC_KIND)
+        source, revision = pretrained.saved_source(folder, report["origin"], weights)
         tokenizer = cls.from_pretrained(source, revision=revision, backend=backend, device=device)
-        tokenizer.origin = dict(origin)
-        check_weights(source, tokenizer.identity.settings["weights_sha256"], folder, identity)
-        check_sha256(folder, identity, tokenizer.identity.sha256)
+        tokenizer.report = report
+        pretrained.check_weights(source, tokenizer.identity.settings["weights_sha256"], folder, identity)
+        base.check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer
 
 
-def _changes_tokens(name: str) -> bool:
-    """Whether a weight of this name can change codes or sound; the codebooks' training statistics cannot."""
-    return not name.endswith((".inited", ".cluster_size", ".embed_avg"))
-
-
 def _check_model(model: Any) -> None:
-    """Raise RequestError unless the model is a mono 24 kHz EnCodec with trained codebooks."""
+    """RequestError unless the model is a mono 24 kHz EnCodec with trained codebooks."""
     config = model.config
     codebooks = model.quantizer.get_num_quantizers_for_bandwidth(BANDWIDTH_KBPS)
     facts = {
-        "sampling_rate": (config.sampling_rate, ACOUSTIC_SAMPLE_RATE_HZ),
-        "hop_length": (config.hop_length, ACOUSTIC_HOP),
+        "sampling_rate": (config.sampling_rate, base.ACOUSTIC_SAMPLE_RATE_HZ),
+        "hop_length": (config.hop_length, base.ACOUSTIC_HOP),
         "audio_channels": (config.audio_channels, 1),
         "codebook_size": (config.codebook_size, ACOUSTIC_VOCABULARY),
         "codebooks at 6 kb/s": (codebooks, ACOUSTIC_CODEBOOKS),

@@ -1,11 +1,7 @@
 """Where pretrained models come from: a local folder, or an id ``owner/name`` on the Hugging Face Hub.
 
-Choices:
-
-* The models of the paper's tokenizers are pinned to a revision; other ids follow their main branch unless a revision is
-  given. What counts in the end is the sha256 of the weights.
-* Files are kept in the Hub's own cache, so that a model that was fetched once loads without a connection.
-* Data alone is fetched: callers name the patterns of the files that they read.
+The Hub's own cache keeps the files, so that a model that was fetched once loads without a connection. Only data is
+fetched: callers name the files that they read.
 """
 
 from __future__ import annotations
@@ -15,12 +11,12 @@ from pathlib import Path
 
 from hafm_lightning.errors import RequestError
 
+# Other ids follow their main branch unless a revision is given.
 PINNED_REVISIONS: Mapping[str, str] = {
     "facebook/hubert-base-ls960": "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
     "facebook/hubert-large-ll60k": "ff022d095678a2995f3c49bab18a96a9e553f782",
     "facebook/encodec_24khz": "c1dbe2ae3f1de713481a3b3e7c47f357092ee040",
 }
-"""Revision of each published model that is used when none is asked for."""
 HUB_SCHEME = "hf://"
 
 
@@ -29,16 +25,10 @@ class UnreachableWeightsError(RequestError):
 
 
 def resolve_source(source: str | Path, revision: str | None, what: str = "weights") -> tuple[str, str | None]:
-    """Folder or Hub id to load from, and the revision (None for a folder).
+    """Folder or Hub id to load from, and its revision: the one given, else the pinned one; None for a folder.
 
-    Args:
-        source: A folder, or a Hub id.
-        revision: Commit, tag or branch of a Hub id; the published models are pinned when none is given.
-        what: What the source holds, for messages.
-
-    Raises:
-        UnreachableWeightsError: The source looks like a path and no such folder exists.
-        RequestError: A revision of a folder.
+    RequestError for a revision of a folder; UnreachableWeightsError if ``source`` looks like a path and no such folder
+    exists. ``what`` names the content in messages.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -54,16 +44,10 @@ def resolve_source(source: str | Path, revision: str | None, what: str = "weight
 
 
 def fetch_folder(source: str | Path, patterns: Sequence[str], *, revision: str | None, what: str) -> Path:
-    """The local folder of a model: ``source`` itself, or a copy from the Hub in its cache.
+    """The local folder of a model: ``source`` itself, or the files of a Hub id that match ``patterns``, in its cache.
 
-    Args:
-        source: A folder, or a Hub id.
-        patterns: Names of the files to fetch.
-        revision: Commit, tag or branch on the Hub, None for its main branch; has no effect on a folder.
-        what: What the source holds, for messages.
-
-    Raises:
-        UnreachableWeightsError: No such folder, or the Hub cannot provide it.
+    ``revision`` is for Hub ids, None is the main branch; UnreachableWeightsError if there is no such folder and the Hub
+    cannot provide it.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -82,11 +66,7 @@ def fetch_folder(source: str | Path, patterns: Sequence[str], *, revision: str |
 
 
 def fetch_file(address: str) -> Path:
-    """One file of a Hub repository: ``hf://OWNER/NAME/PATH``, or ``hf://OWNER/NAME@REVISION/PATH``.
-
-    Raises:
-        RequestError: The address has another form, or the Hub cannot provide the file.
-    """
+    """One file of the Hub: ``hf://OWNER/NAME/PATH`` or ``hf://OWNER/NAME@REVISION/PATH``; RequestError if it fails."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

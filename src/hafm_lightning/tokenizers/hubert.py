@@ -2,16 +2,13 @@
 
 Choices:
 
-* HuBERT Base, layer 9, counted as the paper and fairseq do: the output of the 9th Transformer layer. The layers above
-  are never loaded. In Large, whose layers normalise their input rather than their output, transformers puts one more
-  LayerNorm after the last layer that runs; it is taken out, so a layer means the same in both sizes.
-* 40 samples of silence on each side turn "one frame fewer than expected" into exactly 50 frames a second.
+* HuBERT Base, layer 9, counted as in the paper and fairseq: the output of the 9th Transformer layer. The layers above
+  are not loaded.
 * One clip at a time: HuBERT's GroupNorm runs over time, so padding a clip to another's length changes its features by
-  half, and even equal clips in a batch are rounded differently. That is also why tokens are defined on clips of a fixed
-  length.
-* Full float32; in bfloat16 enough ids flip to matter.
-* Whether the waveform is normalised first is pinned in the identity. By default the checkpoint's own
-  `preprocessor_config.json` decides (both published models say yes).
+  half, and even equal clips in a batch are rounded differently. For the same reason clips have a fixed length.
+* Full float32; in bfloat16 enough ids change to matter.
+* Whether the waveform is normalised first is part of the identity. By default the checkpoint's own
+  `preprocessor_config.json` decides (both published models normalise).
 """
 
 from __future__ import annotations
@@ -27,29 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokenizers.base import (
-    SEMANTIC_HOP,
-    TokenizerIdentity,
-    check_audio,
-    check_sha256,
-    content_sha256,
-    read_arrays,
-    read_description,
-    whole_clips,
-    write_folder,
-)
+from hafm_lightning.tokenizers import base, pretrained
 from hafm_lightning.tokenizers.hub import resolve_source
-from hafm_lightning.tokenizers.kmeans import assign, import_centroids, sample_frames, train_kmeans
-from hafm_lightning.tokenizers.weights import (
-    check_weights,
-    full_precision,
-    load_config,
-    load_pretrained,
-    preprocessor_settings,
-    saved_source,
-    stride_and_field,
-    weights_sha256,
-)
+from hafm_lightning.tokenizers.kmeans import assign, sample_frames, train_kmeans
 from hafm_lightning.tokens import SEMANTIC_VOCABULARY
 
 if TYPE_CHECKING:
@@ -57,36 +34,30 @@ if TYPE_CHECKING:
 
 HUBERT_KIND = "hubert"
 HUBERT_BASE = "facebook/hubert-base-ls960"
-HUBERT_LARGE = "facebook/hubert-large-ll60k"
-HUBERT_LAYER = 9
-"""The paper's layer, of Base."""
-TRAINING_FRAMES = 256 * SEMANTIC_VOCABULARY
-"""Frames that centroids are trained on, drawn from the whole corpus: 256 for each of 500."""
+TRAINING_FRAMES = 256 * SEMANTIC_VOCABULARY  # drawn from the whole corpus, to train centroids
 
 
 class HubertFeatures:
     """Waveform -> features of one HuBERT layer at 50 Hz."""
 
     def __init__(self, model: HubertModel, *, do_normalize: bool, origin: Mapping[str, Any]) -> None:
-        """Args:
-        model: HuBERT cut off above the wanted layer; put in eval mode here.
-        do_normalize: Bring each waveform to mean 0 and variance 1 first.
-        origin: Where the weights came from (``source``, ``revision``), JSON values, for `tokenizer.json`.
+        """``model`` is a HuBERT without the layers above the wanted one; its weights come from ``origin`` (JSON).
 
-        Raises:
-            RequestError: The model does not make a frame every 20 ms.
+        ``do_normalize`` brings each waveform to mean 0 and variance 1 first. RequestError unless it makes a frame every
+        20 ms.
         """
         config = model.config
-        hop, field = stride_and_field(config.conv_kernel, config.conv_stride)
-        if hop != SEMANTIC_HOP or (field - hop) % 2:
+        hop, field = pretrained.stride_and_field(config.conv_kernel, config.conv_stride)
+        if hop != base.SEMANTIC_HOP or (field - hop) % 2:
             raise RequestError(
                 f"this HuBERT makes a frame every {hop} samples of {field}; "
-                f"the semantic stream needs one every {SEMANTIC_HOP}: name a HuBERT for 16 kHz"
+                f"the semantic stream needs one every {base.SEMANTIC_HOP}: name a HuBERT for 16 kHz"
             )
         self.model = cast(Any, model).eval().requires_grad_(False)
-        self.padding = (field - hop) // 2
-        """Samples of silence on each side that make the number of frames exact."""
+        self.padding = (field - hop) // 2  # samples of silence on each side, which make the number of frames exact
         if config.do_stable_layer_norm:
+            # In Large, transformers puts a LayerNorm after the last layer that runs; without it a layer means the
+            # same in both sizes.
             self.model.encoder.layer_norm = torch.nn.Identity()
         self.do_normalize = do_normalize
         self.origin = dict(origin)
@@ -95,7 +66,7 @@ class HubertFeatures:
             "do_normalize": do_normalize,
             "padding": self.padding,
             "width": config.hidden_size,
-            "weights_sha256": weights_sha256(self.model.state_dict().values()),
+            "weights_sha256": pretrained.weights_sha256(self.model.state_dict().values()),
         }
 
     @classmethod
@@ -103,54 +74,40 @@ class HubertFeatures:
         cls,
         source: str | Path = HUBERT_BASE,
         *,
-        layer: int = HUBERT_LAYER,
+        layer: int = 9,
         revision: str | None = None,
         do_normalize: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> HubertFeatures:
-        """Load the first ``layer`` layers.
+        """Load the first ``layer`` layers, counted from 1, of a Hub id or of a local folder in the Hub's format.
 
-        Args:
-            source: Hub id or local folder in the Hub's format; :data:`HUBERT_LARGE` selects Large.
-            layer: Whose output is the feature, counted from 1.
-            revision: Commit or tag of a Hub id; the published models are pinned when none is given.
-            do_normalize: None asks the checkpoint's `preprocessor_config.json`, and means yes where there is none.
-            device: Where to run.
-
-        Raises:
-            RequestError: Weights not reachable or not a HuBERT's, or it has fewer layers.
+        ``revision`` is a commit or tag of a Hub id; by default the published models are pinned. ``do_normalize`` None
+        follows the checkpoint's `preprocessor_config.json`, and is True if there is none. RequestError if the weights
+        are not reachable or not a HuBERT's, or if there are too few layers.
         """
         from transformers import HubertModel
 
         name, pinned = resolve_source(source, revision)
-        layers = load_config(name, pinned, "hubert").num_hidden_layers
+        config = pretrained.load_config(name, pinned, "hubert")
+        layers = config.num_hidden_layers
         if not 1 <= layer <= layers:
             raise RequestError(f"{name} has {layers} layers, counted from 1; layer {layer} is not among them")
-        model = load_pretrained(
-            HubertModel,
-            name,
-            pinned,
-            unused=("masked_spec_embed",),  # HuBERT masks frames in pretraining only
-            num_hidden_layers=layer,
-            attn_implementation="sdpa",
-        )
+        unused = ["masked_spec_embed"]  # HuBERT masks frames in pretraining only
+        if config.do_stable_layer_norm:  # without the norm that __init__ takes out, a tokenizer with weights is saved
+            unused += ["encoder.layer_norm.weight", "encoder.layer_norm.bias"]
+        options = {"num_hidden_layers": layer, "attn_implementation": "sdpa"}
+        model = pretrained.load_model(HubertModel, name, pinned, unused, **options)
         if do_normalize is None:
-            do_normalize = bool(preprocessor_settings(name, pinned).get("do_normalize", True))
-        features = cls(model, do_normalize=do_normalize, origin={"source": name, "revision": pinned})
-        return features.to(device)
+            do_normalize = bool(pretrained.preprocessor_settings(name, pinned).get("do_normalize", True))
+        return cls(model.to(device), do_normalize=do_normalize, origin={"source": name, "revision": pinned})
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return torch.device(self.model.device)
 
-    def to(self, device: str | torch.device) -> HubertFeatures:
-        """The same object, with its model on another device."""
-        self.model.to(device)
-        return self
-
     def prepare(self, audio: Tensor) -> Tensor:
-        """Clips ``[B, L]`` as the model gets them: normalised where pinned, and padded to ``[B, L + 2 * padding]``."""
+        """Input of the model for clips ``[B, L]``: normalised if so set, padded to ``[B, L + 2 * padding]``."""
         audio = audio.float()
         if self.do_normalize:
             exact = audio.double()
@@ -160,41 +117,33 @@ class HubertFeatures:
 
     def __call__(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 16 kHz, ``[B, L]`` -> float32 ``[B, L / 320, D]`` on the model's device."""
-        with full_precision(self.device):
+        with pretrained.full_precision(self.device):
             clips = self.prepare(audio).to(self.device)
             return torch.cat([self.model(clip[None]).last_hidden_state for clip in clips])
 
 
-class HubertTokenizer:
+class HubertTokenizer(base.SavedTokenizer):
     """HuBERT features -> one of 500 centroids.
 
     Attributes:
-        identity: What decides the tokens.
-        context_s: None: the whole clip decides each token.
         centroids: Feature vector of each token, float32 ``[V, D]``.
     """
 
-    context_s: float | None = None
+    context_s: float | None = None  # the whole clip decides each token
 
     def __init__(self, features: HubertFeatures, centroids: Tensor, report: Mapping[str, Any] | None = None) -> None:
-        """Args:
-        features: The front end.
-        centroids: Float32 ``[V, D]``, trained on features of the same layer.
-        report: How the centroids came about, JSON values.
-
-        Raises:
-            RequestError: The centroids are not as wide as the features.
-        """
+        """``centroids [V, D]`` of the same ``features``, else RequestError; ``report`` on their origin, JSON values."""
         if centroids.dim() != 2 or centroids.shape[1] != features.settings["width"]:
             raise RequestError(
                 f"centroids {tuple(centroids.shape)} do not fit HuBERT features of width {features.settings['width']}: "
                 "they were trained on another model"
             )
-        self.features = features
-        self.report = {key: value for key, value in (report or {}).items() if key != "origin"}
+        self.features, self.model = features, features.model
+        self.report = {**(report or {}), "origin": features.origin}
         self.centroids = centroids.detach().float().cpu()
-        sha256 = content_sha256({"centroids": self.centroids}, features.settings)
-        self.identity = TokenizerIdentity.semantic(HUBERT_KIND, sha256, len(centroids), features.settings)
+        self.arrays = {"centroids": self.centroids}
+        sha256 = base.content_sha256(self.arrays, features.settings)
+        self.identity = base.TokenizerIdentity.semantic(HUBERT_KIND, sha256, len(centroids), features.settings)
 
     @classmethod
     def train(
@@ -204,83 +153,38 @@ class HubertTokenizer:
         seed: int = 0,
         *,
         vocabulary: int = SEMANTIC_VOCABULARY,
-        max_frames: int = TRAINING_FRAMES,
     ) -> HubertTokenizer:
         """Train centroids on mono clips ``[L]`` at 16 kHz, of the same length as those to be tokenized later.
 
-        Args:
-            clips: Vocals and accompaniments of the whole corpus; read once, one at a time. A remainder below one frame
-                is cut off.
-            features: The front end.
-            seed: Of the sampled frames and of the first centroids.
-            vocabulary: Number of centroids.
-            max_frames: Most frames to train on, drawn uniformly from all clips.
-
-        Raises:
-            RequestError: No clips, fewer frames than centroids, or NaN samples.
+        Clips are vocals and accompaniments of the whole corpus, read once, one at a time. RequestError for no clips,
+        fewer frames than centroids, or NaN samples.
         """
-        frames = (features(samples[None])[0].cpu().numpy() for samples in whole_clips(clips, SEMANTIC_HOP))
-        sample = sample_frames(frames, max_frames, seed)
-        centroids, report = train_kmeans(sample.frames(), vocabulary, seed=seed)
+        frames = (features(samples[None])[0].cpu().numpy() for samples in base.whole_clips(clips, base.SEMANTIC_HOP))
+        sample = sample_frames(frames, TRAINING_FRAMES, seed)
+        centroids, report = train_kmeans(sample.frames, vocabulary, seed=seed)
         notes = {"clips": sample.clips, "frames_seen": sample.seen, "kmeans": asdict(report)}
         return cls(features, torch.from_numpy(centroids), notes)
 
-    @classmethod
-    def with_centroids(
-        cls, features: HubertFeatures, path: str | Path, *, trust_pickle: bool = False
-    ) -> HubertTokenizer:
-        """A tokenizer on centroids trained elsewhere; see :func:`hafm_lightning.tokenizers.kmeans.import_centroids`."""
-        centroids = torch.from_numpy(import_centroids(path, trust_pickle=trust_pickle))
-        return cls(features, centroids, {"imported_from": Path(path).name})
-
-    def to(self, device: str | torch.device) -> HubertTokenizer:
-        """The same object, with its model on another device."""
-        self.features.to(device)
-        return self
-
     def encode(self, audio: Tensor) -> Tensor:
         """Mono clips of equal length at 16 kHz, ``[B, L]`` -> ids int64 ``[B, 1, T]`` on the CPU, ``T = L / 320``."""
-        check_audio(self.identity, audio)
+        base.check_audio(self.identity, audio)
         centroids = self.centroids.to(self.features.device)
         return torch.stack([assign(self.features(clip[None])[0], centroids)[None].cpu() for clip in audio])
-
-    def save(self, folder: str | Path, *, include_weights: bool = False) -> None:
-        """Write the tokenizer to ``folder``, whole or not at all.
-
-        Args:
-            folder: Where to.
-            include_weights: Keep HuBERT's weights there too, rather than the name of their source and their sha256.
-        """
-        report = {**self.report, "origin": self.features.origin}
-        model = self.features.model if include_weights else None
-        write_folder(folder, self.identity, {"centroids": self.centroids}, report, model)
 
     @classmethod
     def load(
         cls, folder: str | Path, *, weights: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> HubertTokenizer:
-        """The tokenizer saved in ``folder``.
+        """The tokenizer in ``folder``; RequestError if it, or its weights, are missing or damaged.
 
-        Args:
-            folder: What :meth:`save` wrote.
-            weights: Where HuBERT's weights are now; None takes those in the folder, or else their source.
-            device: Where to run.
-
-        Raises:
-            RequestError: Missing, damaged or of another kind, or the weights are not reachable or not the same.
+        ``weights`` is their folder or Hub id if they have moved; None takes those in ``folder``, or else their source.
         """
-        identity, report = read_description(folder, HUBERT_KIND)
-        origin = report["origin"]
-        source, revision = saved_source(folder, origin, weights)
-        features = HubertFeatures.from_pretrained(
-            source,
-            layer=identity.settings["layer"],
-            revision=revision,
-            do_normalize=identity.settings["do_normalize"],
-            device=device,
-        )
-        features.origin = dict(origin)
-        check_weights(source, features.settings["weights_sha256"], folder, identity)
-        tokenizer = cls(features, read_arrays(folder, {"centroids"})["centroids"], report)
-        check_sha256(folder, identity, tokenizer.identity.sha256)
+        identity, report = base.read_description(folder, HUBERT_KIND)
+        source, revision = pretrained.saved_source(folder, report["origin"], weights)
+        settings = {name: identity.settings[name] for name in ("layer", "do_normalize")}
+        features = HubertFeatures.from_pretrained(source, revision=revision, device=device, **settings)
+        features.origin = report["origin"]
+        pretrained.check_weights(source, features.settings["weights_sha256"], folder, identity)
+        tokenizer = cls(features, base.read_arrays(folder, {"centroids"})["centroids"], report)
+        base.check_sha256(folder, identity, tokenizer.identity.sha256)
         return tokenizer

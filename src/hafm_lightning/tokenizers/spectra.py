@@ -1,14 +1,8 @@
-"""Spectra for the offline tokenizers: framing, mel and chroma filters, and the way back to sound.
+"""Spectra for the offline tokenizers: framing, mel and chroma filters, and the inverse by Griffin-Lim.
 
-Choices:
-
-* Frame ``t`` is centred on the middle of the samples ``[t * hop, (t + 1) * hop)`` and the clip is padded with silence,
-  so ``L`` samples give exactly ``L / hop`` frames and sound comes back with exactly ``L`` samples.
-* Analysis runs in float64: a token is a comparison, and rounding must not decide it differently for another batch,
-  thread count or machine.
-* The acoustic window spans a whole number of hops, so overlap-add is a sum of shifted rows.
-* The way back is Griffin-Lim with momentum (Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm",
-  WASPAA 2013), from a seeded start.
+Frame ``t`` is centred on the samples ``[t * hop, (t + 1) * hop)`` and the clip is padded with silence, so ``L`` samples
+give exactly ``L / hop`` frames. Analysis runs in float64: a token is a comparison, whose result must not depend on the
+batch, the number of threads or the machine.
 """
 
 from __future__ import annotations
@@ -23,10 +17,7 @@ from torch import Tensor
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: sums are then rounded alike whatever the number of threads that the process has.
-
-    The work here is a second at most and made of small steps, which threads hardly speed up.
-    """
+    """Run torch on one thread, so that the rounding of sums does not depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -54,24 +45,14 @@ def magnitudes(audio: Tensor, window: int, hop: int) -> Tensor:
     return spectrum.abs()
 
 
-def hz_to_mel(frequency_hz: Tensor) -> Tensor:
-    """Mel scale of O'Shaughnessy (HTK's formula)."""
-    return 1127.0 * torch.log1p(frequency_hz / 700.0)
-
-
-def mel_to_hz(mel: Tensor) -> Tensor:
-    """Inverse of :func:`hz_to_mel`."""
-    return 700.0 * torch.expm1(mel / 1127.0)
-
-
 def mel_filters(sample_rate_hz: int, window: int, bands: int, low_hz: float, high_hz: float) -> Tensor:
-    """Triangular filters, equally spaced in mel: float64 ``[bands, window / 2 + 1]``, each summing to 1.
+    """Triangular filters, equally spaced in HTK's mel scale: float64 ``[bands, window / 2 + 1]``, each summing to 1.
 
     A filter narrower than the spacing of the spectrum's bins is widened to that spacing, so that none is empty.
     """
     bins_hz = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate_hz / window)
-    limits = hz_to_mel(torch.tensor([low_hz, high_hz], dtype=torch.float64))
-    edges_hz = mel_to_hz(torch.linspace(float(limits[0]), float(limits[1]), bands + 2, dtype=torch.float64))
+    low, high = (1127.0 * torch.log1p(torch.tensor([low_hz, high_hz], dtype=torch.float64) / 700.0)).tolist()
+    edges_hz = 700.0 * torch.expm1(torch.linspace(low, high, bands + 2, dtype=torch.float64) / 1127.0)
     centre, spacing = edges_hz[1:-1, None], sample_rate_hz / window
     lower = torch.minimum(edges_hz[:-2, None], centre - spacing)
     upper = torch.maximum(edges_hz[2:, None], centre + spacing)
@@ -81,10 +62,9 @@ def mel_filters(sample_rate_hz: int, window: int, bands: int, low_hz: float, hig
 
 
 def chroma_filters(sample_rate_hz: int, window: int, low_hz: float, high_hz: float) -> Tensor:
-    """Weight of each spectrum bin in each pitch class (C = 0): float64 ``[12, window / 2 + 1]``.
+    """Weight of each spectrum bin in each pitch class (C = 0, A4 = 440 Hz): float64 ``[12, window / 2 + 1]``.
 
-    A bin counts for the pitch classes within a semitone of it, linearly; A4 = 440 Hz. Bins outside
-    ``low_hz..high_hz`` count for none.
+    It falls linearly to 0 at a distance of a semitone, and is 0 outside ``low_hz..high_hz``.
     """
     bins_hz = torch.arange(window // 2 + 1, dtype=torch.float64) * (sample_rate_hz / window)
     inside = (bins_hz >= low_hz) & (bins_hz <= high_hz)
@@ -102,7 +82,7 @@ def cosine_transform(size: int, coefficients: int) -> Tensor:
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """Sum of frames ``[T, R * hop]`` laid ``hop`` apart, cut to the ``T * hop`` samples that they frame."""
+    """Sum of frames ``[T, R * hop]`` placed ``hop`` apart, without the padding of :func:`frame`: ``[T * hop]``."""
     count, window = frames.shape
     rows = window // hop
     total = frames.new_zeros(count + rows - 1, hop)
@@ -113,24 +93,17 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 
 
 def griffin_lim(target: Tensor, hop: int, iterations: int, seed: int, momentum: float = 0.99) -> Tensor:
-    """Sound whose magnitude spectrum comes near ``target``.
+    """Sound float32 ``[T * hop]`` whose :func:`magnitudes` come near ``target [T, window / 2 + 1]``.
 
-    Args:
-        target: Magnitudes ``[T, window / 2 + 1]`` as of :func:`magnitudes`; the window is a multiple of ``hop``.
-        hop: Samples a frame.
-        iterations: Projections onto the consistent spectra.
-        seed: Seed of the first phases.
-        momentum: 0 is plain Griffin-Lim.
-
-    Returns:
-        Float32 ``[T * hop]``.
+    The window is a multiple of ``hop``, the first phases are drawn from ``seed``, ``momentum`` 0 is plain Griffin-Lim.
+    Source: Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm", WASPAA 2013.
     """
     window = 2 * (target.shape[1] - 1)
     target = target.float()
     shape = hann(window).float()
     scale = shape * (2 / shape.sum())
     ones = torch.ones(target.shape[0], 1, dtype=torch.float32) * (scale * scale)
-    # Near the ends fewer windows overlap; the floor keeps a division by almost nothing from blowing them up.
+    # Near the ends fewer windows overlap; the floor avoids a division by almost 0.
     norm = overlap_add(ones, hop)
     norm = norm.clamp(min=float(norm.max()) * 1e-3)
 

@@ -1,10 +1,7 @@
 """The quality filter: measurements of a clip, and the rules by which clips are dropped.
 
-Every rule compares one number with one threshold of the configuration; ``null`` switches a rule off. The log has all
-numbers of all clips, also of dropped ones, so that thresholds can be chosen from it.
-
-Loudness follows ITU-R BS.1770-4, its range EBU Tech 3342, both from one pass of K-weighting and the same energies of
-100 ms (:func:`hafm_lightning.audio.loudness_lufs` measures whole files).
+The log has the measurements of all clips, also of dropped ones, so that thresholds can be chosen from it. Loudness
+follows ITU-R BS.1770-4, its range EBU Tech 3342; both use one pass of K-weighting and energies of 100 ms.
 """
 
 from __future__ import annotations
@@ -23,8 +20,9 @@ from hafm_lightning.songs.stems import Window, to_stereo
 Samples = npt.NDArray[np.float32]
 Energies = npt.NDArray[np.float64]
 
-FRAME_S = 0.05  # length of the frames on which activity and silence are measured, in seconds
-FULL_SCALE = 0.999  # samples of at least this magnitude count as clipped
+SILENCE_LUFS = -200.0  # stands for `-inf` in logs, which JSON cannot hold
+_FRAME_S = 0.05  # length of the frames on which activity and silence are measured, in seconds
+_FULL_SCALE = 0.999  # samples of at least this magnitude count as clipped
 _STEP_S = 0.1
 _OFFSET_DB = -0.691
 _ABSOLUTE_GATE_LUFS = -70.0
@@ -64,7 +62,7 @@ class FilterSettings:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The numbers of one clip that the rules test."""
+    """The measurements of one clip; each rule tests one of them."""
 
     vocal_activity: float  # share of frames with singing
     instrumental_activity: float  # share of frames with accompaniment
@@ -80,8 +78,6 @@ class Measurements:
         return {field.name: round(float(getattr(self, field.name)), 6) for field in fields(self)}
 
 
-SILENCE_LUFS = -200.0  # stands for `-inf` in logs, which JSON cannot hold
-
 RULES: Mapping[str, Callable[[Measurements, FilterSettings], bool]] = {
     "vocal_activity": lambda m, s: _below(m.vocal_activity, s.vocal_activity_min),
     "instrumental_activity": lambda m, s: _below(m.instrumental_activity, s.instrumental_activity_min),
@@ -94,7 +90,7 @@ RULES: Mapping[str, Callable[[Measurements, FilterSettings], bool]] = {
     ),
     "loudness_range": lambda m, s: _above(m.loudness_range_lu, s.loudness_range_max_lu),
 }
-"""Name of a rule -> whether it drops a clip. The report counts clips by these names."""
+"""Name of a rule -> true if it drops a clip. The report counts clips by these names."""
 
 
 def broken_rules(measurements: Measurements, settings: FilterSettings) -> list[str]:
@@ -103,17 +99,17 @@ def broken_rules(measurements: Measurements, settings: FilterSettings) -> list[s
 
 
 def measure(window: Window, sound: ClipSound, settings: FilterSettings) -> Measurements:
-    """All numbers of one clip."""
+    """All measurements of one clip."""
     vocal, instrumental = window.inner(window.vocal), window.inner(window.instrumental)
     mixture = vocal + instrumental
-    frame = max(1, round(FRAME_S * window.rate_hz))
+    frame = max(1, round(_FRAME_S * window.rate_hz))
     integrated, loudness_range = loudness_and_range(
         mixture if len(mixture) <= 2 else to_stereo(mixture), window.rate_hz
     )
     return Measurements(
         vocal_activity=float((frame_levels(vocal, frame) > settings.gate_dbfs).mean()),
         instrumental_activity=float((frame_levels(instrumental, frame) > settings.gate_dbfs).mean()),
-        clipping=max(float((np.abs(part) >= FULL_SCALE).mean()) for part in (mixture, vocal, instrumental)),
+        clipping=max(float((np.abs(part) >= _FULL_SCALE).mean()) for part in (mixture, vocal, instrumental)),
         silence=float((frame_levels(mixture, frame) < settings.silence_dbfs).mean()),
         dc_offset=max(float(np.abs(part.mean(axis=1, dtype=np.float64)).max()) for part in (vocal, instrumental)),
         leakage=correlation(sound.vocal, sound.instrumental),
@@ -133,7 +129,7 @@ def frame_levels(samples: Samples, frame: int) -> npt.NDArray[np.float64]:
 
 
 def correlation(first: Samples, second: Samples) -> float:
-    """Absolute Pearson correlation of two waveforms ``[L]``; 0 where one of them is constant."""
+    """Absolute Pearson correlation of two waveforms ``[L]``; 0 if one of them is constant."""
     a = first.astype(np.float64) - first.mean(dtype=np.float64)
     b = second.astype(np.float64) - second.mean(dtype=np.float64)
     scale = math.sqrt(float(a @ a) * float(b @ b))
@@ -150,22 +146,19 @@ def loudness_and_range(samples: Samples, rate_hz: int) -> tuple[float, float]:
         return -math.inf, 0.0
     weighted = sosfilt(_k_weighting(rate_hz), samples[:, : steps * step], axis=1)
     energies = np.square(weighted.reshape(len(samples), steps, step)).mean(axis=2).sum(axis=0)
-    integrated = _gated_mean(_moving_mean(energies, 4), relative_db=-10.0)
-    short_term = _moving_mean(energies, 30)
-    loud = short_term[short_term > _energy(_ABSOLUTE_GATE_LUFS)]
+    loud = _gated(_moving_mean(energies, 4), relative_db=-10.0)
+    integrated = float(_OFFSET_DB + 10 * math.log10(loud.mean())) if len(loud) else -math.inf
+    loud = _gated(_moving_mean(energies, 30), relative_db=-20.0)
     if not len(loud):
         return integrated, 0.0
-    loud = loud[loud > loud.mean() * 10 ** (-20 / 10)]
     low, high = np.percentile(10 * np.log10(loud), (10, 95))
     return integrated, float(high - low)
 
 
-def _gated_mean(blocks: Energies, relative_db: float) -> float:
-    loud = blocks[blocks > _energy(_ABSOLUTE_GATE_LUFS)]
-    if not len(loud):
-        return -math.inf
-    loud = loud[loud > loud.mean() * 10 ** (relative_db / 10)]
-    return float(_OFFSET_DB + 10 * math.log10(loud.mean()))
+def _gated(blocks: Energies, relative_db: float) -> Energies:
+    """Blocks above the absolute gate, and above the gate relative to their mean."""
+    loud = blocks[blocks > 10 ** ((_ABSOLUTE_GATE_LUFS - _OFFSET_DB) / 10)]
+    return loud[loud > loud.mean() * 10 ** (relative_db / 10)] if len(loud) else loud
 
 
 def _moving_mean(energies: Energies, width: int) -> Energies:
@@ -173,16 +166,10 @@ def _moving_mean(energies: Energies, width: int) -> Energies:
     return np.convolve(energies, np.full(width, 1 / width), mode="valid")
 
 
-def _energy(lufs: float) -> float:
-    return float(10 ** ((lufs - _OFFSET_DB) / 10))
-
-
 @functools.lru_cache(maxsize=16)
 def _k_weighting(rate_hz: int) -> npt.NDArray[np.float64]:
-    """The two biquads of BS.1770 (head shelf, low cut) at any sample rate, as second-order sections ``[2, 6]``.
-
-    The standard gives coefficients at 48 kHz only; these are De Man's analogue prototypes, transformed bilinearly.
-    """
+    """The two biquads of BS.1770 (head shelf, low cut) as second-order sections ``[2, 6]``."""
+    # The standard gives coefficients at 48 kHz only; these are De Man's analogue prototypes, transformed bilinearly.
     from pyloudnorm.iirfilter import IIRfilter
 
     shelf = IIRfilter(3.99984385397, 0.7071752369554193, 1681.9744509555319, rate_hz, "high_shelf_DeMan")

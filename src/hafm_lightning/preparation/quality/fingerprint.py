@@ -3,10 +3,7 @@
 Peaks of the spectrogram are joined in pairs; a pair (two frequencies, one distance in time) is a number that survives
 lossy coding, gain and a shift in time. After a hash the smallest numbers of a song are kept (a bottom-k sketch), so
 that the share of common numbers in two sketches estimates the share in their songs. Songs are the same only if the
-common numbers also lie at one constant offset, which is not so for songs that merely use the same drum samples.
-
-In a large corpus each number of a sketch occurs in hundreds of other songs. So the search uses an inverted list of all
-of them and whole arrays, one song at a time, and no number is too common to count.
+common numbers also lie at one constant offset, unlike in songs that use the same drum samples.
 
 Source: the landmarks follow Wang, "An industrial-strength audio search algorithm", ISMIR 2003; the sketch follows
 Broder, "On the resemblance and containment of documents", 1997.
@@ -28,7 +25,7 @@ RATE_HZ = 8000
 WINDOW = 1024
 HOP = 256
 SKETCH_SIZE = 256  # numbers of each song's sketch
-FAN_OUT = 5  # pairs that begin at each peak
+PAIRED_PEAKS = 20  # later peaks with which each peak is paired
 PAIR_FRAMES = 63
 PAIR_BINS = 31
 _PEAK_SIZE = (15, 11)  # bins, frames
@@ -55,9 +52,9 @@ class DuplicateSettings:
 
 
 def fingerprint(stretches: Iterable[npt.NDArray[np.float32]], rate_hz: int) -> Sketch:
-    """The sketch of a song given as mono stretches ``[L]``: numbers and the frames at which they first occur.
+    """The sketch of a song, given as mono stretches ``[L]``: numbers and the frames at which they first occur.
 
-    uint32 ``[2, n]``, ``n`` at most :data:`SKETCH_SIZE`; the memory does not grow with the song.
+    uint32 ``[2, n]`` with ``n`` at most :data:`SKETCH_SIZE`, in bounded memory.
     """
     numbers = frames = np.zeros(0, np.uint32)
     samples = 0
@@ -86,14 +83,13 @@ def landmarks(signal: npt.NDArray[np.float32]) -> tuple[Sketch, Sketch]:
     power = np.square(np.abs(np.fft.rfft(strided * window, axis=1))).T.astype(np.float32)  # [bins, frames]
     level = 10 * np.log10(power + 1e-9)
     local = maximum_filter(level, size=_PEAK_SIZE, mode="constant", cval=-200.0)
-    # Silence has no peaks.
-    peaks = (level == local) & (level > level.max() - 60) & (level > -40)
+    peaks = (level == local) & (level > level.max() - 60) & (level > -40)  # none in silence
     where = np.argwhere(peaks.T)  # sorted by frame, then bin: [n, 2]
     if len(where) < 2:
         return nothing, nothing
     time, frequency = where[:, 0].astype(np.int64), where[:, 1].astype(np.int64)
     numbers, starts = [], []
-    for step in range(1, FAN_OUT * 4 + 1):
+    for step in range(1, PAIRED_PEAKS + 1):
         later_time, later_frequency = time[step:], frequency[step:]
         distance, rise = later_time - time[:-step], later_frequency - frequency[:-step]
         near = (distance > 0) & (distance <= PAIR_FRAMES) & (np.abs(rise) <= PAIR_BINS)
@@ -122,10 +118,7 @@ def sketch_from_text(text: str) -> Sketch:
 
 
 def find_duplicates(sketches: Mapping[str, Sketch], settings: DuplicateSettings) -> dict[str, str]:
-    """Songs that are the same as an earlier one: song -> the earlier song.
-
-    ``sketches`` maps songs to sketches, in the order of preference: of two equal songs the first is kept.
-    """
+    """Song -> the same song under an earlier name in ``sketches`` (song -> sketch), of which the first is kept."""
     songs = [song for song, sketch in sketches.items() if sketch.shape[1] >= _SHORTEST_SKETCH]
     if not songs:
         return {}
@@ -143,7 +136,10 @@ def find_duplicates(sketches: Mapping[str, Sketch], settings: DuplicateSettings)
 
 
 class _InvertedLists:
-    """Number -> the songs in which it occurs, ascending, and the frames."""
+    """Number -> the songs in which it occurs, ascending, and the frames.
+
+    In a large corpus each number occurs in hundreds of songs, so a song is compared with all others by whole arrays.
+    """
 
     def __init__(self, sketches: Sequence[Sketch]) -> None:
         self._sizes = np.array([sketch.shape[1] for sketch in sketches], np.int64)
@@ -163,7 +159,13 @@ class _InvertedLists:
 
         Enough is ``share_min`` of the smaller sketch; an offset is two frames wide. None if there is no such song.
         """
-        others, offsets = self._earlier(song)
+        own = self._rows_of[self._ends[song] - self._sizes[song] : self._ends[song]].astype(np.int64)
+        begins = self._list_begins[own]
+        lengths = own - begins
+        # Rows of earlier songs with numbers of this one, once for each number.
+        rows = np.arange(int(lengths.sum())) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+        others = self._songs[rows]
+        offsets = self._frames[rows].astype(np.int64) - np.repeat(self._frames[own], lengths)
         shared = np.bincount(others, minlength=song)
         needed = share_min * np.minimum(self._sizes[:song], self._sizes[song])
         likely = kept[:song] & (shared >= needed)
@@ -179,12 +181,3 @@ class _InvertedLists:
         np.maximum.at(best, (keys + (1 << 32)) >> 33, together)
         matches = np.flatnonzero(likely & (best >= needed))
         return int(matches[0]) if len(matches) else None
-
-    def _earlier(self, song: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Earlier songs with numbers of this one, once for each number, and the offsets in frames: ``[n]`` each."""
-        own = self._rows_of[self._ends[song] - self._sizes[song] : self._ends[song]].astype(np.int64)
-        begins = self._list_begins[own]
-        lengths = own - begins
-        rows = np.arange(int(lengths.sum())) + np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
-        offsets = self._frames[rows].astype(np.int64) - np.repeat(self._frames[own], lengths)
-        return self._songs[rows], offsets

@@ -14,72 +14,68 @@ import numpy.typing as npt
 
 from hafm_lightning.files import atomic_file
 
-CLIP_LOG = "clips.csv"
-QUARANTINE_LOG = "quarantine.csv"
-
-Entry = dict[str, Any]
+Edges = npt.NDArray[np.float64]
 
 
 @dataclass
 class LogCounts:
     """Counts over all clips of the log."""
 
+    loudness: npt.NDArray[np.int64]  # histogram of the clips' loudness
     candidates: int = 0  # all clips
     dropped: int = 0  # clips that break a rule
     first: Counter[str] = field(default_factory=Counter)  # rule -> clips whose first broken rule it is
     every: Counter[str] = field(default_factory=Counter)  # rule -> clips that break it
-    # Histogram of the clips' loudness.
-    loudness: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, entries: list[dict[str, Any]], loudness_edges: Edges) -> None:
+        """Count the entries of one shard."""
+        broken = [entry["dropped_by"].split() for entry in entries]
+        self.candidates += len(entries)
+        self.dropped += sum(map(bool, broken))
+        self.first.update(rules[0] for rules in broken if rules)
+        self.every.update(rule for rules in broken for rule in rules)
+        self.loudness += counts_between([entry["measurements"]["loudness_lufs"] for entry in entries], loudness_edges)
+
+
+def counts_between(values: Sequence[float], edges: Edges) -> npt.NDArray[np.int64]:
+    """Counts of the values between edges ``[n + 1]``: ``[n]``; values outside count in the outermost bins."""
+    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].astype(np.int64)
 
 
 def write_logs(
     root: Path,
-    logs: Iterable[list[Entry]],
+    logs: Iterable[list[dict[str, Any]]],
     quarantined: Sequence[dict[str, str]],
     left_out: Sequence[dict[str, str]],
-    loudness_edges: npt.NDArray[np.float64],
+    loudness_edges: Edges,
 ) -> LogCounts:
     """Write the logs into ``root``, each completely or not at all, and count.
 
     ``logs``: entries of the clips, shard by shard; ``quarantined`` and ``left_out``: entries with ``name``, ``reason``.
     """
     counts = LogCounts(loudness=np.zeros(len(loudness_edges) - 1, np.int64))
-    with atomic_file(root / CLIP_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_file(root / "clips.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = None
         for entries in logs:
-            rows = [_row(entry) for entry in entries]
+            rows = [entry | entry["measurements"] for entry in entries]
             if rows and writer is None:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                names = [name for name in rows[0] if name != "measurements"]
+                writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
                 writer.writeheader()
             if writer is not None:
                 writer.writerows(rows)
-            _count(counts, entries, loudness_edges)
-    with atomic_file(root / QUARANTINE_LOG) as path, path.open("w", newline="", encoding="utf-8") as file:
+            counts.add(entries, loudness_edges)
+    with atomic_file(root / "quarantine.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("what", "name", "reason"), lineterminator="\n")
         writer.writeheader()
         writer.writerows({"what": "quarantined", **entry} for entry in quarantined)
         writer.writerows({"what": "left out", **entry} for entry in left_out)
-    _as_parquet(root / CLIP_LOG)
+    _as_parquet(root / "clips.csv")
     return counts
 
 
-def _row(entry: Entry) -> Entry:
-    return {**{key: value for key, value in entry.items() if key != "measurements"}, **entry["measurements"]}
-
-
-def _count(counts: LogCounts, entries: list[Entry], loudness_edges: npt.NDArray[np.float64]) -> None:
-    broken = [entry["dropped_by"].split() for entry in entries]
-    counts.candidates += len(entries)
-    counts.dropped += sum(bool(rules) for rules in broken)
-    counts.first.update(rules[0] for rules in broken if rules)
-    counts.every.update(rule for rules in broken for rule in rules)
-    loudness = [entry["measurements"]["loudness_lufs"] for entry in entries]
-    clipped = np.clip(loudness, loudness_edges[0], loudness_edges[-1])
-    counts.loudness += np.histogram(clipped, loudness_edges)[0].astype(np.int64)
-
-
 def _as_parquet(log: Path) -> None:
-    """The same table in columns; left out if pyarrow is not installed."""
+    """The same table in columns; left out if pyarrow is not installed or there is no clip."""
     try:
         import pyarrow.csv
         import pyarrow.parquet

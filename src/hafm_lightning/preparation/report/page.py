@@ -65,9 +65,8 @@ def _ranks(codebook: Mapping[str, Any]) -> Figure:
 
 
 def _example(example: Mapping[str, Any]) -> Player:
-    sounds = {"vocal": "vocal", "instrumental": "instrumental", "from its tokens": "decoded"}
     tokens = f"first tokens: {' '.join(map(str, example['tokens']))}"
-    files = {label: example[key] for label, key in sounds.items()}
+    files = {name: example[name] for name in ("vocal", "instrumental")} | {"from its tokens": example["decoded"]}
     return Player(f"{example['clip']} ({example['split']})", tokens, files)
 
 

@@ -1,22 +1,24 @@
 """The report of a preparation: counts and histograms (JSON), a page with sound examples (HTML), every clip (CSV).
 
 The report is made from files on the disk (records, shards, tokenizers), so a run that was stopped and continued reports
-everything. Logs are read one shard at a time: a large corpus has millions of clips. If nothing changed since the last
-report, that one is kept.
+everything. Logs are read one shard at a time: a large corpus has millions of clips.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hafm_lightning.audio import Audio, write_audio
@@ -24,17 +26,17 @@ from hafm_lightning.files import sha256_of_json, write_atomic, write_json
 from hafm_lightning.page.document import render
 from hafm_lightning.preparation.plan import Plan
 from hafm_lightning.preparation.quality.filters import RULES
-from hafm_lightning.preparation.report.logs import write_logs
+from hafm_lightning.preparation.report.logs import Edges, counts_between, write_logs
 from hafm_lightning.preparation.report.page import report_page
 from hafm_lightning.preparation.run_state import RootState
-from hafm_lightning.preparation.shard_work import SoundSettings, cached_separator
+from hafm_lightning.preparation.shard_work import SoundSettings, separator_for, song_window
 from hafm_lightning.progress import progress
 from hafm_lightning.shards import STORED_STREAMS, Manifest, ShardReader, song_of
-from hafm_lightning.songs.clips import MARGIN_S, clip_sound
-from hafm_lightning.songs.song import Listing, Song
-from hafm_lightning.songs.stems import read_window, readable
+from hafm_lightning.songs.clips import clip_sound
+from hafm_lightning.songs.song import Listing
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import read_description
+from hafm_lightning.tokenizers.kmeans import perplexity
 from hafm_lightning.tokens import INSTRUMENTAL_CODES
 
 REPORT_FILE = "report.json"
@@ -45,46 +47,8 @@ _DURATION_EDGES = np.linspace(0.0, 600.0, 31)
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """Counts between edges: ``edges [n + 1]``, ``counts [n]``. Values outside count in the outermost bins."""
-
-    edges: list[float]
-    counts: list[int]
-
-    @classmethod
-    def of(cls, values: Sequence[float], edges: np.ndarray[Any, np.dtype[np.float64]]) -> Histogram:
-        """Sort values into bins."""
-        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-        return cls([round(float(edge), 6) for edge in edges], [int(count) for count in counts])
-
-
-@dataclass(frozen=True)
-class CodebookUse:
-    """Use of the ids of one codebook."""
-
-    stream: str  # stored stream
-    codebook: int  # its number
-    vocabulary: int  # number of ids
-    used: int  # number of ids that occur
-    perplexity: float  # exponential of the entropy; `vocabulary` when all ids are used alike
-    counts: list[int]  # how often each id occurs, `[vocabulary]`
-
-
-@dataclass(frozen=True)
-class Example:
-    """A clip to listen to."""
-
-    clip: str  # its id
-    split: str  # its split
-    vocal: str  # wav file below the root
-    instrumental: str  # wav file of the original
-    decoded: str  # wav file of the instrumental's tokens, decoded
-    tokens: list[int]  # the first tokens of the first codebook
-
-
-@dataclass(frozen=True)
 class PreparationReport:
-    """Counts of songs and clips, what was not used and why, and examples."""
+    """Counts of songs and clips, unused songs with the reasons, and examples, as JSON values."""
 
     root: str  # output folder
     songs: dict[str, int]  # split -> songs with at least one kept clip
@@ -96,14 +60,19 @@ class PreparationReport:
     rules: dict[str, dict[str, int]]
     quarantined: list[dict[str, str]]  # songs that could not be read: `name` and `reason`
     left_out: list[dict[str, str]]  # readable songs that were not used: `name` and `reason`
-    song_durations_s: Histogram  # lengths of the planned songs
-    loudness_lufs: Histogram  # loudness of all candidates
-    codebooks: list[CodebookUse]  # of the training split (or the first split)
+    # Histograms: `edges` and the `counts` between them. Values outside count in the outermost bins.
+    song_durations_s: dict[str, list[float]]  # lengths of the planned songs
+    loudness_lufs: dict[str, list[float]]  # loudness of all candidates
+    # Of the training split (or the first split): `stream` and number of each `codebook`, its `vocabulary`, the number
+    # of ids `used`, their `perplexity` (`vocabulary` if all are used equally) and the `counts` of each.
+    codebooks: list[dict[str, Any]]
     tokenizers: dict[str, dict[str, Any]]  # their identities
     # Of each tokenizer: frames, and for every k-means inertia, dead centroids and perplexity.
-    training: dict[str, dict[str, Any]] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)  # clips to listen to
-    made_from: str = ""  # digest of the report's sources
+    training: dict[str, dict[str, Any]]
+    # Id of a `clip`, its `split`, wav files `vocal`, `instrumental` and `decoded` (from the instrumental's tokens)
+    # below the root, and the first `tokens` of the first codebook.
+    examples: list[dict[str, Any]]
+    made_from: str  # digest of the report's sources
 
     def summary(self) -> str:
         """A few lines for the terminal."""
@@ -121,12 +90,7 @@ class PreparationReport:
     @classmethod
     def load(cls, root: Path) -> PreparationReport:
         """The report in ``root``."""
-        content = json.loads((root / REPORT_FILE).read_bytes())
-        for name in ("song_durations_s", "loudness_lufs"):
-            content[name] = Histogram(**content[name])
-        content["codebooks"] = [CodebookUse(**entry) for entry in content["codebooks"]]
-        content["examples"] = [Example(**entry) for entry in content["examples"]]
-        return cls(**content)
+        return cls(**json.loads((root / REPORT_FILE).read_bytes()))
 
 
 def write_report(
@@ -143,13 +107,15 @@ def write_report(
     """Write logs, examples, ``report.json`` and ``report.html``; or return the earlier report if nothing changed."""
     root = state.root
     digest = _digest(state, plan, listing, tokenizers, examples)
-    earlier = _existing(root)
-    if earlier is not None and earlier.made_from == digest and earlier.root == str(root):
-        return earlier
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no report, or one of another version
+        earlier = PreparationReport.load(root)
+        if (root / PAGE_FILE).is_file() and earlier.made_from == digest and earlier.root == str(root):
+            return earlier
     quarantined = [asdict(entry) for entry in listing.quarantined + plan.quarantined]
     quarantined += [entry for record in records for entry in record["quarantined"]]
     left_out = [asdict(entry) for entry in listing.left_out + plan.left_out]
     planned = {song.id for unit in plan.units for song in unit.songs}
+    durations_s = [fact.duration_s for fact in state.facts() if fact.id in planned]
     counts = write_logs(root, (state.log(unit) for unit in plan.units), quarantined, left_out, _LOUDNESS_EDGES)
     report = PreparationReport(
         root=str(root),
@@ -161,8 +127,8 @@ def write_report(
         rules={name: {"first": counts.first[name], "any": counts.every[name]} for name in RULES},
         quarantined=quarantined,
         left_out=left_out,
-        song_durations_s=Histogram.of([f.duration_s for f in state.facts() if f.id in planned], _DURATION_EDGES),
-        loudness_lufs=Histogram([float(edge) for edge in _LOUDNESS_EDGES], counts.loudness.tolist()),
+        song_durations_s=_histogram(_DURATION_EDGES, counts_between(durations_s, _DURATION_EDGES)),
+        loudness_lufs=_histogram(_LOUDNESS_EDGES, counts.loudness),
         codebooks=_codebook_use(root, manifests),
         tokenizers=tokenizers.identities(),
         training={use: read_description(state.tokenizers / use)[1] for use in tokenizers.identities()},
@@ -174,27 +140,21 @@ def write_report(
     return report
 
 
+def _histogram(edges: Edges, counts: npt.NDArray[np.int64]) -> dict[str, list[float]]:
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
 def _digest(state: RootState, plan: Plan, listing: Listing, tokenizers: Tokenizers, examples: int) -> str:
     """Hash of everything that a report is made from."""
     digest = hashlib.sha256()
     unused = [[asdict(entry) for entry in entries] for entries in (listing.quarantined, listing.left_out)]
-    digest.update(sha256_of_json([plan.as_dict(), unused, tokenizers.identities(), examples]).encode())
+    digest.update(sha256_of_json([asdict(plan), unused, tokenizers.identities(), examples]).encode())
     for unit in plan.units:
         digest.update(hashlib.sha256(state.record_path(unit).read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _existing(root: Path) -> PreparationReport | None:
-    """The report of an earlier run, if it is complete and of this version."""
-    if not (root / PAGE_FILE).is_file():
-        return None
-    try:
-        return PreparationReport.load(root)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _codebook_use(root: Path, manifests: Mapping[str, Manifest]) -> list[CodebookUse]:
+def _codebook_use(root: Path, manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     split = next((split for split, manifest in manifests.items() if manifest.clips), None)
     if split is None:
         return []
@@ -208,32 +168,30 @@ def _codebook_use(root: Path, manifests: Mapping[str, Manifest]) -> list[Codeboo
             for codebook in range(stream.codebooks):
                 counts[codebook] += np.bincount(rows[:, codebook].ravel(), minlength=stream.vocabulary)
         for codebook, row in enumerate(counts):
-            share = row[row > 0] / row.sum()
-            perplexity = math.exp(-float((share * np.log(share)).sum()))
-            use.append(CodebookUse(name, codebook, stream.vocabulary, len(share), round(perplexity, 2), row.tolist()))
+            entry = {"stream": name, "codebook": codebook, "vocabulary": stream.vocabulary, "counts": row.tolist()}
+            use.append(entry | {"used": int((row > 0).sum()), "perplexity": round(perplexity(row), 2)})
     return use
 
 
 def _examples(
     root: Path, plan: Plan, manifests: Mapping[str, Manifest], tokenizers: Tokenizers, sound: SoundSettings, count: int
-) -> Iterator[Example]:
+) -> Iterator[dict[str, Any]]:
     """Seeded choice of kept clips, written as wav files: vocal, instrumental, and the instrumental's tokens decoded."""
-    songs: dict[str, Song] = {song.id: song for unit in plan.units for song in unit.songs}
-    total = sum(manifest.clips for manifest in manifests.values())
-    chosen = sorted(random.Random(sound.seed).sample(range(total), min(count, total)))
+    songs = {song.id: song for unit in plan.units for song in unit.songs}
+    splits = list(manifests)
+    firsts = [0, *itertools.accumulate(manifest.clips for manifest in manifests.values())]  # positions of all clips
+    chosen = sorted(random.Random(sound.seed).sample(range(firsts[-1]), min(count, firsts[-1])))
     if not chosen:
         return
-    readers = {split: ShardReader(root / split) for split in manifests}
+    readers = {split: ShardReader(root / split) for split in splits}
     identity = tokenizers.acoustic.identity
     with progress("Writing examples", len(chosen), "clips") as bar:
         for number, position in enumerate(chosen):
-            split, index = _split_and_index(manifests, position)
+            place = bisect.bisect_right(firsts, position) - 1
+            split, index = splits[place], position - firsts[place]
             clip = readers[split].clip_ids[index]
-            song = songs[song_of(clip)]
-            separator = cached_separator(sound.separation) if song.needs_separation else None
-            start_s = float(clip.rpartition("@")[2])
-            with readable(song) as own:
-                window = read_window(own, separator, start_s, sound.clips.duration_s, MARGIN_S)
+            song, start_s = songs[song_of(clip)], float(clip.rpartition("@")[2])
+            window = song_window(song, start_s, sound, separator_for(song, sound.separation))
             sounds = clip_sound(window, identity.sample_rate_hz, identity.sample_rate_hz, vocal_acoustic=False)
             codes = readers[split][index][INSTRUMENTAL_CODES].astype(np.int64)
             decoded = tokenizers.acoustic.decode(torch.from_numpy(codes)[None])[0].detach().cpu().numpy()
@@ -242,14 +200,5 @@ def _examples(
             for name, wave in waves.items():
                 samples = np.clip(wave[None], -1.0, 1.0).astype(np.float32)
                 write_audio(root / files[name], Audio(samples, identity.sample_rate_hz))
-            yield Example(clip, split, files["vocal"], files["instrumental"], files["decoded"], codes[0, :16].tolist())
+            yield {"clip": clip, "split": split, **files, "tokens": codes[0, :16].tolist()}
             bar.advance(1)
-
-
-def _split_and_index(manifests: Mapping[str, Manifest], position: int) -> tuple[str, int]:
-    """Split and index of a clip whose position counts through all splits."""
-    for split, manifest in manifests.items():
-        if position < manifest.clips:
-            return split, position
-        position -= manifest.clips
-    raise IndexError(position)

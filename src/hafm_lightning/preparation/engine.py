@@ -1,9 +1,9 @@
-"""The same work on a Ray cluster, through Ray Data: a pool of actors, each with its share of a GPU.
+"""Where the work of ``prepare`` runs: processes of this machine or a Ray cluster; the results are the same.
 
-Units and results travel through Ray's object store, and only the process that holds the output's lock writes. So the
-workers need the songs and the models under the same paths (a shared file system), but not the output. An actor that
-dies is replaced and its unit repeated; since a result depends on its unit alone, the shards are the same bytes as those
-of local processes on the same kind of device.
+With Ray, units and results travel through its object store, and only the process that holds the output's lock writes.
+So the workers need the songs and the models under the same paths (a shared file system), but not the output. An actor
+that dies is replaced and its unit repeated; since a result depends on its unit alone, the shards are the same bytes as
+those of local processes on the same kind of device.
 """
 
 from __future__ import annotations
@@ -13,34 +13,62 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines.base import EngineSettings
-from hafm_lightning.processes.pool import usable_cores
+from hafm_lightning.processes.pool import Pool, local_pool, usable_cores
 
 U = TypeVar("U")
 R = TypeVar("R")
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """Where the work runs. It does not change the result.
+
+    Attributes:
+        kind: ``local`` (processes of this machine) or ``ray`` (a Ray cluster, through Ray Data).
+        workers: Number of worker processes; 0 is one for each core this process may use. With ``ray`` the number of
+            actors.
+        gpus_per_worker: Share of a GPU that each Ray actor asks for; 0 runs on CPUs.
+        cpus_per_worker: Cores that each Ray actor asks for.
+        address: Of the Ray cluster; empty joins the one this machine belongs to, or starts a local one.
+    """
+
+    kind: str = "local"
+    workers: int = 0
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float = 1.0
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("local", "ray"):
+            raise ValueError(f"kind is {self.kind!r}, choose local or ray")
+        if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker <= 0:
+            raise ValueError("workers and gpus_per_worker start at 0, cpus_per_worker must be positive")
+
+
+def make_engine(settings: EngineSettings) -> Pool:
+    """The pool that the settings describe."""
+    return RayEngine(settings) if settings.kind == "ray" else local_pool(settings.workers)
+
+
 class UnitActor:
-    """An actor on a worker machine; keeps the models that the work loads from one unit to the next."""
+    """An actor on a worker machine; the models that the work loads stay for its next unit."""
 
     def __init__(self, work: bytes) -> None:
         """``work``: the pickled function."""
         self._work: Callable[[Any], Any] = pickle.loads(work)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the units of a batch: columns ``index`` and ``unit`` in, ``index``, ``result`` and ``error`` out.
-
-        An error travels as text, since Ray's own wrapping hides it under frames of Ray.
-        """
+        """Do the units of a batch: columns ``index`` and ``unit`` in, ``index``, ``result`` and ``error`` out."""
         results, errors = [], []
         for unit in batch["unit"]:
             try:
                 results.append(pickle.dumps(self._work(pickle.loads(unit))))
                 errors.append("")
-            except Exception as error:  # noqa: BLE001 - raised again by the engine
+            except Exception as error:  # noqa: BLE001 - raised again by the engine; Ray would hide it in its own frames
                 results.append(b"")
                 errors.append(f"{type(error).__name__}: {error}")
         return {"index": batch["index"], "result": results, "error": errors}

@@ -1,12 +1,12 @@
-"""The geometry of convolutions, and the precision in which pretrained weights run."""
+"""The digest of weights, the geometry of convolutions, and the precision in which pretrained weights run."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hafm_lightning.tokenizers import weights
-from hafm_lightning.tokenizers.weights import full_precision, stride_and_field
+from hafm_lightning.tokenizers import pretrained
+from hafm_lightning.tokenizers.pretrained import full_precision, stride_and_field, weights_sha256
 
 CPU = torch.device("cpu")
 
@@ -15,6 +15,13 @@ def switches() -> list[str]:
     backends = torch.backends
     parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul]
     return [part.fp32_precision for part in parts]
+
+
+def test_the_digest_of_weights_ignores_names_and_order() -> None:
+    one, two = torch.randn(3, 4), torch.randn(5)
+    assert weights_sha256([one, two]) == weights_sha256([two, one.clone()])
+    assert weights_sha256([one, two]) != weights_sha256([one, two + 1e-7])
+    assert weights_sha256([one]) != weights_sha256([one.reshape(4, 3)])
 
 
 def test_geometry_of_hubert() -> None:
@@ -54,7 +61,7 @@ def test_a_caller_who_uses_the_new_switches_is_served_too() -> None:
 def test_the_switches_of_older_torch_do_the_same() -> None:
     torch.set_float32_matmul_precision("high")
     try:
-        with weights._no_tf32_by_legacy_switches():
+        with pretrained._no_tf32_before_2_9():
             assert torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.cudnn.allow_tf32
         assert torch.get_float32_matmul_precision() == "high"

@@ -1,20 +1,12 @@
-"""Pretrained weights of the paper's tokenizers: how they are loaded and run (:mod:`hafm_lightning.tokenizers.hub`
-finds them).
-
-Choices:
-
-* The digest of weights is taken over the arrays alone, not over their names or their file: the same
-  weights have the same digest from safetensors or a converted checkpoint, through transformers or another library.
-* Tokens are made in full float32. A GPU's TF32 and autocast would flip ids, so both are off while a tokenizer runs.
-"""
+"""Loading and running the pretrained weights of the paper's tokenizers; ``hub`` finds them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,12 +21,9 @@ from hafm_lightning.tokenizers.hub import UnreachableWeightsError
 def saved_source(
     folder: str | Path, origin: Mapping[str, Any], weights: str | Path | None
 ) -> tuple[str | Path, str | None]:
-    """Source of the weights of the tokenizer saved in ``folder``, and their revision.
+    """Source and revision of the weights of the tokenizer in ``folder``.
 
-    Args:
-        folder: The tokenizer's folder.
-        origin: Their ``source`` and ``revision`` when the tokenizer was made.
-        weights: Where they are now; None takes those inside the folder, or else the origin's.
+    ``weights``, if given; else those in the folder, if there are any; else the ``origin``, from which they came.
     """
     if weights is not None:
         return weights, None
@@ -43,7 +32,7 @@ def saved_source(
 
 
 def check_weights(source: str | Path, sha256: str, folder: str | Path, identity: TokenizerIdentity) -> None:
-    """Raise RequestError unless the weights at ``source`` are those with which the tokenizer in ``folder`` was made."""
+    """RequestError unless the weights at ``source`` are those with which the tokenizer in ``folder`` was made."""
     expected = identity.settings["weights_sha256"]
     if sha256 != expected:
         raise RequestError(
@@ -53,11 +42,7 @@ def check_weights(source: str | Path, sha256: str, folder: str | Path, identity:
 
 
 def load_config(name: str, revision: str | None, model_type: str) -> Any:
-    """Configuration of the model ``name``, a folder or Hub id.
-
-    Raises:
-        RequestError: Not reachable, or of another type of model.
-    """
+    """Configuration of the model ``name``, a folder or Hub id; RequestError if it is missing or of another type."""
     from transformers import AutoConfig
 
     with _readable_errors(name, revision, model_type):
@@ -67,20 +52,11 @@ def load_config(name: str, revision: str | None, model_type: str) -> Any:
     return config
 
 
-def load_pretrained(
-    model_class: Any, name: str, revision: str | None, unused: Iterable[str] = (), **config: Any
-) -> Any:
-    """A transformers model in eval mode and float32, with every weight taken from its source.
+def load_model(model_class: Any, name: str, revision: str | None, unused: Iterable[str] = (), **config: Any) -> Any:
+    """A transformers model in eval mode and float32, with every weight from ``name``, a folder or Hub id.
 
-    Args:
-        model_class: Class with ``from_pretrained``.
-        name: Local folder or Hub id.
-        revision: Of the Hub id.
-        unused: Names of weights that may be missing because they are not used.
-        config: Values of the model's configuration to override.
-
-    Raises:
-        RequestError: Weights not reachable, damaged, or not those of this class.
+    ``unused`` names weights that may be missing, ``config`` overrides the model's configuration. RequestError if the
+    weights are not reachable, damaged, or of another class.
     """
     with _readable_errors(name, revision, model_class.__name__), _quiet_transformers():
         model, info = model_class.from_pretrained(
@@ -97,7 +73,7 @@ def load_pretrained(
 
 @contextmanager
 def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[None]:
-    """Turn what transformers raises while loading ``what`` into a RequestError that says what to do."""
+    """Turn errors of transformers while it loads ``what`` into a RequestError with advice."""
     from safetensors import SafetensorError
 
     where = f"{name} (revision {revision})" if revision else name
@@ -115,7 +91,7 @@ def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[Non
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No loading report: layers left out on purpose fill it, and missing weights are refused by the caller."""
+    """No loading report: it lists the layers left out on purpose; the caller refuses missing weights."""
     from transformers.utils import logging as transformers_logging
 
     logging = cast(Any, transformers_logging)
@@ -131,7 +107,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def preprocessor_settings(name: str, revision: str | None) -> dict[str, Any]:
-    """Content of `preprocessor_config.json` beside the weights; empty when there is none."""
+    """Content of `preprocessor_config.json` beside the weights; empty if there is none."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(
@@ -145,7 +121,7 @@ def preprocessor_settings(name: str, revision: str | None) -> dict[str, Any]:
 
 
 def weights_sha256(arrays: Iterable[Tensor]) -> str:
-    """Hex digest over a set of arrays, whatever their order and names."""
+    """Hex digest over arrays, independent of order and names: the same weights have the same one in every library."""
     digests = []
     for array in arrays:
         plain = array.detach().cpu().contiguous()
@@ -155,9 +131,8 @@ def weights_sha256(arrays: Iterable[Tensor]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def stride_and_field(kernels: Iterable[int], strides: Iterable[int]) -> tuple[int, int]:
-    """Samples between frames, and samples that one frame sees, of a stack of convolutions without padding."""
-    kernels, strides = list(kernels), list(strides)
+def stride_and_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """Samples between frames, and samples in a frame's receptive field, of convolutions without padding."""
     field = 1
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         field = (field - 1) * stride + kernel
@@ -166,48 +141,45 @@ def stride_and_field(kernels: Iterable[int], strides: Iterable[int]) -> tuple[in
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inference in plain float32: no autograd, no autocast, no TF32; the caller's settings come back afterwards."""
+    """Inference in IEEE float32: autocast and TF32 would change ids. The caller's settings come back afterwards."""
     cudnn = torch.backends.cudnn
-    chosen = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False), _no_tf32():
-            yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = chosen
+    with (
+        _temporarily([(cudnn, "benchmark", False), (cudnn, "deterministic", True)]),
+        torch.inference_mode(),
+        torch.autocast(device.type, enabled=False),
+        _no_tf32() if hasattr(cudnn, "conv") else _no_tf32_before_2_9(),
+    ):
+        yield
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
-    """IEEE float32 in matrix products, convolutions and recurrent layers, on every backend."""
-    if not hasattr(torch.backends.cudnn, "conv"):  # before torch 2.9
-        with _no_tf32_by_legacy_switches():
-            yield
-        return
-    # Only these switches: reading the legacy ones raises once the caller has used the new ones.
-    switches: list[Any] = [
-        torch.backends.cuda.matmul,
-        *(getattr(torch.backends.cudnn, part) for part in ("conv", "rnn")),
-        *(getattr(torch.backends.mkldnn, part) for part in ("matmul", "conv", "rnn")),
-    ]
-    chosen = [switch.fp32_precision for switch in switches]
+def _temporarily(values: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Attributes of some objects, each ``(object, name, value)``, set inside the block."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+        for owner, name, value in values:
+            setattr(owner, name, value)
         yield
     finally:
-        for switch, precision in zip(switches, chosen, strict=True):
-            switch.fp32_precision = precision
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _no_tf32() -> AbstractContextManager[None]:
+    """IEEE float32 in matrix products, convolutions and recurrent layers of every backend (torch 2.9 and later)."""
+    # Only these switches: reading the older ones raises after the caller has used the newer ones.
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    switches = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    return _temporarily([(switch, "fp32_precision", "ieee") for switch in switches])
 
 
 @contextmanager
-def _no_tf32_by_legacy_switches() -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    chosen = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(chosen[0])
-        cudnn.allow_tf32 = chosen[1]
+def _no_tf32_before_2_9() -> Iterator[None]:
+    precision = torch.get_float32_matmul_precision()
+    with _temporarily([(torch.backends.cudnn, "allow_tf32", False)]):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)

@@ -5,7 +5,7 @@ from tiny_corpora import write_musdb, write_stems
 from tiny_preparation import shard_bytes, tiny_config
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.preparation.engines import EngineSettings, make_engine
+from hafm_lightning.preparation.engine import EngineSettings, make_engine
 from hafm_lightning.preparation.pipeline import PreparationConfig, prepare
 from hafm_lightning.preparation.survey import SurveyWork
 from hafm_lightning.processes.pool import ProcessPool, SerialPool
