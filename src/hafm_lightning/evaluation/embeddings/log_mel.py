@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.evaluation.embeddings.base import Embedding
-from hafm_lightning.tokenizers.spectra import cosine_transform, hann, hz_to_mel
+from hafm_lightning.tokenizers.spectra import cosine_transform, hann
 
 RATE_HZ = 16000
 FRAME_SAMPLES, HOP_SAMPLES, FFT_SAMPLES = 400, 160, 512
@@ -35,8 +35,10 @@ TIME_COEFFICIENTS, BAND_COEFFICIENTS = 8, 16
 
 def mel_weights() -> Tensor:
     """Matrix ``[257, 64]`` (float64) from FFT magnitudes to mel bands; the bin at 0 Hz belongs to none."""
-    bins_mel = hz_to_mel(torch.linspace(0, RATE_HZ / 2, FFT_SAMPLES // 2 + 1, dtype=torch.float64))
-    low, high = hz_to_mel(torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64)).tolist()
+    bins_hz = torch.linspace(0, RATE_HZ / 2, FFT_SAMPLES // 2 + 1, dtype=torch.float64)
+    limits_hz = torch.tensor([LOW_HZ, HIGH_HZ], dtype=torch.float64)
+    bins_mel, limits = (1127.0 * torch.log1p(hz / 700.0) for hz in (bins_hz, limits_hz))  # HTK's mel scale
+    low, high = limits.tolist()
     edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
     rising = (bins_mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])  # [257, 64]
     falling = (edges[2:] - bins_mel[:, None]) / (edges[2:] - edges[1:-1])
