@@ -11,8 +11,9 @@ Choices:
 * Ties are left out by the test, so their number is drawn too: the power is the mean over how many votes decide.
 * Votes on one clip resemble each other, and so do those of one listener. By the design effect (Kish, *Survey
   Sampling*, 1965, chapter 5, here for two crossed groupings) ``n`` votes are worth
-  ``n / (1 + (l - 1) r_l + (c - 1) r_c)`` independent ones, with ``l`` votes a listener, ``c`` votes a clip and the correlations within both. More listeners on
-  the same clips are never worth more than ``clips / r_c`` votes: beyond that only more clips help.
+  ``n / (1 + (l - 1) r_l + (c - 1) r_c)`` independent ones, with ``l`` votes a listener, ``c`` votes a clip and the
+  correlations within both. More listeners on the same clips are never worth more than ``clips / r_c`` votes: beyond
+  that only more clips help.
 """
 
 from __future__ import annotations

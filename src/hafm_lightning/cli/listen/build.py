@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from hafm_lightning.listening.trials.settings import ListenSettings
 
-    arguments = with_lists(written_out(argv), LISTS)
-    settings = parse_settings(ListenSettings, arguments, f"{PROGRAM} listen build", DESCRIPTION)
+    settings = parse_settings(ListenSettings, full_arguments(argv), f"{PROGRAM} listen build", DESCRIPTION)
     settings = with_best_checkpoints(settings)
     from hafm_lightning.listening.build import build_study
     from hafm_lightning.listening.study import KEY_FILE
@@ -50,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def written_out(argv: Sequence[str]) -> list[str]:
-    """The arguments with the short forms in full.
+def full_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments with the short forms in full, and lists of names in brackets.
 
     Raises:
         RequestError: ``--sounds`` is not ``NAME=FOLDER``, or names a system twice.
@@ -73,4 +72,4 @@ def written_out(argv: Sequence[str]) -> list[str]:
             raise RequestError(f"{SOUNDS}: two systems have the name {system}; each needs a name of its own")
         named.add(system)
         result += [f"--study.sounds.{system}", folder]
-    return result
+    return with_lists(result, LISTS)
