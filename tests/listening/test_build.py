@@ -170,7 +170,7 @@ def test_a_classifier_over_facts_about_files_stays_at_chance(built: tuple[Study,
 
 
 def test_the_classifier_can_tell_files_that_were_not_made_alike(built: tuple[Study, Key], tmp_path: Path) -> None:
-    """The same trials with plain mixes: its staying at chance is the study's merit."""
+    """The same trials with plain sums: its staying at chance is the study's merit."""
     study, key = built
     material = made_material(CLIPS)
     names = {name.clip: name for name in material.clips}
@@ -178,13 +178,12 @@ def test_the_classifier_can_tell_files_that_were_not_made_alike(built: tuple[Stu
         entry = key.assignments[trial.id]
         for side, system in (("A", entry.a), ("B", entry.b)):
             if entry.kind == "pair":
-                mix = mixed(
-                    material.vocal(names[entry.clip]), material.accompaniment(system, names[entry.clip]), RATE_HZ
-                )
+                clip = names[entry.clip]
+                mix = np.clip(material.vocal(clip) + material.accompaniment(system, clip), -1, 1)
                 write_audio(tmp_path / "trials" / trial.id / f"{side}.wav", Audio(mix[None], RATE_HZ))
     facts, systems, trials = table_of(dataclasses.replace(study, folder=tmp_path), key)
     scores = accuracies(facts, systems, trials)
-    assert max(scores.values()) > 0.6, scores
+    assert min(scores.values()) > 0.6, scores
 
 
 def test_the_same_seed_builds_the_same_study_and_other_sounds_get_other_ids(tmp_path: Path) -> None:
@@ -231,10 +230,10 @@ def test_a_silent_sound_ends_the_build_and_leaves_no_folder(tmp_path: Path) -> N
 
 
 def test_the_rate_may_be_lower_and_not_higher_than_the_codecs(tmp_path: Path) -> None:
-    settings = StudySettings(str(tmp_path / "study"), systems=(), sounds={"x": "", "y": ""}, rate_hz=16000)
+    settings = StudySettings(str(tmp_path / "study"), systems=(), sounds={"x": "", "y": ""}, rate_hz=12000)
     study = write_study(made_material(1), settings)
-    assert study.rate_hz == soundfile.info(study.folder / study.trials[0].a).samplerate == 16000
-    with pytest.raises(RequestError, match="44100 Hz is above the 24000 Hz of the codec"):
+    assert study.rate_hz == soundfile.info(study.folder / study.trials[0].a).samplerate == 12000
+    with pytest.raises(RequestError, match="44100 Hz is above the 16000 Hz of the codec"):
         write_study(made_material(1), dataclasses.replace(settings, folder=str(tmp_path / "high"), rate_hz=44100))
 
 

@@ -72,6 +72,7 @@ def test_a_page_plays_the_three_sounds_of_its_trial(tmp_path: Path) -> None:
 def test_nothing_names_a_system(tmp_path: Path) -> None:
     study, key, root, config = exported(tmp_path)
     names = [str(path.relative_to(root)) for path in root.rglob("*")]
+    assert config["pages"][2].pop(0) == "random"  # the keyword
     text = "\n".join([*names, yaml.safe_dump(config)])
     secrets = {*SYSTEMS, "silence", *(entry.clip for entry in key.assignments.values()), "key.json", str(study.folder)}
     assert not [word for word in secrets if word in text]

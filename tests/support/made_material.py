@@ -9,7 +9,7 @@ from hafm_lightning.listening.trials.draw import ClipName
 from hafm_lightning.listening.trials.material import Material
 from hafm_lightning.listening.trials.sounds import Samples
 
-RATE_HZ, DURATION_S = 24000, 1.0
+RATE_HZ, DURATION_S = 16000, 0.6
 LENGTH = round(RATE_HZ * DURATION_S)
 
 
@@ -29,11 +29,11 @@ def accompaniment(system: str, name: ClipName) -> Samples:
         return noise(f"{system} {name.clip}", 4000.0)
     if system == "loud":  # over full scale, with an offset and spikes
         sound = 12 * noise(f"{system} {name.clip}") + np.float32(0.4)
-        sound[::6000] += 5
+        sound[::3000] += 5
         return sound
     if system == "quiet":  # below the gate of BS.1770, silent at both ends
         sound = np.float32(1e-5) * noise(f"{system} {name.clip}")
-        sound[:4000] = sound[-4000:] = 0
+        sound[:2000] = sound[-2000:] = 0
         return sound
     return noise(f"{system} {name.clip}")
 

@@ -26,7 +26,7 @@ from hafm_lightning.listening.study import (
     Trial,
     sound_file,
 )
-from hafm_lightning.listening.trials.draw import ClipName, draw_trials
+from hafm_lightning.listening.trials.draw import ClipName, comparisons, draw_trials
 from hafm_lightning.listening.trials.material import Material, collect_material, select_clips
 from hafm_lightning.listening.trials.settings import LARGEST_SEED, ListenSettings, StudySettings
 from hafm_lightning.listening.trials.sounds import PEAK_DBTP, Samples, alike, mixed, peak_of, rounded
@@ -43,7 +43,11 @@ def build_study(settings: ListenSettings) -> Study:
         RequestError: The settings are wrong, a clip or a sound is missing, or the folder is not empty.
     """
     _check_free(Path(settings.study.folder))
-    return write_study(collect_material(settings, select_clips(settings)), settings.study)
+    clips = select_clips(settings)
+    # what can be refused is refused before anything is generated
+    comparisons(len(clips.segments), len(settings.study.names), settings.study.trials)
+    _study_rate(settings.study, clips.rate_hz)
+    return write_study(collect_material(settings, clips), settings.study)
 
 
 def write_study(material: Material, settings: StudySettings) -> Study:
@@ -55,12 +59,7 @@ def write_study(material: Material, settings: StudySettings) -> Study:
     """
     folder = Path(settings.folder)
     _check_free(folder)
-    rate_hz = settings.rate_hz or material.rate_hz
-    if rate_hz > material.rate_hz:
-        raise RequestError(
-            f"study.rate_hz: {rate_hz} Hz is above the {material.rate_hz} Hz of the codec; "
-            f"set it to {material.rate_hz} or less"
-        )
+    rate_hz = _study_rate(settings, material.rate_hz)
     seed = secrets.randbelow(LARGEST_SEED + 1) if settings.seed is None else settings.seed
     # other sounds give other ids, so that no browser plays what it kept of an earlier study
     text = f"{seed}:{sha256_of_json([material.identity, settings.names, rate_hz, settings.loudness_lufs])}"
@@ -95,6 +94,14 @@ def write_study(material: Material, settings: StudySettings) -> Study:
         write_json(draft / KEY_FILE, key.as_json())
         _same_time(draft)
     return study
+
+
+def _study_rate(settings: StudySettings, codec_hz: int) -> int:
+    if settings.rate_hz > codec_hz:
+        raise RequestError(
+            f"study.rate_hz: {settings.rate_hz} Hz is above the {codec_hz} Hz of the codec; set it to {codec_hz} or less"
+        )
+    return settings.rate_hz or codec_hz
 
 
 class _Clips:

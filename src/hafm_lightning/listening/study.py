@@ -18,10 +18,10 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from hafm_lightning.configuration.settings import build
 from hafm_lightning.errors import RequestError
@@ -171,7 +171,12 @@ class Study:
             raise RequestError(f"{folder}: no such study folder; `listen build` makes one")
         content = read_object(folder / STUDY_FILE, STUDY_FORMAT, "name the folder that `listen build` wrote")
         facts = _made(_StudyFile, content, folder / STUDY_FILE)
-        study = _checked(lambda: cls(**_fields(facts), folder=folder), folder / STUDY_FILE)
+
+        def make() -> Study:
+            trials = tuple(_texts(Trial, entry) for entry in facts.trials)
+            return cls(**{**_fields(facts), "trials": trials}, folder=folder)
+
+        study = _checked(make, folder / STUDY_FILE)
         for trial in study.trials:
             for name, sha256 in trial.files.items():
                 _check_sound(folder / name, sha256)
@@ -188,7 +193,7 @@ class _StudyFile:
     criteria: tuple[str, ...]
     duration_s: float
     rate_hz: int
-    trials: tuple[Trial, ...]
+    trials: list[Any]
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,8 @@ class Assignment:
     def __post_init__(self) -> None:
         if not all((self.clip, self.song, self.a, self.b)):
             raise RequestError("an assignment needs clip, song, a and b")
+        if self.kind not in get_args(Kind):
+            raise RequestError(f"clip {self.clip}: no such kind of trial as {self.kind}")
         if (self.kind == "same") != (self.a == self.b) or (self.kind == "silence") != (SILENCE in (self.a, self.b)):
             raise RequestError(f"clip {self.clip}: {self.a} and {self.b} are no trial of the kind {self.kind}")
 
@@ -264,10 +271,14 @@ class Key:
         if content.get("study_id") != study.study_id or content.get("study_sha256") != study.sha256:
             raise RequestError(f"{path}: is the key of another study than {study.folder}; {advice}")
         facts = _made(_KeyFile, content, path)
-        trials = {name: _made(Assignment, entry, path) for name, entry in facts.assignments.items()}
-        if trials.keys() != {trial.id for trial in study.trials}:
+        if facts.assignments.keys() != {trial.id for trial in study.trials}:
             raise RequestError(f"{path}: its trials are not those of {study.folder}; {advice}")
-        return _checked(lambda: cls(**{**_fields(facts), "assignments": trials}), path)
+
+        def make() -> Key:
+            assignments = {name: _texts(Assignment, entry) for name, entry in facts.assignments.items()}
+            return cls(**{**_fields(facts), "assignments": assignments})
+
+        return _checked(make, path)
 
 
 @dataclass(frozen=True)
@@ -322,17 +333,27 @@ def _made(kind: type[T], content: Any, path: Path) -> T:
     return _checked(lambda: build(kind, content), path)
 
 
-def _checked(make: Any, path: Path) -> Any:
+def _checked(make: Callable[[], T], path: Path) -> T:
     try:
         return make()
     except (RequestError, RecursionError) as error:
-        raise RequestError(
-            f"{path}: is damaged ({' '.join(str(error).split())[:300]}); restore or rebuild it"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise RequestError(f"{path}: is damaged ({reason}); restore or rebuild it") from error
+
+
+def _texts(kind: Callable[..., T], content: Any) -> T:
+    """A dataclass of texts alone; a study has thousands of them."""
+    names = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(content, dict) or content.keys() != names:
+        raise RequestError(f"expected {', '.join(sorted(names))}, got {str(content)[:100]}")
+    wrong = [name for name, value in content.items() if not isinstance(value, str)]
+    if wrong:
+        raise RequestError(f"{wrong[0]}: expected a text, got {str(content[wrong[0]])[:100]}")
+    return kind(**content)
 
 
 def _fields(facts: Any) -> dict[str, Any]:
-    return {name: getattr(facts, name) for name in facts.__dataclass_fields__}
+    return {entry.name: getattr(facts, entry.name) for entry in fields(facts)}
 
 
 def _check_sound(path: Path, sha256: str) -> None:

@@ -96,16 +96,12 @@ class VoteStore:
             RequestError: The file is damaged, holds the votes on another study or something else, or cannot be
                 written; with ``must_exist`` also where there is none.
         """
-        store = cls(Path(path), study_id)
-        store._begin(must_exist)
-        return store
+        return cls(Path(path), study_id)._begun(must_exist)
 
     @classmethod
     def for_study(cls, path: str | Path, study: Study) -> VoteStore:
         """Open as :meth:`open`; votes on trials or criteria that the study does not have are refused."""
-        store = cls(Path(path), study.study_id, [trial.id for trial in study.trials], study.criteria)
-        store._begin(must_exist=False)
-        return store
+        return cls(Path(path), study.study_id, [trial.id for trial in study.trials], study.criteria)._begun(False)
 
     def __enter__(self) -> VoteStore:
         return self
@@ -232,6 +228,14 @@ class VoteStore:
         if vote is not None and self._criteria is not None and set(vote.choices) != self._criteria:
             raise RequestError(f"a vote on this study answers {', '.join(sorted(self._criteria))}, each once")
 
+    def _begun(self, must_exist: bool) -> VoteStore:
+        try:
+            self._begin(must_exist)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
     def _begin(self, must_exist: bool) -> None:
         if must_exist and not self.path.is_file():
             raise RequestError(f"{self.path}: no such file of votes; `listen serve` and `judge` write one")
@@ -281,10 +285,10 @@ class VoteStore:
         if found is None:
             # used by one thread only; `close` may run in another
             found = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-            found.row_factory = sqlite3.Row
-            found.execute("PRAGMA synchronous = FULL")
             with self._lock:
                 self._connections.append(found)
+            found.row_factory = sqlite3.Row
+            found.execute("PRAGMA synchronous = FULL")
             self._local.connection = found
         return found
 

@@ -57,8 +57,8 @@ def loaded(folder: Path) -> tuple[Study, Key]:
 def refused(config: Path, folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     capsys.readouterr()
     assert listen(config, folder, *arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    shown, word, error = capsys.readouterr().err.partition("error: ")
+    assert word, shown
     assert len(error.splitlines()) <= 5
     assert not folder.exists()
     return error
@@ -82,7 +82,7 @@ def test_a_study_of_a_model_ground_truth_and_random(config: Path, tmp_path: Path
 
 
 def test_generations_that_evaluate_kept_are_used_again(config: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    assert main(["evaluate", "--config", str(config), "--metrics", "chroma", "--systems", "three_stages"]) == 0
+    assert main(["evaluate", "--config", str(config), "--metrics", "fad", "--systems", "three_stages"]) == 0
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("generated again")
@@ -196,12 +196,19 @@ def test_two_sounds_of_one_clip_are_refused(config: Path, other_sounds: Path, tm
         (["--study.rate_hz", "48000"], "48000 Hz is above the 24000 Hz of the codec"),
         (["--study.loudness_lufs", ".nan"], "loudness_lufs must lie"),
         (["--study.unknown", "1"], "unknown"),
-        (["--fine", ""], "three_stages cannot play: no `fine` checkpoint"),
         (["--study.systems", "separated", "random"], "separated cannot play"),
     ],
 )
 def test_wrong_requests(options: list[str], message: str, config: Path, tmp_path: Path, capsys: Any) -> None:
     assert message in refused(config, tmp_path / "study", capsys, *options)
+
+
+def test_a_model_without_its_last_stage_is_refused(config: Path, tmp_path: Path, capsys: Any) -> None:
+    settings = yaml.safe_load(config.read_text())
+    del settings["fine"]
+    (tmp_path / "two_stages.yaml").write_text(yaml.safe_dump(settings))
+    error = refused(tmp_path / "two_stages.yaml", tmp_path / "study", capsys)
+    assert "three_stages cannot play: no `fine` checkpoint" in error
 
 
 def test_a_clip_on_which_a_system_failed_ends_the_build(

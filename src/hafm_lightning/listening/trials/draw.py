@@ -57,13 +57,7 @@ def draw_trials(
         RequestError: More trials than there are pairs and clips.
     """
     generator = random.Random(seed)
-    everything = len(clips) * len(systems) * (len(systems) - 1) // 2
-    if trials > everything:
-        raise RequestError(
-            f"study.trials: {len(systems)} systems and {len(clips)} clips make {everything} comparisons, "
-            f"{trials} are asked for\nlower study.trials, or give more clips"
-        )
-    compared = _pairs(clips, systems, trials or everything, generator)
+    compared = _pairs(clips, systems, comparisons(len(clips), len(systems), trials), generator)
     compared += [
         Assignment(clip.clip, clip.song, "same", REFERENCE, REFERENCE) for clip in _spread(clips, same, generator)
     ]
@@ -77,6 +71,17 @@ def draw_trials(
     order = sorted(ids)
     generator.shuffle(compared)
     return Draw(f"{generator.getrandbits(64):016x}", dict(zip(order, compared, strict=True)))
+
+
+def comparisons(clips: int, systems: int, trials: int) -> int:
+    """The number of comparisons, ``trials`` or, for 0, all; RequestError for more than all."""
+    everything = clips * systems * (systems - 1) // 2
+    if trials > everything:
+        raise RequestError(
+            f"study.trials: {systems} systems and {clips} clips make {everything} comparisons, {trials} are asked for\n"
+            "lower study.trials, or give more clips"
+        )
+    return trials or everything
 
 
 def _pairs(

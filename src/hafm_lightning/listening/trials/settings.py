@@ -14,7 +14,7 @@ QUESTION = "Which accompaniment matches the vocal better?"
 LOWEST_RATE_HZ = 8000
 LARGEST_SEED = (1 << 53) - 1
 """Every JSON reader keeps integers up to this."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class StudySettings:
             raise ValueError(f"systems: unknown {', '.join(unknown)}; choose from {', '.join(LABELS)}")
         wrong = [name for name in self.sounds if not _NAME.fullmatch(name) or name == SILENCE]
         if wrong:
-            raise ValueError(f"sounds: {wrong[0][:40]!r} cannot name a system; take letters, digits, '-', '_' and '.'")
+            raise ValueError(f"sounds: {wrong[0][:40]!r} cannot name a system; take letters, digits, '-' and '_'")
         names = [*self.systems, *self.sounds]
         twice = sorted({name for name in names if names.count(name) > 1} | {n for n in self.sounds if n in LABELS})
         if twice:
