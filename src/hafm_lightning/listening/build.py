@@ -99,7 +99,8 @@ def write_study(material: Material, settings: StudySettings) -> Study:
 def _study_rate(settings: StudySettings, codec_hz: int) -> int:
     if settings.rate_hz > codec_hz:
         raise RequestError(
-            f"study.rate_hz: {settings.rate_hz} Hz is above the {codec_hz} Hz of the codec; set it to {codec_hz} or less"
+            f"study.rate_hz: {settings.rate_hz} Hz is above the {codec_hz} Hz of the codec\n"
+            f"set it to {codec_hz} or less"
         )
     return settings.rate_hz or codec_hz
 
