@@ -91,7 +91,7 @@ def rounded(samples: Samples, gain_db: float, seed: str) -> Samples:
     noise = generator.random((2, len(samples)))
     scale = 1 << 15
     whole = np.rint(samples * np.float64(10 ** (gain_db / 20) * scale) + noise[0] - noise[1])
-    return (np.clip(whole, -scale, scale - 1) / scale).astype(np.float32)
+    return np.asarray(np.clip(whole, -scale, scale - 1) / scale, dtype=np.float32)
 
 
 def _scaled(samples: Samples, gain_db: float) -> Samples:
