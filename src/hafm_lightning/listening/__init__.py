@@ -1,0 +1,1 @@
+"""Blind listening trials: a study folder, votes of people and judges, reports."""
