@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hafm_lightning.listening.study import CRITERIA, Assignment, Key, Study, Trial
-from hafm_lightning.listening.votes import Vote
+from hafm_lightning.listening.vote import Vote
 
 
 def made_study(trials: int) -> Study:

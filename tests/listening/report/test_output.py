@@ -11,7 +11,7 @@ from study_fixtures import made_key, made_study, made_vote
 
 from hafm_lightning.listening.report.output import grids_of, log_to_wandb, markdown, write_report
 from hafm_lightning.listening.report.report import Report, build_report
-from hafm_lightning.listening.votes import Failure
+from hafm_lightning.listening.vote import Failure
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def report() -> Report:
     votes = []
     for number, trial in enumerate(study.trials):
         for listener in ("ann", "bob"):
-            side = "tie" if number % 5 == 4 else "A" if number % 2 else "B"
+            side = "tie" if number % 5 == 4 else "A" if number % 3 else "B"
             votes.append(made_vote(listener, trial.id, side, "AB", 3))
     return build_report(study, key, votes, [Failure("judge:x", study.trials[0].id, "AB", "no JSON")])
 

@@ -11,7 +11,7 @@ import pytest
 from study_fixtures import made_key, made_study, made_vote
 
 from hafm_lightning.listening.report.report import build_report
-from hafm_lightning.listening.votes import Failure, Vote
+from hafm_lightning.listening.vote import Failure, Vote
 
 SYSTEMS = ("three_stages", "ground_truth", "random")
 PAPER_WINS = {

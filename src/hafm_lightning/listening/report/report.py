@@ -21,20 +21,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hafm_lightning.listening.study import SILENCE, Key, Study
-from hafm_lightning.listening.votes import Failure, Vote
 
 from hafm_lightning.listening.report.statistics import (
     LEVEL,
     Outcomes,
     Share,
-    bradley_terry,
+    bradley_terry_samples,
     interval_of,
     krippendorff_alpha,
     resampled,
     share_of,
 )
 from hafm_lightning.listening.report.verdicts import TIE, Verdict, Verdicts, verdicts_of
+from hafm_lightning.listening.study import SILENCE, Key, Study
+from hafm_lightning.listening.vote import Failure, Vote
 
 TRUTH, RANDOM = "ground_truth", "random"
 REPORT_FORMAT = 1
@@ -189,7 +189,8 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
     names = [system for system in systems if any(system in verdict.systems for verdict in verdicts)]
     outcomes = Outcomes.of(names, [(verdict.systems, verdict.winners[criterion]) for verdict in verdicts])
     samples = _bootstrap(names, outcomes, verdicts, seed)
-    strengths = _strengths(outcomes, np.ones(len(verdicts), dtype=np.int64))
+    everything = np.ones(len(verdicts), dtype=np.int64)
+    strengths = bradley_terry_samples(outcomes.wins(everything, ties=True)[None])[0] if len(names) > 1 else None
     total = sum(v.confidence or 0.0 for v in verdicts if v.winners[criterion] != TIE)
     wins = []
     for index, system in enumerate(names):
@@ -198,9 +199,10 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
         ties = sum(verdict.winners[criterion] == TIE for verdict in own)
         known = any(verdict.confidence is not None for verdict in own)
         confidence = sum(verdict.confidence or 0.0 for verdict in won) if known else None
-        low, high = interval_of([s[index] for s in samples.strengths]) if samples.strengths else (None, None)
+        low, high = interval_of(samples.strengths[:, index]) if len(samples.strengths) else (None, None)
         share = confidence / total if confidence is not None and total else None
-        strength = None if strengths is None else strengths[index]
+        scaled = strengths is not None and not np.isnan(strengths).any()
+        strength = float(strengths[index]) if strengths is not None and scaled else None
         counts = (len(own), len(won), ties, len(own) - len(won) - ties)
         wins.append(SystemWins(system, *counts, confidence, share, strength, low, high))
     pairs = tuple(
@@ -216,34 +218,26 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
 
 @dataclass(frozen=True)
 class _Samples:
-    """Bootstrap samples: strengths of all systems, and for each pair the share of the first."""
+    """Bootstrap samples: strengths ``[samples, systems]``, and for each pair the share of the first."""
 
-    strengths: list[list[float]]
+    strengths: npt.NDArray[np.float64]
     shares: Mapping[tuple[str, str], list[float]]
 
 
 def _bootstrap(names: Sequence[str], outcomes: Outcomes, verdicts: Sequence[Verdict], seed: int) -> _Samples:
-    strengths: list[list[float]] = []
+    matrices: list[npt.NDArray[np.float64]] = []
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     # Clips of one song are not independent either, so the factor is the song.
     owners = [[verdict.song for verdict in verdicts], [verdict.voter for verdict in verdicts]]
     for weights in resampled(owners, seed=seed) if verdicts else ():
+        matrices.append(outcomes.wins(weights, ties=True))
         wins = outcomes.wins(weights, ties=False)
         for (i, first), (j, second) in combinations(enumerate(names), 2):
             if decided := wins[i, j] + wins[j, i]:
                 shares[first, second].append(float(wins[i, j] / decided))
-        if (strength := _strengths(outcomes, weights)) is not None:
-            strengths.append(strength)
-    return _Samples(strengths, shares)
-
-
-def _strengths(outcomes: Outcomes, weights: npt.NDArray[np.int64]) -> list[float] | None:
-    if outcomes.systems < 2:
-        return None
-    try:
-        return [float(strength) for strength in bradley_terry(outcomes.wins(weights, ties=True))]
-    except ValueError:  # this sample left a system without a comparison
-        return None
+    strengths = bradley_terry_samples(np.stack(matrices)) if len(names) > 1 else np.empty((0, len(names)))
+    # A sample without a link between some systems has no common scale.
+    return _Samples(strengths[~np.isnan(strengths).any(axis=1)], shares)
 
 
 def _head_to_head(

@@ -1,8 +1,7 @@
 """The arithmetic of preference tests: shares with intervals, exact tests, strengths, agreement.
 
 Sources: Wilson, *Probable inference* (1927); Bradley and Terry, *Rank analysis of incomplete block designs* (1952);
-Hunter, *MM algorithms for generalized Bradley-Terry models* (2004); Krippendorff, *Computing Krippendorff's
-alpha-reliability* (2011).
+Krippendorff, *Computing Krippendorff's alpha-reliability* (2011).
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, softmax
 from scipy.stats import binomtest
 
 LEVEL = 0.95
 RESAMPLES = 1_000
-_ITERATIONS, _TOLERANCE = 10_000, 1e-10
+_ITERATIONS, _TOLERANCE, _LARGEST_STEP = 200, 1e-10, 2.0
 
 
 @dataclass(frozen=True)
@@ -72,31 +72,47 @@ def bradley_terry(wins: npt.ArrayLike) -> npt.NDArray[np.float64]:
     counts = np.array(wins, dtype=np.float64)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not (counts >= 0).all():
         raise ValueError(f"expected a square matrix of counts, got shape {counts.shape}")
-    np.fill_diagonal(counts, 0.0)
-    compared = counts + counts.T > 0
-    if not _all_reached(compared):
+    strengths = bradley_terry_samples(counts[None])[0]
+    if np.isnan(strengths).any():
         raise ValueError("some systems were never compared with the others; strengths have no common scale")
-    if not (_all_reached(counts > 0) and _all_reached(counts.T > 0)):
-        counts += 0.25 * compared
-    pairs, won = counts + counts.T, counts.sum(axis=1)
-    strengths = np.full(len(counts), 1 / len(counts))
-    for _ in range(_ITERATIONS):
-        updated = won / (pairs / (strengths[:, None] + strengths[None, :])).sum(axis=1)
-        updated /= updated.sum()
-        if np.abs(updated - strengths).max() < _TOLERANCE:
+    return strengths
+
+
+def bradley_terry_samples(wins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """:func:`bradley_terry` of many samples at once: ``wins [samples, systems, systems]`` -> ``[samples, systems]``.
+
+    NaN where the systems of a sample fall into groups that were never compared.
+    """
+    count = wins.shape[-1]
+    counts = np.where(np.eye(count, dtype=bool), 0.0, wins)
+    compared = counts + counts.mT > 0
+    joined = _all_reached(compared)
+    finite = _all_reached(counts > 0) & _all_reached(counts.mT > 0)
+    counts += 0.25 * (compared & ~finite[:, None, None])
+    counts = counts[joined]
+    pairs, won = counts + counts.mT, counts.sum(axis=2)
+    logs = np.zeros((len(counts), count))
+    for _ in range(_ITERATIONS):  # Newton's method; the likelihood is concave in the logarithms of the strengths
+        beats = expit(logs[:, :, None] - logs[:, None, :])
+        slope = won - (pairs * beats).sum(axis=2)
+        spread = pairs * beats * beats.mT
+        curvature = spread.sum(axis=2)[:, :, None] * np.eye(count) - spread
+        step = np.linalg.solve(curvature[:, 1:, 1:], slope[:, 1:, None])[..., 0]  # the first is the unit of the scale
+        logs[:, 1:] += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+        if not step.size or np.abs(step).max() < _TOLERANCE:
             break
-        strengths = updated
-    return updated
+    strengths = np.full((len(wins), count), np.nan)
+    strengths[joined] = softmax(logs, axis=1)
+    return strengths
 
 
-def _all_reached(links: npt.NDArray[np.bool_]) -> bool:
-    """Whether every system can be reached from the first one along ``links``."""
-    reached, border = {0}, [0]
-    while border:
-        new = {int(other) for other in np.flatnonzero(links[border.pop()])} - reached
-        reached |= new
-        border += new
-    return len(reached) == len(links)
+def _all_reached(links: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """For each of ``links [samples, n, n]``, whether every system can be reached from the first one."""
+    reached = np.zeros(links.shape[:2], dtype=bool)
+    reached[:, 0] = True
+    for _ in range(links.shape[1]):
+        reached |= (reached[:, :, None] & links).any(axis=1)
+    return np.asarray(reached.all(axis=1))
 
 
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
@@ -155,7 +171,7 @@ def resampled(
         yield weights
 
 
-def interval_of(samples: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def interval_of(samples: npt.ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     """The percentile interval of bootstrap samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

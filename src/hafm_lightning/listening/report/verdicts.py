@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hafm_lightning.listening.study import Assignment, Key, Study
-from hafm_lightning.listening.votes import Failure, Vote, is_judge
+from hafm_lightning.listening.vote import Failure, Vote
 
 TIE = "tie"
+JUDGE = "judge:"
+"""Start of the names of voters that answer both orders."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def verdicts_of(study: Study, key: Key, votes: Iterable[Vote], failures: Iterabl
         counted[failure.voter][failure.reason] += 1
     pairs, controls = [], []
     for (voter, trial), given in sorted(by_trial.items()):
-        if is_judge(voter) and len(given) < 2:
+        if voter.startswith(JUDGE) and len(given) < 2:
             counted[voter]["only one of the two orders was answered"] += 1
             continue
         verdict = _verdict(key.assignments[trial], given, study.criteria)
