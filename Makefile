@@ -63,9 +63,9 @@ $(VENV)/.installed: $(PROJECT_FILES)
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) \
 		|| { rm -rf $(VENV); echo "$(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	@echo "Installing into $(VENV); PyTorch alone is 200 MB (CPU build) to several GB (CUDA build)"
-	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(PIP_INSTALL) --editable '.[dev,listen]'
 	@touch $@
 
 $(VENV)/.installed-app: $(VENV)/.installed
-	@$(PIP_INSTALL) --editable '.[dev,app,ray,htdemucs,musdb]'
+	@$(PIP_INSTALL) --editable '.[dev,listen,app,ray,htdemucs,musdb]'
 	@touch $@

@@ -12,9 +12,11 @@ import pytest
 from hafm_lightning import cli
 from hafm_lightning.cli.evaluate import with_lists
 from hafm_lightning.cli.fit.training import read_config
+from hafm_lightning.cli.listen.build import full_arguments
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.configuration.settings import as_plain, build, read_settings
 from hafm_lightning.evaluation.settings import EvaluateSettings
+from hafm_lightning.listening.trials.settings import ListenSettings
 from hafm_lightning.preparation.configuration import PreparationConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +25,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 )
 CONFIGURATIONS = sorted((ROOT / "experiments").rglob("*.yaml"))
 LIGHTNING = ("fit", "validate", "test", "predict")
-SETTINGS = {"prepare": PreparationConfig, "evaluate": EvaluateSettings}
+SETTINGS = {"prepare": PreparationConfig, "evaluate": EvaluateSettings, "listen build": ListenSettings}
 
 
 def fenced(text: str) -> Iterator[str]:
@@ -78,6 +80,8 @@ def test_the_pages_show_every_command():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
     command, *arguments = COMMANDS[name]
+    if command == "listen" and arguments[0] == "build":
+        command = f"listen {arguments.pop(0)}"
     if command in LIGHTNING:
         if not arguments[1].startswith("experiments/"):
             pytest.skip("a file that a run writes")
@@ -85,10 +89,12 @@ def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
     elif command in SETTINGS and "--verify" not in arguments:
         monkeypatch.setenv("MUSDB18_HQ", "songs")
         if "--help" in arguments:
-            assert cli.main([command, *arguments]) == cli.DONE
+            assert cli.main([*command.split(), *arguments]) == cli.DONE
             return
         if command == "evaluate":
             arguments = with_lists(arguments)
+        if command == "listen build":
+            arguments = full_arguments(arguments)
         read = read_settings(SETTINGS[command], arguments)
         assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
     elif command == "describe":

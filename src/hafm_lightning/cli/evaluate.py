@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hafm_lightning.cli.fit.runs import best_checkpoint
 from hafm_lightning.cli.parser import PROGRAM
 from hafm_lightning.configuration.settings import parse_settings
 from hafm_lightning.errors import RequestError
+
+if TYPE_CHECKING:
+    from hafm_lightning.evaluation.settings import EvaluateSettings
+
+S = TypeVar("S", bound="EvaluateSettings")
 
 DESCRIPTION = (
     "Measure a model beside its controls and write a card: JSON, Markdown, HTML. "
@@ -30,10 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from hafm_lightning.evaluation.settings import EvaluateSettings
 
     settings = parse_settings(EvaluateSettings, with_lists(argv), f"{PROGRAM} evaluate", DESCRIPTION)
-    roles = {role: getattr(settings, role) for role in ("semantic", "coarse", "fine")}
-    folders = {role: Path(path) for role, path in roles.items() if path and Path(path).is_dir()}
-    checkpoints: dict[str, Any] = {role: str(best_checkpoint(path)) for role, path in folders.items()}
-    settings = dataclasses.replace(settings, **checkpoints)
+    settings = with_best_checkpoints(settings)
     if not settings.systems and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
     from hafm_lightning.evaluation.card.card import JSON_FILE, MARKDOWN_FILE, PAGE_FILE, markdown
@@ -45,13 +47,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def with_lists(argv: Sequence[str]) -> list[str]:
+def with_best_checkpoints(settings: S) -> S:
+    """The settings with the best checkpoint of each run folder in place of the folder."""
+    roles = {role: getattr(settings, role) for role in ("semantic", "coarse", "fine")}
+    folders = {role: Path(path) for role, path in roles.items() if path and Path(path).is_dir()}
+    checkpoints: dict[str, Any] = {role: str(best_checkpoint(path)) for role, path in folders.items()}
+    return dataclasses.replace(settings, **checkpoints)
+
+
+def with_lists(argv: Sequence[str], lists: Collection[str] = NAME_LISTS) -> list[str]:
     """The arguments with ``--systems a b`` and ``--systems a,b`` as ``--systems=[a,b]``, and without ``--set``."""
     result: list[str] = []
     arguments = [argument for argument in argv if argument != OLDER_SYNTAX]
     while arguments:
         name, equals, text = arguments.pop(0).partition("=")
-        if name not in NAME_LISTS:
+        if name not in lists:
             result.append(f"{name}{equals}{text}")
             continue
         names = [text] if equals else []

@@ -8,6 +8,7 @@ from hafm_lightning.cli.fit.describe import describe
 from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.configuration.settings import read_settings
 from hafm_lightning.evaluation.settings import EvaluateSettings
+from hafm_lightning.listening.trials.settings import ListenSettings
 from hafm_lightning.modeling.sampling import SamplingOptions
 
 
@@ -73,3 +74,41 @@ def test_an_evaluation_configuration_is_complete(name, monkeypatch):
     assert not [system for system in settings.systems if settings.absent(system)]
     head = (EXPERIMENTS / f"{name}.yaml").read_text()
     assert f"evaluate --config experiments/{name}.yaml" in head, "its head names the command"
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluation"), [("listening", "evaluate"), ("quickstart/listening", "quickstart/demo")]
+)
+def test_a_listening_study_plays_what_its_evaluation_has_generated(name, evaluation, monkeypatch):
+    monkeypatch.setenv("MUSDB18_HQ", "/data/musdb18hq")
+    settings = read_settings(ListenSettings, ["--config", str(EXPERIMENTS / f"{name}.yaml")])
+    kept = read_settings(EvaluateSettings, ["--config", str(EXPERIMENTS / f"{evaluation}.yaml")])
+    same = (
+        "output",
+        "root",
+        "split",
+        "tokenizers",
+        "model",
+        "semantic",
+        "coarse",
+        "fine",
+        "sampling",
+        "seed",
+        "pairing",
+    )
+    assert [getattr(settings, key) for key in (*same, "precision", "device", "protocols", "batch_clips")] == [
+        getattr(kept, key) for key in (*same, "precision", "device", "protocols", "batch_clips")
+    ]
+    assert set(settings.study.systems) <= set(kept.systems)
+    assert not [system for system in settings.study.systems if settings.absent(system)]
+    head = (EXPERIMENTS / f"{name}.yaml").read_text()
+    assert f"listen build --config experiments/{name}.yaml" in head, "its head names the command"
+
+
+def test_the_papers_study_has_33_clips_and_three_systems(monkeypatch):
+    monkeypatch.setenv("MUSDB18_HQ", "/data/musdb18hq")
+    settings = read_settings(ListenSettings, ["--config", str(EXPERIMENTS / "listening.yaml")])
+    (protocol,) = [protocol for protocol in settings.protocols if protocol.name == settings.study.protocol]
+    assert (protocol.clips, protocol.duration_s) == (33, 3.0)
+    assert sorted(settings.study.names) == ["ground_truth", "random", "three_stages"]
+    assert settings.study.trials == 0
