@@ -1,0 +1,67 @@
+"""Votes from the results of webMUSHRA: the other way of :mod:`~hafm_lightning.listening.webmushra`."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from hafm_lightning.errors import RequestError
+from hafm_lightning.listening.study import Study
+from hafm_lightning.listening.vote import Choice, Vote
+from hafm_lightning.listening.webmushra import CHOICES, LISTENER, page_id
+
+STUDY, PAGE, ANSWER, TIME = "session_test_id", "trial_id", "choice_answer", "choice_time"
+"""Columns of ``paired_comparison.csv``; the time is in milliseconds."""
+SESSION = "session_uuid"
+LARGEST_FILE_BYTES = 256 << 20
+
+
+def read_webmushra(study: Study, path: Path) -> list[Vote]:
+    """The votes in a ``paired_comparison.csv``; a trial that was not answered by every criterion is left out.
+
+    webMUSHRA shuffles the sides for each listener and does not store the order, so the presentation is always ``AB``.
+    A listener's name and session together make the voter, so that equal names of two people stay two voters.
+
+    Raises:
+        RequestError: The file cannot be read, lacks a column, or holds answers to another study or page.
+    """
+    pages = {page_id(t.id, criterion): (t.id, criterion) for t in study.trials for criterion in study.criteria}
+    choices: dict[tuple[str, str], dict[str, Choice]] = defaultdict(dict)
+    seconds: dict[tuple[str, str], float] = defaultdict(float)
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise RequestError(f"{path}: is larger than {LARGEST_FILE_BYTES >> 20} MiB")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            missing = {STUDY, LISTENER, PAGE, ANSWER} - set(rows.fieldnames or ())
+            if missing:
+                raise RequestError(
+                    f"{path}: has no column {', '.join(sorted(missing))}; it is not of this study's export"
+                )
+            for row in rows:
+                place = f"{path}, line {rows.line_num}"
+                if row[STUDY] != study.study_id:
+                    raise RequestError(f"{place}: an answer to study {str(row[STUDY])[:40]!r}, not {study.study_id}")
+                if row[PAGE] not in pages or row[ANSWER] not in CHOICES:
+                    raise RequestError(
+                        f"{place}: unknown page {str(row[PAGE])[:40]!r} or answer {str(row[ANSWER])[:40]!r}"
+                    )
+                trial, criterion = pages[row[PAGE]]
+                voter = f"{row[LISTENER]} {row.get(SESSION) or ''}".strip() or "unnamed"
+                choices[voter, trial][criterion] = CHOICES[row[ANSWER]]
+                seconds[voter, trial] += _seconds(row.get(TIME))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"{path}: cannot be read as webMUSHRA's results ({error})") from error
+    return [
+        Vote(voter, trial, "AB", answered, seconds=seconds[voter, trial] or None)
+        for (voter, trial), answered in choices.items()
+        if set(answered) == set(study.criteria)
+    ]
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, min(float(text or 0) / 1000, 86_400.0))
+    except ValueError:
+        return 0.0
