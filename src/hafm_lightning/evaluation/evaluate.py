@@ -101,7 +101,7 @@ class Evaluation:
     def _protocol(self, protocol: ProtocolSettings, clips: SelectedClips) -> list[Table]:
         """The tables of one protocol: play every system, score what it played, fill the columns."""
         settings, folder, seed = self.settings, self.output / protocol.name, self.settings.seed
-        played = self._play(folder, clips)
+        played = self.play(folder, clips)
         columns = clip_columns(settings.metrics)
         scores = score_played(clips, played, folder / "scores", self.pool) if columns else {}
         sets = []
@@ -137,7 +137,7 @@ class Evaluation:
             tables.append(difference_table(protocol.name, clips, scores, columns, settings.players, controls, seed))
         return tables
 
-    def _play(self, folder: Path, clips: SelectedClips) -> dict[str, Generations]:
+    def play(self, folder: Path, clips: SelectedClips) -> dict[str, Generations]:
         """Sounds of every row that can be made, in the order of the settings."""
         one_song = len(set(clips.songs)) < 2
         played: dict[str, Generations] = {}

@@ -17,10 +17,9 @@ import numpy as np
 
 from hafm_lightning.audio import Audio, read_audio, write_audio
 from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.evaluate import Evaluation
 from hafm_lightning.evaluation.segments import ClipReader, Segment, SelectedClips, clip_file_stem, select_segments
 from hafm_lightning.evaluation.settings import ProtocolSettings
-from hafm_lightning.evaluation.systems import SystemFactory
-from hafm_lightning.evaluation.systems.band import ModelSource
 from hafm_lightning.evaluation.systems.base import LABELS
 from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.files import sha256_of, sha256_of_json
@@ -29,7 +28,6 @@ from hafm_lightning.listening.trials.settings import ListenSettings
 from hafm_lightning.listening.trials.sounds import Samples
 from hafm_lightning.processes.locks import LOCK_NAME, held
 from hafm_lightning.processes.pool import local_pool
-from hafm_lightning.progress import progress
 from hafm_lightning.tokenizers import load_tokenizers
 
 LENGTH_TOLERANCE_S = 0.05
@@ -146,33 +144,12 @@ def _play(settings: ListenSettings, clips: SelectedClips) -> dict[str, Generatio
             raise RequestError(f"study.systems: {name} cannot play: {reason}\nadd it, or leave {name} out")
         if name in ("random", "other_vocal") and len(set(clips.songs)) < 2:
             raise RequestError(f"study.systems: {LABELS[name]} needs clips of at least two songs")
-    source = ModelSource(
-        settings.model,
-        settings.semantic,
-        settings.coarse,
-        settings.fine,
-        settings.tokenizers,
-        settings.device,
-        settings.precision,
-    )
-    factory = SystemFactory(
-        load_tokenizers(settings.tokenizers),
-        source,
-        settings.sampling,
-        settings.seed,
-        shards=settings.shards,
-        pairing=settings.pairing,
-        separated=settings.separated,
-        separation=settings.separation if "separated" in names else None,
-    )
     output, protocol = Path(settings.output), _protocol(settings).name
+    # Nothing is scored: metrics and embeddings would only be loaded.
+    playing = dataclasses.replace(settings, systems=tuple(names), metrics=(), embeddings=(), differences=())
     advice = "wait for it, or choose another folder: --output DIR"
-    played: dict[str, Generations] = {}
     with local_pool(settings.workers, threads=1) as pool, held(output / LOCK_NAME, f"{output}", advice, erase=True):
-        for name in sorted(names, key=lambda name: name == "other_vocal"):
-            played[name] = Generations(output / protocol, factory.system(name, clips, played), clips.rate_hz)
-            with progress(f"{protocol}: {LABELS[name]}", total=len(clips.segments), unit="clips") as bar:
-                played[name].make(clips, settings.batch_clips, pool, bar.advance)
+        played = Evaluation(playing, pool).play(output / protocol, clips)
     for name in settings.study.systems:
         failures = {s.clip_id: e.failure for s in clips.segments if (e := played[name].entries[s.key]).failure}
         if failures:
