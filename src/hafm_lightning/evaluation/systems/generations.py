@@ -72,7 +72,8 @@ class Generations:
 
     def samples(self, segment: Segment) -> Samples:
         """What the system played for a segment, mono ``[L]``."""
-        return read_audio(self.file(segment)).samples[0]
+        samples: Samples = read_audio(self.file(segment)).samples[0]
+        return samples
 
     def outcome(self, segment: Segment) -> Outcome:
         """The same with computing time, failure and note."""
