@@ -130,7 +130,7 @@ class Checkpoints(Checkpoint):
             every_steps: Optimizer steps between two saves.
             every_minutes: Minutes between two saves, in addition.
             keep: Number of newest checkpoints to keep, beside the best one.
-            monitor: Metric whose best value ``best.ckpt`` keeps; none keeps no best.
+            monitor: Metric whose best value ``best.ckpt`` keeps; null writes no ``best.ckpt``.
             mode: Whether the best value is the lowest or the highest.
         """
         super().__init__()

@@ -100,12 +100,14 @@ class EMA(Callback):
         if trainer.state.fn == TrainerFn.FITTING and self._average and not self._swapped:
             self._swap(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the weights in training back into the model."""
         if self._swapped:
             self._swap(pl_module)
 
-    on_exception = on_validation_end
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the weights in training back into the model."""
+        self.on_validation_end(trainer, pl_module)
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:

@@ -46,7 +46,7 @@ class StepProgress(ProgressBar):
         if self._enabled:
             self._bar = self._open.enter_context(progress(description, total if math.isfinite(total) else None, unit))
 
-    def _close(self, *_: Any) -> None:
+    def _close(self, *_: Any, **__: Any) -> None:
         self._bar = None
         self._open.close()
 
@@ -100,7 +100,7 @@ class StepProgress(ProgressBar):
         else:
             self._advance()
 
-    def on_test_batch_end(self, *_: Any) -> None:
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         """Count a batch."""
         self._advance()
 

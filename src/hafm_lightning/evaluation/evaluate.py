@@ -37,6 +37,7 @@ from hafm_lightning.evaluation.token_scores.probes import probe_plots
 from hafm_lightning.evaluation.token_scores.scores import stored_clips
 from hafm_lightning.evaluation.token_scores.table import token_table
 from hafm_lightning.files import sha256_of_json, write_json
+from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import song_of
 from hafm_lightning.page.figures import Plot
 from hafm_lightning.processes.locks import LOCK_NAME, held
@@ -211,7 +212,7 @@ class Evaluation:
         if file.is_file():
             card = load_card(file)
             return card.tables, card.plots
-        networks = {network.role: network.model for network in loaded}
+        networks: dict[str, TokenModel] = {network.role: network.model for network in loaded}
         conditions = [stream.name for model in networks.values() for stream in model.layout.conditions]
         music = [clips.load(segment) for segment in segments] if stored is None or "probes" in wanted else []
         batch = tokenize_clips(music, self.tokenizers, sigma, conditions) if music else None

@@ -52,7 +52,7 @@ class EvaluateSettings:
     Attributes:
         output: Folder of the card and of the results that the next run reads again.
         root: Songs in the layout of MUSDB18-HQ.
-        protocols: One table each.
+        protocols: Which segments are evaluated; each protocol has a table.
         tokenizers: Folder of the tokenizers that the model was trained with.
         shards: Prepared shards, whose ``train`` split ``retrieval`` searches; empty leaves that row out.
         semantic: Checkpoint of the semantic stage (the command also takes a folder of runs); empty leaves the model's
@@ -61,19 +61,19 @@ class EvaluateSettings:
         fine: Checkpoint of the fine stage; empty leaves three stages out.
         model: An exported model folder or Hub id, in place of the three checkpoints.
         split: Split whose songs are evaluated.
-        systems: Rows of the card, in their order.
-        metrics: Groups of columns.
+        systems: Rows of the card, in this order.
+        metrics: Groups of columns, in any order.
         embeddings: Embeddings for FAD, KD and APA.
         reference: ``ground_truth``: the true accompaniments of the same segments. ``train``: of training segments.
         reference_clips: Segments of the ``train`` reference.
         statistics: Embedding name -> statistics file that replaces the reference for FAD.
-        sampling: Guidance and sampling.
+        sampling: Guidance, temperature and top-k.
         seed: Seed of every random choice.
         batch_clips: Clips generated at once; 1 gives the speed that a single user sees.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         precision: ``auto``, ``fp32``, ``bf16``.
         separated: Folder of separated vocals, ``<song>/vocals.wav``, for the row ``separated``.
-        separation: A separation model that makes them instead.
+        separation: A separation model that computes them where ``separated`` is empty.
         vocal_noise_sigma: Standard deviation of the noise on vocals for the token tables; full scale is 1.
         token_clips: Most clips of the token tables and probes; 0 for all.
         token_split: Split of ``shards`` whose stored tokens the token table scores; empty for the segments of the

@@ -33,7 +33,7 @@ class EngineSettings:
             actors.
         gpus_per_worker: Share of a GPU that each Ray actor asks for; 0 runs on CPUs.
         cpus_per_worker: Cores that each Ray actor asks for.
-        address: Of the Ray cluster; empty joins the one this machine belongs to, or starts a local one.
+        address: Address of the Ray cluster; empty joins the one this machine belongs to, or starts a local one.
     """
 
     kind: str = "local"

@@ -85,7 +85,7 @@ class TokenizerSettings:
         semantic: ``Offline`` or ``Hubert``.
         acoustic: ``Offline`` or ``Encodec``.
         training_clips: Clips of the training songs on which tokenizers are trained.
-        seed: Of the choice of clips and of k-means.
+        seed: Seed of the choice of clips and of k-means.
     """
 
     folder: str = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from hafm_lightning.evaluation.card.card import Card, Table
 from hafm_lightning.page.figures import Plot
@@ -19,7 +20,7 @@ def log_to_wandb(card: Card, folder: Path, project: str) -> str:
     import wandb
 
     online = bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key) and os.environ.get("WANDB_MODE") != "offline"
-    mode = "online" if online else "offline"
+    mode: Literal["online", "offline"] = "online" if online else "offline"
     run = wandb.init(project=project, dir=str(folder), job_type="evaluate", config=dict(card.facts), mode=mode)
     try:
         for table in card.tables:

@@ -71,10 +71,10 @@ def _table(table: Table) -> document.Table:
     for row in table.rows:
         cells = [Cell(str(row.clips)), Cell(str(row.failed), mark="bad" if row.failed else "")]
         for column in table.columns:
-            value = row.values[column.key]
-            text, _, interval = cell_text(value, column.digits).partition(" ")
-            is_best = value.value is not None and value.value == best.get(column.key)
-            cells.append(Cell(text, interval, value.note, "best" if is_best else ""))
+            it = row.values[column.key]
+            text, _, interval = cell_text(it, column.digits).partition(" ")
+            is_best = it.value is not None and it.value == best.get(column.key)
+            cells.append(Cell(text, interval, it.note, "best" if is_best else ""))
         rows.append((row.label, tuple(cells)))
     columns = [document.Column("clips"), document.Column("failed")]
     columns += [document.Column(heading(column), column.note) for column in table.columns]

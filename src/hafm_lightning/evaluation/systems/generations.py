@@ -72,7 +72,8 @@ class Generations:
 
     def samples(self, segment: Segment) -> Samples:
         """What the system played for a segment, mono ``[L]``."""
-        return read_audio(self.file(segment)).samples[0]
+        samples: Samples = read_audio(self.file(segment)).samples[0]
+        return samples
 
     def outcome(self, segment: Segment) -> Outcome:
         """The same with computing time, failure and note."""
@@ -87,8 +88,7 @@ class Generations:
         read = clips.load if pool.processes == 1 else clips.reader
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        total = len(clips.segments)
-        title = f"{self.root.name}: {LABELS[self.system.name]}"
+        title, total = f"{self.root.name}: {LABELS[self.system.name]}", len(clips.segments)
         with progress(title, total, unit="clips", done=total - len(todo)) as bar:
             for index, (outcomes, memory_mib) in pool.map(partial(play_segments, self.system, read), batches):
                 for segment, outcome in zip(batches[index], outcomes, strict=True):

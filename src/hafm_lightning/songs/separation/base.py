@@ -60,7 +60,7 @@ class SeparationSettings:
 
     Attributes:
         model: File of an MDX-Net model (``.onnx``, with a JSON of the same name beside it or ``parameters`` here) or of
-            an HTDemucs (``.safetensors``, as demucs-infer writes them). Empty: all corpora have stems.
+            an HTDemucs (``.safetensors``, as demucs-infer writes them). Empty: no separation.
         sha256: Required sha256 of the file; empty accepts any and records it.
         parameters: Shape of an MDX-Net model's input.
         overlap: Share of each chunk that is computed twice and cross-faded.
