@@ -151,10 +151,14 @@ def test_a_folder_that_appears_between_check_and_rename_is_looked_at(tmp_path: P
         seen.append(sorted(path.name for path in target.iterdir()))
         raise RequestError("occupied")
 
-    with pytest.raises(RequestError, match="occupied"), atomic_folder(target, is_complete) as draft:
-        (draft / "ours").touch()
-        target.mkdir()
-        (target / "theirs").touch()
+    def write() -> None:
+        with atomic_folder(target, is_complete) as draft:
+            (draft / "ours").touch()
+            target.mkdir()
+            (target / "theirs").touch()
+
+    with pytest.raises(RequestError, match="occupied"):
+        write()
     assert seen == [["theirs"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     assert (target / "theirs").is_file()
