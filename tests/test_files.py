@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hafm_lightning import files
+from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_file, atomic_folder, remove_unfinished, write_atomic
 
 
@@ -140,3 +141,32 @@ def test_names_of_any_bytes_become_distinct_text():
     for text in shown:
         assert text.isprintable()
         text.encode("utf-8")
+
+
+def test_a_folder_that_appears_between_check_and_rename_is_looked_at(tmp_path: Path) -> None:
+    # Another process writes its folder after this one has been filled: it must not be replaced unseen.
+    target, seen = tmp_path / "model", []
+
+    def is_complete() -> bool:
+        seen.append(sorted(path.name for path in target.iterdir()))
+        raise RequestError("occupied")
+
+    def write() -> None:
+        with atomic_folder(target, is_complete) as draft:
+            (draft / "ours").touch()
+            target.mkdir()
+            (target / "theirs").touch()
+
+    with pytest.raises(RequestError, match="occupied"):
+        write()
+    assert seen == [["theirs"]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    assert (target / "theirs").is_file()
+
+
+def test_an_empty_folder_is_filled_without_asking(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    with atomic_folder(target, lambda: pytest.fail("nothing is there to look at")) as draft:
+        (draft / "ours").touch()
+    assert [path.name for path in target.iterdir()] == ["ours"]

@@ -46,8 +46,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, is_complete: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill; it replaces ``path`` when the block ends without an error.
 
-    Its parents are made. ``is_complete`` is called before each attempt to rename: True keeps ``path``, since it already
-    has the same content; an error protects other content. RequestError if the parent of ``path`` cannot be written,
+    Its parents are made. ``is_complete`` is called where ``path`` has content: True keeps it, since it is the same; an
+    error protects it. RequestError if the parent of ``path`` cannot be written,
     OSError if the disk is full or ``path`` is a file; ``path`` stays.
     """
     draft = _draft_of(path)
@@ -70,21 +70,33 @@ def atomic_folder(path: Path, is_complete: Callable[[], bool] = lambda: False) -
 def _replace_folder(draft: Path, path: Path, is_complete: Callable[[], bool]) -> None:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    while not is_complete():
-        old = _draft_of(path)
-        with suppress(FileNotFoundError):
-            path.rename(old)
-        try:
-            draft.rename(path)
+    # Renaming onto nothing or an empty folder succeeds for one process only; content that is there is looked at first.
+    while not _renamed(draft, path):
+        if is_complete():
             return
-        except OSError as error:
-            # Another process renamed its folder to `path` between the two renames: replace that one too.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                if old.exists():
-                    old.rename(path)
-                raise
+        old = _draft_of(path)
+        try:
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            if _renamed(draft, path):
+                return
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _renamed(draft: Path, path: Path) -> bool:
+    """Rename, unless a folder with content is at ``path``."""
+    try:
+        draft.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _draft_of(path: Path) -> Path:

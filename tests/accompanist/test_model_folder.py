@@ -177,7 +177,7 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
         target = tmp_path / f"model-{overwrite}"
 
         def place_together(*arguments: Any, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait(60)
+            barrier.wait(300)
             place(*arguments)
 
         def work(target: Path = target, overwrite: bool = overwrite, outcomes: list[str] = outcomes) -> None:
@@ -192,7 +192,7 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
         refused = sorted(outcomes)[: 0 if overwrite else count - 1]
         assert all("already holds a model" in outcome for outcome in refused), outcomes
         assert sorted(outcomes)[len(refused) :] == ["written"] * (count - len(refused))

@@ -146,8 +146,15 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
     ) -> Iterator[tuple[Any, Any, Any, str]]:
         if vocal is None:
             raise gr.Error("Upload or record a vocal first.")
-        sampling = {"guidance": guidance, "temperature": temperature, "top_k": int(top_k)}
-        make = partial(band.accompany, vocal, seed=int(seed), style=style or None, **sampling)
+        make = partial(
+            band.accompany,
+            vocal,
+            seed=int(seed),
+            style=style or None,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=int(top_k),
+        )
         session = str(request.session_hash)
         running[session] = performance = Performance(make)
         steps = performance.run()

@@ -128,7 +128,10 @@ def guidance_rows(
 def guided(logits: Tensor, rows: int, options: SamplingOptions) -> Tensor:
     """Logits of all rows ``[rows B, ...]`` -> guided float32 logits ``[B, ...]``."""
     logits = logits.float()
-    return logits if rows == 1 else guide(*logits.chunk(2), options.guidance)
+    if rows == 1:
+        return logits
+    conditioned, unconditioned = logits.chunk(2)
+    return guide(conditioned, unconditioned, options.guidance)
 
 
 def check_prefix(prefix: Tensor, shape: tuple[int, int, int]) -> None:

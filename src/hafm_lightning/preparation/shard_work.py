@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hafm_lightning.audio import Samples
 from hafm_lightning.preparation.plan import UNKNOWN_STYLE, Unit
 from hafm_lightning.preparation.quality.filters import FilterSettings, broken_rules, measure
 from hafm_lightning.shards import Ids, clip_id
-from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, Samples, clip_sound, clip_starts, with_noise
+from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
 from hafm_lightning.songs.separation import SeparationSettings, Separator, load_separator
 from hafm_lightning.songs.song import Quarantined, Song, reason_of
 from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, read_window, readable, stem_rate_hz

@@ -128,7 +128,7 @@ class PackedLinear(nn.Module):
             kind, algorithm = ("gelu", "none") if gelu else ("none", "")
             return operation(x, self.weight, self.bias, kind, [], algorithm)  # type: ignore[no-any-return]
         if few:
-            y = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scale)
+            y: Tensor = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scale)
             y = y.add_(self.bias).view(*x.shape[:-1], -1)
         else:
             y = F.linear(x, self.weight, self.bias)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils as untyped_cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 from numba.np.arrayobj import make_array as untyped_make_array
 from torch import Tensor
 
@@ -26,6 +25,12 @@ from hafm_lightning.kernels.cpu.codegen.vector_code import BYTE, FLOAT, INT, Vec
 
 cgutils: Any = untyped_cgutils
 make_array: Any = untyped_make_array
+
+
+def intrinsic(generator: Callable[..., Any]) -> Any:
+    """Numba's decorator; callers pass the arguments without the typing context, which its type does not say."""
+    return numba_intrinsic(generator)
+
 
 OUTPUTS_IN_TILE = 4
 """Outputs that share one reading of the inputs."""
@@ -118,7 +123,7 @@ class _Code(Vectors):
         """The sums of each of 4 or 8 vectors, as one vector of 4 or 8: neighbours are added, again and again."""
         count, left = len(vectors), LANES
         while len(vectors) > 1:
-            vectors = [self._neighbours(*vectors[i : i + 2], LANES) for i in range(0, len(vectors), 2)]
+            vectors = [self._neighbours(vectors[i], vectors[i + 1], LANES) for i in range(0, len(vectors), 2)]
         result = vectors[0]  # each sum is still in LANES / count parts, one after the other
         while left > count:
             left //= 2
@@ -132,7 +137,9 @@ class _Code(Vectors):
 
     def products(self, values: Sequence[Any], others: Sequence[Any], total: Any) -> Any:
         """``total`` and the products of vectors."""
-        return reduce(lambda sums, pair: self.multiply_add(*pair, sums), zip(values, others, strict=True), total)
+        for value, other in zip(values, others, strict=True):
+            total = self.multiply_add(value, other, total)
+        return total
 
 
 def _columns(kind: Any) -> int:

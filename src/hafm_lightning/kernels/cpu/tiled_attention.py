@@ -67,7 +67,8 @@ class TiledBias:
             try:
                 output: Tensor = _TiledAttention.apply(*inputs, table, self, width)  # type: ignore[no-untyped-call]
             except DoesNotFit:
-                return self.plain.attend(*(x[..., :width] for x in inputs), table).to(values.dtype)
+                queries, keys, others = (x[..., :width] for x in inputs)
+                return self.plain.attend(queries, keys, others, table).to(values.dtype)
         return (output[..., :width] if padding else output).to(values.dtype)
 
     @classmethod
