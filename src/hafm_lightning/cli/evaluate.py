@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hafm_lightning.cli.fit.runs import best_checkpoint
 from hafm_lightning.cli.parser import PROGRAM
@@ -45,11 +45,9 @@ def main(argv: Sequence[str]) -> int:
 
 def with_best_checkpoints(settings: S) -> S:
     """The settings with the best checkpoint of each run folder in place of the folder."""
-    for role in ("semantic", "coarse", "fine"):
-        path = getattr(settings, role)
-        if path and Path(path).is_dir():
-            settings = dataclasses.replace(settings, **{role: str(best_checkpoint(Path(path)))})
-    return settings
+    roles = {role: Path(getattr(settings, role)) for role in ("semantic", "coarse", "fine") if getattr(settings, role)}
+    best: dict[str, Any] = {role: str(best_checkpoint(path)) for role, path in roles.items() if path.is_dir()}
+    return dataclasses.replace(settings, **best)
 
 
 def with_lists(argv: Sequence[str], lists: Collection[str] = NAME_LISTS) -> list[str]:

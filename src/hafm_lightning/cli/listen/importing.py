@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hafm_lightning.cli.listen.report import VOTES_FILE
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.listening.study import Study
 from hafm_lightning.listening.votes import VoteStore
 from hafm_lightning.listening.webmushra_votes import read_webmushra
@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
             of files before that one stay.
     """
     parser = Parser(
-        prog=f"{PROGRAM} listen import",
-        description="Add votes to the database of a study. Votes that it holds already are not added twice.",
+        "listen import",
+        "Add votes to the database of a study. Votes that it holds already are not added twice.",
     )
     parser.add_argument("study", type=Path, metavar="STUDY", help="folder of the study")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="votes as JSON lines, or webMUSHRA's .csv")

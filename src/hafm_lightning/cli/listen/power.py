@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hafm_lightning.cli.parser import PROGRAM, Parser
+from hafm_lightning.cli.parser import Parser
 from hafm_lightning.listening.power import (
     Panel,
     Question,
@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
         RequestError: A number is out of its range, or more trials are needed than can be counted.
     """
     parser = Parser(
-        prog=f"{PROGRAM} listen power",
-        description="How many trials (votes on one pair of systems) show that one of them is preferred: exact power of "
+        "listen power",
+        "How many trials (votes on one pair of systems) show that one of them is preferred: exact power of "
         "the two-sided binomial test, which leaves ties out. With --clips also how many listeners give them.",
     )
     parser.add_argument("--share", type=float, nargs="+", default=SHARES, help="true shares of the better system")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
+from hafm_lightning.cli.parser import Parser, check_writable
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.report.output import log_to_wandb, markdown, write_report
 from hafm_lightning.listening.report.report import build_report
@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
             cannot be written.
     """
     parser = Parser(
-        prog=f"{PROGRAM} listen report",
-        description="Write what the votes on a study show: wins, preferences with intervals and tests, strengths, "
+        "listen report",
+        "Write what the votes on a study show: wins, preferences with intervals and tests, strengths, "
         "agreement, controls. The gate (ground truth against random pairing) is printed first.",
     )
     parser.add_argument("study", type=Path, metavar="STUDY", help="folder of the study")

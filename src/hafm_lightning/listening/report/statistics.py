@@ -75,7 +75,7 @@ def bradley_terry(wins: npt.ArrayLike) -> npt.NDArray[np.float64]:
     strengths = bradley_terry_samples(counts[None])[0]
     if np.isnan(strengths).any():
         raise ValueError("some systems were never compared with the others; strengths have no common scale")
-    return strengths
+    return np.asarray(strengths, dtype=np.float64)
 
 
 def bradley_terry_samples(wins: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -171,7 +171,7 @@ def resampled(
         yield weights
 
 
-def interval_of(samples: npt.ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+def interval_of(samples: Sequence[float] | npt.NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
     """The percentile interval of bootstrap samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -207,4 +207,4 @@ class Outcomes:
         cells = self.systems**2
         won = np.bincount(self.first * self.systems + self.second, used * self.points, minlength=cells)
         lost = np.bincount(self.second * self.systems + self.first, used * (1 - self.points), minlength=cells)
-        return (won + lost).reshape(self.systems, self.systems)
+        return np.asarray(won + lost, dtype=np.float64).reshape(self.systems, self.systems)

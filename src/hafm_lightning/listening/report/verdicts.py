@@ -69,7 +69,8 @@ def verdicts_of(study: Study, key: Key, votes: Iterable[Vote], failures: Iterabl
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     for failure in failures:
         counted[failure.voter][failure.reason] += 1
-    pairs, controls = [], []
+    pairs: list[Verdict] = []
+    controls: list[Verdict] = []
     for (voter, trial), given in sorted(by_trial.items()):
         if voter.startswith(JUDGE) and len(given) < 2:
             counted[voter]["only one of the two orders was answered"] += 1

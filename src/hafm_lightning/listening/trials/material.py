@@ -165,7 +165,7 @@ def _facts(played: Generations, clips: SelectedClips) -> dict[str, Any]:
     entries = {segment.clip_id: played.entries[segment.key] for segment in clips.segments}
     return {
         "identity": played.system.identity,
-        "facts": played.system.describe(),
+        "facts": played.system.facts,
         "notes": {clip: entry.note for clip, entry in entries.items() if entry.note},
     }
 
