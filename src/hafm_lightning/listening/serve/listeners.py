@@ -70,9 +70,7 @@ class Listeners:
             with self._transaction() as connection:
                 for table in _TABLES:
                     connection.execute(table)
-                connection.execute(
-                    "INSERT OR IGNORE INTO serve_secret VALUES (1, ?)", (secrets.token_bytes(32),)
-                )
+                connection.execute("INSERT OR IGNORE INTO serve_secret VALUES (1, ?)", (secrets.token_bytes(32),))
                 self.secret: bytes = connection.execute("SELECT secret FROM serve_secret").fetchone()[0]
         except BaseException:
             self._connection.close()
