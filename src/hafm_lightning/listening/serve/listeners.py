@@ -133,7 +133,8 @@ class Listeners:
         """Store that a listener has heard a sound of a trial to its end."""
         with self._transaction() as connection:
             connection.execute(
-                "INSERT INTO plays VALUES (?, ?, ?, 1) ON CONFLICT (voter, trial, sound) DO UPDATE SET times = times + 1",
+                "INSERT INTO plays VALUES (?, ?, ?, 1) "
+                "ON CONFLICT (voter, trial, sound) DO UPDATE SET times = times + 1",
                 (voter, trial, sound),
             )
 
