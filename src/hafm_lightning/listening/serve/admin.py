@@ -82,8 +82,8 @@ class Admin:
         }
 
     def _controls(self, key: Key, votes: list[Vote]) -> dict[str, int]:
-        """Controls failed and answered, as the report counts them: by the last criterion of the study."""
-        criterion = "overall" if "overall" in self._study.criteria else self._study.criteria[0]
+        """Controls failed and answered, as the report counts them: by the overall preference."""
+        criterion = "overall" if "overall" in self._study.criteria else self._study.criteria[-1]
         row = {"silence_failed": 0, "silence_trials": 0, "same_tied": 0, "same_trials": 0}
         for vote in votes:
             assignment, choice = key.assignments[vote.trial], vote.choices[criterion]

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.admin import Admin
@@ -140,7 +140,8 @@ class Pages:
 
     async def _withdraw(self, request: Request) -> Response:
         listener, _ = await self._listener(request)
-        if _json(await request.body()) != {"withdraw": True}:
+        body = _json(await request.body())
+        if not isinstance(body, dict) or body.keys() != {"withdraw"} or body["withdraw"] is not True:
             raise Refused(400, "Expected a JSON object that says withdraw.")
         await run_in_threadpool(self._desk.withdraw, listener)
         answer = JSONResponse({"withdrawn": True})
@@ -187,7 +188,7 @@ class Waiting(Exception):
         self.wait_s = wait_s
 
 
-def application(desk: Desk, admin: Admin, level: bytes) -> Starlette:
+def application(desk: Desk, admin: Admin, level: bytes) -> ASGIApp:
     """The whole application: pages of listeners and of whoever runs the study, behind the guard."""
     handlers: Mapping[Any, Callable[[Request, Any], Any]] = {
         Refused: _refused,
@@ -196,11 +197,9 @@ def application(desk: Desk, admin: Admin, level: bytes) -> Starlette:
         RequestError: _not_stored,
         Exception: _failed,
     }
-    return Starlette(
-        routes=[*Pages(desk, level).routes(), *admin.routes()],
-        middleware=[Middleware(Guard, settings=desk.settings)],
-        exception_handlers=handlers,
-    )
+    routes = [*Pages(desk, level).routes(), *admin.routes()]
+    # around the whole: Starlette answers unexpected errors outside of its middleware
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), desk.settings)
 
 
 def _json(body: bytes) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.admin import Admin
@@ -32,7 +32,7 @@ FINISH_S = 5
 
 
 @contextmanager
-def opened(study: Study, votes: Path, settings: ServeSettings, key: Key | None = None) -> Iterator[Starlette]:
+def opened(study: Study, votes: Path, settings: ServeSettings, key: Key | None = None) -> Iterator[ASGIApp]:
     """The application of a study, with its files open for the block.
 
     Args:
@@ -82,7 +82,7 @@ def bound(settings: ServeSettings) -> socket.socket:
     return server
 
 
-def run(app: Starlette, settings: ServeSettings, server_socket: socket.socket) -> None:
+def run(app: ASGIApp, settings: ServeSettings, server_socket: socket.socket) -> None:
     """Answer requests until Ctrl-C (KeyboardInterrupt) or SIGTERM (SystemExit of :data:`TERMINATED`)."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -203,6 +203,7 @@ async function send(vote) {
   } catch (error) {
     sending = false;
     if (error instanceof Refused) storage("localStorage", (store) => store.removeItem(pendingKey()));
+    if (error instanceof Refused && ![401, 410].includes(error.status)) go(state);
     if (error instanceof Refused && error.status === 409) go(await get("/api/state", say));
     fail(error);
     draw();

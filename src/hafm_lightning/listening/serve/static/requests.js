@@ -41,8 +41,8 @@ async function untilAnswered(path, body, onWait) {
       if (attempt) onWait("");
       return content;
     } catch (error) {
-      const passing = !(error instanceof Refused) || error.status >= 500 || [408, 421, 429].includes(error.status);
-      if (!passing || error.status === 421) throw error;
+      const passing = !(error instanceof Refused) || error.status >= 500 || [408, 429].includes(error.status);
+      if (!passing) throw error;
       const waitMs = Math.max(error.waitMs || 0, Math.min(LONGEST_WAIT_MS, 500 * 2 ** Math.min(attempt, 6)));
       onWait(error.status === 429 ? error.message : "No connection to the server. Nothing is lost: trying again …");
       await pause(waitMs * (0.75 + 0.5 * Math.random()));
