@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
-HEADERS = {"X-Listening-Study": "1"}
+HEADERS = {"X-Listening-Study": "1", "Content-Type": "application/json"}
 SOUNDS = ("vocal", "first", "second")
 
 
@@ -23,7 +24,7 @@ class ScriptedListener:
         self._draw = random.Random(seed)
 
     def post(self, path: str, body: Any) -> Any:
-        return self.client.post(path, json=body, headers=HEADERS)
+        return self.client.post(path, content=json.dumps(body), headers=HEADERS)
 
     def join(self, **more: Any) -> Any:
         answer = self.post("/api/join", {"agree": True, **more})

@@ -95,7 +95,7 @@ def test_the_key_is_not_needed_and_never_read_unless_named(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"votes go to {folder / 'votes.sqlite'}" in printed.out
-    assert "damaged" in refused(capsys, folder, "--key", folder / "key.json")
+    assert "does not hold" in refused(capsys, folder, "--key", folder / "key.json")
 
 
 def test_other_machines_bring_a_warning(

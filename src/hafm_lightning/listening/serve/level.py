@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ FADE_S = 0.2
 LOWEST_HZ = 40.0
 
 
-def level_check(study: Study, file: Path) -> None:
-    """Write noise of :data:`NOISE_S` at the loudness of a mix of the study, by ITU-R BS.1770-4, as a 16-bit wav file.
+def level_check(study: Study) -> bytes:
+    """Noise of :data:`NOISE_S` at the loudness of a mix of the study, by ITU-R BS.1770-4, as a 16-bit wav file.
 
     The peak stays below that of the trials; a study that is louder than noise can be is met as nearly as possible.
     """
@@ -31,7 +32,10 @@ def level_check(study: Study, file: Path) -> None:
     excess_db = true_peak_dbtp(Audio(noise[None], study.rate_hz)) - PEAK_DBTP
     if excess_db > 0:
         noise = noise * np.float32(10 ** (-excess_db / 20))
-    write_audio(file, Audio(noise[None], study.rate_hz))
+    with tempfile.TemporaryDirectory(prefix="hafm-listen-") as folder:
+        file = Path(folder) / "level.wav"
+        write_audio(file, Audio(noise[None], study.rate_hz))
+        return file.read_bytes()
 
 
 def pink_noise(rate_hz: int) -> Samples:

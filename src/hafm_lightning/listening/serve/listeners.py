@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.votes import WAIT_S
@@ -131,7 +132,7 @@ class Listeners:
 
     def play(self, voter: str, trial: str, sound: str) -> None:
         """Store that a listener has heard a sound of a trial to its end."""
-        with self._transaction() as connection:
+        with self._transaction("NORMAL") as connection:  # after a power cut the page may ask to hear a sound again
             connection.execute(
                 "INSERT INTO plays VALUES (?, ?, ?, 1) "
                 "ON CONFLICT (voter, trial, sound) DO UPDATE SET times = times + 1",
@@ -160,9 +161,9 @@ class Listeners:
             yield self._connection
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> Iterator[sqlite3.Connection]:
         with self._lock, self._explained():
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection

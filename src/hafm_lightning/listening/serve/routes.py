@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +23,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.admin import Admin
 from hafm_lightning.listening.serve.desk import Desk, Refused
 from hafm_lightning.listening.serve.guard import Guard, too_many
+from hafm_lightning.listening.serve.level import level_check
 from hafm_lightning.listening.serve.listeners import Listener
 from hafm_lightning.listening.serve.rates import RateLimit, visitor_of
 
@@ -44,11 +46,12 @@ class Pages:
 
     Args:
         desk: Decides.
-        level: The wav file of the level check.
     """
 
-    def __init__(self, desk: Desk, level: bytes) -> None:
-        self._desk, self._level = desk, level
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._level: bytes | None = None
+        self._level_lock = threading.Lock()
         limits = desk.settings.limits
         self._listeners, self._joins, self._secrets = map(RateLimit, (limits.listener, limits.joins, limits.secrets))
         folder = files("hafm_lightning.listening.serve") / "static"
@@ -82,7 +85,12 @@ class Pages:
         return Response(self._static[name], media_type=STATIC[name])
 
     async def _level_check(self, _request: Request) -> Response:
-        return Response(self._level, media_type="audio/wav")
+        def content() -> bytes:
+            with self._level_lock:  # made when first asked for: measuring loudness imports for seconds
+                self._level = self._level or level_check(self._desk.study)
+                return self._level
+
+        return Response(await run_in_threadpool(content), media_type="audio/wav")
 
     async def _about(self, _request: Request) -> Response:
         return JSONResponse(self._desk.about())
@@ -188,7 +196,7 @@ class Waiting(Exception):
         self.wait_s = wait_s
 
 
-def application(desk: Desk, admin: Admin, level: bytes) -> ASGIApp:
+def application(desk: Desk, admin: Admin) -> ASGIApp:
     """The whole application: pages of listeners and of whoever runs the study, behind the guard."""
     handlers: Mapping[Any, Callable[[Request, Any], Any]] = {
         Refused: _refused,
@@ -197,7 +205,7 @@ def application(desk: Desk, admin: Admin, level: bytes) -> ASGIApp:
         RequestError: _not_stored,
         Exception: _failed,
     }
-    routes = [*Pages(desk, level).routes(), *admin.routes()]
+    routes = [*Pages(desk).routes(), *admin.routes()]
     # around the whole: Starlette answers unexpected errors outside of its middleware
     return Guard(Starlette(routes=routes, exception_handlers=handlers), desk.settings)
 

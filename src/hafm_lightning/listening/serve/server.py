@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from starlette.types import ASGIApp
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.admin import Admin
 from hafm_lightning.listening.serve.desk import Desk
-from hafm_lightning.listening.serve.level import check_sizes, level_check
+from hafm_lightning.listening.serve.level import check_sizes
 from hafm_lightning.listening.serve.listeners import Listeners
 from hafm_lightning.listening.serve.routes import application
 from hafm_lightning.listening.serve.settings import ServeSettings
@@ -48,16 +47,13 @@ def opened(study: Study, votes: Path, settings: ServeSettings, key: Key | None =
     check_sizes(study)
     lock = votes.with_name(f"{votes.name}.serve.lock")
     with (
-        held(lock, f"{votes}", "stop that server first, or name another file with --votes", erase=True),
         VoteStore.for_study(votes, study) as store,
-        tempfile.TemporaryDirectory(prefix="hafm-listen-") as folder,
+        held(lock, f"{votes}", "stop that server first, or name another file with --votes", erase=True),
     ):
         listeners = Listeners(votes)
         try:
-            noise = Path(folder) / "level.wav"
-            level_check(study, noise)
             desk, admin = Desk(study, store, listeners, settings), Admin(study, store, listeners, settings, key)
-            yield application(desk, admin, noise.read_bytes())
+            yield application(desk, admin)
         finally:
             listeners.close()
 
