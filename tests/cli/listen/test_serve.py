@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from browser import free_port
 from tiny_study import make_tiny_study
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 from hafm_lightning.cli import main
 from hafm_lightning.listening.votes import VoteStore
+
+pytestmark = pytest.mark.skipif(find_spec("uvicorn") is None, reason="needs the extra listen")
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import pytest
 import soundfile
 from tiny_study import make_tiny_study
 
-pytest.importorskip("starlette")
-
 from hafm_lightning.listening.serve.level import level_check, pink_noise
 
 

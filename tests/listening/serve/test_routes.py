@@ -15,12 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_listener import HEADERS, SOUNDS, ScriptedListener
-from tiny_study import make_tiny_study
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 from starlette.testclient import TestClient
+from tiny_study import make_tiny_study
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.server import opened

@@ -10,15 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 from browser import free_port
 from real_server import RealServer
 from scripted_listener import ScriptedListener
 from tiny_study import make_tiny_study
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-httpx = pytest.importorskip("httpx")
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.rates import RateLimit, visitor_of
