@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -14,13 +15,14 @@ import httpx2 as httpx
 import pytest
 from browser import free_port
 from real_server import RealServer
-from scripted_listener import ScriptedListener
+from scripted_listener import HEADERS, ScriptedListener
 from tiny_study import make_tiny_study
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.listening.serve.guard import Guard
 from hafm_lightning.listening.serve.rates import RateLimit, visitor_of
 from hafm_lightning.listening.serve.server import bound
-from hafm_lightning.listening.serve.settings import Rate, ServeSettings
+from hafm_lightning.listening.serve.settings import Limits, Rate, ServeSettings
 from hafm_lightning.listening.study import Study
 from hafm_lightning.listening.votes import VoteStore
 
@@ -130,17 +132,44 @@ def _in_order_of_sides(listener: ScriptedListener) -> list[Any]:
     return [(tuple(sent["answers"].values()), sent["confidence"], sent["seconds"]) for sent in listener.sent]
 
 
-def test_ctrl_c_ends_a_server_cleanly_and_the_admin_address_works(study: Study) -> None:
-    server = RealServer(study.folder)
+@pytest.mark.parametrize("public", ["", "http://127.0.0.1"])
+def test_ctrl_c_ends_a_server_cleanly_and_only_a_proxy_names_addresses(study: Study, public: str) -> None:
+    server = RealServer(study.folder, "--public", public)
     server.start()
-    client = httpx.Client(base_url=server.address, trust_env=False)
-    assert client.get("/").status_code == 200
+    with httpx.Client(base_url=server.address, trust_env=False) as client:
+        assert client.get("/").status_code == 200
+        answers = []
+        for number in range(11):  # one guess more than an address has
+            headers = {**HEADERS, "X-Forwarded-For": f"192.0.2.{number}"}
+            answers.append(client.post("/api/resume", json={"secret": "A" * 43}, headers=headers).status_code)
+    assert answers == [401] * 10 + [401 if public else 429]
     code, output, errors = server.end(signal.SIGINT)
     assert (code, errors) == (130, "interrupted\n")
-    assert f"listeners: {server.address}/\n" in output
-    assert f"admin:     {server.address}/admin#" in output
+    assert f"listeners: {public or server.address}/\n" in output
+    assert f"admin:     {public or server.address}/admin#" in output
     assert len(output.rpartition("#")[2].strip()) >= 32
     assert {path.name for path in study.folder.glob("votes*")} == {"votes.sqlite"}, "the database was not closed"
+
+
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    sent: list[Any] = []
+    reached: list[Any] = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        reached.append(scope)
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    limits = Limits(body_wait_s=0.05)
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"x-listening-study", b"1")]
+    scope = {"type": "http", "method": "POST", "path": "/api/votes", "headers": headers, "client": ("192.0.2.1", 1)}
+    asyncio.run(Guard(app, ServeSettings(limits=limits))(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert reached == []
 
 
 def test_a_port_in_use_is_refused_in_plain_words() -> None:

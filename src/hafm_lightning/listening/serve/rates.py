@@ -63,5 +63,5 @@ def visitor_of(address: str) -> str:
         return address[:100]
     if parsed.version == 4:
         return address
-    mapped = parsed.ipv4_mapped  # type: ignore[union-attr]
+    mapped = parsed.ipv4_mapped
     return str(mapped or ipaddress.ip_network(f"{address.partition('%')[0]}/64", strict=False))
