@@ -67,7 +67,7 @@ def test_twenty_listeners_lose_and_double_no_vote_when_the_server_is_killed(stud
     server = RealServer(study.folder)
     server.start()
     total, repeats, failures = len(study.trials), [], []
-    clients = [httpx.Client(base_url=server.address, timeout=30, trust_env=False) for _ in range(LISTENERS)]
+    clients = [httpx.Client(base_url=server.address, timeout=30, trust_env=False, verify=False) for _ in range(LISTENERS)]
     listeners = [ScriptedListener(Persistent(client, repeats), seed) for seed, client in enumerate(clients)]
     # half way: every listener is about to send a vote, or has sent it
     half = threading.Barrier(LISTENERS + 1)
@@ -179,6 +179,11 @@ def test_a_port_in_use_is_refused_in_plain_words() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(RequestError, match=f"port {port} on 127.0.0.1 cannot be used .*in use"):
             bound(ServeSettings(port=port))
+
+
+def test_answers_are_not_held_back() -> None:
+    with bound(ServeSettings(port=free_port())) as server:
+        assert server.proto == socket.IPPROTO_TCP, "asyncio leaves Nagle's algorithm on"
 
 
 @pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid"])
