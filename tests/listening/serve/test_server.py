@@ -67,7 +67,9 @@ def test_twenty_listeners_lose_and_double_no_vote_when_the_server_is_killed(stud
     server = RealServer(study.folder)
     server.start()
     total, repeats, failures = len(study.trials), [], []
-    clients = [httpx.Client(base_url=server.address, timeout=30, trust_env=False, verify=False) for _ in range(LISTENERS)]
+    clients = [
+        httpx.Client(base_url=server.address, timeout=30, trust_env=False, verify=False) for _ in range(LISTENERS)
+    ]
     listeners = [ScriptedListener(Persistent(client, repeats), seed) for seed, client in enumerate(clients)]
     # half way: every listener is about to send a vote, or has sent it
     half = threading.Barrier(LISTENERS + 1)

@@ -123,7 +123,8 @@ class Guard:
             message = await receive()
             if message["type"] != "http.request":  # the visitor has gone
                 return b""
-            body += message.get("body", b"")
+            part: bytes = message.get("body", b"")
+            body += part
             if len(body) > most:
                 raise _TooLarge
             if not message.get("more_body", False):
