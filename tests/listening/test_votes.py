@@ -43,6 +43,27 @@ def test_votes_come_back_as_they_were_given(tmp_path: Path) -> None:
     header.close()
 
 
+def test_a_voter_can_be_removed_also_from_the_bytes_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "votes.sqlite"
+    with VoteStore.open(file, STUDY) as store:
+        for one in (vote("a voter who leaves"), vote("a voter who leaves", "t2"), vote("bob")):
+            store.add(one)
+        store.add_failure("a voter who leaves", "t3", "AB", "tired")
+        assert store.trials_of("a voter who leaves") == {"t1", "t2"}
+        assert store.remove("a voter who leaves") == 2
+        assert store.remove("a voter who leaves") == 0
+        assert store.trials_of("a voter who leaves") == set()
+        assert (store.votes(), store.failures()) == ([vote("bob")], [])
+        for path in tmp_path.iterdir():
+            assert b"a voter who leaves" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("field", ["confidence", "seconds"])
+def test_a_number_beyond_all_floats_is_refused(field: str) -> None:
+    with pytest.raises(RequestError, match=field):
+        vote(**{field: -(10**400)})
+
+
 def test_the_same_vote_again_is_stored_once_and_another_one_refused(tmp_path: Path) -> None:
     with VoteStore.open(tmp_path / "votes.sqlite", STUDY) as store:
         assert store.add(vote())

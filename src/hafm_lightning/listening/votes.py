@@ -165,6 +165,27 @@ class VoteStore:
         """All votes in the order in which they came."""
         return [_vote(row) for row in self._rows("votes")]
 
+    def trials_of(self, voter: str) -> set[str]:
+        """Ids of the trials on which ``voter`` has voted."""
+        with self._explained("cannot be read"):
+            query = "SELECT trial FROM votes WHERE study_id = ? AND voter = ?"
+            return {row["trial"] for row in self._connection().execute(query, (self.study_id, voter))}
+
+    def remove(self, voter: str) -> int:
+        """Delete all votes and failures of ``voter``, also from the bytes of the file; returns how many votes.
+
+        Raises:
+            RequestError: The file cannot be written.
+        """
+        with self._transaction() as connection:
+            connection.execute("PRAGMA secure_delete = ON")
+            place = (self.study_id, voter)
+            removed = connection.execute("DELETE FROM votes WHERE study_id = ? AND voter = ?", place).rowcount
+            connection.execute("DELETE FROM failures WHERE study_id = ? AND voter = ?", place)
+        with self._explained("cannot be written"):  # the log of changes still holds the old rows
+            self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return removed
+
     def failures(self) -> list[Failure]:
         """All failures in the order in which they came."""
         names = ("voter", "trial", "presentation", "reason")
