@@ -31,6 +31,9 @@ PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 MOST_TOKENS = 512
 """Tokens of an answer; three opinions take about 150."""
 
+TEST_TEXT = "Which accompaniment matches the vocal better?"
+"""What a tokenizer must be able to read and write."""
+
 Dtype = Literal["bf16", "fp32"]
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -75,6 +78,7 @@ class AudioChatSource:
             RequestError: It is no audio chat model, lacks its processor or a weight, or a library is missing.
         """
         import transformers
+        from safetensors import SafetensorError
 
         if self.quantization == "4bit":
             _check_quantization(device)
@@ -94,7 +98,7 @@ class AudioChatSource:
             model, loading = getattr(transformers, family.model_class).from_pretrained(
                 self.folder, output_loading_info=True, **how
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise RequestError(f"{self.model}: the weights cannot be loaded ({_line(error)})") from error
         part = getattr(model, family.part) if family.part else model
         missing = sorted(loading.get("missing_keys") or ())
@@ -226,6 +230,10 @@ def _processor(folder: Path) -> Any:
     for part in ("feature_extractor", "tokenizer", "chat_template"):
         if getattr(processor, part, None) is None:
             raise RequestError(f"{folder}: its processor has no {part.replace('_', ' ')}\n{advice}")
+    # without its vocabulary, it returns a tokenizer that knows no word
+    ids = processor.tokenizer(TEST_TEXT, add_special_tokens=False)["input_ids"]
+    if processor.tokenizer.decode(ids).strip() != TEST_TEXT:
+        raise RequestError(f"{folder}: the tokenizer of its processor has no vocabulary\n{advice}")
     return processor
 
 
