@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,6 +76,7 @@ def judge_study(
     *,
     devices: int = 1,
     accelerator: str = "auto",
+    strategy: str = "ddp",
     retry_failures: bool = False,
 ) -> Outcome | None:
     """Let a judge answer what it has not answered yet.
@@ -87,6 +88,7 @@ def judge_study(
         votes: The database.
         devices: Number of processes, each with a device of its own.
         accelerator: As Lightning names it.
+        strategy: Of Lightning, for several devices.
         retry_failures: Ask again where the judge failed before.
 
     Returns:
@@ -101,10 +103,11 @@ def judge_study(
     with VoteStore.for_study(votes, study) as store:
         work = remaining(study, store, voter, source.identity, retry_failures)
     module = _Judging(study, source, name, votes)
-    trainer = _trainer(devices, accelerator)
+    trainer = _trainer(devices, accelerator, strategy)
     if work:
         module.work = work
         trainer.predict(module, return_predictions=False)
+        trainer.strategy.barrier()  # the first process reports on the answers of all
         if not trainer.is_global_zero:
             return None
     with VoteStore.for_study(votes, study) as store:
@@ -148,6 +151,7 @@ class _Judging(pl.LightningModule):
 
     def __init__(self, study: Study, source: JudgeSource, name: str, votes: Path) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer trials are left than devices
         self.study, self.source, self.judge_name, self.votes = study, source, name, votes
         self.work: Sequence[Work] = ()
         self.example = ""
@@ -157,10 +161,12 @@ class _Judging(pl.LightningModule):
         self._open = ExitStack()
 
     def setup(self, stage: str) -> None:
+        """Load the judge on the device of this process, and open the votes."""
         self._judge = self.source.load(self.trainer.strategy.root_device)
         self._store = self._open.enter_context(VoteStore.for_study(self.votes, self.study))
 
     def predict_dataloader(self) -> DataLoader[Work]:
+        """This process's share of the trials."""
         mine = self._mine()
         if self.trainer.is_global_zero:
             total = sum(len(work.presentations) for work in mine)
@@ -171,7 +177,8 @@ class _Judging(pl.LightningModule):
     def _mine(self) -> list[Work]:
         return list(self.work[self.trainer.global_rank :: self.trainer.world_size])
 
-    def predict_step(self, work: Work, batch_index: int) -> None:
+    def predict_step(self, work: Work, batch_index: int) -> int:
+        """Ask for one trial, and store each answer when it comes; returns their number."""
         assert self._judge is not None and self._store is not None
         sounds, rate_hz = self._sounds(work.trial), self.study.rate_hz
         trials = [presented(sounds, rate_hz, order) for order in work.presentations]
@@ -183,6 +190,7 @@ class _Judging(pl.LightningModule):
                 self.example = self.example or answer.text
             if self._bar is not None:
                 self._bar.advance()
+        return len(trials)
 
     def _sounds(self, trial_id: str) -> tuple[Samples, Samples, Samples]:
         trial = self.study.trial(trial_id)
@@ -192,26 +200,23 @@ class _Judging(pl.LightningModule):
         )
         return vocal, a, b
 
-    def on_predict_end(self) -> None:
-        self._open.close()
-        # the first process reports on the answers of all
-        self.trainer.strategy.barrier()
-
-    def on_exception(self, exception: BaseException) -> None:
+    def teardown(self, stage: str) -> None:
+        """Close the votes."""
         self._open.close()
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """The batch as it is: it holds names, not tensors."""
         return batch
 
 
-def _trainer(devices: int, accelerator: str) -> pl.Trainer:
+def _trainer(devices: int, accelerator: str, strategy: str) -> pl.Trainer:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"The 'predict_dataloader' does not have many workers")
             return pl.Trainer(
                 accelerator=accelerator,
                 devices=devices,
-                strategy="ddp" if devices > 1 else "auto",
+                strategy=strategy if devices > 1 else "auto",
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
