@@ -79,7 +79,10 @@ def _parser() -> Parser:
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="audio_chat: weights (%(default)s)")
     parser.add_argument(
-        "--quantization", choices=("none", "4bit"), default="none", help="audio_chat: weights in 4 bits, by bitsandbytes"
+        "--quantization",
+        choices=("none", "4bit"),
+        default="none",
+        help="audio_chat: weights in 4 bits, by bitsandbytes",
     )
     parser.add_argument("--retry-failures", action="store_true", help="ask again where this judge failed before")
     return parser

@@ -88,5 +88,7 @@ def test_an_answer_that_was_cut_off_is_called_truncated() -> None:
 
 def test_the_question_names_the_criteria_of_the_study_alone() -> None:
     text = question(("harmony",))
-    assert '"harmony"' in text and "rhythm" not in text and "overall" not in text
+    assert '"harmony"' in text
+    assert "rhythm" not in text
+    assert "overall" not in text
     assert answers.PROSE in again(Failed(answers.PROSE), CRITERIA)

@@ -65,13 +65,16 @@ def test_the_prompt_holds_three_sounds_in_order_and_the_question(prose: Path, mo
     first, second = calls
     (text,) = first["text"]
     places = [text.index(mark) for mark in ("vocal.wav: ", "A.wav: ", "B.wav: ", "Which accompaniment")]
-    assert places == sorted(places) and text.count("<|AUDIO|>") == 3
+    assert places == sorted(places)
+    assert text.count("<|AUDIO|>") == 3
     assert text.endswith("<|im_start|>assistant\n")
     for sound, own in zip(first["audio"], (trial.vocal, trial.first, trial.second), strict=True):
         np.testing.assert_array_equal(sound, own)
     # the second try: the same sounds, the answer, and what was wrong with it
-    assert second["text"][0].startswith(text) and "Your answer cannot be used" in second["text"][0]
-    assert second["text"][0].count("<|AUDIO|>") == 3 and len(second["audio"]) == 3
+    assert second["text"][0].startswith(text)
+    assert "Your answer cannot be used" in second["text"][0]
+    assert second["text"][0].count("<|AUDIO|>") == 3
+    assert len(second["audio"]) == 3
 
 
 def test_both_sides_reach_the_model(prose: Path) -> None:
@@ -94,7 +97,8 @@ def test_both_sides_reach_the_model(prose: Path) -> None:
 def test_equal_questions_get_equal_answers_and_prose_is_a_failure(prose: Path) -> None:
     trials = [presented(), presented(), presented(seed=1)]
     answered = list(load(prose).judge(trials))
-    assert answered == list(load(prose).judge(trials)) and answered[0] == answered[1]
+    assert answered == list(load(prose).judge(trials))
+    assert answered[0] == answered[1]
     assert all(isinstance(one, Failed) for one in answered)
 
 
@@ -113,7 +117,8 @@ class Scripted(AudioChatJudge):
 def test_one_second_try_is_given_for_the_form(prose: Path) -> None:
     judge = Scripted(load(prose), "I prefer A.", answer_text("B"))
     (answer,) = judge.judge([presented()])
-    assert isinstance(answer, Answer) and answer.opinions["overall"].choice == "second"
+    assert isinstance(answer, Answer)
+    assert answer.opinions["overall"].choice == "second"
     assert [message["role"] for message in judge.chats[1]] == ["user", "assistant", "user"]
     judge = Scripted(load(prose), "I prefer A.", "A!", answer_text("B"))
     assert list(judge.judge([presented()])) == [Failed(answers.PROSE, "A!")]
@@ -159,7 +164,8 @@ def test_only_special_tokens_stay_of_the_models_own_sampling(certain: Path, tmp_
     settings |= {"do_sample": True, "temperature": 9.0, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.9}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     generation = load(folder)._generation
-    assert not generation.do_sample and generation.repetition_penalty in (None, 1.0)
+    assert not generation.do_sample
+    assert generation.repetition_penalty in (None, 1.0)
     assert generation.eos_token_id == settings["eos_token_id"]
 
 
@@ -214,7 +220,8 @@ def test_every_family_of_the_table_exists() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     for kind, family in FAMILIES.items():
-        assert kind in CONFIG_MAPPING_NAMES and hasattr(transformers, family.model_class)
+        assert kind in CONFIG_MAPPING_NAMES
+        assert hasattr(transformers, family.model_class)
 
 
 def test_joined_sounds_are_told_apart_by_their_times() -> None:
@@ -225,4 +232,5 @@ def test_joined_sounds_are_told_apart_by_their_times() -> None:
     assert len(sound) == 1000
     for value, begin, end in ((1, 0, 200), (2, 300, 600), (3, 700, 1000)):
         assert (sound[begin:end] == value).all()
-    assert not sound[200:300].any() and not sound[600:700].any()
+    assert not sound[200:300].any()
+    assert not sound[600:700].any()

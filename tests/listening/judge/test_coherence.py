@@ -95,7 +95,8 @@ def test_criteria_of_the_study_alone_are_answered(vocal: Samples) -> None:
     a, b = (as_in_a_study(vocal, playing(chord, BEATS_S)) for chord in (C_MAJOR, F_SHARP_MAJOR))
     assert list(judged(vocal, a, b, ("harmony",)).opinions) == ["harmony"]
     identities = {CoherenceJudge(criteria).identity for criteria in (CRITERIA, ("harmony",))}
-    assert len(identities) == 2 and set(SCALES) == set(CRITERIA)
+    assert len(identities) == 2
+    assert set(SCALES) == set(CRITERIA)
 
 
 @pytest.mark.parametrize(

@@ -27,17 +27,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Key]:
     return make_tiny_study(tmp_path_factory.mktemp("study"), clips=6)
 
 
-@pytest.fixture()
+@pytest.fixture
 def judge(made: tuple[Study, Key]) -> ScriptedJudge:
     return ScriptedJudge(systems_by_sound(*made), STRENGTHS)
 
 
-def test_the_report_recovers_known_preferences(
-    made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path
-) -> None:
+def test_the_report_recovers_known_preferences(made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path) -> None:
     study, key = made
     outcome = judge_study(study, judge, "scripted", tmp_path / "votes.sqlite", accelerator="cpu")
-    assert outcome is not None and outcome.voter == "judge:scripted" and not outcome.failures
+    assert outcome is not None
+    assert outcome.voter == "judge:scripted"
+    assert not outcome.failures
     assert len(outcome.votes) == judge.asked == 2 * len(study.trials)
     report = build_report(study, key, outcome.votes)
     assert report.gate.passed
@@ -65,7 +65,9 @@ def test_votes_are_in_the_studys_sides_in_both_orders(
     assert {(v.trial, v.presentation) for v in outcome.votes} == {(t.id, o) for t in study.trials for o in ("AB", "BA")}
 
 
-def test_a_judge_that_follows_the_order_only_ties(made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path) -> None:
+def test_a_judge_that_follows_the_order_only_ties(
+    made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path
+) -> None:
     study, key = made
     first = AlwaysFirst(judge.systems, judge.strengths)
     outcome = judge_study(study, first, "first", tmp_path / "votes.sqlite", accelerator="cpu")
@@ -82,14 +84,19 @@ def test_failures_are_counted_and_asked_again_only_on_request(
     votes, total = tmp_path / "votes.sqlite", 2 * len(study.trials)
     judge.before = lambda count: Failed("prose", f"text {count}") if count % 10 == 3 else None
     outcome = judge_study(study, judge, "scripted", votes, accelerator="cpu")
-    assert outcome is not None and outcome.example == "text 3"
+    assert outcome is not None
+    assert outcome.example == "text 3"
     failed = outcome.reasons["prose"]
-    assert failed == len(range(3, total + 1, 10)) and len(outcome.votes) == total - failed
+    assert failed == len(range(3, total + 1, 10))
+    assert len(outcome.votes) == total - failed
     judge.asked, judge.before = 0, lambda count: None
-    assert judge_study(study, judge, "scripted", votes, accelerator="cpu") is not None and judge.asked == 0
+    assert judge_study(study, judge, "scripted", votes, accelerator="cpu") is not None
+    assert judge.asked == 0
     outcome = judge_study(study, judge, "scripted", votes, accelerator="cpu", retry_failures=True)
-    assert outcome is not None and judge.asked == failed
-    assert len(outcome.votes) == total and not outcome.failures
+    assert outcome is not None
+    assert judge.asked == failed
+    assert len(outcome.votes) == total
+    assert not outcome.failures
 
 
 def test_after_kill_9_nothing_is_asked_twice(made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path) -> None:
@@ -113,8 +120,10 @@ def test_after_kill_9_nothing_is_asked_twice(made: tuple[Study, Key], judge: Scr
     assert len(kept) == 5  # all but the one that was being answered
     judge.before = lambda count: None
     outcome = judge_study(study, judge, "scripted", votes, accelerator="cpu")
-    assert outcome is not None and outcome.votes[:5] == tuple(kept)
-    assert judge.asked == 2 * len(study.trials) - 5 and len(outcome.votes) == 2 * len(study.trials)
+    assert outcome is not None
+    assert outcome.votes[:5] == tuple(kept)
+    assert judge.asked == 2 * len(study.trials) - 5
+    assert len(outcome.votes) == 2 * len(study.trials)
 
 
 def test_two_processes_share_the_trials(made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path) -> None:
@@ -131,15 +140,18 @@ def test_two_processes_share_the_trials(made: tuple[Study, Key], judge: Scripted
     log.unlink()
     shared, votes = {"devices": 2, "strategy": "ddp_fork", "accelerator": "cpu"}, tmp_path / "both.sqlite"
     both = judge_study(study, judge, "alone", votes, **shared)
-    assert alone is not None and both is not None
+    assert alone is not None
+    assert both is not None
     assert sorted(both.votes, key=repr) == sorted(alone.votes, key=repr)
     trials = Counter(log.read_text().split())
-    assert len(trials) == 2 and sum(trials.values()) == 2 * len(study.trials)
+    assert len(trials) == 2
+    assert sum(trials.values()) == 2 * len(study.trials)
     assert max(trials.values()) - min(trials.values()) <= 2
     with sqlite3.connect(votes) as database:
         database.execute("DELETE FROM votes WHERE trial = ?", [study.trials[0].id])
     again = judge_study(study, judge, "alone", votes, **shared)
-    assert again is not None and sorted(again.votes, key=repr) == sorted(alone.votes, key=repr)
+    assert again is not None
+    assert sorted(again.votes, key=repr) == sorted(alone.votes, key=repr)
 
 
 def test_another_judges_votes_are_not_continued(made: tuple[Study, Key], judge: ScriptedJudge, tmp_path: Path) -> None:
@@ -153,7 +165,8 @@ def test_another_judges_votes_are_not_continued(made: tuple[Study, Key], judge: 
     with pytest.raises(RequestError, match="the votes of judge:one are of another judge"):
         judge_study(study, other, "one", votes, accelerator="cpu")
     outcome = judge_study(study, other, "two", votes, accelerator="cpu")
-    assert outcome is not None and {vote.voter for vote in outcome.votes} == {"judge:two"}
+    assert outcome is not None
+    assert {vote.voter for vote in outcome.votes} == {"judge:two"}
     for name in ("", "x" * 200, "a\nb"):
         with pytest.raises(RequestError, match="--name"):
             judge_study(study, judge, name, votes, accelerator="cpu")

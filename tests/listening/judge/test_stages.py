@@ -88,7 +88,8 @@ def test_any_length_is_judged(judge: StagesJudge, duration_s: float) -> None:
     vocal, a, b = sounds(duration_s)
     trials = [Presented(vocal, a, b, RATE_HZ), Presented(vocal, b, a, RATE_HZ)]
     one, other = (answer for answer in judge.judge(trials) if isinstance(answer, Answer))
-    assert set(one.opinions) == set(CRITERIA) and len({o.choice for o in one.opinions.values()}) == 1
+    assert set(one.opinions) == set(CRITERIA)
+    assert len({o.choice for o in one.opinions.values()}) == 1
     assert {one.opinions["overall"].choice, other.opinions["overall"].choice} == {"first", "second"}
     assert one.opinions["overall"].confidence == other.opinions["overall"].confidence
 
@@ -106,7 +107,7 @@ def test_the_identity_follows_the_model(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no such|does not exist"):
+    with pytest.raises(RequestError, match="folder does not exist"):
         StagesSource(str(tmp_path / "nowhere"), CRITERIA).load(CPU)
     with pytest.raises(RequestError, match="is no model folder"):
         StagesSource(str(tmp_path), CRITERIA).load(CPU)

@@ -179,7 +179,8 @@ class _Judging(pl.LightningModule):
 
     def predict_step(self, work: Work, batch_index: int) -> int:
         """Ask for one trial, and store each answer when it comes; returns their number."""
-        assert self._judge is not None and self._store is not None
+        assert self._judge is not None
+        assert self._store is not None
         sounds, rate_hz = self._sounds(work.trial), self.study.rate_hz
         trials = [presented(sounds, rate_hz, order) for order in work.presentations]
         for order, answer in zip(work.presentations, self._judge.judge(trials), strict=True):

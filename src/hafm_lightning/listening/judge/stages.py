@@ -106,7 +106,7 @@ class StagesJudge:
         scored = same_sounds(self.score)
         for trial in trials:
             first, second = (scored(trial.vocal, mix, trial.rate_hz) for mix in (trial.first, trial.second))
-            scores = {criterion: (first, second, SCALE_NATS) for criterion in self.criteria}
+            scores = dict.fromkeys(self.criteria, (first, second, SCALE_NATS))
             what = dict.fromkeys(self.criteria, "nats per token that the vocal saves:")
             yield Answer(opinions_of(scores, what))
 
