@@ -147,7 +147,7 @@ def without_vocal(mix: Samples, vocal: Samples) -> Samples:
 
 def opinions_of(scores: Mapping[str, tuple[float, float, float]], what: Mapping[str, str]) -> dict[str, Opinion]:
     """Opinions from scores: criterion -> (first side's score, second side's score, scale of a difference)."""
-    made = {}
+    made: dict[str, Opinion] = {}
     for criterion, (first, second, scale) in scores.items():
         choice, confidence = preference(first - second, scale)
         made[criterion] = Opinion(choice, confidence, f"{what[criterion]} {first:.4f} against {second:.4f}")
@@ -155,7 +155,7 @@ def opinions_of(scores: Mapping[str, tuple[float, float, float]], what: Mapping[
 
 
 def same_sounds(score: Callable[[Samples, Samples, int], T]) -> Callable[[Samples, Samples, int], T]:
-    """``score(vocal, mix, rate_hz)`` that computes each pair of sounds once: both orders of a trial share their sounds."""
+    """``score(vocal, mix, rate_hz)`` that is computed once for equal sounds: both orders of a trial share them."""
     known: dict[tuple[bytes, bytes, int], T] = {}
 
     def scored(vocal: Samples, mix: Samples, rate_hz: int) -> T:
