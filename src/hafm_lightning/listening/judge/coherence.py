@@ -4,7 +4,7 @@ It is the floor that an audio model must beat. Rhythm is the agreement of onsets
 harmony that of chroma and, with less weight, of keys; overall is the mean of both. The accompaniment is estimated as
 the mix without the vocal (:func:`~hafm_lightning.listening.judge.base.without_vocal`): compared with the mix itself,
 which holds the vocal and therefore always agrees with it, differences between true and random accompaniments of toy
-songs are twice as large (docs/listening_judges.md has the numbers).
+songs are two to three times as large (docs/listening_judges.md has the numbers).
 
 Weights and scales were set on the toy band, and on other songs than those that the documentation reports.
 """
