@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         raise RequestError(INSTALL) from error
     from hafm_lightning.listening.serve import settings as files
 
-    chosen = {
+    chosen: dict[str, Any] = {
         "consent": arguments.consent and files.read_consent(arguments.consent),
         "invitations": arguments.invitations and files.read_invitations(arguments.invitations),
         "admin_token": arguments.admin_token_file and files.read_admin_token(arguments.admin_token_file),
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
             print(
                 f"warning: {settings.host} can be reached from other machines, and without TLS all can be read on the "
                 "way\nfor more than a local network, leave --host out and put a proxy with TLS before it: "
-                "docs/listening.md",
+                "docs/listening_serving.md",
                 file=sys.stderr,
             )
         print(f"{study.title}: {len(study.trials)} trials, votes go to {votes}")

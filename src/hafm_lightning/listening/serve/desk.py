@@ -216,11 +216,11 @@ class Desk:
             return None
         if not isinstance(code, str) or len(code) > LONGEST_CODE or not code.isprintable():
             code = ""
-        given = code.strip().encode()
+        text = str(code).strip()
         # every code is compared, in constant time each
-        if not sum(hmac.compare_digest(given, known.encode()) for known in codes):
+        if not sum(hmac.compare_digest(text.encode(), known.encode()) for known in codes):
             raise Refused(403, "This invitation is not known. Please check the code.")
-        return given.decode()
+        return text
 
     def _planned(self, voter: str) -> tuple[Place, ...]:
         return tuple(
