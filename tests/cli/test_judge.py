@@ -17,7 +17,7 @@ from hafm_lightning.listening.study import Key, Study
 from hafm_lightning.listening.votes import VoteStore
 
 
-@pytest.fixture()
+@pytest.fixture
 def made(tmp_path: Path) -> tuple[Study, Key]:
     return make_tiny_study(tmp_path / "study", clips=6)
 
