@@ -101,7 +101,14 @@ def test_criteria_of_the_study_alone_are_answered(vocal: Samples) -> None:
 
 @pytest.mark.parametrize(
     ("difference", "expected"),
-    [(0.0, ("tie", 1.0)), (0.25, ("first", 3.0)), (-0.25, ("second", 3.0)), (0.5, ("first", 5.0)), (-9, ("second", 5))],
+    [
+        (0.0, ("tie", 1.0)),
+        (-0.004, ("tie", 1.0)),
+        (0.25, ("first", 3.0)),
+        (-0.25, ("second", 3.0)),
+        (0.5, ("first", 5.0)),
+        (-9, ("second", 5)),
+    ],
 )
 def test_the_confidence_grows_with_the_difference(difference: float, expected: tuple[str, float]) -> None:
     assert preference(difference, 0.5) == expected

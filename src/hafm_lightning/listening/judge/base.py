@@ -23,6 +23,8 @@ Preference = Literal["first", "second", "tie"]
 JUDGE_PREFIX = "judge:"
 """Start of the names of judges among the voters."""
 LOWEST_CONFIDENCE, HIGHEST_CONFIDENCE = 1.0, 5.0
+TIE_SHARE = 0.01
+"""Differences up to this share of the scale are ties: files with the same music differ in their dither."""
 IDENTITY_DIGITS = 12
 """Digits of a judge's identity at the start of each of its notes."""
 
@@ -127,7 +129,7 @@ def preference(difference: float, scale: float) -> tuple[Preference, float]:
 
     The confidence grows from 1 at equal scores to 5 at a difference of ``scale`` or more.
     """
-    if difference == 0:
+    if abs(difference) <= TIE_SHARE * scale:
         return "tie", LOWEST_CONFIDENCE
     certainty = min(abs(difference) / scale, 1.0)
     confidence = LOWEST_CONFIDENCE + (HIGHEST_CONFIDENCE - LOWEST_CONFIDENCE) * certainty

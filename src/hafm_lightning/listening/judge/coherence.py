@@ -21,6 +21,7 @@ from hafm_lightning.evaluation.coherence.harmony import HarmonyTrack, compare_ch
 from hafm_lightning.evaluation.coherence.rhythm import RhythmTrack, compare_beats, compare_onsets
 from hafm_lightning.files import sha256_of_json
 from hafm_lightning.listening.judge.base import (
+    TIE_SHARE,
     Answer,
     Failed,
     Presented,
@@ -64,7 +65,7 @@ class CoherenceJudge:
     @property
     def identity(self) -> str:
         """Over criteria, weights, scales and version."""
-        return sha256_of_json(["coherence", VERSION, list(self.criteria), SECOND_WEIGHT, SCALES])
+        return sha256_of_json(["coherence", VERSION, list(self.criteria), SECOND_WEIGHT, SCALES, TIE_SHARE])
 
     def load(self, device: torch.device) -> CoherenceJudge:
         """Itself; the metrics run on the CPU."""

@@ -24,6 +24,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.token_scores.scores import score_clips, vocal_conditions
 from hafm_lightning.files import sha256_of, sha256_of_json
 from hafm_lightning.listening.judge.base import (
+    TIE_SHARE,
     Answer,
     Failed,
     Presented,
@@ -78,7 +79,7 @@ class StagesSource:
         """Over the weights, the tokenizers and the version of the arithmetic."""
         files = sorted(path for pattern in ("*.json", "*.safetensors") for path in self.folder.rglob(pattern))
         hashes = {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
-        return sha256_of_json([hashes, list(self.criteria), VERSION])
+        return sha256_of_json([hashes, list(self.criteria), SCALE_NATS, TIE_SHARE, VERSION])
 
     def load(self, device: torch.device) -> StagesJudge:
         """The stages on a device.
