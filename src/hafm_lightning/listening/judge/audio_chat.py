@@ -90,7 +90,7 @@ class AudioChatSource:
         dtype = _DTYPES[self.dtype]
         how: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True, "use_safetensors": True}
         if self.quantization == "4bit":
-            how["quantization_config"] = transformers.BitsAndBytesConfig(
+            how["quantization_config"] = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
             )
             how["device_map"] = {"": device}
@@ -174,7 +174,7 @@ def _greedy(model: Any, processor: Any, most_tokens: int) -> Any:
     end = own.eos_token_id if own.eos_token_id is not None else processor.tokenizer.eos_token_id
     pad = own.pad_token_id if own.pad_token_id is not None else processor.tokenizer.pad_token_id
     pad = (end[0] if isinstance(end, list) else end) if pad is None else pad
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
         max_new_tokens=most_tokens,
@@ -223,7 +223,7 @@ def _processor(folder: Path) -> Any:
 
     advice = "the folder needs the files of its processor (preprocessor_config.json, tokenizer, chat template)"
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise RequestError(f"{folder}: has no processor ({_line(error)})\n{advice}") from error
     # without the files of one part, transformers returns the other part alone
