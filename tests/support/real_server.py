@@ -28,7 +28,14 @@ class RealServer:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, limit_s: float = 120) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A shell starts background jobs with Ctrl-C ignored, which children inherit.
+        self.process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         until = time.monotonic() + limit_s
         while True:
             try:

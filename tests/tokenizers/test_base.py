@@ -119,7 +119,8 @@ def test_a_race_for_the_same_folder_leaves_one_whole_tokenizer(tmp_path: Path, m
     monkeypatch.setattr(Path, "rename", slower)
     write_folder(tmp_path / "t", IDENTITY, ARRAYS, {"run": "ours"})
     assert raced
-    assert read_description(tmp_path / "t") == (IDENTITY, {"run": "ours"})
+    # The other one was complete first and has the same identity: it stays.
+    assert read_description(tmp_path / "t") == (IDENTITY, {"run": "other"})
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 

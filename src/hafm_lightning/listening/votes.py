@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -276,7 +277,7 @@ class VoteStore:
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_write_ahead_log(connection)
 
     def _begin_tables(self, connection: sqlite3.Connection) -> None:
         application, version = (
@@ -345,6 +346,19 @@ class VoteStore:
                 f"{self.path}: is damaged or no file of votes ({str(error)[:100]})\n"
                 "restore it from a copy, or from exported lines, and keep the damaged file"
             ) from error
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    until = time.monotonic() + WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait for a lock here, whatever its time limit is.
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _vote(row: sqlite3.Row) -> Vote:

@@ -24,7 +24,7 @@ OUTPUTS_AT_ONCE = 16
 """Outputs of a matrix product that are handed to a thread together; the gates' width must be a multiple of this."""
 PHASES = 5
 """Times in a layer that all threads wait for each other."""
-TILES_CHECKSUM = 1726406232
+TILES_CHECKSUM = 3003498323
 """CRC-32 of `step_tiles.py` and `vector_code.py`: Numba compiles again when the text of this file alone changes."""
 SUMS_MAY_BE_REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """What vector instructions need; infinities stay what they are."""
