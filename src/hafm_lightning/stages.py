@@ -15,7 +15,7 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     Loss with the conditions of another song, and loss_other - loss: above 0 where the stage follows its conditions.
     The pairs of songs are fixed (``modeling/token_scores.py``); with one song there is no such metric.
 
-Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
+Source: HAFM (arXiv 2604.09054), sections 3.2 (stages), 3.4 (architecture) and 3.5 (training).
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,8 @@ from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
 PROGRAM = "python -m hafm_lightning"
+LARGEST_WHOLE = (1 << 63) - 1
+"""Larger whole numbers do not fit the libraries behind the options."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +39,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._hint = hint
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -51,9 +55,42 @@ class Parser(argparse.ArgumentParser):
                 self.error("\n".join(filter(None, lines)))
         return super().parse_args(args, namespace)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; NaN, infinity and numbers beyond 64 bits are refused for every option."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            for value in given if isinstance(given, list | tuple) else [given]:
+                wrong = None
+                if isinstance(value, float) and not math.isfinite(value):
+                    wrong = f"must be a finite number, got {value}"
+                elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+                    wrong = "is a number beyond 64 bits"
+                if wrong:
+                    self.error(f"argument {'/'.join(action.option_strings) or action.dest}: {wrong}")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         """Raise RequestError instead of printing the usage."""
         raise RequestError(f"{message}\n{self.prog} --help explains the options")
+
+
+def whole(low: int, high: int = LARGEST_WHOLE) -> Callable[[str], int]:
+    """The ``type`` of an option: a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        limits = f"from {low} to {high}" if high < LARGEST_WHOLE else f"of {low} or more"
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text!r:.40}") from error
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text:.40}")
+        return value
+
+    return parse
 
 
 def check_writable(out: Path) -> None:

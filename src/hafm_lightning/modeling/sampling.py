@@ -3,7 +3,7 @@
 A draw is made from one uniform number by inverting the cumulative distribution. All numbers of a clip come from a
 generator seeded for that clip alone, so that a clip's result does not depend on the batch it rides in.
 
-Source: HAFM (arXiv 2604.09054), section 3.5: guidance 3.0, temperature 0.9, top-k 250.
+Source: HAFM (arXiv 2604.09054), section 3.3: guidance 3.0, temperature 0.9, top-k 250.
 """
 
 from __future__ import annotations
