@@ -134,7 +134,7 @@ def test_brackets_and_digits_in_strings_count_for_nothing() -> None:
         assert read(text) == json.loads(text)
 
 
-@pytest.mark.parametrize("text", ['"' + '\\"' * 2_000_000, "[" * 4_000_000, '"a' * 2_000_000, "1" * 4_000_000])
+@pytest.mark.parametrize("text", ['"' + '\\"' * 200_000, "[" * 400_000, '"a' * 200_000, "1" * 400_000])
 def test_the_time_is_linear_for_hostile_texts(text: str) -> None:
     begin = time.perf_counter()
     with pytest.raises(RequestError):
