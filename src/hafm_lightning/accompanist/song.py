@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hafm_lightning import limits
 from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
 from hafm_lightning.audio import Audio, Samples, read_audio, resample
 from hafm_lightning.errors import RequestError
@@ -33,8 +34,6 @@ Progress = Callable[[float], None]
 
 SILENCE_PEAK = 1e-4
 """A vocal that stays below this (-80 dBFS) is refused as silence."""
-MOST_CHANNELS, MOST_RATE_HZ = 32, 384_000
-"""Of an array."""
 
 
 LOUDEST_NOISE = 1 / 20
@@ -97,17 +96,21 @@ def audio_of_array(array: Array, rate_hz: int | None) -> Audio:
 
     RequestError for another shape or type, or without a sample rate.
     """
+    allowed = limits.current()
     if isinstance(array, Tensor):
         array = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy()
     if rate_hz is None:
         raise RequestError("an array needs its sample rate: accompany(samples, rate_hz=44100)")
-    if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | np.integer) or not 0 < rate_hz <= MOST_RATE_HZ:
-        raise RequestError(f"rate_hz must be a whole number of Hz up to {MOST_RATE_HZ}, got {rate_hz!r}")
+    if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | np.integer) or not (
+        allowed.audio_min_rate_hz <= rate_hz <= allowed.audio_max_rate_hz
+    ):
+        bounds = f"from {allowed.audio_min_rate_hz} to {allowed.audio_max_rate_hz} Hz"
+        raise RequestError(f"rate_hz must be a whole number {bounds}, got {rate_hz!r}")
     if array.ndim not in (1, 2):
         raise RequestError(f"samples must be [L] or [channels, L], got shape {list(array.shape)}")
     samples = array[None] if array.ndim == 1 else array
-    if samples.shape[0] > MOST_CHANNELS or samples.shape[0] < 1:
-        advice = "; transpose it: samples.T" if samples.shape[1] <= MOST_CHANNELS else ""
+    if not 1 <= samples.shape[0] <= allowed.audio_channels:
+        advice = "; transpose it: samples.T" if samples.shape[1] <= allowed.audio_channels else ""
         raise RequestError(f"samples must be [channels, L], got shape {list(array.shape)}{advice}")
     if samples.dtype.kind == "f":
         scaled = samples
