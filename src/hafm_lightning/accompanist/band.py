@@ -248,13 +248,14 @@ class Accompanist:
         options: SamplingOptions | None = None,
         style: str | None = None,
         overlap_s: float | None = None,
-        vocal_noise: VocalNoise = NOISE_AUTO,
+        vocal_noise: VocalNoise | Sequence[float] = NOISE_AUTO,
         mix: MixOptions = MixOptions(),
         on_progress: Progress | None = None,
     ) -> list[Take]:
         """Accompany several vocals in one batch; arguments as :meth:`accompany`, with one seed for each vocal.
 
-        ``options`` are guidance and sampling, None for the model's. The real-time factor of each take is that of the batch.
+        ``options`` are guidance and sampling, None for the model's. ``vocal_noise`` may be a number for each vocal. The
+        real-time factor of each take is that of the batch.
         """
         if not vocals or len(vocals) != len(seeds):
             raise ValueError(f"need one seed for each vocal, got {len(vocals)} vocals and {len(seeds)} seeds")
@@ -262,10 +263,11 @@ class Accompanist:
         chosen_style = style_id(self.networks, self.styles, style)
         overlap = overlap_units(self.window, self.right_context, overlap_s)
         options = self.sampling if options is None else options
+        each = [vocal_noise] * len(vocals) if isinstance(vocal_noise, str | float | int) else list(vocal_noise)
         songs = []
-        for vocal, seed in zip(map(load_vocal, vocals), seeds, strict=True):
+        for vocal, seed, noise in zip(map(load_vocal, vocals), seeds, each, strict=True):
             peak = float(np.abs(vocal.audio.samples).max())
-            sigma = noise_sigma(vocal_noise, self.trained_noise_sigma, peak)
+            sigma = noise_sigma(noise, self.trained_noise_sigma, peak)
             songs.append(Song.of(vocal, seed, self.window, overlap, self.right_context, sigma))
         counter = ShareCounter(sum(len(song.windows) for song in songs) * len(self.networks), on_progress)
         for number in range(max(len(song.windows) for song in songs)):
@@ -277,7 +279,7 @@ class Accompanist:
         factor = (time.perf_counter() - began) / sum(song.vocal.duration_s for song in songs)
         takes = []
         settings = asdict(options) | {"style": style, "overlap_s": float(overlap * GRID_S)}
-        settings |= {"stages": len(self.networks), "vocal_noise": vocal_noise}
+        settings |= {"stages": len(self.networks), "vocal_noise": vocal_noise if isinstance(vocal_noise, str) else each}
         model = model_facts(self.networks, self.tokenizers, self.origin, self.card, self.window)
         facts = {"model": model, "machine": machine_facts(self.device, self.precision), "real_time_factor": factor}
         for index, (song, mixed) in enumerate(zip(songs, sounds, strict=True)):

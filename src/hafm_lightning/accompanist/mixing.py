@@ -134,10 +134,10 @@ def _fitting_gain(voice: Samples, band: Samples, rate_hz: int, peak_dbtp: float)
 
 
 def _gain_curve(voice: Samples, band: Samples, rate_hz: int, ceiling: float) -> Samples | None:
-    """Gain of the band ``[1, L]``, between 0 and 1, that keeps band and sum below the ceiling; None for 1 throughout."""
+    """Gain of the band ``[1, L]``, from 0 to 1, that keeps band and sum below the ceiling; None for 1 everywhere."""
     from scipy.ndimage import minimum_filter1d, uniform_filter1d
 
-    allowed = np.concatenate([part for part in _allowed(voice, band, rate_hz, ceiling)])
+    allowed = np.concatenate(list(_allowed(voice, band, rate_hz, ceiling)))
     if allowed.size == 0 or allowed.min() >= 1:
         return None
     half = max(1, round(LIMITER_S * rate_hz))
@@ -147,9 +147,7 @@ def _gain_curve(voice: Samples, band: Samples, rate_hz: int, ceiling: float) -> 
     return gain
 
 
-def _allowed(
-    voice: Samples, band: Samples, rate_hz: int, ceiling: float
-) -> Iterator[npt.NDArray[np.float64]]:
+def _allowed(voice: Samples, band: Samples, rate_hz: int, ceiling: float) -> Iterator[npt.NDArray[np.float64]]:
     """Largest gain of the band at each sample, block by block: of the samples and of the values between them."""
     block, length = max(1, round(_BLOCK_S * rate_hz)), band.shape[1]
     for begin in range(0, length, block):
@@ -169,7 +167,7 @@ def _allowed(
 def _largest_gain(
     voice: npt.NDArray[np.float64], band: npt.NDArray[np.float64], ceiling: float
 ) -> npt.NDArray[np.float64]:
-    """Largest gain in [0, 1] ``[n]`` with which ``|voice + gain * band|`` and ``|gain * band|`` are at most the ceiling.
+    """Largest gain in [0, 1] ``[n]`` with which ``|voice + gain * band|`` and ``|gain * band|`` stay below the ceiling.
 
     ``voice`` is ``[channels, n]``, ``band`` is ``[n]``.
     """

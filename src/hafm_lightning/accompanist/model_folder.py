@@ -142,7 +142,8 @@ def read_model_folder(
         )
     networks = [_read_network(folder, role, described[role]) for role in roles]
     tokenizers = load_tokenizers(folder / TOKENIZERS_FOLDER, device=device)
-    return ModelFolder(networks, tokenizers, list(config["styles"]), dict(config.get("card") or {}), read_recommended(folder, networks))
+    styles, card = list(config["styles"]), dict(config.get("card") or {})
+    return ModelFolder(networks, tokenizers, styles, card, read_recommended(folder, networks))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

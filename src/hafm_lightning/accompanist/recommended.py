@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ _ADVICE = "repair or remove the file; without it the defaults are used"
 class Recommended:
     """Sampling, and the noise on vocals in training (0 if it is not known; full scale is 1)."""
 
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     vocal_noise_sigma: float = 0.0
 
 

@@ -1,4 +1,4 @@
-"""One vocal: reading it, what tokenizers hear of it, and its state while :class:`Accompanist` works through its windows.
+"""One vocal: reading it, what tokenizers hear of it, and its state while an Accompanist works through its windows.
 
 Choices:
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from hafm_lightning import limits
 from hafm_lightning.accompanist.windows import GRID_S, Window, covering_units, frames_at, plan_windows
 from hafm_lightning.audio import Audio, Samples, read_audio, resample
+from hafm_lightning.audio.sound import cancelling, warn_of_cancellation
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of
 from hafm_lightning.tokens import TokenStream
@@ -87,6 +88,10 @@ def load_vocal(vocal: Vocal, rate_hz: int | None = None) -> LoadedVocal:
         raise RequestError(f"{name}: holds NaN or infinite samples; export it again from its source")
     if float(np.abs(audio.samples).max()) < SILENCE_PEAK:
         raise RequestError(f"{name}: is silent; there is nothing to accompany")
+    channel = cancelling(audio.samples, audio.rate_hz)
+    if channel is not None:  # models, measures and the mix hear the same
+        warn_of_cancellation(name, channel)
+        audio = Audio(audio.samples[channel : channel + 1], audio.rate_hz)
     source = {"path": path, "sha256": digest, "seconds": audio.duration_s, "rate_hz": audio.rate_hz}
     return LoadedVocal(audio, source)
 
@@ -101,8 +106,10 @@ def audio_of_array(array: Array, rate_hz: int | None) -> Audio:
         array = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy()
     if rate_hz is None:
         raise RequestError("an array needs its sample rate: accompany(samples, rate_hz=44100)")
-    if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | np.integer) or not (
-        allowed.audio_min_rate_hz <= rate_hz <= allowed.audio_max_rate_hz
+    if (
+        isinstance(rate_hz, bool)
+        or not isinstance(rate_hz, int | np.integer)
+        or not (allowed.audio_min_rate_hz <= rate_hz <= allowed.audio_max_rate_hz)
     ):
         bounds = f"from {allowed.audio_min_rate_hz} to {allowed.audio_max_rate_hz} Hz"
         raise RequestError(f"rate_hz must be a whole number {bounds}, got {rate_hz!r}")

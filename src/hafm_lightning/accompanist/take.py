@@ -56,6 +56,16 @@ class Take:
         """Samples a second of :attr:`instrumental` and :attr:`mix`."""
         return self.instrumental.rate_hz
 
+    def summary(self, folder: Path) -> str:
+        """A line about the take that was saved in ``folder``, as JSON."""
+        facts = {
+            "folder": str(folder),
+            "seconds": round(self.instrumental.duration_s, 3),
+            "real_time_factor": round(self.real_time_factor, 3),
+            "seed": self.record["seed"],
+        }
+        return json.dumps(facts)
+
     def save(self, folder: str | Path) -> Path:
         """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`, all or none of them; returns the folder.
 
@@ -72,11 +82,10 @@ class Take:
         record = json.dumps({**self.record, "outputs": outputs}, indent=1, allow_nan=False)
         files = {RECORD_FILE: f"{record}\n".encode(), **contents}
         try:
-            with one_at_a_time(target / LOCK_NAME, erase=True):
-                with ExitStack() as drafts:  # the last that is opened is renamed first: the record comes at the end
-                    for name, content in files.items():
-                        drafts.enter_context(atomic_file(target / name)).write_bytes(content)
-                    (target / RECORD_FILE).unlink(missing_ok=True)  # it does not describe a half-replaced take
+            with one_at_a_time(target / LOCK_NAME, erase=True), ExitStack() as drafts:
+                for name, content in files.items():  # the last that is opened is renamed first, the record at the end
+                    drafts.enter_context(atomic_file(target / name)).write_bytes(content)
+                (target / RECORD_FILE).unlink(missing_ok=True)  # it does not describe a half-replaced take
         except OSError as error:
             reason = error.strerror or str(error)
             raise RequestError(f"{target}: the take cannot be written ({reason}); choose another --out") from error
@@ -113,7 +122,8 @@ def take_record(
             "limiter": -round(mixed.most_limited_db, 3),
         },
         "borders_s": [float((window.start + window.prefix) * GRID_S) for window in song.windows[1:]],
-        "batch": {"index": index, "vocals": [s.source for s in songs], "seeds": [s.seed for s in songs]},
+        "batch": {"index": index, "vocals": [s.source for s in songs], "seeds": [s.seed for s in songs]}
+        | {"noise_sigmas": [s.noise_sigma for s in songs]},
     }
 
 

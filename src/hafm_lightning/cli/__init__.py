@@ -11,6 +11,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hafm_lightning import __version__
 from hafm_lightning.cli.outcomes import (
@@ -23,6 +24,7 @@ from hafm_lightning.cli.outcomes import (
     exit_code,
     open_standard_streams,
     signals_as_exceptions,
+    warnings_of_sound,
 )
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
@@ -50,7 +52,7 @@ COMMANDS = {
     "judge": ("judge:main", "judge listening tests automatically"),
     "export": ("export:main", "write one model folder from three checkpoints"),
     "push": ("push:main", "upload a model folder to the Hugging Face Hub"),
-    "app": ("app:main", "serve a web page that makes the accompaniment of an uploaded vocal"),
+    "app": ("app.command:main", "serve a web page that makes the accompaniment of an uploaded vocal"),
     "demo": ("demo.command:main", "prepare, train, generate and evaluate on synthesised songs"),
     "doctor": ("doctor:main", "check this machine and print a fix for everything missing"),
 }
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
     arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
-    with signals_as_exceptions(arguments[:1] not in [[name] for name in SAVING_COMMANDS]):
+    with warnings_of_sound(), signals_as_exceptions(arguments[:1] not in [[name] for name in SAVING_COMMANDS]):
         return exit_code(lambda: run(arguments), debug)
 
 
@@ -104,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
         return DONE
     command = find(arguments[0])
     try:
-        os.getcwd()
+        Path.cwd()
     except OSError as error:
         raise RequestError(
             "the working directory no longer exists; change to another folder, such as with `cd ~`"

@@ -24,11 +24,14 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
+from hafm_lightning.audio import SoundWarning
 from hafm_lightning.errors import RequestError
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
@@ -58,7 +61,7 @@ def exit_code(run: Callable[[], int], debug: bool = False) -> int:
         if type(stop).__name__ == "SIGTERMException":
             return TERMINATED
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the end of every command
         if debug:
             _to_stderr("".join(traceback.format_exception(error)))
         code, lines = outcome(error)
@@ -123,9 +126,9 @@ def open_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # takes the lowest free number
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
 
 
 def _flush() -> None:
@@ -178,6 +181,30 @@ def _to_stderr(text: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads the reason; the exit code still says it
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+@contextmanager
+def warnings_of_sound() -> Iterator[None]:
+    """Within the block, each warning about a sound file is one line, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SoundWarning)
+        others = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SoundWarning):
+                _to_stderr(readable(f"warning: {message}") + "\n")
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 # --- signals ------------------------------------------------------------------------------------------------------

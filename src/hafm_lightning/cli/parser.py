@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
 PROGRAM = "python -m hafm_lightning"
+NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan).*", re.IGNORECASE)
+"""A value that is a number, not an option."""
 LARGEST_WHOLE = (1 << 63) - 1
 """Larger whole numbers do not fit the libraries behind the options."""
 
@@ -45,14 +48,21 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Parse; an unknown option is reported before a missing one, which may be the same one misspelt."""
+        waiting = ""  # an option before, whose value comes next
         for argument in args or ():
             name = argument.partition("=")[0]
             if argument == "--":
                 break
-            if name.startswith("--") and name not in self._option_string_actions:
+            known = name in self._option_string_actions
+            if waiting and argument.startswith("-") and not known and not NEGATIVE.fullmatch(argument) and argument[1:]:
+                hint = f"write {waiting}={argument}, or ./{argument} for a file"
+                self.error(f"{waiting} has no value: a value that begins with '-' looks like an option\n{hint}")
+            if name.startswith("--") and not known:
                 near = nearest(name, list(self._option_string_actions))
                 lines = (f"unknown argument {name!r}", did_you_mean(near) if near else self._hint)
                 self.error("\n".join(filter(None, lines)))
+            takes_value = known and self._option_string_actions[name].nargs is None and name == argument
+            waiting = name if takes_value else ""
         return super().parse_args(args, namespace)
 
     def parse_known_args(  # type: ignore[override]
