@@ -48,7 +48,10 @@ def test_closed_streams_change_no_exit_code_and_take_no_file(closed: str, tmp_pa
     for command, code in ((POWER, outcomes.DONE), ("generate --vocal x --out y --model z", outcomes.WRONG_REQUEST)):
         done = shell(f"cd {tmp_path}; $COMMAND {command} {closed}")
         assert done.returncode == code, (command, done.stderr)
-    probe = "import os, sys; from hafm_lightning.cli import main; main(['--version']); print(os.open('f', 65), file=sys.stderr)"
+    probe = (
+        "import os, sys; from hafm_lightning.cli import main; main(['--version']); "
+        "print(os.open('f', 65), file=sys.stderr)"
+    )
     done = shell(f'cd {tmp_path}; {sys.executable} -c "{probe}" <&- >&-')
     assert int(done.stderr) > 2, "a file has taken the number of a standard stream"
 

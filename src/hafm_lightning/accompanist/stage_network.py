@@ -171,11 +171,10 @@ def pick_device(device: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or auto"
-        ) from error
+        torch.zeros(1, device=chosen).cpu()  # meta has no values, and other backends may be names alone
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError(f"device {device!r} cannot be used ({reason:.160}); use cpu, or auto") from error
     return chosen
 
 
