@@ -18,7 +18,7 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     vocal itself. Not logged by a stage without the vocal (fine).
     The pairs of songs are fixed (``modeling/token_scores.py``); with one song there is no such metric.
 
-Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
+Source: HAFM (arXiv 2604.09054), sections 3.2 (stages), 3.4 (architecture) and 3.5 (training).
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class Stage(NotesMoves, pl.LightningModule):
         self.tokenizers: dict[str, Any] = {}
         self.tokenizers_folder: str | None = None
         self.styles: list[str] = []
+        self.vocal_noise_sigma: float | None = None
         self.duration_s: float | None = None
         names = score_names(self.model.layout.target.codebooks)
         names += ["loss_null", "loss_other", "conditioning_gain", "other_song_gap", "other_vocal_gap"]
@@ -162,6 +163,8 @@ class Stage(NotesMoves, pl.LightningModule):
         self.tokenizers_folder = str(data.tokenizers_folder) if data.tokenizers_folder is not None else None
         manifests = data.manifests if isinstance(data, ShardSource) else {}
         self.styles = next((list(manifest.styles) for manifest in manifests.values()), [])
+        sigmas = (manifest.preparation.get("noise_sigma") for manifest in manifests.values())
+        self.vocal_noise_sigma = next((float(sigma) for sigma in sigmas if sigma is not None), None)
 
     def training_loss(self, batch: TokenBatch) -> Tensor:
         """The loss of a training step, a mean over the batch's clips; needs no Trainer.
@@ -267,6 +270,7 @@ class Stage(NotesMoves, pl.LightningModule):
             "tokenizers": self.tokenizers,
             "tokenizers_folder": self.tokenizers_folder,
             "styles": self.styles,
+            "vocal_noise_sigma": self.vocal_noise_sigma,
             "duration_s": self.duration_s,
         }
 
@@ -332,6 +336,7 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
+    stage.vocal_noise_sigma = saved.get("vocal_noise_sigma")
     # sums of metrics (``train_means.clips``), which a version of torchmetrics may save, are no weights
     weights, expected = (
         {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
