@@ -10,7 +10,6 @@ from tiny_band import sing
 from hafm_lightning.accompanist.mixing import Mixed, MixOptions, limit_band, mix_take
 from hafm_lightning.audio import Audio, loudness_lufs
 
-
 FINER_DB = 0.1
 """Eight times the rate and another filter find peaks that four times (BS.1770) does not."""
 

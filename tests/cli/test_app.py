@@ -228,6 +228,9 @@ def test_the_apps_folder_is_private_and_goes_with_it(temporary: Path, monkeypatc
     abandoned = temporary / f"{PREFIX}dead"
     (abandoned / "uploads").mkdir(parents=True)
     (abandoned / "uploads" / "voice.wav").write_bytes(b"voice")
+    (abandoned / ".lock").touch()  # as kill -9 leaves it
+    starting = temporary / f"{PREFIX}starting"
+    starting.mkdir()
     (temporary / f"{PREFIX}file").write_text("not a folder")
     (temporary / f"{PREFIX}link").symlink_to(temporary / "elsewhere")
     with workplace() as first, workplace() as second:  # two apps live
@@ -236,7 +239,10 @@ def test_the_apps_folder_is_private_and_goes_with_it(temporary: Path, monkeypatc
         for folder in (first, second):
             assert folder.stat().st_mode & 0o777 == 0o700
         assert Path(os.environ[UPLOADS_VARIABLE]).parent == second
-    assert not list(temporary.glob(f"{PREFIX}*/"))
+    assert [folder.name for folder in temporary.glob(f"{PREFIX}*") if folder.is_dir()] == [starting.name]
+    os.utime(starting, (0, 0))
+    with workplace():
+        assert not starting.exists()
     assert UPLOADS_VARIABLE not in os.environ
 
 

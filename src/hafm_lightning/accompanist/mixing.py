@@ -175,7 +175,8 @@ def _largest_gain(
     """
     size = np.maximum(np.abs(band), 1e-30)
     room = np.minimum(ceiling, (ceiling - np.sign(band) * voice).min(axis=0))
-    return np.clip(room / size, 0.0, 1.0)
+    gain: npt.NDArray[np.float64] = np.clip(room / size, 0.0, 1.0)
+    return gain
 
 
 def _ratio(after: Samples, before: Samples) -> float:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         notes=read_text("--notes", arguments.notes).strip() if arguments.notes else "",
     )
     files = checkpoint_files(arguments)
-    networks = networks_from_checkpoints(str(files["semantic"]), str(files["coarse"]), files["fine"], arguments.stages)
+    networks = networks_from_checkpoints(files["semantic"], files["coarse"], files["fine"], arguments.stages)
     folder = write_model_folder(
         arguments.out,
         networks,
