@@ -7,10 +7,12 @@ them as sound that can only be read from its beginning on.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,9 +105,35 @@ def _straight_class() -> Any:
 
 
 def has_no_length(path: Path) -> bool:
-    """True if the file can only be read from its beginning on: its length is not stated, or it has no seeking."""
-    with open_sound(path) as sound:
-        return sound.sequential
+    """True if libsndfile reads the file, but only from its beginning on: no true length is stated, or no seeking."""
+    import soundfile
+
+    try:
+        with open_sound(path) as sound:
+            return sound.sequential
+    except (OSError, RequestError, soundfile.LibsndfileError):  # reading the file reports it
+        return False
+
+
+@contextmanager
+def copied_with_length(path: Path) -> Iterator[Path]:
+    """Decode a file of :func:`has_no_length` into a temporary float wav, which the end of the block deletes.
+
+    OSError if the temporary folder is full.
+    """
+    import soundfile
+
+    with tempfile.TemporaryDirectory(prefix="hafm-decoded-") as folder, open_sound(path) as sound:
+        copy = Path(folder) / "decoded.wav"
+        rate_hz, channels = sound.file.samplerate, sound.file.channels
+        with soundfile.SoundFile(native(copy), "w", rate_hz, channels, "FLOAT", format="RF64") as file:
+            while len(block := sound.read(BLOCK_FRAMES)):
+                try:
+                    file.write(block)
+                except (AssertionError, soundfile.LibsndfileError) as error:  # soundfile asserts that all was written
+                    text = f"decoding {path.name} filled {Path(folder).parent}; set TMPDIR to a larger disk"
+                    raise OSError(errno.ENOSPC, text) from error
+        yield copy
 
 
 def check_length(path: Path, frames: int, rate_hz: int) -> None:

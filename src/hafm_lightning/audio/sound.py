@@ -124,10 +124,10 @@ def cancelling(samples: Samples, rate_hz: int) -> int | None:
     return count.channel()
 
 
-def mono_of(samples: Samples, rate_hz: int) -> Samples:
-    """``[C, L]`` -> ``[L]`` as :meth:`Audio.mono`, without its warning."""
+def in_phase(samples: Samples, rate_hz: int) -> Samples:
+    """``[C, L]`` as it is, or its strongest channel ``[1, L]`` if the channels cancel each other in their mean."""
     channel = cancelling(samples, rate_hz)
-    return samples.mean(axis=0, dtype=np.float32) if channel is None else samples[channel]
+    return samples if channel is None else samples[channel : channel + 1]
 
 
 def warn_of_cancellation(name: object, channel: int) -> None:
