@@ -49,7 +49,7 @@ class Sound:
     position: int = 0  # frame at which the next block begins
 
     def read(self, count: int) -> npt.NDArray[np.float32]:
-        """The next ``[n, channels]``, ``n`` at most ``count``; fewer at the end. LibsndfileError where decoding fails."""
+        """The next ``[n, channels]``, ``n`` at most ``count``; fewer at the end. LibsndfileError if it is damaged."""
         block: npt.NDArray[np.float32] = self.file.read(count, dtype="float32", always_2d=True)
         self.position += len(block)
         return block
@@ -127,13 +127,23 @@ def copied_with_length(path: Path) -> Iterator[Path]:
         copy = Path(folder) / "decoded.wav"
         rate_hz, channels = sound.file.samplerate, sound.file.channels
         with soundfile.SoundFile(native(copy), "w", rate_hz, channels, "FLOAT", format="RF64") as file:
-            while len(block := sound.read(BLOCK_FRAMES)):
+            while len(block := _next_block(path, sound)):
                 try:
                     file.write(block)
                 except (AssertionError, soundfile.LibsndfileError) as error:  # soundfile asserts that all was written
                     text = f"decoding {path.name} filled {Path(folder).parent}; set TMPDIR to a larger disk"
                     raise OSError(errno.ENOSPC, text) from error
         yield copy
+
+
+def _next_block(path: Path, sound: Sound) -> npt.NDArray[np.float32]:
+    import soundfile
+
+    try:
+        return sound.read(BLOCK_FRAMES)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.rstrip(".")
+        raise RequestError(f"{path}: truncated or damaged ({reason}); fetch or export the file again") from error
 
 
 def check_length(path: Path, frames: int, rate_hz: int) -> None:

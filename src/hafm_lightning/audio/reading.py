@@ -19,10 +19,23 @@ from hafm_lightning import limits
 from hafm_lightning.audio.decoding import ffmpeg_decoded
 from hafm_lightning.audio.headers import missing_bytes, wav_codec
 from hafm_lightning.audio.lengths import BLOCK_FRAMES, CODEC_DELAY_FRAMES, Sound, open_sound
-from hafm_lightning.audio.sound import Audio, AudioInfo, Cancellation, Samples, cancelling, resample, warn_of_cancellation
+from hafm_lightning.audio.sound import (
+    Audio,
+    AudioInfo,
+    Cancellation,
+    Samples,
+    cancelling,
+    resample,
+    warn_of_cancellation,
+)
 from hafm_lightning.errors import RequestError
 
-_KINDS = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:

@@ -79,8 +79,8 @@ class AudioInfo:
 class Cancellation:
     """Finds channels that cancel each other in their mean, from blocks of a sound.
 
-    A channel that is another one turned upside down (bad cables, some phones, "wide" effects) leaves silence, or little,
-    in the mean. Ordinary stereo keeps half of its power or more; uncorrelated channels keep ``1 / channels``.
+    A channel that is another one turned upside down (bad cables, some phones, "wide" effects) leaves silence, or
+    little, in the mean. Ordinary stereo keeps half of its power or more; uncorrelated channels keep ``1 / channels``.
     """
 
     def __init__(self, channels: int, rate_hz: int) -> None:

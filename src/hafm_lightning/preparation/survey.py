@@ -42,7 +42,7 @@ class SurveyWork:
             with readable(song, with_mixture=self.fingerprints) as files:
                 info = probe_song(files)
                 sketch = sketch_to_text(_sketch(files)) if self.fingerprints else ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:  # of decoders too
             return SongFacts(song.id, problem=reason_of(error))
         return SongFacts(song.id, info.duration_s, sketch)
 

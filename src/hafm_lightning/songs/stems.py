@@ -75,7 +75,7 @@ def song_files(song: Song) -> list[Path]:
 
 @contextmanager
 def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
-    """The song with files that libsndfile reads anywhere: the others are decoded once, as every block would cost as much.
+    """The song with files that libsndfile reads anywhere: others are decoded once, as every block would cost as much.
 
     Others are files for ffmpeg, and files that state no true length or have no seeking.
 

@@ -81,7 +81,7 @@ class Measurements:
     loudness_lufs: float  # integrated loudness of the mixture; -200 stands for silence
     loudness_range_lu: float  # loudness range of the mixture
     # No rule tests the rest; the report sums it up.
-    vocal_bleed: float = 0.0  # share of frames whose vocal is above the absolute gate alone: too soft beside the mixture
+    vocal_bleed: float = 0.0  # share of frames with a vocal above the absolute gate alone
     low_end_db: float = 0.0  # power of the vocal from 20 to 100 Hz relative to the instrumental's; 0 if there is none
     cancelled: float = 0.0  # 1 if the channels of a stem cancel each other, so that one of them is used alone
 
