@@ -76,7 +76,7 @@ def described_as(name, value):
         (described_as("n_fft", 10**12), "n_fft must be a whole number from 64 to 65536"),
         (described_as("n_fft", "6144"), "n_fft must be a whole number"),
         (described_as("hop", -1), "hop must be"),
-        (described_as("dim_f", 400), "dim_f is 200"),
+        (described_as("dim_f", 400), "dim_f 400, dim_t 33 contradict each other"),
         (described_as("compensation", 1e9), "compensation must be a number from 0.1 to 10"),
         (described_as("compensation", [1]), "compensation must be a number"),
         (contradiction, "dim_t is 33, the settings say 77"),
