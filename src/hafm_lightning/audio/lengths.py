@@ -178,16 +178,26 @@ def _mpeg_without_length(path: Path, file: SoundFile) -> io.RawIOBase | None:
     """The MP3 behind a header with a length, if its own states none or a wrong one, and libsndfile guessed wrong."""
     if file.format != "MP3":
         return None
-    found = mpeg_frames(path)
+    found = _mpeg(path, _identity(path))
     delay = CODEC_DELAY_FRAMES["MP3"]
     if found is None or abs(found[0] - file.frames) <= delay:
         return None
     return _Prefixed(path, found[1])
 
 
+@functools.lru_cache(maxsize=1024)
+def _mpeg(path: Path, identity: tuple[int, ...]) -> tuple[int, MpegHeader] | None:
+    return mpeg_frames(path)
+
+
 def _counted(path: Path) -> int:
+    return _count(path, _identity(path))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Changes when the file changes."""
     status = path.stat()
-    return _count(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=1024)
