@@ -58,7 +58,7 @@ def open_file(path: str | Path, *, what: str, advice: str, most_bytes: float = m
     except FileNotFoundError:
         raise RequestError(f"{_shown(path)}: no such file ({what}); {advice}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if os.path.isdir(path):  # Windows opens no folders
+        if isinstance(error, PermissionError) and Path(path).is_dir():  # Windows opens no folders
             raise RequestError(f"{_shown(path)}: {what} is a folder, not a file; {advice}") from None
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"{_shown(path)}: {what} cannot be read ({reason}); {advice}") from error
