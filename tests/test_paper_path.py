@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ SMALL_CARD = """--protocols.0.duration_s 1.0 --protocols.0.clips 3 --protocols.0
 
 
 def run(*arguments: object) -> None:
-    words = [str(word) for argument in arguments for word in str(argument).split("\n")]
-    assert main([part for word in words for part in (word.split(" ") if word.startswith("--") else [word])]) == 0, words
+    """Run a command; arguments that begin with ``--`` may hold several words."""
+    words = [part for word in map(str, arguments) for part in (shlex.split(word) if word[:2] == "--" else [word])]
+    assert main(words) == 0, words
 
 
 @pytest.mark.slow
@@ -56,7 +58,7 @@ def test_from_mixes_of_songs_to_votes(tmp_path: Path, monkeypatch: pytest.Monkey
         "prepare",
         "--config",
         EXPERIMENTS / "prepare.yaml",
-        "--root shards --corpora.0.path songs --corpora.0.metadata= --corpora.0.min_duration_s 0",
+        "--root shards --corpora.0.path songs --corpora.0.metadata '\"\"' --corpora.0.min_duration_s 0",
         "--clips.duration_s 2.0 --clips.hop_s 2.0 --clips.tail_s 0.4 --duplicates.enabled false",
         f"--separation.model {low_pass_model(tmp_path / 'models')} --separation.device cpu",
         "--filters.vocal_activity_min null --filters.instrumental_activity_min null --filters.leakage_max null",

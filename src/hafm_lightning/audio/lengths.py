@@ -108,6 +108,8 @@ def has_no_length(path: Path) -> bool:
     """True if libsndfile reads the file, but only from its beginning on: no true length is stated, or no seeking."""
     import soundfile
 
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     try:
         with open_sound(path) as sound:
             return sound.sequential
