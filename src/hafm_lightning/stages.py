@@ -63,6 +63,7 @@ from hafm_lightning.training.internals import NotesMoves, finishes_step, writes_
 from hafm_lightning.training.protocols import ShardSource, TokenSource
 from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
+from hafm_lightning.untrusted import checked
 
 
 class Stage(NotesMoves, pl.LightningModule):
@@ -270,6 +271,7 @@ class Stage(NotesMoves, pl.LightningModule):
         """Refuse a checkpoint of another stage or layout before any weight is copied."""
         saved = checked_metadata(checkpoint, "the checkpoint")
         check_continues(saved, self.metadata())
+        check_weights(_weights(checkpoint["state_dict"]), _weights(self.state_dict()), "the checkpoint")
         self.duration_s = saved["duration_s"]
 
 
@@ -297,6 +299,11 @@ class FineStage(Stage):
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
 
 
+def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state without sums of metrics (``train_means.clips``), which a version of torchmetrics may save."""
+    return {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
+
+
 def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage:
     """The stage in a local ``.ckpt`` file, in eval mode; only data is read.
 
@@ -311,10 +318,11 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
     settings = dict(saved["model"])
     target = settings.pop("target", None)
     try:
+        config = TokenModelConfig.from_dict(saved["model"])
         stage = kind(
-            **settings | {"backbone": BackboneConfig(**settings["backbone"])},
+            **settings | {"backbone": config.backbone, "conditions": list(config.conditions)},
             guidance_dropout=saved["guidance_dropout"],
-            optimizer=OptimizerConfig(**saved["optimizer"]),
+            optimizer=checked(saved["optimizer"], OptimizerConfig, str(path), "train it again"),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RequestError(f"{path}: the description of its stage cannot be used ({error})") from error
@@ -324,11 +332,7 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
-    # sums of metrics (``train_means.clips``), which a version of torchmetrics may save, are no weights
-    weights, expected = (
-        {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
-        for state in (checkpoint["state_dict"], stage.state_dict())
-    )
-    check_weights(weights, expected, str(path))
+    weights = _weights(checkpoint["state_dict"])
+    check_weights(weights, _weights(stage.state_dict()), str(path))
     stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()

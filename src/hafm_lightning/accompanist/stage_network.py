@@ -88,9 +88,10 @@ def networks_from_checkpoints(
 def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: Mapping[str, Any]) -> StageNetwork:
     """A network from its description and weights (float32 tensors by parameter name); RequestError if they differ."""
     wanted = STAGE_OF_ROLE[role]
-    if metadata["stage"] != wanted:
+    if metadata.get("stage") != wanted:
         raise RequestError(
-            f"{source} holds a {metadata['stage']}, the {role} stage must be a {wanted}; were two of the files swapped?"
+            f"{source} holds a {metadata.get('stage')!s:.60}, the {role} stage must be a {wanted}; "
+            "were two of the files swapped?"
         )
     try:
         # float32 whatever PyTorch's default type is: the weights are
