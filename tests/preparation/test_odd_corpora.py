@@ -18,6 +18,7 @@ from tiny_preparation import tiny_config, tiny_values, yaml_file
 from hafm_lightning.cli import main
 from hafm_lightning.preparation.pipeline import prepare
 from hafm_lightning.shards import ShardReader, song_of
+from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC, VOCAL_SEMANTIC
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +31,13 @@ def odd_corpus(root: Path) -> Path:
     for number in range(2):
         write_stems(root / f"good-{number}", 4.0, seed=number)
     (root / "good-0" / "._vocals.wav").write_bytes(b"\0\5\26\7")
-    vocal, band = vocal_and_band(4.0, 7)
+    vocal, _ = vocal_and_band(4.0, 7)
     write_stems(root / "mono", 4.0, seed=7)
     write_stems(root / "phase", 4.0, seed=7)
     soundfile.write(root / "phase" / "vocals.wav", np.stack([vocal, -vocal], axis=1), RATE_HZ)
-    write_stems(root / "absurd", 4.0, seed=8)
+    write_stems(root / "absurd", 4.0, seed=8, rate_hz=44_100)
     (root / "absurd" / "vocals.wav").unlink()
-    soundfile.write(root / "absurd" / "vocals.flac", vocal, RATE_HZ)
-    flac_claiming(root / "absurd" / "vocals.flac", vocal, 2**36 - 1)
-    soundfile.write(root / "absurd" / "accompaniment.wav", np.repeat(band, 3)[: len(band)], 44_100)
+    flac_claiming(root / "absurd" / "vocals.flac", vocal_and_band(4.0, 8, 44_100)[0], 2**36 - 1)
     write_stems(root / "1-hz", 4.0, seed=9)
     wav_claiming(root / "1-hz" / "vocals.wav", 1, 1)
     write_stems(root / "many-channels", 4.0, seed=10)
@@ -71,9 +70,9 @@ def test_odd_songs_are_used_or_named_and_never_end_a_run(tmp_path, capsys):
     assert "1 hidden files" in left_out
     reader = ShardReader(root / "train")
     rows = {song: [i for i, clip in enumerate(reader.clip_ids) if song_of(clip) == song] for song in kept}
-    for name in ("instrumental_semantic", "vocal_semantic"):
+    for name in (INSTRUMENTAL_SEMANTIC.name, VOCAL_SEMANTIC.name):
         phase, mono = ([reader[i][name] for i in rows[song]] for song in ("phase", "mono"))
-        if name == "instrumental_semantic":
+        if name == INSTRUMENTAL_SEMANTIC.name:
             np.testing.assert_array_equal(phase, mono)
         else:  # the same waveform with other noise, since that depends on the clip's name
             assert np.mean(np.array(phase) == np.array(mono)) > 0.2

@@ -58,9 +58,13 @@ class Window:
 
         Filters measure all channels, tokenizers the mean: both must be given the same sound.
         """
-        kept = [np.broadcast_to(in_phase(stem, rate_hz), stem.shape) for stem in stems]
-        cancelled = any(len(stem) > 1 and new.strides[0] == 0 for stem, new in zip(stems, kept, strict=True))
-        return cls(start_s, before, length, rate_hz, kept[0], kept[1], separated, cancelled)
+        kept = [in_phase(stem, rate_hz) for stem in stems]
+        cancelled = any(len(new) < len(stem) for stem, new in zip(stems, kept, strict=True))
+        vocal, instrumental = (
+            new if len(new) == len(stem) else np.repeat(new, len(stem), axis=0)
+            for stem, new in zip(stems, kept, strict=True)
+        )
+        return cls(start_s, before, length, rate_hz, vocal, instrumental, separated, cancelled)
 
     def inner(self, samples: Samples) -> Samples:
         """The window itself, without its context."""
