@@ -18,6 +18,7 @@ from hafm_lightning.callbacks.exact_resume import ExactResume
 from hafm_lightning.callbacks.guards import NonFiniteError, NonFiniteGuard
 from hafm_lightning.callbacks.loggers import CsvLog, WandbDashboard
 from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
+from hafm_lightning.callbacks.session_timer import SessionTimer
 from hafm_lightning.callbacks.step_progress import StepProgress
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "MusicEvaluation",
     "NonFiniteError",
     "NonFiniteGuard",
+    "SessionTimer",
     "StepProgress",
     "WandbDashboard",
 ]

@@ -7,8 +7,7 @@ raised into exit codes:
 * 1: the work failed (the traceback is shown: it is not the request's fault);
 * 2: the request was wrong (:class:`~hafm_lightning.errors.RequestError`): at most five lines that say what, where and
   what to do, and no traceback unless ``--debug`` is given;
-* 130: stopped by Ctrl-C;
-* 143: stopped by SIGTERM, after a checkpoint where training was under way.
+* 129, 130, 143: stopped by SIGHUP, Ctrl-C or SIGTERM, after a checkpoint where training was under way.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from hafm_lightning import __version__
+from hafm_lightning.cli.launchers import drop_left_over
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
@@ -77,6 +77,7 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    drop_left_over(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG_FLAG in arguments
     arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
@@ -91,14 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RequestError as error:
         if debug:
             traceback.print_exception(error)
-        elif os.environ.get("LOCAL_RANK", "0") == "0":  # once, also with several processes
+        else:
             lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)
+            rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+            if rank == "0":
+                print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)
+            else:  # the first of several processes says the rest, if there is one
+                print(f"error (process {rank}): {lines[0]}", file=sys.stderr)
         return WRONG_REQUEST
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:  # argparse's own exits; SIGTERM in the middle of Lightning's loops
         if type(stop).__name__ == "SIGTERMException":
-            return TERMINATED
+            return stop.code if isinstance(stop.code, int) and stop.code else TERMINATED
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED

@@ -36,7 +36,10 @@ def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = Non
         return ShardReader(RemoteSource(str(root), split, cache_dir))
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise RequestError(f"data folder {folder} does not exist; give the folder that `prepare` wrote as `root`")
+        raise RequestError(
+            f"data folder {folder} does not exist{'' if folder.is_absolute() else f' (looked for in {Path.cwd()})'}; "
+            "give the folder that `prepare` wrote as `root`"
+        )
     if not (folder / split / MANIFEST_NAME).is_file():
         present = [name for name in SPLITS if (folder / name / MANIFEST_NAME).is_file()]
         raise RequestError(
