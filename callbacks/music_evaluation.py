@@ -9,8 +9,8 @@ from true conditions; the target is decoded. Logged are
 ``music/fad_<embedding>_codec``
     The same distance of the true accompaniments through the codec with as many codebooks: the lower bound.
 ``music/fad_vggish_paper``
-    The paper's value for as many codebooks (2.10 for 4, 1.71 for 8), a level line; only in its protocol (33 clips of 3 s,
-    HuBERT and EnCodec). ``protocol.json`` says how the paper's protocol differs.
+    The paper's value for as many codebooks (2.10 for 4, 1.71 for 8), a level line; only in its protocol (33 clips of
+    3 s, HuBERT and EnCodec). ``protocol.json`` says how the paper's protocol differs.
 ``music/accuracy``, ``music/accuracy_top10``, ``music/loss``, each also per codebook
     Teacher-forced token metrics on the same clips.
 ``music/clips``, ``music/failed``, ``music/seconds``
@@ -92,9 +92,9 @@ class MusicEvaluation(Callback):
         sampling: Guidance and sampling; the defaults are the paper's.
         seed: Draws the segments and, with each clip's number, its tokens.
         tokenizers: Folder of the tokenizers; by default the one beside the shards.
-        heard_through: How a semantic stage gets sound: ``auto`` takes the newest coarse and fine checkpoints of the runs
-            beside this one (``logs/coarse`` beside ``logs/semantic``) where there are any, ``named`` only ``coarse``
-            and ``fine`` below.
+        heard_through: How a semantic stage gets sound: ``auto`` takes the newest coarse and fine checkpoints of the
+            runs beside this one (``logs/coarse`` beside ``logs/semantic``) where there are any,
+            ``named`` only ``coarse`` and ``fine`` below.
         coarse: Checkpoint that writes coarse tokens for a semantic stage, so that it has sound.
         fine: Checkpoint for the fine tokens after these; without one, 4 codebooks are decoded.
         vocal_noise_sigma: Noise on the vocals before they are tokenized (preparation's sigma); 0 for clean vocals.

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from hafm_lightning.callbacks.dashboard import PAPER_TOKENIZERS
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings import EmbeddingSource, load_embedding
 
@@ -18,11 +19,10 @@ FALLBACK = EmbeddingSource()
 PAPER_FAD = {4: 2.10, 8: 1.71}
 """Codebooks -> FAD in the paper (table 4): semantic and coarse stage, and all three."""
 PAPER_PROTOCOL = (
-    "the paper: 33 clips of 3 s of MUSDB18's test songs, VGGish; reference set, weights and framing are not stated, and "
-    "every stage has the tokens that the stage before it has written (here: true tokens)"
+    "the paper: 33 clips of 3 s of MUSDB18's test songs, VGGish; reference set, weights and framing are not stated, "
+    "and every stage has the tokens that the stage before it has written (here: true tokens)"
 )
 PAPER_CLIPS, PAPER_DURATION_S = 33, 3.0
-PAPER_TOKENIZERS = {"semantic": "hubert", "acoustic": "encodec"}
 
 RUN, STEP = re.compile(r"run-(\d+)"), re.compile(r"step-(\d+)\.ckpt")
 

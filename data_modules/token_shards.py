@@ -68,7 +68,8 @@ class TokenShards(LightningDataModule):
             streams: Streams to deliver; by default all that the shards hold.
             cache_dir: Folder for copies of the shards of a remote root.
             allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
-                the uninterrupted run would have continued differently.
+                the uninterrupted run would have continued differently. On the command line, ``--allow_changes true``
+                sets it for every data module.
         """
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:

@@ -141,10 +141,10 @@ class Stage(NotesMoves, pl.LightningModule):
         """Choose the kernels of the network's new device."""
         for_training(self.model, self.kernels)
 
-    def forward(self, batch: TokenBatch | Mapping[str, Tensor], codebook: int = 0) -> Tensor:
+    def forward(self, batch: TokenBatch | Mapping[str, Tensor], codebook: int | None = None) -> Tensor:
         """Logits ``[B, K, T, V]`` of the true target with its true conditions.
 
-        With ``nonautoregressive`` those of one ``codebook``, ``[B, 1, T, V]``.
+        With ``nonautoregressive`` and a ``codebook`` those of one, ``[B, 1, T, V]``.
         """
         streams = batch.streams if isinstance(batch, TokenBatch) else batch
         logits: Tensor = self.model(streams, codebook)

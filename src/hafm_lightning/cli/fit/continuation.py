@@ -59,7 +59,7 @@ TABLE: Mapping[Treatment, str] = {
         trainer.devices trainer.num_nodes
     """,
     "free": """
-        ckpt_path allow_changes model.backbone.checkpoint_layers
+        ckpt_path weights_only allow_changes model.backbone.checkpoint_layers
         data.eval_batch_size data.workers data.streams data.cache_dir data.allow_changes
         data.allow_partial data.preparation_workers
         trainer.logger trainer.logger.* trainer.callbacks trainer.default_root_dir trainer.log_every_n_steps

@@ -90,8 +90,8 @@ def follow_changes(
     note = steps_left_note(trainer, step)
     if note:
         say(note)
-    if allowed and hasattr(data, "allow_changes"):
-        data.allow_changes = True
+    if hasattr(data, "allow_changes"):
+        allowed = data.allow_changes = allowed or bool(data.allow_changes)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     keeper = next((callback for callback in callbacks if isinstance(callback, SavedConfig)), None)
     if keeper is None:
