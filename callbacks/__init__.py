@@ -1,8 +1,9 @@
 """Lightning callbacks, loggers and the checkpoint writer: what surrounds a training run.
 
 Named in YAML by ``class_path``; nothing in the core imports this package. One file each. Every run
-has `exact_resume`, `guards`, `checkpoints`, `dashboard`, `step_progress` and the CSV log of `loggers`; a configuration
-may add `music_evaluation`, `ema` and the W&B logger. A new callback is exported below.
+has `exact_resume`, `guards`, `checkpoints`, `dashboard`, `step_progress` and the CSV log of `loggers`, and with
+`max_time` a `session_timer`; a configuration may add `music_evaluation`, `ema` and the W&B logger. A new callback is
+exported below.
 """
 
 if __name__ != "hafm_lightning.callbacks":

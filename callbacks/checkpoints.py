@@ -101,7 +101,7 @@ class Checkpoints(Checkpoint):
         """
         super().__init__()
         for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise RequestError(f"checkpoints.{name} must be above 0, got {value}")
         self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
         self.monitor, self.mode = monitor, mode

@@ -14,6 +14,7 @@ Choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from fractions import Fraction
@@ -66,6 +67,8 @@ def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
     """Number of places at which a crop may start in a clip; RequestError if it is too long or off the grid."""
     if crop_s is None:
         return 1
+    if not math.isfinite(crop_s):
+        raise RequestError(f"data.crop_s is {crop_s}\nuse a positive multiple of {FRAME_GRID_S} s, for example 3.0")
     grid = Fraction(FRAME_GRID_S).limit_denominator(10**6)
     steps = Fraction(crop_s).limit_denominator(10**6) / grid
     whole = Fraction(clip_duration_s).limit_denominator(10**6) / grid

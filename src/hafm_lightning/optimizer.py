@@ -51,8 +51,15 @@ class OptimizerConfig:
     fused: bool | None = None
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {beta}")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"final_fraction must be in [0, 1], got {self.final_fraction}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
         if self.schedule == "cosine" and (self.total_steps is None or self.total_steps <= self.warmup_steps):

@@ -9,8 +9,8 @@ import pytest
 from shipped import EXPERIMENTS
 
 from hafm_lightning import __version__, cli
-from hafm_lightning.cli.launchers import MEETING, RANKS, SLURM, SLURM_JOB, drop_left_over, left_over
 from hafm_lightning.errors import RequestError
+from hafm_lightning.processes.launchers import MEETING, RANKS, SLURM, SLURM_JOB, drop_left_over, left_over
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from hafm_lightning import __version__
-from hafm_lightning.cli.launchers import drop_left_over
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
+from hafm_lightning.processes.launchers import drop_left_over
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 ERROR_LINES = 5

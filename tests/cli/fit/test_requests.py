@@ -131,6 +131,30 @@ def test_a_limit_of_nothing_is_told(config, capsys, command, name):
     assert not run_of(config).exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("trainer.accumulate_grad_batches", "0", "must be 1 or more"),
+        ("trainer.accumulate_grad_batches", "-2", "must be 1 or more"),
+        ("trainer.val_check_interval", "0", "must be above 0"),
+        ("trainer.check_val_every_n_epoch", "0", "must be above 0"),
+        ("trainer.max_time", "00:00:00:00", "trainer.max_time is 0"),
+        ("trainer.max_time", "soon", "expected DD:HH:MM:SS"),
+        ("model.optimizer.learning_rate", "nan", "learning_rate must be above 0"),
+        ("model.optimizer.learning_rate", "inf", "learning_rate must be above 0"),
+        ("model.optimizer.weight_decay", "nan", "weight_decay must be 0 or more"),
+        ("model.optimizer.beta1", "1", "beta1 must be in [0, 1)"),
+        ("model.optimizer.beta2", "nan", "beta2 must be in [0, 1)"),
+        ("model.optimizer.final_fraction", "-1", "final_fraction must be in [0, 1]"),
+        ("data.crop_s", "nan", "data.crop_s is nan"),
+        ("checkpoints.every_minutes", "nan", "checkpoints.every_minutes must be above 0"),
+    ],
+)
+def test_values_that_end_in_a_traceback_later_are_refused(config, capsys, option, value, words):
+    assert words in refusal(capsys, "fit", "--config", str(config), f"--{option}", value)
+    assert not run_of(config).exists()
+
+
 def test_no_validation_is_a_choice(config):
     assert main(["fit", "--config", str(config), "--trainer.limit_val_batches", "0"]) == 0
     assert steps_of(run_of(config)) == ["0", "1"]

@@ -18,6 +18,7 @@ TUNERS: dict[type[pl.Callback], str] = {
 }
 """Callbacks of Lightning's tuner, which change settings behind the configuration, and what to do instead."""
 ENDS = ("max_steps", "max_epochs", "limit_train_batches")
+INTERVALS = ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch")
 BATCHES = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 
 
@@ -44,6 +45,18 @@ def check_limits(command: str, trainer: pl.Trainer) -> None:
             raise RequestError(
                 f"trainer.{name} is 0: nothing would be {work}\n"
                 f"set it to the wanted number, or leave --trainer.{name} out"
+            )
+
+
+def check_intervals(trainer_settings: Any) -> None:
+    """RequestError for intervals of 0 or less, by which Lightning divides; ``trainer_settings`` as configured."""
+    for name in INTERVALS:
+        value = trainer_settings[name]
+        if isinstance(value, int | float) and not value > 0:
+            raise RequestError(
+                f"trainer.{name} must be above 0, got {value}\nto validate never: --trainer.limit_val_batches 0"
+                if "check" in name
+                else f"trainer.{name} must be 1 or more, got {value}\n1 takes an optimizer step after every batch"
             )
 
 

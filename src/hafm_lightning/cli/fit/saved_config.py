@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,14 @@ class SavedConfig(SaveConfigCallback):
         config.trainer.default_root_dir = str(run.parent)
         if config.ckpt_path is not None and run.resolve() in Path(config.ckpt_path).resolve().parents:
             config.ckpt_path = None  # the run continued itself
+        config.allow_changes = False  # of this resume
         text = self.parser.dump(config, skip_none=False)
         changes = [f"# changed after step {step}: {' '.join(str(change).split())}\n" for step, change in self.history]
         write_atomic(run / "config.yaml", "".join([*changes, text]).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """The configuration as key -> plain value."""
         return flat_settings(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
@@ -61,7 +64,7 @@ class SavedConfig(SaveConfigCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the settings, with which those of a continued run are compared."""
-        checkpoint[SETTINGS_KEY] = recorded(self.settings(), self.history)
+        checkpoint[SETTINGS_KEY] = recorded(self.settings, self.history)
 
 
 def follow_changes(
@@ -100,7 +103,7 @@ def follow_changes(
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         say("the checkpoint does not record the settings of its run: changes since then cannot be named")
         return
-    now = keeper.settings()
+    now = dict(keeper.settings)
     if draws_seed:
         now.pop("seed_everything", None)
     unapplied: tuple[str, ...] = () if isinstance(module, Stage) else ("model.",)

@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli import COMMANDS
-from hafm_lightning.cli.fit.checks import check_callbacks, check_limits, check_seed
+from hafm_lightning.cli.fit.checks import check_callbacks, check_intervals, check_limits, check_seed
 from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, claim, claimed_run, is_first, joined_run, say
 from hafm_lightning.cli.fit.saved_config import SavedConfig, follow_changes
@@ -198,6 +198,7 @@ class StageCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Add what every run needs, unless the configuration names its own."""
         fitting, precision = self.command == "fit", str(config["precision"])
+        check_intervals(config)
         if fitting or precision.startswith("transformer-engine"):  # which Lightning may not find
             check_precision(config["precision"])
         if config["logger"] is not False:
