@@ -13,6 +13,7 @@ Choices:
 from __future__ import annotations
 
 import hashlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,7 @@ class TokenShards(LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(self.seed),  # the global one is for training
         )
 
@@ -270,3 +272,10 @@ class TokenShards(LightningDataModule):
 
     def _tokenizer_hashes(self) -> dict[str, str]:
         return {name: str(identity.get("sha256", "")) for name, identity in self.tokenizers.items()}
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """Ignore Ctrl-C and SIGHUP, which the terminal sends to a loader worker too: the run needs it until it is saved."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -155,6 +155,14 @@ def test_values_that_end_in_a_traceback_later_are_refused(config, capsys, option
     assert not run_of(config).exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("val_check_interval", "100"), ("limit_train_batches", "0.01"), ("limit_val_batches", "0.001")],
+)
+def test_what_lightning_refuses_when_training_begins_is_told_in_lines(config, capsys, option, value):
+    assert option.split("_")[0] in refusal(capsys, "fit", "--config", str(config), f"--trainer.{option}", value)
+
+
 def test_no_validation_is_a_choice(config):
     assert main(["fit", "--config", str(config), "--trainer.limit_val_batches", "0"]) == 0
     assert steps_of(run_of(config)) == ["0", "1"]

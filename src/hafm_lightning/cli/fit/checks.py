@@ -60,6 +60,14 @@ def check_intervals(trainer_settings: Any) -> None:
             )
 
 
+def comes_from_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself has raised an error: about its settings, when training begins."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
 def steps_left_note(trainer: pl.Trainer, step: int) -> str:
     """A line for a run that is complete already; empty for every other."""
     if not 0 <= trainer.max_steps <= step:

@@ -33,7 +33,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli import COMMANDS
-from hafm_lightning.cli.fit.checks import check_callbacks, check_intervals, check_limits, check_seed
+from hafm_lightning.cli.fit.checks import (
+    check_callbacks,
+    check_intervals,
+    check_limits,
+    check_seed,
+    comes_from_lightning,
+)
 from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, claim, claimed_run, is_first, joined_run, say
 from hafm_lightning.cli.fit.saved_config import SavedConfig, follow_changes
@@ -353,7 +359,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
             cli = StageCLI(command, arguments, held=held)
         try:
             cli.execute()
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, RequestError) or not (
+                isinstance(error, MisconfigurationException) or comes_from_lightning(error)
+            ):
+                raise
             raise RequestError(str(error)) from error
         except SystemExit:
             if cli.trainer.interrupted and not cli.trainer.received_sigterm:  # Lightning turns Ctrl-C into exit code 1
