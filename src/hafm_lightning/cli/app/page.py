@@ -79,7 +79,7 @@ def read_upload(path: str) -> Audio:
     try:
         size = Path(path).stat().st_size
         if size > allowed.app_bytes:
-            raise RequestError(f"The file has {size / 1e6:.0f} MB, at most {allowed.app_bytes / 1e6:.0f} are taken.")
+            raise RequestError(f"the file has {size / 1e6:.0f} MB")
         with limits.using(
             audio_seconds=min(allowed.app_seconds, allowed.audio_seconds),
             audio_channels=min(allowed.app_channels, allowed.audio_channels),
@@ -87,7 +87,10 @@ def read_upload(path: str) -> Audio:
             probe_audio(path)
             return read_audio(path)
     except RequestError as error:
-        raise RequestError(without_path(str(error), path)) from error
+        most = (
+            f"{allowed.app_bytes / 1e6:g} MB, {allowed.app_seconds / 60:g} minutes and {allowed.app_channels} channels"
+        )
+        raise RequestError(f"{without_path(str(error), path)}. Uploads may have {most}.") from error
 
 
 def without_path(message: str, path: str) -> str:
