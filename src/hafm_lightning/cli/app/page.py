@@ -77,7 +77,7 @@ def read_upload(path: str) -> Audio:
     """The vocal that was uploaded; RequestError without its path if it is larger than the app takes, or unreadable."""
     allowed = limits.current()
     try:
-        size = Path(path).stat().st_size
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
         if size > allowed.app_bytes:
             raise RequestError(f"the file has {size / 1e6:.0f} MB")
         with limits.using(
