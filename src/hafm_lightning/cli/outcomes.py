@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -135,14 +136,13 @@ def _flush() -> None:
 
 
 def _stdout_is_broken() -> bool:
-    """Whether the reader of stdout has gone; what could not be written is still waiting."""
+    """Whether stdout is a pipe or socket whose reader has gone."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    except (OSError, ValueError):
+        waiting = select.poll()
+        waiting.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll on Windows; a stream without a number
         return False
-    return False
 
 
 def _stdout_refuses(number: int) -> bool:
