@@ -91,11 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     drop_left_over(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
-    if debug:
-        os.environ[DEBUG_VARIABLE] = "1"
     arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
+    before = os.environ.get(DEBUG_VARIABLE)
+    os.environ[DEBUG_VARIABLE] = "1" if debug else "0"
     with warnings_of_sound(), signals_as_exceptions(arguments[:1] not in [[name] for name in SAVING_COMMANDS]):
-        return exit_code(lambda: run(arguments), debug)
+        try:
+            return exit_code(lambda: run(arguments), debug)
+        finally:
+            if before is None:
+                os.environ.pop(DEBUG_VARIABLE, None)
+            else:
+                os.environ[DEBUG_VARIABLE] = before
 
 
 def run(arguments: Sequence[str]) -> int:
