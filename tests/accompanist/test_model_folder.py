@@ -59,6 +59,7 @@ def test_a_folder_holds_data_only_and_describes_itself(folder: Path) -> None:
         "coarse.safetensors",
         "config.json",
         "fine.safetensors",
+        "generation_config.json",
         "semantic.safetensors",
         "tokenizers/acoustic/arrays.safetensors",
         "tokenizers/acoustic/tokenizer.json",
