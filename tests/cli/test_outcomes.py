@@ -22,7 +22,7 @@ def shell(line: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash that begins the command with ``$COMMAND``."""
     environment = {**os.environ, "COMMAND": COMMAND, "PYTHONPATH": str(SOURCES), **changes}
     return subprocess.run(
-        ["bash", "-c", line], capture_output=True, text=True, env=environment, timeout=120, check=False
+        ["bash", "-c", line], capture_output=True, text=True, env=environment, timeout=600, check=False
     )
 
 
@@ -92,7 +92,7 @@ def test_a_signal_has_its_exit_code_and_leaves_no_half_written_file(name: str, c
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     process.send_signal(getattr(signal, name))
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == code
     assert len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -112,11 +112,10 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(__version__)
         return DONE
-    command = find(arguments[0])
     try:
-        Path.cwd()
+        Path.cwd()  # before the command is imported: libraries that PyTorch loads end the process there
     except OSError as error:
         raise RequestError(
             "the working directory no longer exists; change to another folder, such as with `cd ~`"
         ) from error
-    return command(arguments[1:])
+    return find(arguments[0])(arguments[1:])
