@@ -156,7 +156,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="ADVICE") as refused:
             untrusted.read_json(path, what="WHAT", advice="ADVICE")
         assert str(refused.value).isprintable()
-        with pytest.raises(RequestError, match="WHAT"):
+        with pytest.raises(RequestError, match=r"WHAT (cannot|is|has)"):
             untrusted.check_file(path, what="WHAT", advice="ADVICE")
     good = tmp_path / "good.json"
     good.write_bytes(b'\xef\xbb\xbf{"a": 1}')

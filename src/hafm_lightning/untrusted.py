@@ -52,23 +52,24 @@ def open_file(path: str | Path, *, what: str, advice: str, most_bytes: float = m
     ``what`` the file is and the ``advice`` appear in messages. RequestError if it is missing, may not be read, is no
     regular file, or has more than ``most_bytes``.
     """
+    subject = f"{_shown(path)}: {what}{' ' * bool(what)}"
     try:
         # Without O_NONBLOCK, opening a pipe waits until another process writes to it.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
-        raise RequestError(f"{_shown(path)}: no such file ({what}); {advice}") from None
+        raise RequestError(f"{subject}cannot be read (no such file); {advice}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, PermissionError) and Path(path).is_dir():  # Windows opens no folders
-            raise RequestError(f"{_shown(path)}: {what} is a folder, not a file; {advice}") from None
+            raise RequestError(f"{subject}is a folder, not a file; {advice}") from None
         reason = getattr(error, "strerror", None) or str(error)
-        raise RequestError(f"{_shown(path)}: {what} cannot be read ({reason}); {advice}") from error
+        raise RequestError(f"{subject}cannot be read ({reason}); {advice}") from error
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             kind = next((name for test, name in _KINDS if test(status.st_mode)), "no regular file")
-            raise RequestError(f"{_shown(path)}: {what} is {kind}, not a file; {advice}")
+            raise RequestError(f"{subject}is {kind}, not a file; {advice}")
         if status.st_size > most_bytes:
-            raise RequestError(f"{_shown(path)}: {what} has {status.st_size} bytes, at most {most_bytes:.0f} are read")
+            raise RequestError(f"{subject}has {status.st_size} bytes, at most {most_bytes:.0f} are read; {advice}")
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -178,7 +179,10 @@ def checked(
     """
     from pydantic import ValidationError
 
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:  # values from elsewhere than a JSON text
+        raise RequestError(f"{where} is damaged ({error!s:.160}); {advice}") from error
     odd_names = _SURROGATES.search(text) is not None
     if odd_names:
         text = _SURROGATES.sub(lambda found: chr(ord(found[0]) + _STAND_IN), text)

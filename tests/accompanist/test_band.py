@@ -71,6 +71,7 @@ def test_the_sound_is_the_decoded_tokens(band: Accompanist) -> None:
     take = band.accompany(sing(0.4, 24000), seed=1)
     codes = np.concatenate([take.tokens["instrumental_coarse"], take.tokens["instrumental_fine"]])
     decoded = band.tokenizers.acoustic.decode(torch.from_numpy(codes)[None])[0].numpy()
+    np.testing.assert_array_equal(take.decoded.samples[0], decoded)
     gain = 10 ** (take.record["gains_db"]["band"] / 20)
     assert take.record["gains_db"]["limiter"] == 0  # else the gain would not be the same everywhere
     np.testing.assert_allclose(take.instrumental.samples[0], gain * decoded, atol=1e-4)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damaged_json import damaged
+from damaged_json import survivors
 from tiny_shards import write_tiny_shards, write_tiny_split
 
 from hafm_lightning import files
@@ -167,18 +167,11 @@ def manifest_content(tmp_path: Path) -> dict:
 
 def test_damaged_manifests_are_read_or_refused_in_a_line(tmp_path: Path) -> None:
     content = manifest_content(tmp_path)
-    taken = []
-    for damage in damaged(content):
-        try:
-            Manifest.parse(damage.text, "WHERE")
-            taken.append(damage.name)
-            assert not damage.is_certain, damage.name
-        except RequestError as error:
-            assert str(error).startswith("WHERE")
-            assert str(error).isprintable(), damage.name
-    fields = {name.split()[0].split(".")[0] for name in taken}
+    taken = survivors(content, lambda text: Manifest.parse(text, "WHERE"))
+    fields = {name.split()[0].split(".")[0] for name in taken} - {"shards"}
     # what an identity of a tokenizer or the settings of a preparation hold is compared elsewhere
     assert fields <= {"preparation", "resampler", "tokenizers", "duration_s", "styles", "format_version"}, taken
+    assert [name for name in taken if name.startswith("shards")] == ["shards list"], "a split may be empty"
 
 
 @pytest.mark.parametrize("name", ["../../../X/evil", "/etc/passwd", "..", "a" * 63 + "/", "A" * 64, "", "~/x"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from hafm_lightning.errors import RequestError
 
 _MARK = '"@@ the value stands here @@"'
 
@@ -64,7 +66,7 @@ def damaged_texts(content: Any) -> Iterator[Damage]:
     yield Damage("unclosed", b"[" * 100_000, True)
     yield Damage("escapes", b'"' + b'\\"' * 100_000, True)
     for name, value in {"null": "null", "list": "[]", "object": "{}", "text": '"x"', "number": "1"}.items():
-        yield Damage(f"only {name}", value.encode(), True)
+        yield Damage(f"only {name}", value.encode(), name != "object")
     yield Damage("two values", text + text, True)
     if isinstance(content, dict) and content:
         key = next(iter(content))
@@ -90,6 +92,25 @@ def damaged(content: Any, longest_list: int = 1) -> Iterator[Damage]:
     """All of :func:`damaged_texts` and :func:`damaged_fields`."""
     yield from damaged_texts(content)
     yield from damaged_fields(content, longest_list)
+
+
+def survivors(content: Any, read: Callable[[bytes], Any]) -> list[str]:
+    """Names of the damages after which ``read`` still takes the text; any other must end in a short RequestError."""
+    taken = []
+    for damage in damaged(content):
+        try:
+            read(damage.text)
+        except RequestError as refusal:
+            lines = str(refusal).splitlines()
+            if len(lines) > 5 or not all(line.isprintable() and len(line) < 1000 for line in lines):
+                raise AssertionError(f"{damage.name}: the message is no short one: {lines!r:.500}") from refusal
+        except Exception as error:
+            raise AssertionError(f"{damage.name}: {type(error).__name__} instead of a RequestError") from error
+        else:
+            taken.append(damage.name)
+            if damage.is_certain:
+                raise AssertionError(f"{damage.name}: taken")
+    return taken
 
 
 def _places(content: Any, longest_list: int, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:

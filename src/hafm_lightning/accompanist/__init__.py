@@ -1,8 +1,8 @@
 """From a vocal to its accompaniment: three trained stages and two tokenizers as one object.
 
 Start at `band`. `stage_network` reads the stages, `windows` and `song` cover a long vocal, `rendering` makes sound of
-tokens, `mixing` adds the vocal, `take` holds and writes the result; `model_folder` and `recommended` read and write models
-and their settings; `live` and `live_tracks` accompany during the performance.
+tokens, `mixing` adds the vocal, `take` holds and writes the result; `model_folder` and `recommended` read and write a
+model and its settings; `live` and `live_tracks` accompany during the performance.
 """
 
 from __future__ import annotations

@@ -275,17 +275,18 @@ class Accompanist:
             for prefix in sorted({song.windows[number].prefix for song in active}):
                 together = [song for song in active if song.windows[number].prefix == prefix]
                 self._write_window(together, number, options, chosen_style, counter)
-        sounds = [mix_take(song.vocal, self._sound(song), mix) for song in songs]
+        decoded = [self._sound(song) for song in songs]
+        sounds = [mix_take(song.vocal, sound, mix) for song, sound in zip(songs, decoded, strict=True)]
         factor = (time.perf_counter() - began) / sum(song.vocal.duration_s for song in songs)
         takes = []
         settings = asdict(options) | {"style": style, "overlap_s": float(overlap * GRID_S)}
         settings |= {"stages": len(self.networks), "vocal_noise": vocal_noise if isinstance(vocal_noise, str) else each}
         model = model_facts(self.networks, self.tokenizers, self.origin, self.card, self.window)
         facts = {"model": model, "machine": machine_facts(self.device, self.precision), "real_time_factor": factor}
-        for index, (song, mixed) in enumerate(zip(songs, sounds, strict=True)):
+        for index, (song, sound, mixed) in enumerate(zip(songs, decoded, sounds, strict=True)):
             record = take_record(songs, index, settings, mix, mixed) | facts
             tokens = {name: ids.numpy() for name, ids in song.written.items()}
-            takes.append(Take(mixed.instrumental, mixed.mix, tokens, factor, record))
+            takes.append(Take(mixed.instrumental, mixed.mix, sound, tokens, factor, record))
         return takes
 
     def stream(
@@ -374,8 +375,10 @@ class Accompanist:
                 song.append(target, window, written)
 
     def _sound(self, song: Song) -> Audio:
-        """Decode a song's acoustic tokens."""
+        """Decode a song's acoustic tokens, up to the vocal's end."""
         streams = (INSTRUMENTAL_COARSE.name, INSTRUMENTAL_FINE.name)
         codes = torch.cat([song.written[name] for name in streams if name in song.written])
-        acoustic = self.tokenizers.acoustic
-        return Audio(render(acoustic, codes)[None], acoustic.identity.sample_rate_hz)
+        acoustic, vocal = self.tokenizers.acoustic, song.vocal
+        rate_hz = acoustic.identity.sample_rate_hz
+        length = round(vocal.samples.shape[1] * rate_hz / vocal.rate_hz)
+        return Audio(render(acoustic, codes)[None, :length], rate_hz)

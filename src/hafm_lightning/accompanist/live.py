@@ -134,7 +134,7 @@ class _VocalBuffer:
 
     def __init__(self, units: int) -> None:
         self.rate_hz = 0  # until the first block
-        self.samples = 0  # of the whole vocal, without silence added at its end
+        self.samples = 0  # of the whole vocal, without what is added at its end
         self._units = units
         self._newest: Samples = np.zeros(0, np.float32)
         self._first = 0  # sample of the vocal at which `_newest` begins
@@ -155,9 +155,9 @@ class _VocalBuffer:
         self._extend(block.mono().samples[0])
 
     def extend_to(self, unit: int) -> None:
-        """Append silence up to a grid unit."""
-        missing = self._sample(unit) - self._first - len(self._newest)
-        self._extend(np.zeros(max(0, missing), np.float32))
+        """Let the vocal go on mirrored up to a grid unit."""
+        known = len(self._newest)
+        self._extend(surroundings(self._newest, max(known, self._sample(unit) - self._first))[known:])
 
     def _extend(self, samples: Samples) -> None:
         self._newest = np.concatenate((self._newest, samples))

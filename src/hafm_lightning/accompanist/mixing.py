@@ -23,6 +23,8 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 8000, 192_000
 MOST_GAIN_DB, LOWEST_PEAK_DBTP = 60.0, -60.0
 LIMITER_S = 0.005
 """Time that the limiter looks ahead and takes to let go."""
+LEAST_GAIN = 1e-6
+"""Reported where the limiter leaves nothing."""
 _BLOCK_S = 10.0
 _MARGIN = 64  # samples around a block: more than the resampler's reach
 _OVERSAMPLING = 4
@@ -115,13 +117,13 @@ def limit_band(voice: Samples, band: Samples, rate_hz: int, peak_dbtp: float) ->
         # a changing gain moves the peaks between samples a little: go on with what is left
         gain = _gain_curve(voice, limited, rate_hz, ceiling * (1 - 1e-4 * attempt))
         if gain is None:
-            return limited, least
+            return limited, max(least, LEAST_GAIN)
         limited, least = limited * gain, least * float(gain.min())
     peak_db = max(true_peak_dbtp(Audio(voice + limited, rate_hz)), true_peak_dbtp(Audio(limited, rate_hz)))
     if peak_db > peak_dbtp and true_peak_dbtp(Audio(voice, rate_hz)) <= peak_dbtp:
         rest = _fitting_gain(voice, limited, rate_hz, peak_dbtp)
         limited, least = limited * np.float32(rest), least * rest
-    return limited, max(least, 1e-12)
+    return limited, max(least, LEAST_GAIN)
 
 
 def _fitting_gain(voice: Samples, band: Samples, rate_hz: int, peak_dbtp: float) -> float:
@@ -173,7 +175,8 @@ def _largest_gain(
     """
     size = np.maximum(np.abs(band), 1e-30)
     room = np.minimum(ceiling, (ceiling - np.sign(band) * voice).min(axis=0))
-    return np.clip(room / size, 0.0, 1.0)
+    gain: npt.NDArray[np.float64] = np.clip(room / size, 0.0, 1.0)
+    return gain
 
 
 def _ratio(after: Samples, before: Samples) -> float:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ SILENCE_PEAK = 1e-4
 
 LOUDEST_NOISE = 1 / 20
 """Noise of ``auto`` is at most this share of the vocal's peak: a soft recording must not drown in it."""
-NOISE_AUTO = "auto"
+NOISE_AUTO: Final = "auto"
 
 VocalNoise = float | Literal["auto"]
 """Standard deviation of the noise on the vocal, full scale is 1; ``auto`` is that of the stages' training."""

@@ -40,6 +40,8 @@ class Take:
     Attributes:
         instrumental: The accompaniment as it sounds in the mix, ``[1, L]``, exactly as long as the vocal.
         mix: Vocal and accompaniment.
+        decoded: The accompaniment as it was decoded, ``[1, L]`` at the acoustic tokenizer's rate, for measurements: the
+            level of :attr:`instrumental` follows the vocal where the limiter works.
         tokens: Stream name -> ids int64 ``[K, T]`` of the vocal and of all stages.
         real_time_factor: Seconds of computing for each second of music; below 1 is faster than real time.
         record: Content of `take.json` without the hashes of the files: seed, settings, hashes of vocal and model.
@@ -47,6 +49,7 @@ class Take:
 
     instrumental: Audio
     mix: Audio
+    decoded: Audio
     tokens: Mapping[str, NDArray[np.int64]]
     real_time_factor: float
     record: Mapping[str, Any] = field(default_factory=dict)

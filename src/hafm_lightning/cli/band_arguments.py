@@ -101,7 +101,7 @@ def add_mix_arguments(parser: argparse.ArgumentParser) -> None:
     add("--channels", type=int, choices=(1, 2), help="1 for a mono mix, 2 for stereo (default: as the vocal)")
 
 
-def checkpoint_files(arguments: argparse.Namespace) -> dict[str, str | None]:
+def checkpoint_files(arguments: argparse.Namespace) -> dict[str, Any]:
     """Role -> checkpoint, with the best one of a run folder in its place; RequestError if that holds none."""
     named: dict[str, str | None] = {role: getattr(arguments, role) for role in ROLES}
     return {

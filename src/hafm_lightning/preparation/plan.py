@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
@@ -35,16 +34,28 @@ class SplitSettings:
         by_artist: Keep all songs of an artist in one split, if the artist is known.
         seed: Another seed draws other songs.
         validation_songs: Song ids that become validation; if any are given, no other song is drawn.
+        train_clips: Most clips of ``train``, chosen by ``seed`` after the quality filter; null keeps all.
+        validation_clips: Most clips of ``validation``.
     """
 
     validation_share: float = 0.1
     by_artist: bool = True
     seed: int = 0
     validation_songs: tuple[str, ...] = ()
+    train_clips: int | None = None
+    validation_clips: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}, must lie in [0, 1)")
+        for name in ("train_clips", "validation_clips"):
+            cap = getattr(self, name)
+            if cap is not None and cap < 1:
+                raise ValueError(f"{name} is {cap}, must be 1 or more (null keeps all)")
+
+    def cap(self, split: str) -> int | None:
+        """Most clips of a split; None for all."""
+        return {"train": self.train_clips, "validation": self.validation_clips}.get(split)
 
 
 @dataclass(frozen=True)
@@ -90,14 +101,24 @@ class Plan:
             )
         return names
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        """Inverse of ``dataclasses.asdict``, from JSON values."""
-        units = []
-        for unit in values["units"]:
-            songs = (Song(**song | {"accompaniment": tuple(song["accompaniment"])}) for song in unit["songs"])
-            units.append(Unit(**unit | {"songs": tuple(songs)}))
-        return cls(units, *([Quarantined(**entry) for entry in values[key]] for key in ("quarantined", "left_out")))
+    def problem(self) -> str:
+        """The first contradiction in a plan that was read from a file, or an empty string."""
+        numbers = set()
+        for unit in self.units:
+            if unit.split not in SPLITS or not 0 <= unit.number < 10**6:
+                return f"a shard {unit.number} of the split {unit.split!r:.60}"
+            if (unit.split, unit.number) in numbers:
+                return f"shard {unit.number} of {unit.split!r} is listed twice"
+            numbers.add((unit.split, unit.number))
+            if any(song.split != unit.split for song in unit.songs):
+                return f"a shard of {unit.split!r} with songs of other splits"
+            names = [
+                name for song in unit.songs for name in (song.id, song.mixture or song.vocals, *song.accompaniment)
+            ]
+            if any(not name or "\0" in name for name in names):
+                return f"a song of shard {unit.number} of {unit.split!r} has no name that a file can have"
+        songs = [song.id for unit in self.units for song in unit.songs]
+        return "" if len(set(songs)) == len(songs) else "a song is in two shards"
 
 
 def make_plan(

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from hafm_lightning.processes.locks import LOCK_NAME, Lock
 
 PREFIX = "hafm-app-"
+STARTING_S = 60.0
+"""A folder without a lock belongs to an app that is starting, for as long."""
 UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 """Environment variable with the folder where gradio puts uploads; otherwise one that all users can list."""
 
@@ -47,5 +50,6 @@ def remove_abandoned() -> None:
         with suppress(OSError):
             status = folder.lstat()
             mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-            if stat.S_ISDIR(status.st_mode) and mine and not Lock(folder / LOCK_NAME).is_held():
+            starting = not (folder / LOCK_NAME).exists() and time.time() - status.st_mtime < STARTING_S
+            if stat.S_ISDIR(status.st_mode) and mine and not starting and not Lock(folder / LOCK_NAME).is_held():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -129,7 +129,7 @@ class Band(System):
         factor = (time.perf_counter() - began) / sum(segment.duration_s for segment, _ in stretches)
         outcomes = []
         for clip, take, (_, before_s) in zip(clips, takes, stretches, strict=True):
-            played = resample(take.instrumental.mono().samples[0], take.sample_rate_hz, clip.acoustic_hz)
+            played = resample(take.decoded.samples[0], take.decoded.rate_hz, clip.acoustic_hz)
             first, length = round(before_s * clip.acoustic_hz), len(clip.accompaniment)
             outcomes.append(fitted(clip, played[first : first + length], factor * clip.segment.duration_s))
         return outcomes
