@@ -78,3 +78,6 @@ def test_units_are_whole_frames_of_both_rates() -> None:
 def test_stages_that_look_ahead_as_far_as_their_windows_are_refused() -> None:
     with pytest.raises(RequestError, match=r"look ahead 0\.92 s .* windows of 0\.4 s"):
         overlap_units(10, 23, None)
+    with pytest.raises(RequestError, match="look ahead"):
+        overlap_units(10, 23, None, longest=11)
+    assert plan_windows(10, 10, overlap_units(10, 23, None, longest=10), 23) == [Window(0, 0, 10)]  # nothing overlaps

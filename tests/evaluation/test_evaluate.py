@@ -91,6 +91,7 @@ def test_the_command_makes_the_card(config: Path, capsys: pytest.CaptureFixture[
         "fine: conditions moved in time",
     ]
     assert "ground truth, codec 8 codebooks against random pairing, on the same clips: " in table.checks[1]
+    assert "ground truth, codec 8 codebooks against noise, on the same clips: " in table.checks[0]
     assert "3 songs: the intervals are wide" in table.checks[-1]
     for column in ("chroma_cosine", "beat_f_measure", "onset_f1"):
         assert value("silence", column) == value("noise", column) == 0
@@ -165,8 +166,9 @@ def test_a_failed_clip_is_counted_and_stays_in_every_mean(
     assert (row.clips, row.failed, row.failures) == (6, 1, {"the vocal cannot be heard": 1})
     assert "6 rows a system" in table.about[-1]
     (kept,) = (tmp_path / "short" / "scores").glob("*.json")
-    scores = [clip["chroma_cosine"] for clip in json.loads(kept.read_text())["clips"].values()]
-    assert scores.count(0.0) == 1
+    kept_scores = list(json.loads(kept.read_text())["clips"].values())
+    scores = [clip["chroma_cosine"] for clip in kept_scores]
+    assert 1 <= sum(clip["lost"] for clip in kept_scores) <= scores.count(0.0)  # an untrained stage may play noise too
     assert row.values["chroma_cosine"].value == pytest.approx(sum(scores) / 6)
     assert "1 failed: the vocal cannot be heard" in (tmp_path / "card.md").read_text()
 

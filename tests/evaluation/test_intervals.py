@@ -40,7 +40,7 @@ def test_the_interval_holds_the_mean_of_normal_scores_as_often_as_it_says(songs:
 
 @pytest.mark.parametrize(
     ("songs", "least"),
-    # of 100,000 sets: 92.6, 94.0 and 94.7 %, here less three standard errors; the percentile bootstrap holds 82, 87, 92 %
+    # of 100,000 sets: 92.6, 94.0 and 94.7 %, less three standard errors; the percentile bootstrap: 82, 87, 92 %
     [(6, 0.905), (12, 0.92), (33, 0.93)],
 )
 def test_the_interval_holds_the_mean_of_skewed_scores_nearly_as_often(songs: int, least: float) -> None:

@@ -56,7 +56,7 @@ from hafm_lightning.accompanist.stage_network import (
     vocal_streams,
 )
 from hafm_lightning.accompanist.take import Take, machine_facts, model_facts, take_record
-from hafm_lightning.accompanist.windows import GRID_S, frames_at, grid_units, overlap_units, window_seed
+from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units, overlap_units, window_seed
 from hafm_lightning.audio import Audio
 from hafm_lightning.kernels import for_inference
 from hafm_lightning.modeling.decoding import generate
@@ -261,11 +261,13 @@ class Accompanist:
             raise ValueError(f"need one seed for each vocal, got {len(vocals)} vocals and {len(seeds)} seeds")
         began = time.perf_counter()
         chosen_style = style_id(self.networks, self.styles, style)
-        overlap = overlap_units(self.window, self.right_context, overlap_s)
+        loaded = [load_vocal(vocal) for vocal in vocals]
+        longest = max(covering_units(it.audio.samples.shape[1], it.audio.rate_hz) for it in loaded)
+        overlap = overlap_units(self.window, self.right_context, overlap_s, longest)
         options = self.sampling if options is None else options
         each = [vocal_noise] * len(vocals) if isinstance(vocal_noise, str | float | int) else list(vocal_noise)
         songs = []
-        for vocal, seed, noise in zip(map(load_vocal, vocals), seeds, each, strict=True):
+        for vocal, seed, noise in zip(loaded, seeds, each, strict=True):
             peak = float(np.abs(vocal.audio.samples).max())
             sigma = noise_sigma(noise, self.trained_noise_sigma, peak)
             songs.append(Song.of(vocal, seed, self.window, overlap, self.right_context, sigma))

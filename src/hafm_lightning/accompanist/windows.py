@@ -67,10 +67,10 @@ def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) 
         overlap: Least length of the prefix of each window but the first.
         right_context: Length of a window's end that is written but not kept; the last window keeps all.
     """
-    if overlap + right_context >= window:
-        raise ValueError(f"overlap {overlap} and right context {right_context} leave nothing of a window of {window}")
     if total <= window:
         return [Window(0, 0, window)]
+    if overlap + right_context >= window:
+        raise ValueError(f"overlap {overlap} and right context {right_context} leave nothing of a window of {window}")
     written = window - right_context
     windows = [Window(0, 0, written)]
     while written < total:
@@ -81,13 +81,21 @@ def plan_windows(total: int, window: int, overlap: int, right_context: int = 0) 
     return windows
 
 
-def overlap_units(window: int, right_context: int, overlap_s: float | None) -> int:
+def overlap_units(window: int, right_context: int, overlap_s: float | None, longest: int | None = None) -> int:
     """Overlap of windows in grid units; None gives half of a window without its right context.
+
+    Args:
+        window: Length of a window.
+        right_context: Length of its end that the next window writes again.
+        overlap_s: As the user asks for it.
+        longest: Length of the longest vocal: where it fits into one window, nothing overlaps and nothing is refused.
 
     Raises:
         RequestError: The overlap is not positive, or nothing of a window is left to write.
     """
     free = window - right_context
+    if free < 2 and longest is not None and longest <= window:
+        return 1
     if free < 2:
         raise RequestError(
             f"the stages look ahead {float(right_context * GRID_S):g} s in all, which leaves nothing of their windows "

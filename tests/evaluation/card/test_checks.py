@@ -54,7 +54,7 @@ def test_real_metrics_are_informative() -> None:
     }
     text = "\n".join(found.checks)
     assert "codec 8 against random, on the same clips: significantly better in beats F, chroma." in text
-    assert "random against noise, on the same clips: significantly better in FAD." in text
+    assert "codec 8 against noise, on the same clips: significantly better in FAD." in text
     assert "compared with itself in FAD, FAD∞, beats F: being best there proves nothing" in text
     assert "significantly above it: chroma (vocal alone)" in text
     assert "significantly nearer in FAD" in text

@@ -121,8 +121,8 @@ def test_the_interval_of_few_songs_holds_as_often_as_it_says(songs: int) -> None
         for drawn in held:
             low, high = interval_of(means, drawn)
             held[drawn] += low <= 0 <= high
-    assert held[songs] / trials == pytest.approx(0.95, abs=0.03)
-    assert held[None] < held[songs]
+    assert 0.90 < held[songs] / trials < 0.97  # 93 and 94 %
+    assert held[None] < held[songs] - 0.02 * trials
 
 
 def test_the_smaller_of_songs_and_listeners_counts() -> None:

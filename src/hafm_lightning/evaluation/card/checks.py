@@ -5,8 +5,7 @@ itself, so that it is perfect in them even if the metric draws its answer from a
 
 * *Coherence*: the ground truth **through the codec** with random pairing, clip by clip (APA: over sets of clips). Where
   the 95 % interval of the difference does not lie above 0, the column is **uninformative** on these clips.
-* *Distances* (FAD, KD): real music of other songs (random pairing) with noise. Neither follows the vocal, but one is
-  music: an embedding that does not find it nearer to the reference is uninformative.
+* *Distances* (FAD, KD): the same with noise. Random pairing may play the very clips of the reference, and says nothing.
 
 Beside these verdicts, which every column carries, lines state what was compared and with what result.
 """
@@ -69,9 +68,9 @@ def _comparison(column: Column, names: set[str]) -> tuple[str, str] | None:
     """The two rows that judge a column, the better one first; None if it is not judged or the rows are missing."""
     if not column.better or column.key.startswith((*UNJUDGED, INFINITY)):
         return None
-    if column.key.startswith(DISTANCES):
-        return ("random", "noise") if {"random", "noise"} <= names else None
     better = next((name for name in CODECS if name in names), None)
+    if column.key.startswith(DISTANCES):
+        return (better, "noise") if better is not None and "noise" in names else None
     if better is None and "ground_truth" in names and not column.key.startswith(WITH_ITSELF):
         better = "ground_truth"
     return (better, "random") if better is not None and "random" in names else None

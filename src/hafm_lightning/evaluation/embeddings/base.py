@@ -4,7 +4,7 @@ An :class:`Embedding` states its sample rate, the width of its rows and an *iden
 changes a row (weights, layer, framing, level, settings). The identity goes into every statistics file and every card,
 and two sets of different identities are never compared.
 
-Levels: embeddings hear loudness. With ``logmel`` the same music 6 dB softer is further away than another song. So
+Levels: embeddings hear loudness. With ``logmel`` the same music 6 dB softer is about as far away as another song. So
 :func:`~hafm_lightning.evaluation.embeddings.load_embedding` brings every clip to one loudness, unless the framing is
 Google's, whose program divides by the peak, or the levels are asked for as recorded.
 """
