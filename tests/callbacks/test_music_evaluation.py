@@ -23,7 +23,7 @@ from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
 from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics, frechet_distance
-from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
+from hafm_lightning.evaluation.embeddings import EmbeddingSource, load_embedding
 from hafm_lightning.evaluation.protocol.set_scores import embedding_rows
 from hafm_lightning.evaluation.segments import SegmentSettings, load_clip, select_segments, tokenize_clips
 from hafm_lightning.evaluation.stage import SOUNDS, write_target
@@ -100,7 +100,7 @@ def test_logged_numbers_equal_a_computation_by_hand(music: TinyMusic, tmp_path: 
         written = write_target(stage.model, batch, GREEDY, [0] * 5, batch_clips=5)
         logits = stage.model(batch.streams)
     codes = written if name == "coarse" else torch.cat((batch["instrumental_coarse"], written), dim=1)
-    embedding = LogMelEmbedding()
+    embedding = load_embedding(EmbeddingSource())
     sounds = [music.tokenizers.acoustic.decode(clip[None])[0].numpy() for clip in codes]
     rows = [embedding_rows(embedding, part, 24000) for part in (sounds, [clip.accompaniment for clip in clips])]
     expected = frechet_distance(*(GaussianStatistics.from_rows(part) for part in rows))
@@ -153,6 +153,23 @@ def test_a_semantic_stage_is_heard_through_later_checkpoints(music: TinyMusic, t
         train(music, tiny_stage("semantic"), tmp_path / "run", [callback(music, fine=fine)], max_epochs=1)
 
 
+def test_a_semantic_stage_is_heard_through_the_runs_beside_it(music: TinyMusic, tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "coarse" / "run-001" / "checkpoints"
+    folder.mkdir(parents=True)
+    saved(tiny_stage("coarse"), music, folder / "best.ckpt")
+    broken = tmp_path / "logs" / "fine" / "run-000" / "checkpoints" / "best.ckpt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"cut short")
+    run = {"default_root_dir": str(tmp_path / "logs" / "semantic" / "run-000"), "max_epochs": 1}
+    trainer = train(music, tiny_stage("semantic"), tmp_path / "a", [callback(music)], **run)
+    assert trainer.callback_metrics["music/fad_logmel"] > 0
+    protocol = json.loads((tmp_path / "a" / "music" / "protocol.json").read_text())
+    assert protocol["heard_through"] == {"coarse": str(folder / "best.ckpt")}
+    assert "33 clips of 3 s" in protocol["paper"]
+    trainer = train(music, tiny_stage("semantic"), tmp_path / "b", [callback(music, heard_through="named")], **run)
+    assert "music/fad_logmel" not in trainer.callback_metrics
+
+
 def test_sound_and_spectrograms_are_kept_in_the_log_folder(music: TinyMusic, tmp_path: Path) -> None:
     train(music, tiny_stage("coarse"), tmp_path, [callback(music, audio_clips=2)], max_epochs=1)
     (step,) = (tmp_path / "music").glob("step-*")
@@ -171,7 +188,7 @@ def test_a_run_says_what_its_numbers_belong_to(music: TinyMusic, tmp_path: Path)
     chosen = select_segments(SegmentSettings(str(music.songs), "test", CLIP_S, clips=5, active=0.3))
     assert protocol["segments"]["clips"] == [segment.clip_id for segment in chosen.segments]
     assert protocol["segments"]["duration_s"] == CLIP_S
-    assert protocol["embeddings"][0]["embedding_identity"] == LogMelEmbedding().identity
+    assert protocol["embeddings"][0]["embedding_identity"] == load_embedding(EmbeddingSource()).identity
     assert protocol["tokenizers"] == music.tokenizers.identities()
     assert protocol["sampling"]["temperature"] == 0.0
 

@@ -1,5 +1,6 @@
 """The dispatcher: names, exit codes, and what is said where."""
 
+import os
 import subprocess
 import sys
 import types
@@ -9,6 +10,7 @@ from shipped import EXPERIMENTS
 
 from hafm_lightning import __version__, cli
 from hafm_lightning.errors import RequestError
+from hafm_lightning.processes.launchers import MEETING, RANKS, SLURM, SLURM_JOB, drop_left_over, left_over
 
 
 @pytest.fixture
@@ -44,13 +46,61 @@ def test_a_wrong_request_is_two_with_five_lines_at_most(command, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_only_the_first_process_of_several_complains(command, capsys, monkeypatch):
-    def refuse(argv):
-        raise RequestError("no")
+def refuse(argv):
+    raise RequestError("no\nwhere: here\nwhat to do")
 
+
+def test_the_other_processes_of_a_launch_complain_in_one_line(command, capsys, monkeypatch):
     command(refuse)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    assert capsys.readouterr().err == "error (process 1): no\n"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"LOCAL_RANK": "1"},
+        {"RANK": "3", "WORLD_SIZE": "4"},
+        {"LOCAL_RANK": "2", "MASTER_ADDR": "node0"},
+        {"SLURM_PROCID": "2"},
+        {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+    ],
+    ids=str,
+)
+def test_variables_that_no_launcher_has_set_hide_nothing(command, capsys, monkeypatch, left):
+    """An error was hidden by a LOCAL_RANK that another program had left in the environment."""
+    command(refuse)
+    for name in (*RANKS, *MEETING, *SLURM, SLURM_JOB):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("ignoring ")
+    assert lines[0].endswith("no launcher started this process")
+    assert lines[1:] == ["error: no", "where: here", "what to do"]
+    assert not set(RANKS) & set(os.environ)
+
+
+@pytest.mark.parametrize(
+    "launched",
+    [
+        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"},
+        {"SLURM_PROCID": "1", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "2"},
+        {"LOCAL_RANK": "1", "SLURM_JOB_ID": "77"},
+    ],
+    ids=str,
+)
+def test_variables_of_a_launcher_stay(launched):
+    assert left_over(launched) == []
+
+
+def test_left_over_variables_that_mean_one_process_go_without_a_word(capsys):
+    environment = {"RANK": "0", "WORLD_SIZE": "1"}
+    drop_left_over(environment)
+    assert environment == {}
     assert capsys.readouterr().err == ""
 
 
@@ -76,13 +126,46 @@ def test_sigterm_in_lightnings_loop_is_143(command):
     assert cli.main(["describe"]) == 143
 
 
-def test_a_failure_of_the_work_is_not_hidden(command):
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (ZeroDivisionError("a bug"), "failed: ZeroDivisionError: a bug (--debug shows where)"),
+        (ValueError("first\n\nsecond"), "failed: ValueError: first second (--debug shows where)"),
+        (KeyError(), "failed: KeyError (--debug shows where)"),
+        (PermissionError(13, "Permission denied", "/data/x"), "failed: /data/x: Permission denied"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), "failed: a -> b: Invalid cross-device link"),
+        (OSError(28, "No space left on device"), "failed: the operating system: No space left on device"),
+        (MemoryError(), "failed: not enough memory (MemoryError); close other programs, or ask for less at a time"),
+        (RecursionError("too deep"), "failed: RecursionError: too deep (--debug shows where)"),
+        (OSError("no number"), "failed: OSError: no number (--debug shows where)"),
+    ],
+)
+def test_a_failure_of_the_work_is_one_line_and_its_traceback_comes_with_debug(
+    command, capsys, monkeypatch, raised, line
+):
     def fail(argv):
-        raise ZeroDivisionError("a bug")
+        raise raised
 
     command(fail)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["describe"])
+    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+    assert cli.main(["describe"]) == cli.FAILED
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "0")
+    assert cli.main(["describe", "--debug"]) == cli.FAILED
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith(f"{line}\n")
+
+
+def test_lines_of_any_length_and_of_any_bytes_can_be_shown(command, capsys):
+    def refuse(argv):
+        raise RequestError(f"{'x' * 10_000}\n\udce6\x1b[31m\nsmall")
+
+    command(refuse)
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    lines = capsys.readouterr().err.splitlines()
+    assert [len(line) <= 400 for line in lines] == [True] * 3
+    assert lines[1].isprintable()
 
 
 def test_an_unknown_command_names_the_nearest(capsys):

@@ -19,6 +19,7 @@ from typing import Any
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import remove_unfinished
+from hafm_lightning.preparation.cap import capped
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
 from hafm_lightning.preparation.engine import make_engine
 from hafm_lightning.preparation.plan import Plan, make_plan
@@ -194,6 +195,8 @@ class _Run:
         absent = {STYLE.name: not styles, VOCAL_ACOUSTIC.name: not self.config.vocal_acoustic}
         manifests = {}
         for split in (split for split in SPLITS if plan.songs(split)):
+            made = [ShardInfo(**record["shard"]) for record in records if record["split"] == split and record["shard"]]
+            cap, folder = self.config.split.cap(split), self.state.root / split
             manifests[split] = Manifest(
                 split=split,
                 duration_s=self.config.clips.duration_s,
@@ -202,7 +205,7 @@ class _Run:
                 resampler=RESAMPLER,
                 preparation=settings,
                 styles=styles,
-                shards=[ShardInfo(**r["shard"]) for r in records if r["split"] == split and r["shard"]],
+                shards=capped(made, folder, cap, self.config.split.seed, self.config.clips.duration_s),
             )
-            manifests[split].save(self.state.root / split)
+            manifests[split].save(folder)
         return manifests

@@ -9,9 +9,11 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from hafm_lightning.accompanist import Accompanist
+from hafm_lightning.accompanist.song import NOISE_AUTO, VocalNoise
+from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.segments import MusicClip, read_vocal
+from hafm_lightning.evaluation.segments import MusicClip, around, read_vocal
 from hafm_lightning.evaluation.systems.base import Outcome, System, fitted, silence_for
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
 from hafm_lightning.files import sha256_of_json
@@ -68,6 +70,7 @@ class Band(System):
         seed: A clip's own seed is computed from this and its id.
         name: Row.
         separated: Vocals that the model gets in place of the clean ones.
+        noise: Whether the semantic tokenizer hears the vocal with the noise of training, as in generation.
         source: Where worker processes load the model, at their first batch; None if they do not play.
     """
 
@@ -79,46 +82,62 @@ class Band(System):
         name: str,
         separated: SeparatedVocals | None = None,
         source: ModelSource | None = None,
+        noise: bool = True,
     ) -> None:
         self.band, self.sampling, self.seed = band, sampling, seed
         self.vocal = read_vocal if separated is None else separated.read
+        self.context_s = float(band.window * GRID_S)
+        self.vocal_noise: VocalNoise = NOISE_AUTO if noise else 0.0
         facts = {
             "stages": {network.role: network.sha256 for network in band.networks},
             "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
             "sampling": {key: getattr(sampling, key) for key in ("guidance", "temperature", "top_k", "top_p")},
             "seed": seed,
             "precision": band.precision,
+            "noise on the vocal": band.trained_noise_sigma if noise else 0.0,
+            "context": f"{self.context_s:g} s of the song around each clip",
             **({} if separated is None else {"vocals": separated.identity}),
         }
         super().__init__(name, facts)
         self.facts, self.parallel = facts, source is not None
-        self._arguments = (source, sampling, seed, name, None if separated is None else separated.arguments)
+        self._arguments = (source, sampling, seed, name, None if separated is None else separated.arguments, noise)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _worker_band, self._arguments
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
-        """Generated accompaniments; where a batch fails, its clips are tried one by one."""
+        """Generated accompaniments; where a batch fails, its clips are tried one by one.
+
+        The model hears a clip in the song around it, as long as its windows, and what it plays there is cut out: a
+        short clip by itself would be continued with something that nobody sang.
+        """
         began = time.perf_counter()
+        stretches = [around(clip.segment, self.context_s) for clip in clips]
         try:
             takes = self.band.accompany_batch(
-                [self.vocal(clip.segment) for clip in clips],
+                [self.vocal(segment) for segment, _ in stretches],
                 # a clip's seed is the same whichever clips are evaluated with it
                 seeds=[int(sha256_of_json([self.seed, clip.clip_id])[:8], 16) for clip in clips],
                 options=self.sampling,
+                vocal_noise=self.vocal_noise,
             )
         except (RequestError, ValueError) as error:
             if len(clips) > 1:
                 return [outcome for clip in clips for outcome in self.play([clip])]
             return [silence_for(clips[0], str(error).splitlines()[0], time.perf_counter() - began)]
-        share = (time.perf_counter() - began) / len(clips)
-        return [
-            fitted(clip, resample(take.instrumental.mono().samples[0], take.sample_rate_hz, clip.acoustic_hz), share)
-            for clip, take in zip(clips, takes, strict=True)
-        ]
+        # computing time for a second of what was played, of which the clip is a part
+        factor = (time.perf_counter() - began) / sum(segment.duration_s for segment, _ in stretches)
+        outcomes = []
+        for clip, take, (_, before_s) in zip(clips, takes, stretches, strict=True):
+            played = resample(take.decoded.samples[0], take.decoded.rate_hz, clip.acoustic_hz)
+            first, length = round(before_s * clip.acoustic_hz), len(clip.accompaniment)
+            outcomes.append(fitted(clip, played[first : first + length], factor * clip.segment.duration_s))
+        return outcomes
 
 
 @lru_cache(maxsize=2)
-def _worker_band(source: ModelSource, sampling: SamplingOptions, seed: int, name: str, vocals: Any) -> Band:
+def _worker_band(
+    source: ModelSource, sampling: SamplingOptions, seed: int, name: str, vocals: Any, noise: bool
+) -> Band:
     separated = None if vocals is None else SeparatedVocals(*vocals)
-    return Band(worker_model(source), sampling, seed, name, separated)
+    return Band(worker_model(source), sampling, seed, name, separated, noise=noise)
