@@ -19,6 +19,7 @@ from tiny_tokenizers import save_encodec, save_hubert
 
 from hafm_lightning.audio import Audio, probe_audio, read_audio, write_audio
 from hafm_lightning.cli import main
+from hafm_lightning.cli.fit.runs import best_checkpoint
 from hafm_lightning.listening.study import CRITERIA, Key, Study
 from hafm_lightning.listening.vote import Vote
 from hafm_lightning.listening.votes import VoteStore
@@ -86,7 +87,7 @@ def test_from_mixes_of_songs_to_votes(tmp_path: Path, monkeypatch: pytest.Monkey
     # A vocal -> its accompaniment.
     vocal, _ = vocal_and_band(3.0, 77, 44_100)
     write_audio(tmp_path / "vocal.wav", Audio(vocal[None], 44_100))
-    models = [word for stage in STAGES for word in (f"--{stage}", f"logs/{stage}")]
+    models = [word for stage in STAGES for word in (f"--{stage}", best_checkpoint(Path("logs", stage)))]
     run("generate", *models, "--tokenizers shards/tokenizers", "--vocal vocal.wav --out take --device cpu")
     take = json.loads((tmp_path / "take" / "take.json").read_text())
     assert take["model"]["stages"].keys() == {"semantic", "coarse", "fine"}
