@@ -7,7 +7,7 @@ Choices:
 
 * A file is written under a temporary name in the same folder, flushed to the disk and renamed. Lightning's own writer
   goes through TMPDIR, and on a full disk leaves a part of a file under the final name.
-* Files are read as data only; a URL or a pickle with code is refused.
+* Files are read as data only; a URL or a pickle with code is refused. Each file carries a digest of its bytes.
 * SIGTERM, Ctrl-C and SIGHUP set a flag, which all processes read together between two optimizer steps; they save, and
   leave with exit code 143, 130 or 129. A second Ctrl-C stops at once.
 * The loggers get the metrics of a step before it is saved: a run that continues does not log them again.
@@ -34,6 +34,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_file, remove_unfinished
+from hafm_lightning.sealing import seal
 from hafm_lightning.training.internals import finishes_step, note_sigterm, write_row, writes_row
 from hafm_lightning.training.signals import StopSignals
 
@@ -46,8 +47,10 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``; after an OSError (a full disk) the file is as it was."""
         try:
-            with atomic_file(Path(path)) as draft, draft.open("wb") as file:
-                torch.save(checkpoint, file)
+            with atomic_file(Path(path)) as draft:
+                with draft.open("wb") as file:
+                    torch.save(checkpoint, file)
+                seal(draft)
         except (OSError, RuntimeError) as error:
             # after the OSError of a full disk, torch.save raises a RuntimeError about a position in the file
             # and so it does after Ctrl-C

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from hafm_lightning.checkpoint_format import ADVICE, check_weights
 from hafm_lightning.errors import RequestError
 from hafm_lightning.training.internals import move_all
 
@@ -64,6 +65,9 @@ class EMA(Callback):
         if trainer.state.fn != TrainerFn.FITTING or TRAINING_WEIGHTS not in checkpoint:
             return
         training = checkpoint[TRAINING_WEIGHTS]
+        if not isinstance(training, dict):
+            raise RequestError(f"the checkpoint's entry {TRAINING_WEIGHTS!r} is damaged; {ADVICE}")
+        check_weights(training, dict(pl_module.named_parameters()), f"the checkpoint ({TRAINING_WEIGHTS})")
         self._average = {name: checkpoint["state_dict"][name].clone() for name in training}
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():

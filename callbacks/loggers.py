@@ -213,7 +213,7 @@ def chosen_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], st
     if os.environ.get("WANDB_API_KEY"):
         return "online", "there is a key"
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    with suppress(OSError, netrc.NetrcParseError):
+    with suppress(OSError, netrc.NetrcParseError, RuntimeError):  # RuntimeError: a user without a home
         if netrc.netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser()).authenticators(host):
             return "online", "there is a key"
     return "offline", "no key (`wandb login` stores one)"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset, get_worker_info
 
 from hafm_lightning.data_modules.sampling import BatchRequest
@@ -154,7 +155,7 @@ def check_split(reader: ShardReader) -> None:
 
 
 def check_manifests(manifests: Mapping[str, Manifest], root: str) -> None:
-    """RequestError unless the splits come from the same tokenizers and have clips of one length."""
+    """RequestError unless the splits have the same tokenizers and clips of one length; shared songs are warned of."""
     splits = list(manifests)
     for split in splits[1:]:
         first, other = manifests[splits[0]], manifests[split]
@@ -168,3 +169,10 @@ def check_manifests(manifests: Mapping[str, Manifest], root: str) -> None:
                 problem = f"{name} was prepared with a different {what} ({a!r} and {b!r}) than the split {splits[0]!r}"
         if problem is not None:
             raise RequestError(f"{problem}\ntheir tokens do not mean the same: prepare both in one run")
+        for earlier in splits[: splits.index(split)]:
+            shared = sorted(set(other.songs()) & set(manifests[earlier].songs()))
+            if shared:
+                rank_zero_warn(
+                    f"{len(shared)} songs of {root} are in {earlier!r} and in {split!r} (first: {shared[0]!r}): "
+                    f"scores of {split!r} are not those of unknown songs"
+                )

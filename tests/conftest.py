@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 os.environ.update(
     HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", MPLBACKEND="Agg"
 )
+if "HAFM_CACHE" not in os.environ:  # tests leave nothing in the user's cache
+    os.environ["HAFM_CACHE"] = tempfile.mkdtemp(prefix="hafm-tests-")
+    atexit.register(shutil.rmtree, os.environ["HAFM_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny tensors gain nothing from more, and two workers share the cores
 
 

@@ -1,14 +1,18 @@
 """Checkpoints are data, describe themselves, and are refused by name where they do not fit: always a RequestError."""
 
 import copy
+import json
+import os
 import pickle
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from damaged_json import survivors
 from tiny_models import TINY, louden
 from tiny_stages import clips, loader, tiny_stage, trainer
 
+from hafm_lightning.callbacks import AtomicCheckpointIO
 from hafm_lightning.checkpoint_format import (
     CHECKPOINT_FORMAT,
     METADATA_KEY,
@@ -17,7 +21,9 @@ from hafm_lightning.checkpoint_format import (
     read_checkpoint,
 )
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.token_model import TokenModelConfig
 from hafm_lightning.stages import STAGES, FineStage, OptimizerConfig, SemanticStage, load_stage
+from hafm_lightning.untrusted import parse_json
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +161,25 @@ def widen_stream(content):
     content[METADATA_KEY]["streams"]["vocal_semantic"]["vocabulary"] = 1000
 
 
+def cast_weight(dtype):
+    def change(content):
+        content["state_dict"]["model.begin"] = content["state_dict"]["model.begin"].to(dtype)
+
+    return change
+
+
+def poison_weight(value):
+    def change(content):
+        content["state_dict"]["model.begin"] = content["state_dict"]["model.begin"].clone()
+        content["state_dict"]["model.begin"][1] = value
+
+    return change
+
+
+def sparse_weight(content):
+    content["state_dict"]["model.begin"] = content["state_dict"]["model.begin"].to_sparse()
+
+
 def enlarge_weight(content):
     content["state_dict"]["model.begin"] = torch.zeros(99)
 
@@ -170,14 +195,14 @@ def add_weight(content):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        pytest.param(change_metadata("format", CHECKPOINT_FORMAT + 1), "format 2 is newer than 1", id="newer"),
+        pytest.param(change_metadata("format", CHECKPOINT_FORMAT + 1), "format 3 is newer than 2", id="newer"),
         pytest.param(change_metadata("format", "two"), "format 'two'", id="odd format"),
         pytest.param(change_metadata("stage", "MelodyStage"), "unknown stage 'MelodyStage'.*SemanticStage", id="stage"),
         pytest.param(change_metadata("stage", "FineStage"), "a FineStage writes 'instrumental_fine'", id="other stage"),
         pytest.param(rename_stream, "unknown token stream 'voice'", id="unknown stream"),
         pytest.param(widen_stream, "'vocal_semantic' differs: vocabulary: 1000 in the checkpoint, 500", id="stream"),
         pytest.param(change_model("rotary", True), "rotary", id="unknown setting"),
-        pytest.param(change_model("pattern", "diagonal"), "unknown pattern 'diagonal'", id="pattern"),
+        pytest.param(change_model("pattern", "diagonal"), "pattern: .*'diagonal'", id="pattern"),
         pytest.param(change_model("backbone", {"layers": 2, "depth": 4}), "depth", id="backbone"),
         pytest.param(change_metadata("optimizer", {"momentum": 0.9}), "momentum", id="optimizer"),
         pytest.param(change_metadata("model", "large"), "model", id="no description"),
@@ -185,6 +210,23 @@ def add_weight(content):
             pytest.param(drop_metadata(key), key, id=f"no {key}")
             for key in ("format", "stage", "model", "streams", "tokenizers", "optimizer", "duration_s")
         ],
+        pytest.param(cast_weight(torch.int8), "model.begin are torch.int8, expected torch.float32", id="int8"),
+        pytest.param(cast_weight(torch.int64), "model.begin are torch.int64", id="int64"),
+        pytest.param(cast_weight(torch.bool), "model.begin are torch.bool", id="bool"),
+        pytest.param(cast_weight(torch.complex64), "model.begin are torch.complex64", id="complex"),
+        pytest.param(cast_weight(torch.float8_e4m3fn), "model.begin are torch.float8", id="float8"),
+        pytest.param(poison_weight(float("nan")), "model.begin hold 1 NaN or infinite", id="nan"),
+        pytest.param(poison_weight(float("inf")), "model.begin hold 1 NaN or infinite", id="inf"),
+        pytest.param(sparse_weight, "model.begin are no plain tensor", id="sparse"),
+        pytest.param(change_model("backbone", {"layers": 10**9}), "layers 1000000000: at most 512", id="layers"),
+        pytest.param(change_model("backbone", {"width": 2**40}), "width 1099511627776: at most", id="width"),
+        pytest.param(change_model("backbone", {"feedforward": 10**400}), "feedforward", id="feedforward"),
+        pytest.param(change_model("look_behind_s", 1e12), "look_behind_s", id="look behind"),
+        pytest.param(change_model("look_ahead_s", "0.3"), "look_ahead_s", id="look ahead"),
+        pytest.param(change_metadata("duration_s", 1e300), "clips of 1e.300 s", id="duration"),
+        pytest.param(change_metadata("duration_s", float("nan")), "damaged", id="nan duration"),
+        pytest.param(change_metadata("tokenizers", {"semantic": torch.zeros(2)}), "damaged", id="tensors"),
+        pytest.param(change_metadata("styles", [1]), "styles", id="styles"),
         pytest.param(enlarge_weight, r"do not fit .*: model.begin: \(99,\) in the file, \(", id="shape"),
         pytest.param(lose_weight, r"weights do not fit .*: model.begin: None in the file, \(", id="missing weight"),
         pytest.param(add_weight, r"do not fit .*: model.rotary: \(3,\) in the file, None in", id="unexpected weight"),
@@ -301,3 +343,46 @@ def test_data_of_other_tokenizers_is_refused_before_the_first_step(tmp_path):
     stage.tokenizers = {"semantic": {"kind": "hubert", "sha256": "other"}, "acoustic": {"kind": "encodec"}}
     with pytest.raises(RequestError, match=r"semantic\.sha256: 'other'"):
         trainer(tmp_path).fit(stage, datamodule=Data(stage))
+
+
+def test_damaged_descriptions_are_read_or_refused_in_a_line(content):
+    description = {**json.loads(json.dumps(content[METADATA_KEY])), "tokenizers": {"semantic": {"sha256": "a1"}}}
+
+    def read(text):
+        saved = parse_json(text, "WHERE", advice="ADVICE")
+        described = checked_metadata({METADATA_KEY: saved, "state_dict": {}}, "WHERE")
+        TokenModelConfig.from_dict(described["model"])
+
+    taken = survivors(description, read)
+    free = {
+        "tokenizers",
+        "tokenizers_folder",
+        "optimizer",
+        "styles",
+        "guidance_dropout",
+        "duration_s",
+        "stage",
+        "model",
+    }
+    assert {name.split()[0].split(".")[0] for name in taken} <= free | {"format"}, taken
+
+
+def test_other_floating_types_of_training_are_read(write):
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        stage = load_stage(write(cast_weight(dtype)))
+        assert stage.model.begin.dtype == torch.float32
+
+
+def test_a_checkpoint_of_training_carries_a_digest_and_no_flipped_bit_loads(tmp_path, capsys):
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(1000)}}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["state_dict"]["a"].sum() == 1000
+    assert "digest" not in capsys.readouterr().err
+    whole = (tmp_path / "a.ckpt").read_bytes()
+    at = whole.index(torch.ones(1000).numpy().tobytes())
+    for place, mapped in ((at + 3, False), (at + 2000, True)):
+        (tmp_path / "b.ckpt").write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(RequestError, match=r"b\.ckpt: a checkpoint is damaged"):
+            read_checkpoint(tmp_path / "b.ckpt", mapped=mapped)
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(RequestError, match="is a pipe"):
+        read_checkpoint(tmp_path / "pipe.ckpt")

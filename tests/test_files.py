@@ -5,6 +5,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,3 +171,58 @@ def test_an_empty_folder_is_filled_without_asking(tmp_path: Path) -> None:
     with atomic_folder(target, lambda: pytest.fail("nothing is there to look at")) as draft:
         (draft / "ours").touch()
     assert [path.name for path in target.iterdir()] == ["ours"]
+
+
+def test_the_private_mode_of_a_librarys_files_is_undone(tmp_path: Path) -> None:
+    """safetensors and others write files that the owner alone may read."""
+    expected = tmp_path / "expected"
+    expected.touch()
+    with files.atomic_file(tmp_path / "a") as draft:
+        draft.unlink()
+        draft.touch(0o600)
+    with files.atomic_folder(tmp_path / "folder") as draft:
+        (draft / "sub").mkdir()
+        (draft / "sub" / "b").touch(0o600)
+    for path in (tmp_path / "a", tmp_path / "folder" / "sub" / "b"):
+        assert path.stat().st_mode == expected.stat().st_mode
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["sub"]
+
+
+@pytest.mark.parametrize("refused", ["fsync", "chmod"])
+def test_file_systems_without_flushing_or_modes_are_written_to(tmp_path: Path, monkeypatch, refused: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EINVAL if refused == "fsync" else errno.EPERM, "refused")
+
+    monkeypatch.setattr(os, refused, refuse)
+    with files.atomic_file(tmp_path / "a") as draft:
+        draft.unlink()
+        draft.touch(0o600)
+    with files.atomic_folder(tmp_path / "folder") as draft:
+        (draft / "b").touch(0o600)
+    assert (tmp_path / "a").is_file()
+    assert (tmp_path / "folder" / "b").is_file()
+
+
+def test_a_broken_disk_is_still_an_error(tmp_path: Path, monkeypatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files.write_atomic(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_a_cache(tmp_path: Path, monkeypatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "expanduser", lambda self: homeless() if str(self).startswith("~") else self)
+    assert files.cache_folder().name.startswith("hafm_lightning")
+    with pytest.raises(RequestError, match="no home"):
+        files.expanded("~/data")
+    assert files.expanded(tmp_path) == tmp_path
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
+    assert files.cache_folder() == tmp_path

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
+from hafm_lightning.sealing import check_seal
 from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.tokens import STREAMS
+from hafm_lightning.untrusted import checked
 
-CHECKPOINT_FORMAT = 1
-"""Version of the description of a stage in its checkpoint."""
+CHECKPOINT_FORMAT = 2
+"""Version of a checkpoint: 2 ends with a digest of its bytes (:mod:`hafm_lightning.sealing`)."""
+ADVICE = "take another checkpoint of the run, or copy the file again"
 METADATA_KEY = "hafm_lightning"
 """Its key in the checkpoint file."""
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Types in which Lightning's precisions save weights."""
 DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "format": int,
     "stage": str,
@@ -38,6 +45,24 @@ ONLY_IN_TRAINING = ("dropout", "checkpoint_layers")
 """Settings of the backbone that change no weight's name or shape."""
 
 
+@dataclass(frozen=True)
+class Description:
+    """The same entries, with the types of what they hold."""
+
+    format: int
+    stage: str
+    model: dict[str, Any]
+    guidance_dropout: float
+    optimizer: dict[str, Any]
+    streams: dict[str, dict[str, int]]
+    tokenizers: dict[str, dict[str, Any] | str]
+    tokenizers_folder: str | None
+    duration_s: float | None
+    styles: list[str] = field(default_factory=list)
+    role: str | None = None
+    class_path: str | None = None
+
+
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """The content of a local checkpoint file, data only; ``mapped`` maps the weights instead of reading them.
 
@@ -46,8 +71,9 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
     """
     if "://" in str(path):
         raise RequestError(f"{path}: checkpoints are loaded from local files only; download it first")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise RequestError(f"{path}: no such checkpoint file")
+    check_seal(path, what="a checkpoint", advice=ADVICE)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
@@ -69,12 +95,15 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     if not isinstance(saved, Mapping) or "state_dict" not in checkpoint:
         raise RequestError(f"{where}: not a checkpoint of a hafm_lightning stage (no {METADATA_KEY!r} entry)")
     version = saved.get("format")
-    if isinstance(version, int) and version > CHECKPOINT_FORMAT:
+    if type(version) is int and version > CHECKPOINT_FORMAT:
         raise RequestError(f"{where}: checkpoint format {version} is newer than {CHECKPOINT_FORMAT}; upgrade")
     odd = [key for key, kind in DESCRIPTION.items() if key not in saved or not isinstance(saved[key], kind)]
     if odd:
         named = ", ".join(f"{key} {saved[key]!r:.40}" if key in saved else f"no {key}" for key in odd[:3])
         raise RequestError(f"{where}: its description of the stage is damaged ({named}); train or export it again")
+    described = checked(dict(saved), Description, where, "train or export it again", unknown="ignore")
+    if described.duration_s is not None and not 0 < described.duration_s <= limits.current().audio_seconds:
+        raise RequestError(f"{where}: its clips of {described.duration_s} s cannot be; train or export it again")
     for name, facts in saved["streams"].items():
         if name not in STREAMS:
             raise RequestError(f"{where}: unknown token stream {name!r}; known: {', '.join(STREAMS)}")
@@ -91,13 +120,15 @@ def role_of(metadata: Mapping[str, Any]) -> str | None:
     A subclass of a stage has the role of that stage. Files of earlier versions name the class alone.
     """
     role = metadata.get("role")
-    return str(role) if role is not None else ROLE_OF_STAGE.get(metadata["stage"])
+    return str(role) if role is not None else ROLE_OF_STAGE.get(str(metadata.get("stage")))
 
 
 def shape_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a network that decide its weights; the others may change while it is trained."""
-    backbone = {key: value for key, value in model["backbone"].items() if key not in ONLY_IN_TRAINING}
-    return {**model, "backbone": backbone}
+    backbone = model.get("backbone")
+    if not isinstance(backbone, Mapping):
+        return dict(model)
+    return {**model, "backbone": {key: value for key, value in backbone.items() if key not in ONLY_IN_TRAINING}}
 
 
 def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -117,7 +148,10 @@ def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
 
 
 def check_weights(state: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> None:
-    """RequestError unless the weights in a file have the names and shapes of the network in its description."""
+    """RequestError unless a file's weights have the names, shapes and kinds of the described network, and are finite.
+
+    Any of the floating-point types of training fits: integers would be cast in silence, and sound like something else.
+    """
     given, wanted = (
         {name: tuple(value.shape) if isinstance(value, Tensor) else type(value) for name, value in weights.items()}
         for weights in (state, expected)
@@ -125,3 +159,18 @@ def check_weights(state: Mapping[str, Any], expected: Mapping[str, Tensor], wher
     if given != wanted:
         difference = describe_difference(given, wanted, ("in the file", "in the description"))
         raise RequestError(f"{where}: the weights do not fit the network in its description: {difference}")
+    for name, value in state.items():
+        kinds = FLOAT_TYPES if expected[name].is_floating_point() else (expected[name].dtype,)
+        if problem := tensor_problem(value, kinds):
+            raise RequestError(f"{where}: the weights {name} {problem}; {ADVICE}")
+
+
+def tensor_problem(value: Tensor, dtypes: Collection[torch.dtype]) -> str:
+    """Why a tensor from a file cannot be used, or an empty string: its type, its layout, or NaN and infinities."""
+    if value.dtype not in dtypes:
+        return f"are {value.dtype}, expected {' or '.join(map(str, dtypes))}"
+    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        return f"are no plain tensor ({value.layout}, {value.device})"
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        return f"hold {int((~torch.isfinite(value)).sum())} NaN or infinite values"
+    return ""

@@ -12,6 +12,8 @@ import json
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +25,32 @@ from hafm_lightning.errors import RequestError
 TEMPORARY_PREFIX = ".writing-"
 """Names of unfinished files and folders start with this. After the process has died, they may be deleted."""
 
+CACHE_VARIABLE = "HAFM_CACHE"
+"""Environment variable with the folder of all caches."""
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EBADF)
+
+
+def cache_folder() -> Path:
+    """The folder of caches: ``$HAFM_CACHE``, else ``~/.cache/hafm_lightning``.
+
+    A user without a home (containers run with any uid) has a folder of their own among the temporary files.
+    """
+    if named := os.environ.get(CACHE_VARIABLE):
+        return expanded(named)
+    try:
+        return Path.home() / ".cache" / "hafm_lightning"
+    except RuntimeError:
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        return Path(tempfile.gettempdir()) / f"hafm_lightning-{user}"
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` replaced; RequestError where the user has no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{path}: this user has no home folder; name the folder without `~`, or set HOME") from error
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -33,8 +61,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft_of(path)
     draft.touch(exist_ok=False)  # a folder that is not writable is refused before the work
+    mode = draft.stat().st_mode
     try:
         yield draft
+        _set_mode(draft, mode)
         _sync(draft)
         draft.replace(path)
     finally:
@@ -57,9 +87,11 @@ def atomic_folder(path: Path, is_complete: Callable[[], bool] = lambda: False) -
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     try:
+        mode = _usual_mode(draft)
         yield draft
         for file in draft.rglob("*"):
             if file.is_file():
+                _set_mode(file, mode)
                 _sync(file)
         _replace_folder(draft, path, is_complete)
     finally:
@@ -103,9 +135,35 @@ def _draft_of(path: Path) -> Path:
     return path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def _usual_mode(folder: Path) -> int:
+    """The mode of a new file in ``folder``, which the umask decides."""
+    probe = _draft_of(folder / "probe")
+    probe.touch(exist_ok=False)
+    try:
+        return probe.stat().st_mode
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Undo the private mode that some libraries give to their files; a wish where the file system has no modes."""
+    if path.stat().st_mode != mode:
+        with suppress(OSError):
+            path.chmod(stat.S_IMODE(mode))
+
+
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        _flush(file.fileno())
+
+
+def _flush(handle: int) -> None:
+    """Flush to the disk, where the file system can; a full or broken disk is an OSError."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
 
 
 def remove_unfinished(root: Path, older_than_s: float = 0.0) -> None:
@@ -133,7 +191,7 @@ def sync_folder(folder: Path) -> None:
     except OSError:  # Windows cannot open folders
         return
     try:
-        os.fsync(handle)
+        _flush(handle)
     finally:
         os.close(handle)
 

@@ -64,6 +64,7 @@ from hafm_lightning.training.internals import NotesMoves, finishes_step, writes_
 from hafm_lightning.training.protocols import ShardSource, TokenSource
 from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
+from hafm_lightning.untrusted import checked
 
 
 class Stage(NotesMoves, pl.LightningModule):
@@ -315,6 +316,7 @@ class Stage(NotesMoves, pl.LightningModule):
         """Refuse a checkpoint of another stage or layout before any weight is copied."""
         saved = checked_metadata(checkpoint, "the checkpoint")
         check_continues(saved, self.metadata())
+        check_weights(_weights(checkpoint["state_dict"]), _weights(self.state_dict()), "the checkpoint")
         self.duration_s = saved["duration_s"]
 
 
@@ -345,6 +347,11 @@ class FineStage(Stage):
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
 
 
+def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state without sums of metrics (``train_means.clips``), which a version of torchmetrics may save."""
+    return {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
+
+
 def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: type[Stage] | None = None) -> Stage:
     """The stage in a local ``.ckpt`` file, in eval mode; only data is read.
 
@@ -366,10 +373,11 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: ty
     settings = dict(saved["model"])
     target = settings.pop("target", None)
     try:
+        config = TokenModelConfig.from_dict(saved["model"])
         stage = built(
-            **settings | {"backbone": BackboneConfig(**settings["backbone"])},
+            **settings | {"backbone": config.backbone, "conditions": list(config.conditions)},
             guidance_dropout=saved["guidance_dropout"],
-            optimizer=OptimizerConfig(**saved["optimizer"]),
+            optimizer=checked(saved["optimizer"], OptimizerConfig, str(path), "train it again"),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RequestError(f"{path}: the description of its stage cannot be used ({error})") from error
@@ -379,17 +387,11 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: ty
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
-    # sums of metrics (``train_means.clips``), which a version of torchmetrics may save, are no weights; a subclass may
-    # have more than its network
-    is_same = built.__name__ == saved["stage"] or kind is not None
-    weights, expected = (
-        {
-            name: value
-            for name, value in state.items()
-            if not name.partition(".")[0].endswith("means") and (is_same or name.startswith("model."))
-        }
-        for state in (checkpoint["state_dict"], stage.state_dict())
-    )
+    weights, expected = _weights(checkpoint["state_dict"]), _weights(stage.state_dict())
+    if built.__name__ != saved["stage"] and kind is None:  # a subclass may have more than its network
+        weights, expected = (
+            {name: value for name, value in state.items() if name.startswith("model.")} for state in (weights, expected)
+        )
     check_weights(weights, expected, str(path))
     stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from damaged_json import survivors
+from safetensors.torch import load_file, save_file
 from tiny_band import TinyBand, sing
 
 from hafm_lightning import Accompanist, files
@@ -20,6 +24,7 @@ from hafm_lightning.accompanist import model_folder
 from hafm_lightning.audio import write_audio
 from hafm_lightning.cli import main
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.token_model import TokenModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_a_folder_holds_data_only_and_describes_itself(folder: Path) -> None:
         "tokenizers/semantic/tokenizer.json",
     ]
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert set(config["stages"]) == {"semantic", "coarse", "fine"}
     assert config["stages"]["coarse"]["model"]["pattern"] == "delay"
     assert config["stages"]["coarse"]["streams"]["instrumental_coarse"]["rate_hz"] == 75
@@ -278,3 +283,95 @@ def test_a_style_survives_export(styled_checkpoints: dict[str, Path], tmp_path: 
     command = ["generate", "--vocal", str(tmp_path / "vocal.wav"), "--out", str(tmp_path / "out")]
     assert main([*command, "--model", str(tmp_path / "model"), "--style", "Jazz"]) == 0
     assert main([*command, "--model", str(tmp_path / "model"), "--style", "jazzz"]) == 2
+
+
+def test_no_file_of_a_folder_changes_unseen(folder: Path, tmp_path: Path) -> None:
+    def refused(name: str) -> str:
+        with pytest.raises(RequestError) as refusal:
+            Accompanist.from_pretrained(tmp_path / name)
+        return str(refusal.value)
+
+    for number, file in enumerate(("semantic/arrays.safetensors", "acoustic/tokenizer.json")):
+        path = copy(folder, tmp_path / f"flip{number}") / "tokenizers" / file
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(content)
+        assert path.name in refused(f"flip{number}")
+
+    added = copy(folder, tmp_path / "added") / "tokenizers" / "semantic" / "model"
+    added.mkdir()
+    (added / "config.json").write_text("{}")
+    assert "does not list: 'semantic/model/config.json'" in refused("added")
+
+    os.mkfifo(copy(folder, tmp_path / "fifo") / "pipe")
+    (tmp_path / "fifo" / "coarse.safetensors").unlink()
+    (tmp_path / "fifo" / "pipe").rename(tmp_path / "fifo" / "coarse.safetensors")
+    assert "is a pipe" in refused("fifo")
+
+    changed = copy(folder, tmp_path / "description")
+    stages = json.loads((changed / "config.json").read_text())["stages"]
+    stages["coarse"]["model"]["look_ahead_s"] = stages["coarse"]["model"]["look_ahead_s"] / 2 + 0.01
+    edit(changed, stages=stages)
+    assert "coarse" in refused("description")
+
+    (copy(folder, tmp_path / "card") / "README.md").write_text("Mine.")
+    Accompanist.from_pretrained(tmp_path / "card")
+
+
+def test_weights_that_are_not_float32_or_not_finite_are_refused(folder: Path, tmp_path: Path) -> None:
+    for name, change in {
+        "int8": lambda value: (value * 100).to(torch.int8),
+        "float64": lambda value: value.double(),
+        "nan": lambda value: value * float("nan"),
+    }.items():
+        changed = copy(folder, tmp_path / name)
+        state = load_file(changed / "fine.safetensors")
+        state["begin"] = change(state["begin"])
+        save_file(state, changed / "fine.safetensors")
+        stages = json.loads((changed / "config.json").read_text())["stages"]
+        stages["fine"]["sha256"] = files.sha256_of(changed / "fine.safetensors")
+        stages["fine"]["digest"] = model_folder._entry_digest(stages["fine"])
+        with pytest.raises(RequestError, match=r"fine\.safetensors: the weights begin"):
+            Accompanist.from_pretrained(edit(changed, stages=stages))
+
+
+def test_a_folder_of_version_1_loads_with_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = copy(folder, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    for entry in config["stages"].values():
+        del entry["digest"]
+    del config["files"]
+    (old / "config.json").write_text(json.dumps({**config, "format": 1}))
+    assert len(Accompanist.from_pretrained(old).networks) == 3
+    assert "config.json: carries no digest" in capsys.readouterr().err
+
+
+def test_exported_files_have_the_mode_of_the_umask(live_band: TinyBand, tmp_path: Path) -> None:
+    for umask in (0o022, 0o077):
+        before = os.umask(umask)
+        try:
+            target = tmp_path / f"model-{umask}"
+            export_band(live_band, target, overwrite=False)
+        finally:
+            os.umask(before)
+        modes = {path.stat().st_mode & 0o777 for path in target.rglob("*") if path.is_file()}
+        assert modes == {0o666 & ~umask}
+
+
+def test_damaged_descriptions_are_read_or_refused_in_a_line(folder: Path, tmp_path: Path) -> None:
+    damaged = copy(folder, tmp_path / "damaged")
+    content = json.loads((folder / "config.json").read_text())
+    count = iter(range(10**9))
+
+    def read(text: bytes) -> None:
+        (damaged / "config.json").write_bytes(text)
+        described = model_folder.read_config(damaged)
+        if next(count) % 40 == 0:
+            model_folder.read_model_folder(damaged)
+        else:
+            for entry in described["stages"].values():
+                TokenModelConfig.from_dict(entry["model"])
+
+    survivors(content, read)

@@ -1,8 +1,11 @@
 """Averaged weights: validated and saved, trained beside, and taken up again exactly."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from tiny_shards import write_tiny_shards
 from tiny_trainer import Line, trainer_of
 
@@ -68,3 +71,24 @@ def test_weights_and_average_are_not_mixed_up_whenever_they_are_saved(data, tmp_
     again = Line()
     trainer_of(tmp_path / "on", EMA(decay=0.6), max_steps=8).fit(again, datamodule=data, ckpt_path=middle)
     assert again.walked == stage.walked[4:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: {**weights, "weight": weights["weight"].to(torch.int8)},
+        lambda weights: {**weights, "weight": weights["weight"] * float("nan")},
+        lambda weights: {**weights, "weight": torch.zeros(9)},
+        lambda weights: {"weight": weights["weight"]},
+        lambda weights: "weights",
+    ],
+    ids=["int8", "nan", "shape", "missing", "text"],
+)
+def test_damaged_weights_in_training_are_refused(change):
+    module = torch.nn.Linear(3, 2)
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    checkpoint = {TRAINING_WEIGHTS: change(before), "state_dict": before}
+    with pytest.raises(RequestError, match="checkpoint"):
+        EMA().on_load_checkpoint(trainer, module, checkpoint)
+    assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())

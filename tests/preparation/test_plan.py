@@ -14,6 +14,7 @@ from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.survey import SongFacts
 from hafm_lightning.songs.clips import ClipSettings
 from hafm_lightning.songs.song import Song
+from hafm_lightning.untrusted import checked
 
 NO_DUPLICATES = DuplicateSettings(enabled=False)
 
@@ -98,7 +99,7 @@ def test_a_plan_survives_json_and_does_not_depend_on_the_order_of_songs():
     random.Random(0).shuffle(names)
     two = plan_of(dict.fromkeys(names, 30.0), validation_share=0.2)
     assert one == two
-    assert Plan.from_dict(json.loads(json.dumps(asdict(one)))) == one
+    assert checked(json.loads(json.dumps(asdict(one))), Plan, "here", "") == one
     assert {unit.split for unit in one.units} == {"train", "validation"}
 
 

@@ -42,7 +42,7 @@ def test_manifests_that_cannot_be_used_say_so(tmp_path):
     with pytest.raises(RequestError, match="inconsistent"):
         ShardReader(folder)
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(RequestError, match="not a shard manifest"):
+    with pytest.raises(RequestError, match="shard manifest is damaged"):
         ShardReader(folder)
 
 

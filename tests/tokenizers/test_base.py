@@ -149,8 +149,8 @@ def test_another_version_kind_or_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="'offline-semantic', expected 'hubert'"):
         read_description(tmp_path / "t", "hubert")
     path = tmp_path / "t" / "tokenizer.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(RequestError, match="format version 2, this program reads 1"):
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(RequestError, match="format version 3, this program reads 2"):
         read_description(tmp_path / "t")
 
 

@@ -1,11 +1,12 @@
 """One folder that holds and describes a whole model: for sharing, and for machines without Lightning.
 
-    config.json                  stages, streams, tokenizer identities, sha256 of every weights file
+    config.json                  stages, streams, tokenizer identities, sha256 of every stage and file but README.md
     semantic.safetensors ...     weights of each stage, float32
     tokenizers/{semantic,acoustic}/
     README.md                    the model card
 
-Everything is data. A folder is written atomically; on reading, every weights file is checked against its digest.
+Everything is data. A folder is written atomically; on reading, every file is checked against its digest, and a file
+below ``tokenizers`` that is not listed is refused. The card may be edited.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from typing import Any
 import torch
 
 from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
+from hafm_lightning.checkpoint_format import tensor_problem
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
+from hafm_lightning.files import atomic_folder, is_occupied, sha256_of, sha256_of_json
+from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
+from hafm_lightning.tokenizers.base import check_file_digests, file_digests
 from hafm_lightning.tokenizers.hub import fetch_folder
+from hafm_lightning.untrusted import check_file, checked, child, read_json
 
-MODEL_FORMAT = 1
-"""Version of the folder's layout; a reader refuses newer ones."""
+MODEL_FORMAT = 2
+"""Version of the folder's layout; a reader refuses newer ones. Version 1 has no digests but those of the weights."""
+ADVICE = "fetch or export the model again"
 CONFIG_FILE, CARD_FILE, TOKENIZERS_FOLDER = "config.json", "README.md", "tokenizers"
 KIND = "hafm_lightning"
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.md")
@@ -100,7 +106,8 @@ def write_model_folder(
             state = {key: value.detach().float().cpu().contiguous() for key, value in weights}
             save_file(state, draft / name, metadata={"format": "pt"})
             description = {key: value for key, value in network.metadata.items() if key not in TRAINING_ONLY}
-            stages[network.role] = description | {"file": name, "sha256": sha256_of(draft / name)}
+            entry = description | {"file": name, "sha256": sha256_of(draft / name)}
+            stages[network.role] = entry | {"digest": _entry_digest(entry)}
         pair = (tokenizers.semantic, tokenizers.acoustic)
         save_tokenizers(*pair, draft / TOKENIZERS_FOLDER, include_weights=include_tokenizer_weights)
         config = {
@@ -109,6 +116,7 @@ def write_model_folder(
             "stages": stages,
             "tokenizers": tokenizers.identities(),
             "styles": list(styles),
+            "files": file_digests(draft / TOKENIZERS_FOLDER),
             "card": {"data": card.data, "license": card.license, "metrics": dict(card.metrics)},
         }
         (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -134,27 +142,67 @@ def read_model_folder(
             f"{folder} holds no {missing[0]} stage, only {', '.join(described)}"
             + ("; ask for two stages (stages=2, --stages 2) to use it" if missing == ["fine"] else "")
         )
+    if config["format"] == 1:
+        note_without_digest(folder / CONFIG_FILE)
+    else:
+        check_file_digests(folder / TOKENIZERS_FOLDER, config["files"], ADVICE)
     networks = [_read_network(folder, role, described[role]) for role in roles]
     tokenizers = load_tokenizers(folder / TOKENIZERS_FOLDER, device=device)
+    for network in networks:
+        if (names := list(network.metadata.get("styles") or ())) and names != config["styles"]:
+            raise RequestError(f"{folder / CONFIG_FILE}: its styles are not those of {network.name}; {ADVICE}")
     return ModelFolder(networks, tokenizers, list(config["styles"]), dict(config.get("card") or {}))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The content of ``config.json``; entries of newer versions are ignored."""
+
+    kind: str
+    format: int
+    stages: dict[str, dict[str, Any]]  # role -> description, `file`, `sha256`, `digest`
+    tokenizers: dict[str, dict[str, Any]]
+    styles: list[str]
+    files: dict[str, str] = field(default_factory=dict)  # below `tokenizers` -> sha256; version 2
+    card: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage in ``config.json``, as far as it is used."""
+
+    stage: str
+    model: dict[str, Any]
+    streams: dict[str, dict[str, int]]
+    tokenizers: dict[str, dict[str, Any]]
+    file: str
+    sha256: str
+    duration_s: float | None = None
+    guidance_dropout: float = 0.0
+    styles: list[str] = field(default_factory=list)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The description of a model folder; RequestError when it is missing, damaged or newer."""
     path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"{folder} is no model folder: {CONFIG_FILE} is missing; make one with `export`")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind, version = config["kind"], int(config["format"])
-        described = isinstance(config["stages"], dict) and {"tokenizers", "styles"} <= set(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is damaged or not of this project ({error!r}); export the model again") from error
-    if kind != KIND or not described:
+    content = read_json(path, what="the description of a model", advice=ADVICE)
+    if not isinstance(content, dict) or content.get("kind") != KIND:
         raise RequestError(f"{path} does not describe a model of this project; make one with `export`")
-    if version > MODEL_FORMAT:
+    version = content.get("format")
+    if type(version) is int and version > MODEL_FORMAT:
         raise RequestError(f"{path}: model format {version} is newer than {MODEL_FORMAT}; upgrade hafm_lightning")
-    return dict(config)
+    config = checked(content, Config, path, ADVICE, unknown="ignore")
+    if config.format < 1:
+        raise RequestError(f"{path} is damaged (format {config.format}); {ADVICE}")
+    for role, entry in config.stages.items():
+        checked(entry, StageEntry, f"{path}: the {role:.40} stage", ADVICE, unknown="ignore")
+    return dict(content)
+
+
+def _entry_digest(entry: Mapping[str, Any]) -> str:
+    return sha256_of_json({key: value for key, value in entry.items() if key != "digest"})
 
 
 def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> StageNetwork:
@@ -162,22 +210,27 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / str(description["file"])
-    if path.parent != folder or path.suffix != ".safetensors":
-        raise RequestError(
-            f"{folder}: the weights file {description['file']!r} must be a safetensors file in the folder"
-        )
+    name = str(description["file"])
+    if Path(name).name != name or not name.endswith(".safetensors"):
+        raise RequestError(f"{folder}: the weights file {name!r:.80} must be a safetensors file in the folder")
+    path = child(folder, name, "the weights file of a stage")
+    check_file(path, what="a weights file", advice=ADVICE)
     try:
         state = load_file(path)
         digest = sha256_of(path)
     except (OSError, SafetensorError) as error:
-        raise RequestError(f"{path} cannot be read ({error}); fetch or export the model again") from error
+        raise RequestError(f"{path} cannot be read ({error}); {ADVICE}") from error
     if digest != description["sha256"]:
         raise RequestError(
-            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} lists {str(description['sha256'])[:12]}; "
-            "fetch or export the model again"
+            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} lists {description['sha256']!s:.12}; {ADVICE}"
         )
-    return build_network(role, str(path), description, state)
+    for key, value in state.items():
+        if problem := tensor_problem(value, (torch.float32,)):
+            raise RequestError(f"{path}: the weights {key:.80} {problem}; {ADVICE}")
+    network = build_network(role, str(path), description, state)
+    if "digest" in description and description["digest"] != _entry_digest(description):
+        raise RequestError(f"{folder / CONFIG_FILE}: the description of the {role} stage was changed; {ADVICE}")
+    return network
 
 
 def model_card(networks: Sequence[StageNetwork], tokenizers: Tokenizers, card: CardFacts) -> str:

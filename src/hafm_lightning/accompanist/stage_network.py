@@ -90,7 +90,8 @@ def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: M
     wanted = STAGE_OF_ROLE[role]
     if role_of(metadata) != role:
         raise RequestError(
-            f"{source} holds a {metadata['stage']}, the {role} stage must be a {wanted}; were two of the files swapped?"
+            f"{source} holds a {metadata.get('stage')!s:.60}, the {role} stage must be a {wanted}; "
+            "were two of the files swapped?"
         )
     try:
         # float32 whatever PyTorch's default type is: the weights are

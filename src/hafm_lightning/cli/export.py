@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
+from hafm_lightning import limits
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
 from hafm_lightning.accompanist.stage_network import networks_from_checkpoints, style_names, tokenizers_folder
 from hafm_lightning.cli.band_arguments import add_checkpoint_arguments
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokenizers import load_tokenizers
+from hafm_lightning.untrusted import open_file, parse_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,13 +56,11 @@ def main(argv: Sequence[str]) -> int:
 
 def read_metrics(path: str) -> dict[str, float]:
     """The numbers of a JSON object, by name; RequestError when there are none."""
-    text = read_text("--metrics", path)
-    try:
-        content: Any = json.loads(text)
-        entries = content.items() if isinstance(content, dict) else ()
-        numbers = {name: float(value) for name, value in entries if type(value) in (int, float)}
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise RequestError(f"--metrics {path}: cannot be read ({error})") from error
+    content = parse_json(
+        read_text("--metrics", path), f"--metrics {path}: cannot be read, it", advice="correct the file"
+    )
+    entries = content.items() if isinstance(content, dict) else ()
+    numbers = {name: float(value) for name, value in entries if type(value) in (int, float)}
     if not numbers:
         raise RequestError(f"--metrics {path}: holds no numbers at its top level")
     return numbers
@@ -72,6 +69,9 @@ def read_metrics(path: str) -> dict[str, float]:
 def read_text(option: str, path: str) -> str:
     """The text of a file; RequestError when it is missing or no text."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with open_file(
+            path, what="the text", advice=f"correct {option}", most_bytes=limits.current().json_bytes
+        ) as file:
+            return file.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{option} {path}: cannot be read ({error})") from error

@@ -14,7 +14,6 @@ Choices:
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 import re
@@ -26,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 from hafm_lightning.configuration.settings import build
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of
+from hafm_lightning.untrusted import open_file, parse_json
 
 Side = Literal["A", "B"]
 Presentation = Literal["AB", "BA"]
@@ -305,27 +305,14 @@ def read_object(path: Path, file_format: str, advice: str) -> dict[str, Any]:
     Raises:
         RequestError: The file is absent, too large, not JSON, or of another format or version.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
-    if len(text) > LARGEST_FILE_BYTES:
-        raise RequestError(f"{path}: is larger than {LARGEST_FILE_BYTES >> 20} MiB; {advice}")
-    try:
-        content = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: is damaged ({str(error)[:100]}); {advice}") from error
+    with open_file(path, what="", advice=advice, most_bytes=LARGEST_FILE_BYTES) as file:
+        content = parse_json(file.read(), f"{path}:", advice=advice)
     if not isinstance(content, dict) or content.get("format") != file_format:
         raise RequestError(f"{path}: does not hold `format: {file_format}`; {advice}")
     if content.get("version") != VERSION:
         version = str(content.get("version"))[:20]
         raise RequestError(f"{path}: has version {version}, this program reads version {VERSION}; {advice}")
     return {name: value for name, value in content.items() if name not in ("format", "version")}
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
 
 
 def _made(kind: type[T], content: Any, path: Path) -> T:

@@ -29,6 +29,7 @@ from hafm_lightning.listening.vote import LONGEST_NOTE
 from hafm_lightning.listening.vote import Choice as Choice
 from hafm_lightning.listening.vote import Failure as Failure
 from hafm_lightning.listening.vote import Vote as Vote
+from hafm_lightning.untrusted import parse_json
 
 LINES_FORMAT, LINES_VERSION = "hafm_lightning.votes", 1
 APPLICATION_ID, SCHEMA_VERSION = 0x48414C56, 1
@@ -363,8 +364,8 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 
 def _vote(row: sqlite3.Row) -> Vote:
     try:
-        choices = json.loads(row["choices"])
-    except (ValueError, RecursionError) as error:
+        choices = parse_json(row["choices"], "its choices", advice="restore the file")
+    except (ValueError, TypeError, AttributeError) as error:  # SQLite holds any type in any column
         raise sqlite3.DatabaseError(f"vote {row['number']}: {error}") from error
     names = ("voter", "trial", "presentation", "confidence", "seconds", "note")
     return Vote(choices=choices, **{name: row[name] for name in names})
@@ -373,7 +374,7 @@ def _vote(row: sqlite3.Row) -> Vote:
 def _line(path: Path, number: int, line: str, use: Callable[[dict[str, Any]], T]) -> T:
     """Use one JSON line; errors name the file and the line."""
     try:
-        content = json.loads(line)
+        content = parse_json(line, "the line", advice="correct it")
         if not isinstance(content, dict):
             raise RequestError("expected a JSON object")
         return use(content)

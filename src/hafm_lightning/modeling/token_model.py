@@ -32,7 +32,10 @@ from hafm_lightning.modeling.relative_position import (
 )
 from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
 from hafm_lightning.tokens import EMPTY, NULL
+from hafm_lightning.untrusted import checked
 
+MOST_LOOK_S = 30.0
+"""Most seconds of conditions around a frame: a convolution over more would hold billions of weights."""
 CACHED_LENGTHS = 4
 """Sequence lengths whose mask and bias a model keeps: training and validation crops, full clips."""
 
@@ -62,6 +65,13 @@ class TokenModelConfig:
     look_ahead_s: float = 0.3
     look_behind_s: float = 0.3
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("look_ahead_s", self.look_ahead_s), ("look_behind_s", self.look_behind_s)):
+            if not 0 <= seconds <= MOST_LOOK_S:
+                raise ValueError(
+                    f"look-ahead and look-behind must be 0 or more, {MOST_LOOK_S} s at most: {name} {seconds}"
+                )
 
     @property
     def layout(self) -> SequenceLayout:
@@ -106,8 +116,7 @@ class TokenModelConfig:
         missing = {"conditions", "target", "backbone"} - set(values)
         if missing:
             raise ValueError(f"missing model settings {', '.join(sorted(missing))}")
-        backbone = BackboneConfig(**values["backbone"])
-        return cls(**dict(values) | {"conditions": tuple(values["conditions"]), "backbone": backbone})
+        return checked(dict(values), cls, "the description of a network", "train or export it again")
 
 
 class TokenModel(nn.Module):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from hafm_lightning import limits
 from hafm_lightning.modeling.attention import Mixer
 
 
@@ -44,12 +45,26 @@ class BackboneConfig:
     checkpoint_layers: bool = False
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.heads < 1 or self.width % self.heads:
+        if self.layers < 1 or self.heads < 1 or self.width < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}, with at least one layer")
         if self.feedforward < 2:
             raise ValueError(f"feedforward must be at least 2, got {self.feedforward}")
+        most = limits.current()
+        for name, size, limit in (
+            ("layers", self.layers, most.layers),
+            ("width", self.width, most.width),
+            ("feedforward", self.feedforward, 16 * most.width),
+            ("parameters", self.parameters, most.parameters),
+        ):
+            if size > limit:
+                raise ValueError(f"{name} {size}: at most {limit} are built; HAFM_LIMITS changes that")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all matrices of the layers: four of attention, three of the gated feed-forward."""
+        return self.layers * self.width * (4 * self.width + 3 * self.inner_width)
 
     @property
     def head_width(self) -> int:
@@ -59,7 +74,7 @@ class BackboneConfig:
     @property
     def inner_width(self) -> int:
         """Width of the gated inner layer: ``int(2/3 feedforward)``, 1365 in the paper."""
-        return int(2 * self.feedforward / 3)
+        return 2 * self.feedforward // 3
 
 
 class RMSNorm(nn.Module):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings, find_duplicates, sketch_from_text
@@ -102,14 +101,24 @@ class Plan:
             )
         return names
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Plan:
-        """Inverse of ``dataclasses.asdict``, from JSON values."""
-        units = []
-        for unit in values["units"]:
-            songs = (Song(**song | {"accompaniment": tuple(song["accompaniment"])}) for song in unit["songs"])
-            units.append(Unit(**unit | {"songs": tuple(songs)}))
-        return cls(units, *([Quarantined(**entry) for entry in values[key]] for key in ("quarantined", "left_out")))
+    def problem(self) -> str:
+        """The first contradiction in a plan that was read from a file, or an empty string."""
+        numbers = set()
+        for unit in self.units:
+            if unit.split not in SPLITS or not 0 <= unit.number < 10**6:
+                return f"a shard {unit.number} of the split {unit.split!r:.60}"
+            if (unit.split, unit.number) in numbers:
+                return f"shard {unit.number} of {unit.split!r} is listed twice"
+            numbers.add((unit.split, unit.number))
+            if any(song.split != unit.split for song in unit.songs):
+                return f"a shard of {unit.split!r} with songs of other splits"
+            names = [
+                name for song in unit.songs for name in (song.id, song.mixture or song.vocals, *song.accompaniment)
+            ]
+            if any(not name or "\0" in name for name in names):
+                return f"a song of shard {unit.number} of {unit.split!r} has no name that a file can have"
+        songs = [song.id for unit in self.units for song in unit.songs]
+        return "" if len(set(songs)) == len(songs) else "a song is in two shards"
 
 
 def make_plan(

@@ -5,20 +5,22 @@ Each file is written atomically, when its step is complete, so the files alone s
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_json
 from hafm_lightning.preparation.plan import Plan, Unit
-from hafm_lightning.preparation.shard_work import UnitResult
+from hafm_lightning.preparation.shard_work import ClipEntry, UnitResult
 from hafm_lightning.preparation.survey import SongFacts
-from hafm_lightning.shards import SPLITS, write_shard
-from hafm_lightning.songs.song import Song
+from hafm_lightning.shards import SPLITS, ShardInfo, write_shard
+from hafm_lightning.songs.song import Quarantined, Song
+from hafm_lightning.untrusted import checked, child, read_json
+
+ADVICE = "remove that file to do its step again, or prepare into another root"
 
 
 class RootState:
@@ -51,7 +53,7 @@ class RootState:
                     "choose another root, or remove that folder"
                 )
             return
-        before, now = _flat(json.loads(self._settings.read_bytes())), _flat(settings)
+        before, now = _flat(_read_object(self._settings, "the settings of a preparation")), _flat(settings)
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         if not changed:
             return
@@ -73,7 +75,7 @@ class RootState:
         """Write settings and songs; RequestError if the songs are not those of the run that began here."""
         content = {song.id: [song.split, song.bytes] for song in songs}
         if self._songs.is_file():
-            before = json.loads(self._songs.read_bytes())
+            before = _read_object(self._songs, "the songs of a preparation")
             changed = sorted(name for name in before.keys() | content.keys() if before.get(name) != content.get(name))
             if changed:
                 raise RequestError(
@@ -96,11 +98,16 @@ class RootState:
     def facts(self) -> Iterator[SongFacts]:
         """Facts of all songs, in order."""
         for path in sorted((self.work / "survey").glob("block-*.json")):
-            yield from (SongFacts(**fact) for fact in json.loads(path.read_bytes())["facts"])
+            yield from checked(_read_object(path, "a part of the survey"), _Facts, path, ADVICE).facts
 
     def read_plan(self) -> Plan | None:
         """The plan, or None before it is made."""
-        return Plan.from_dict(json.loads(self._plan.read_bytes())) if self._plan.is_file() else None
+        if not self._plan.exists():
+            return None
+        plan = checked(_read_object(self._plan, "the plan"), Plan, self._plan, ADVICE)
+        if problem := plan.problem():
+            raise RequestError(f"{self._plan} is damaged ({problem}); {ADVICE}")
+        return plan
 
     def write_plan(self, plan: Plan) -> None:
         """Write the plan."""
@@ -108,15 +115,19 @@ class RootState:
 
     def record_path(self, unit: Unit) -> Path:
         """File of a unit's record."""
-        return self.work / "records" / f"{unit.split}-{unit.number:05d}.json"
+        return child(self.work / "records", f"{unit.split}-{unit.number:05d}.json", "a shard in the plan")
+
+    def shard_path(self, unit: Unit) -> Path:
+        """File of a unit's shard."""
+        return child(child(self.root, unit.split, "a split in the plan"), unit.file, "a shard in the plan")
 
     def finished(self, unit: Unit) -> dict[str, Any] | None:
         """The record, without its log, of a unit whose shard has the recorded bytes; None otherwise."""
         path = self.record_path(unit)
         if not path.is_file():
             return None
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        shard = self.root / unit.split / unit.file
+        record = self._record(unit)
+        shard = self.shard_path(unit)
         if record["shard"] and not (shard.is_file() and sha256_of(shard) == record["shard"]["sha256"]):
             return None
         return _without_log(record)
@@ -128,7 +139,7 @@ class RootState:
         """
         shard = None
         if result.clip_ids:
-            path = self.root / unit.split / unit.file
+            path = self.shard_path(unit)
             shard = asdict(write_shard(path, result.arrays, result.clip_ids, duration_s))
         record = {"split": unit.split, "songs": result.songs, "duration_s": round(result.duration_s, 6), "shard": shard}
         record |= {"quarantined": list(map(asdict, result.quarantined)), "entries": list(map(asdict, result.entries))}
@@ -137,7 +148,43 @@ class RootState:
 
     def log(self, unit: Unit) -> list[dict[str, Any]]:
         """The log of a finished unit: one entry for each clip, also for dropped ones."""
-        return list(json.loads(self.record_path(unit).read_bytes())["entries"])
+        return list(self._record(unit)["entries"])
+
+    def _record(self, unit: Unit) -> dict[str, Any]:
+        path = self.record_path(unit)
+        content = _read_object(path, "the record of a shard")
+        record = checked(content, _Record, path, ADVICE, unknown="ignore")
+        if record.shard is not None:
+            problem = record.shard.problem()
+            if problem or record.shard.file != unit.file or record.split != unit.split:
+                raise RequestError(f"{path} is damaged (its shard is {record.shard.file!r:.60}: {problem}); {ADVICE}")
+        return content
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """A block of the survey."""
+
+    facts: list[SongFacts]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The record of a shard."""
+
+    split: str
+    songs: int
+    duration_s: float
+    shard: ShardInfo | None
+    quarantined: list[Quarantined]
+    entries: list[ClipEntry]
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    content = read_json(path, what=what, advice=ADVICE)
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: {what} is damaged (no JSON object); {ADVICE}")
+    return content
 
 
 def _without_log(record: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,11 @@ def verify_root(root: str | Path) -> Findings:
         tokenizer = folder / "tokenizers" / use
         with _noted(problems):
             sha256 = read_description(tokenizer)[0].sha256
-            foreign = [split for split, manifest in manifests.items() if manifest.tokenizers[use]["sha256"] != sha256]
+            foreign = [
+                split
+                for split, manifest in manifests.items()
+                if manifest.tokenizers.get(use, {}).get("sha256") != sha256
+            ]
             problems += [f"{split} was prepared with a different {use} tokenizer than {tokenizer}" for split in foreign]
     notes: list[str] = []
     if not problems:

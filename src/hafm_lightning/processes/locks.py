@@ -27,6 +27,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.untrusted import checked, read_json
 
 LOCK_NAME = ".lock"
 """Name of the lock of a folder, in that folder."""
@@ -104,10 +105,9 @@ class Lock:
     def owner(self) -> Owner | None:
         """The recorded owner, which may have been killed since; None if there is no record."""
         try:
-            content = json.loads(self._record.read_text(encoding="utf-8"))
-            details = {str(key): str(value) for key, value in content["details"].items()}
-            return Owner(int(content["pid"]), str(content["host"]), str(content["since"]), details)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            content = read_json(self._record, what="the record of a lock", advice="remove it")
+            return checked(content, Owner, self._record, "remove it")
+        except RequestError:
             return None
 
     def is_held(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hafm_lightning.errors import RequestError
+from hafm_lightning.files import expanded
 from hafm_lightning.shards.manifest import MANIFEST_NAME as MANIFEST_NAME
 from hafm_lightning.shards.manifest import REQUIRED_STREAMS as REQUIRED_STREAMS
 from hafm_lightning.shards.manifest import SPLITS as SPLITS
@@ -33,8 +34,8 @@ def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = Non
     ``cache_dir``: cache of remote shards; by default ``$HAFM_CACHE`` or ``~/.cache/hafm_lightning``.
     """
     if "://" in str(root):
-        return ShardReader(RemoteSource(str(root), split, cache_dir))
-    folder = Path(root).expanduser()
+        return _of_split(ShardReader(RemoteSource(str(root), split, cache_dir)), split, str(root))
+    folder = expanded(root)
     if not folder.is_dir():
         raise RequestError(
             f"data folder {folder} does not exist{'' if folder.is_absolute() else f' (looked for in {Path.cwd()})'}; "
@@ -46,4 +47,14 @@ def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = Non
             f"{folder} has no split {split!r} with a {MANIFEST_NAME} (found: {', '.join(present) or 'none'}); "
             "run `python -m hafm_lightning prepare` to its end, or choose another split"
         )
-    return ShardReader(folder / split)
+    return _of_split(ShardReader(folder / split), split, str(folder))
+
+
+def _of_split(reader: ShardReader, split: str, root: str) -> ShardReader:
+    """The reader; RequestError if its manifest is another split's."""
+    if split in SPLITS and reader.manifest.split != split:
+        raise RequestError(
+            f"{root}/{split}: its manifest belongs to the split {reader.manifest.split!r}\n"
+            "the folder was copied or renamed: put the folders back, or prepare the shards again"
+        )
+    return reader

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_json
 from hafm_lightning.tokens import (
@@ -24,10 +26,14 @@ from hafm_lightning.tokens import (
     VOCAL_SEMANTIC,
     TokenStream,
 )
+from hafm_lightning.untrusted import checked, open_file, parse_json
 
 Ids = NDArray[np.uint16]
 
 FORMAT_VERSION = 1  # readers refuse any other
+ADVICE = "prepare the shards again"
+_SHA256 = re.compile("[0-9a-f]{64}")
+_CLIP = re.compile(r".+@-?[0-9]+(\.[0-9]+)?", re.DOTALL)
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
@@ -96,6 +102,18 @@ class ShardInfo:
     clip_ids: list[str]  # one id a row, `song@start_s`
     songs: list[str]  # the songs those clips come from, each once, in order
 
+    def problem(self) -> str:
+        """The first contradiction, or an empty string."""
+        if self.clips != len(self.clip_ids) or self.clips < 1:
+            return f"{self.clips} clips, {len(self.clip_ids)} ids"
+        if not _SHA256.fullmatch(self.sha256):
+            return f"its sha256 {self.sha256!r:.80} is not one"
+        if not self.file.endswith(".safetensors") or Path(self.file).name != self.file or "\\" in self.file:
+            return "it is not the name of a safetensors file in the folder"
+        if wrong := next((clip for clip in self.clip_ids if not _CLIP.fullmatch(clip)), None):
+            return f"{wrong!r:.80} is not the id of a clip (song@start)"
+        return "" if songs_of(self.clip_ids) == self.songs else "its songs are not those of its clips"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -132,41 +150,55 @@ class Manifest:
     def load(cls, folder: Path) -> Manifest:
         """Read the folder's ``manifest.json``; RequestError when it is missing or cannot be used."""
         path = Path(folder) / MANIFEST_NAME
-        try:
-            return cls.parse(path.read_bytes(), str(path))
-        except FileNotFoundError:
+        if not path.exists():
             raise RequestError(
                 f"no shards in {folder}: {MANIFEST_NAME} is missing\n"
                 "give the folder that `prepare` wrote as `root`, or run `python -m hafm_lightning prepare` first"
-            ) from None
-        except OSError as error:
-            raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+            )
+        most = limits.current().json_bytes
+        with open_file(path, what="a shard manifest", advice=ADVICE, most_bytes=most) as file:
+            return cls.parse(file.read(), str(path))
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
         """A manifest from its JSON bytes; ``where`` names the file in messages."""
-
-        def refused(reason: str) -> RequestError:
-            return RequestError(f"{where}{reason}; prepare the shards again")
-
-        try:
-            content = json.loads(text)
-            version = content["format_version"]
-            if version != FORMAT_VERSION:
-                raise refused(f": shards of format {version!r}, this version reads {FORMAT_VERSION}")
-            manifest = cls(**content | {"shards": [ShardInfo(**shard) for shard in content["shards"]]})
-            known = {name: stream_description(stream) for name, stream in STORED_STREAMS.items()}
-            for name in (*REQUIRED_STREAMS, *manifest.streams):
-                shape = manifest.streams.get(name, "missing")
-                if shape != known.get(name):
-                    expected = known.get(name, f"one of {', '.join(known)}")
-                    raise refused(f": stream {name!r} is {shape}, expected {expected}")
-            for shard in manifest.shards:
-                clips, ids = shard.clips, len(shard.clip_ids)
-                if clips != ids or clips < 1 or Path(shard.file).name != shard.file:
-                    raise refused(f": the entry of {shard.file!r} is inconsistent ({clips} clips, {ids} ids)")
-        except RequestError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise refused(f" is not a shard manifest ({error!r})") from error
+        content = parse_json(text, f"{where}: a shard manifest", advice=ADVICE)
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            raise RequestError(f"{where}: shards of format {version}, this version reads {FORMAT_VERSION}; {ADVICE}")
+        manifest = checked(content, cls, f"{where}: a shard manifest", ADVICE)
+        problem = manifest.problem()
+        if problem:
+            raise RequestError(f"{where}: {problem}; {ADVICE}")
         return manifest
+
+    def problem(self) -> str:
+        """The first contradiction in the manifest, or an empty string."""
+        if self.split not in SPLITS:
+            return f"the split {self.split!r:.40} is none of {', '.join(SPLITS)}"
+        if not 0 < self.duration_s <= limits.current().audio_seconds:
+            return f"clips of {self.duration_s} s"
+        known = {name: stream_description(stream) for name, stream in STORED_STREAMS.items()}
+        for name in (*REQUIRED_STREAMS, *self.streams):
+            shape = self.streams.get(name, "missing")
+            if shape != known.get(name):
+                expected = known.get(name, f"one of {', '.join(known)}")
+                return f"stream {name!r:.40} is {shape}, expected {expected}"
+        if len(self.styles) > STYLE.vocabulary or len(set(self.styles)) != len(self.styles):
+            return f"{len(self.styles)} styles, of which {len(set(self.styles))} differ; {STYLE.vocabulary} at most"
+        for shard in self.shards:
+            if problem := shard.problem():
+                return f"the entry of {shard.file!r:.80} is inconsistent: {problem}"
+        names = [shard.file for shard in self.shards]
+        if repeated := _repeated(names):
+            return f"the shard {repeated!r:.80} is listed twice"
+        if repeated := _repeated(self.clip_ids()):
+            return f"the clip {repeated!r:.80} is listed twice"
+        return ""
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """The first name that occurs twice, or an empty string."""
+    if len(set(names)) == len(names):
+        return ""
+    return next(name for name, count in Counter(names).items() if count > 1)

@@ -4,8 +4,8 @@ Any address that fsspec understands works: ``s3://``, ``gs://``, ``hf://datasets
 
 Choices:
 
-* A cached file is named by the sha256 in the manifest, so that a changed shard is another file. It is hashed when a
-  process first opens it; a damaged file is fetched again.
+* A cached file is named by the sha256 in the manifest, so that a changed shard is another file. It is hashed unless it
+  is unchanged since that was done before; a damaged file is fetched again.
 * A file enters the cache only if its bytes are right. Processes that need the same shard wait for the first one.
 * A broken connection is retried a few times. fsspec's file systems are not kept, since they do not work after a fork.
 """
@@ -13,15 +13,17 @@ Choices:
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hafm_lightning import files
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import sha256_of, write_atomic
+from hafm_lightning.files import expanded, write_atomic
 from hafm_lightning.processes.locks import one_at_a_time
 from hafm_lightning.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from hafm_lightning.shards.verified import has_sha256
+from hafm_lightning.untrusted import child
 
 ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
@@ -29,9 +31,8 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """The cache: the argument, ``$HAFM_CACHE``, or ``~/.cache/hafm_lightning``."""
-    chosen = cache_dir or os.environ.get("HAFM_CACHE") or Path.home() / ".cache" / "hafm_lightning"
-    return Path(chosen).expanduser() / "shards"
+    """The cache: the argument, or :func:`hafm_lightning.files.cache_folder`."""
+    return (expanded(cache_dir) if cache_dir else files.cache_folder()) / "shards"
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class RemoteSource:
 
     def path(self, shard: ShardInfo) -> Path:
         """A local file with the shard's bytes, fetched if necessary; RequestError if its sha256 is wrong."""
-        path = cache_folder(self.cache_dir) / shard.sha256[:2] / f"{shard.sha256}.safetensors"
-        if path.is_file() and sha256_of(path) == shard.sha256:
+        folder = child(cache_folder(self.cache_dir), shard.sha256[:2], "a shard's sha256")
+        path = child(folder, f"{shard.sha256}.safetensors", "a shard's sha256")
+        if path.is_file() and has_sha256(path, shard.sha256):
             return path
         with one_at_a_time(path.with_suffix(".lock")):
-            if path.is_file() and sha256_of(path) == shard.sha256:
+            if path.is_file() and has_sha256(path, shard.sha256):
                 return path
             address = self._address(shard.file)
             content = read_bytes(address)
@@ -66,7 +68,7 @@ class RemoteSource:
         return path
 
     def _address(self, name: str) -> str:
-        return f"{self.root.rstrip('/')}/{self.split}/{name}"
+        return f"{self.root.rstrip('/')}/{child(self.split, name, 'a file of the split').as_posix()}"
 
 
 def read_bytes(address: str) -> bytes:

@@ -6,10 +6,11 @@ length is refused rather than cropped.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,8 +21,10 @@ from torch import Tensor
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied
+from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
+from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
+from hafm_lightning.untrusted import check_file, checked, child, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +34,8 @@ ACOUSTIC_SAMPLE_RATE_HZ = 24_000  # of the input and output of EnCodec's 24 kHz 
 SEMANTIC_HOP = SEMANTIC_SAMPLE_RATE_HZ // SEMANTIC_RATE_HZ  # samples per semantic frame
 ACOUSTIC_HOP = ACOUSTIC_SAMPLE_RATE_HZ // ACOUSTIC_RATE_HZ  # samples per acoustic frame
 
-FORMAT_VERSION = 1  # of the folder; other versions are refused
+FORMAT_VERSION = 2  # of the folder; version 1 has no digests of its files, newer ones are refused
+ADVICE = "prepare the shards (or train the tokenizers) again"
 DESCRIPTION_FILE = "tokenizer.json"
 ARRAYS_FILE = "arrays.safetensors"
 MODEL_FOLDER = "model"  # pretrained weights inside a tokenizer's folder, if they were saved with it
@@ -211,6 +215,7 @@ def write_folder(
         if model is not None:
             model.save_pretrained(draft / MODEL_FOLDER)
         description = {"format_version": FORMAT_VERSION, "identity": asdict(identity), "report": dict(report)}
+        description["files"] = file_digests(draft)
         (draft / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
 
 
@@ -227,27 +232,64 @@ class SavedTokenizer:
         write_folder(folder, self.identity, self.arrays, self.report, self.model if include_weights else None)
 
 
+@dataclass(frozen=True)
+class _Description:
+    """The content of ``tokenizer.json``."""
+
+    format_version: int
+    identity: dict[str, Any]
+    report: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)  # file in the folder -> sha256; version 2
+
+
 def read_description(folder: str | Path, kind: str | None = None) -> tuple[TokenizerIdentity, dict[str, Any]]:
     """Identity and report of the tokenizer in ``folder``, without its arrays.
 
-    RequestError if its description is missing, damaged, of another format version, or of another ``kind``.
+    RequestError if its description is missing, damaged, of another format version, or of another ``kind``. With a
+    ``kind``, which is for whoever reads the files next, they are compared with their digests.
     """
     path = Path(folder) / DESCRIPTION_FILE
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"no tokenizer in {folder}: {DESCRIPTION_FILE} is missing; prepare the shards first")
-    try:
-        description = json.loads(path.read_text())
-        version, identity, report = (description[key] for key in ("format_version", "identity", "report"))
-        identity, report = dict(identity), dict(report)
-    except (ValueError, KeyError, TypeError) as error:
-        advice = "prepare the shards (or train the tokenizers) again"
-        raise RequestError(f"{path} is damaged ({error}); {advice}") from error
-    if version != FORMAT_VERSION:
+    content = read_json(path, what="the description of a tokenizer", advice=ADVICE)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if type(version) is int and not 1 <= version <= FORMAT_VERSION:
         raise RequestError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}")
-    described = TokenizerIdentity.from_dict(identity)
-    if kind is not None and described.kind != kind:
-        raise RequestError(f"{folder} holds a tokenizer of kind {described.kind!r}, expected {kind!r}")
-    return described, report
+    described = checked(content, _Description, path, ADVICE)
+    identity = TokenizerIdentity.from_dict(described.identity)
+    checked(described.identity, TokenizerIdentity, path, ADVICE)
+    if kind is not None and identity.kind != kind:
+        raise RequestError(f"{folder} holds a tokenizer of kind {identity.kind!r:.60}, expected {kind!r}")
+    if kind is not None and described.format_version > 1:
+        check_file_digests(Path(folder), described.files, ADVICE)
+    elif kind is not None:
+        note_without_digest(path)
+    return identity, described.report
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Path below the folder, with slashes -> sha256, of every file."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def check_file_digests(folder: Path, digests: Mapping[str, str], advice: str) -> None:
+    """RequestError unless the folder has exactly these files, with these sha256; hidden ones do not count."""
+    try:
+        present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        present = {name for name in present if not any(part.startswith(".") for part in name.split("/"))}
+        if strange := sorted(present - set(digests) - {DESCRIPTION_FILE}):
+            raise RequestError(f"{folder} has a file that its description does not list: {strange[0]!r:.80}; {advice}")
+        for name, sha256 in digests.items():
+            *folders, last = name.split("/")
+            place = functools.reduce(lambda parent, part: child(parent, part, "a listed file"), folders, folder)
+            path = child(place, last, "a listed file")
+            check_file(path, what="a file of a tokenizer", advice=advice)
+            if sha256_of(path) != sha256:
+                raise RequestError(f"{path}: the file was changed or damaged since it was written (sha256); {advice}")
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read ({error.strerror}); {advice}") from error
 
 
 def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
@@ -256,19 +298,29 @@ def read_arrays(folder: str | Path, names: set[str]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = Path(folder) / ARRAYS_FILE
+    check_file(path, what="the arrays of a tokenizer", advice=f"it cannot be read; {ADVICE}")
     try:
         arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} cannot be read ({error}); train the tokenizers again") from error
     if set(arrays) != names:
         raise RequestError(f"{path} holds {sorted(arrays)}, expected {sorted(names)}; train the tokenizers again")
+    for name, array in arrays.items():
+        if array.dtype != torch.float32 or not bool(torch.isfinite(array).all()):
+            raise RequestError(f"{path}: {name} ({array.dtype}) must hold finite float32 numbers; {ADVICE}")
     return arrays
 
 
-def check_sha256(folder: str | Path, identity: TokenizerIdentity, sha256: str) -> None:
-    """RequestError unless the content that was read from ``folder`` has the sha256 of its description."""
-    if sha256 != identity.sha256:
+def check_identity(folder: str | Path, identity: TokenizerIdentity, found: TokenizerIdentity) -> None:
+    """RequestError unless the content that was read from ``folder`` has the identity in its description."""
+    if found.sha256 != identity.sha256:
         raise RequestError(
-            f"{folder}: the content has sha256 {sha256[:12]}, {DESCRIPTION_FILE} says {identity.sha256[:12]}; "
+            f"{folder}: the content has sha256 {found.sha256[:12]}, {DESCRIPTION_FILE} says {identity.sha256[:12]}; "
+            "the folder was changed or damaged: train the tokenizers again"
+        )
+    if found != identity:
+        names = [item.name for item in fields(found) if getattr(found, item.name) != getattr(identity, item.name)]
+        raise RequestError(
+            f"{folder}: {DESCRIPTION_FILE} has another {names[0]} than its content; "
             "the folder was changed or damaged: train the tokenizers again"
         )

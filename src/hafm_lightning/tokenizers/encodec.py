@@ -171,11 +171,11 @@ class EncodecTokenizer(base.SavedTokenizer):
         ``weights`` is their folder or Hub id if they have moved; None takes those in ``folder``, or else their source.
         """
         identity, report = base.read_description(folder, ENCODEC_KIND)
-        source, revision = pretrained.saved_source(folder, report["origin"], weights)
+        source, revision = pretrained.saved_source(folder, report.get("origin"), weights)
         tokenizer = cls.from_pretrained(source, revision=revision, backend=backend, device=device)
         tokenizer.report = report
         pretrained.check_weights(source, tokenizer.identity.settings["weights_sha256"], folder, identity)
-        base.check_sha256(folder, identity, tokenizer.identity.sha256)
+        base.check_identity(folder, identity, tokenizer.identity)
         return tokenizer
 
 

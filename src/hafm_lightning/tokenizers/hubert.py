@@ -180,11 +180,13 @@ class HubertTokenizer(base.SavedTokenizer):
         ``weights`` is their folder or Hub id if they have moved; None takes those in ``folder``, or else their source.
         """
         identity, report = base.read_description(folder, HUBERT_KIND)
-        source, revision = pretrained.saved_source(folder, report["origin"], weights)
-        settings = {name: identity.settings[name] for name in ("layer", "do_normalize")}
+        source, revision = pretrained.saved_source(folder, report.get("origin"), weights)
+        settings = {name: identity.settings.get(name) for name in ("layer", "do_normalize")}
+        if type(settings["layer"]) is not int or type(settings["do_normalize"]) is not bool:
+            raise RequestError(f"{folder}: the settings of the tokenizer are damaged ({settings!r:.80}); {base.ADVICE}")
         features = HubertFeatures.from_pretrained(source, revision=revision, device=device, **settings)
-        features.origin = report["origin"]
+        features.origin = report.get("origin", features.origin)
         pretrained.check_weights(source, features.settings["weights_sha256"], folder, identity)
         tokenizer = cls(features, base.read_arrays(folder, {"centroids"})["centroids"], report)
-        base.check_sha256(folder, identity, tokenizer.identity.sha256)
+        base.check_identity(folder, identity, tokenizer.identity)
         return tokenizer

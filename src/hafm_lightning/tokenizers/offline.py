@@ -31,6 +31,7 @@ from hafm_lightning.tokenizers import base, frontends
 from hafm_lightning.tokenizers.kmeans import assign, check_enough, sample_frames, train_kmeans
 from hafm_lightning.tokenizers.spectra import one_thread
 from hafm_lightning.tokens import ACOUSTIC_CODEBOOKS, ACOUSTIC_VOCABULARY, SEMANTIC_VOCABULARY
+from hafm_lightning.untrusted import checked
 
 TRAINING_FRAMES = 60_000  # at most, for centroids and codebooks
 SILENT_SHARE = 50  # frames of sound for each frame of silence in training, so that silence sounds silent
@@ -64,8 +65,13 @@ class _OfflineTokenizer(base.SavedTokenizer):
                 f"the offline tokenizer was made by front end {made_by}, this program has {wanted}: "
                 "prepare the shards (or train the tokenizers) again"
             )
-        tokenizer = cls(base.read_arrays(folder, cls.array_names), cls.settings_type(**settings), report)
-        base.check_sha256(folder, identity, tokenizer.identity.sha256)
+        where = f"{folder}: the settings of the tokenizer"
+        made_with = checked(settings, cls.settings_type, where, base.ADVICE)
+        try:
+            tokenizer = cls(base.read_arrays(folder, cls.array_names), made_with, report)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise RequestError(f"{folder}: its arrays do not fit its settings; {base.ADVICE}") from error
+        base.check_identity(folder, identity, tokenizer.identity)
         return tokenizer
 
 

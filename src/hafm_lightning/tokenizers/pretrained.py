@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.tokenizers.base import MODEL_FOLDER, TokenizerIdentity
+from hafm_lightning.tokenizers.base import ADVICE, MODEL_FOLDER, TokenizerIdentity
 from hafm_lightning.tokenizers.hub import UnreachableWeightsError
+from hafm_lightning.untrusted import checked, read_json
 
 
-def saved_source(
-    folder: str | Path, origin: Mapping[str, Any], weights: str | Path | None
-) -> tuple[str | Path, str | None]:
+def saved_source(folder: str | Path, origin: Any, weights: str | Path | None) -> tuple[str | Path, str | None]:
     """Source and revision of the weights of the tokenizer in ``folder``.
 
     ``weights``, if given; else those in the folder, if there are any; else the ``origin``, from which they came.
@@ -28,12 +27,17 @@ def saved_source(
     if weights is not None:
         return weights, None
     inside = Path(folder) / MODEL_FOLDER
-    return (inside, None) if inside.is_dir() else (origin["source"], origin["revision"])
+    if inside.is_dir():
+        return inside, None
+    source, revision = (origin.get("source"), origin.get("revision")) if isinstance(origin, Mapping) else (None, None)
+    if not isinstance(source, str) or not source.isprintable() or not isinstance(revision, str | None):
+        raise RequestError(f"{folder}: its description does not say where its weights come from; {ADVICE}")
+    return source, revision
 
 
 def check_weights(source: str | Path, sha256: str, folder: str | Path, identity: TokenizerIdentity) -> None:
     """RequestError unless the weights at ``source`` are those with which the tokenizer in ``folder`` was made."""
-    expected = identity.settings["weights_sha256"]
+    expected = str(identity.settings.get("weights_sha256"))
     if sha256 != expected:
         raise RequestError(
             f"the weights at {source} have sha256 {sha256[:12]}, {folder} was made with {expected[:12]}; "
@@ -117,7 +121,10 @@ def preprocessor_settings(name: str, revision: str | None) -> dict[str, Any]:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return dict(json.loads(Path(path).read_text())) if path else {}
+    if not path:
+        return {}
+    content = read_json(path, what="a file of settings", advice="fetch the model again")
+    return checked(content, dict[str, Any], path, "fetch the model again")
 
 
 def weights_sha256(arrays: Iterable[Tensor]) -> str:

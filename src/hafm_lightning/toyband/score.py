@@ -14,7 +14,6 @@ pitch means the same chord in every song, and a model does not have to find the 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ from typing import Literal
 
 import numpy as np
 
+from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
+from hafm_lightning.untrusted import checked, read_json
 
 Quality = Literal["major", "minor"]
 
@@ -110,13 +111,15 @@ class ToyTruth:
     @classmethod
     def load(cls, path: Path) -> ToyTruth:
         """Read ``truth.json``; RequestError if it is missing or is not a truth file of the toy band."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            parts = {"chords": Chord, "notes": Note, "fills": Span}
-            lists = {name: tuple(part(**entry) for entry in content[name]) for name, part in parts.items()}
-            return cls(**content | lists | {"beats_s": tuple(content["beats_s"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RequestError(f"{path}: not a truth file of the toy band ({error}); make the song again") from error
+        where, advice = f"{path}: not a truth file of the toy band, or it", "make the song again"
+        content = read_json(path, what="a truth file of the toy band", advice=advice)
+        truth = checked(content, cls, where, advice)
+        if not (0 < truth.duration_s <= limits.current().audio_seconds and truth.tempo_bpm > 0):
+            raise RequestError(f"{where} is damaged ({truth.duration_s} s, {truth.tempo_bpm} bpm); {advice}")
+        spans = (*truth.chords, *truth.notes, *truth.fills)
+        if any(span.start_s > span.end_s for span in spans) or any(not 0 <= it.root < 12 for it in truth.chords):
+            raise RequestError(f"{where} is damaged (a part ends before it starts, or a wrong root); {advice}")
+        return truth
 
 
 def compose(seed: int, duration_s: float) -> ToyTruth:

@@ -15,7 +15,7 @@ from embedding_sounds import published_log_mel, sha256, sound
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.embeddings import vggish
 from hafm_lightning.evaluation.embeddings.vggish import VGGish, VGGishEmbedding, convert_weights
-from hafm_lightning.evaluation.embeddings.weights import CACHE_VARIABLE
+from hafm_lightning.files import CACHE_VARIABLE
 
 
 def tiny_vggish(path: Path) -> VGGish:

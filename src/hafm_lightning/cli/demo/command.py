@@ -12,7 +12,6 @@ An interrupted demo continues with the first step that is not finished:
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -41,6 +40,7 @@ from hafm_lightning.files import write_json
 from hafm_lightning.preparation.pipeline import PreparationConfig, read_config
 from hafm_lightning.processes.locks import LOCK_NAME, held
 from hafm_lightning.processes.pool import usable_cores
+from hafm_lightning.untrusted import checked, read_json
 
 STAGES = ("semantic", "coarse", "fine")
 SHARE = {"semantic": 0.3, "coarse": 0.5, "fine": 0.2}
@@ -147,7 +147,10 @@ def make_plan(places: Places, minutes: float, fresh: bool) -> Plan:
     """The plan of an interrupted or finished demo of the same length, or a new one (which clears older runs)."""
     path = places.work / "plan.json"
     if path.is_file() and not fresh:
-        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        advice = "remove it, or begin with --fresh"
+        plan = checked(read_json(path, what="the demo's plan", advice=advice), Plan, path, advice)
+        if set(plan.steps) != set(STAGES) or min(plan.steps.values()) < 1:
+            raise RequestError(f"{path} is damaged (steps {plan.steps}); {advice}")
         if plan.minutes == minutes:
             return plan
     for folder in (places.work, places.card):

@@ -25,8 +25,10 @@ from typing import NamedTuple
 
 import torch
 
+from hafm_lightning.checkpoint_format import ADVICE
 from hafm_lightning.errors import RequestError
 from hafm_lightning.processes.locks import GRACE_S, LOCK_NAME, Lock
+from hafm_lightning.sealing import check_seal
 
 RUN_NAME = re.compile(r"run-(\d+)")
 STEP_NAME = re.compile(r"step-(\d+)\.ckpt$")
@@ -103,6 +105,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 def saved_step(path: Path) -> int:
     """Optimizer steps done in a checkpoint, without reading its weights; ValueError if no fit can continue from it."""
+    check_seal(path, what="a checkpoint", advice=ADVICE)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

@@ -6,7 +6,6 @@ clip is counted in the row and stays in its means.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from typing import Any
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.intervals import Interval
-from hafm_lightning.page.figures import Curve, Plot
+from hafm_lightning.page.figures import Plot
+from hafm_lightning.untrusted import checked, read_json
 
 CARD_FORMAT = 1
 """Version of ``card.json``."""
@@ -145,24 +145,15 @@ class Card:
 
 def load_card(path: str | Path) -> Card:
     """Read a ``card.json``; RequestError where it is missing, damaged or newer."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("format") <= CARD_FORMAT:
-            tables = [_table_of(table) for table in content["tables"]]
-            plots = [Plot(**plot | {"curves": [Curve(**it) for it in plot["curves"]]}) for plot in content["plots"]]
-            return Card(**content | {"tables": tables, "plots": plots})
-    except FileNotFoundError:
-        raise RequestError(f"no card {path}; run `evaluate` first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path}: not a card ({error})") from error
-    raise RequestError(f"{path}: a card of a newer format; update hafm_lightning")
-
-
-def _table_of(content: dict[str, Any]) -> Table:
-    rows = [Row(**row | {"values": {key: Value(**it) for key, it in row["values"].items()}}) for row in content["rows"]]
-    columns = [Column(**column) for column in content["columns"]]
-    players = [Player(**player) for player in content["players"]]
-    return Table(**content | {"columns": columns, "rows": rows, "players": players})
+    if not Path(path).exists():
+        raise RequestError(f"no card {path}; run `evaluate` first")
+    content = read_json(path, what="a card", advice="run `evaluate` again")
+    version = content.pop("format", None) if isinstance(content, dict) else None
+    if type(version) is int and version > CARD_FORMAT:
+        raise RequestError(f"{path}: a card of a newer format; update hafm_lightning")
+    if type(version) is not int or version < 1:
+        raise RequestError(f"{path}: not a card (format {version!r:.40})")
+    return checked(content, Card, f"{path}: a card", "run `evaluate` again")
 
 
 def cell_text(value: Value, digits: int) -> str:

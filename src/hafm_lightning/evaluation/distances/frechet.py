@@ -20,10 +20,10 @@ extrapolation.
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,13 +36,19 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import write_atomic
+from hafm_lightning.files import atomic_file
+from hafm_lightning.sealing import check_seal, seal
+from hafm_lightning.untrusted import parse_json
 
 Float64Array = npt.NDArray[np.float64]
 
-STATISTICS_FORMAT = 1
-"""Version of the ``.npz`` layout; files of a newer one are refused."""
+STATISTICS_FORMAT = 2
+"""Version of the ``.npz`` layout, 2 with a digest; files of a newer one are refused."""
+TOLERANCE = 1e-5
+"""Largest asymmetry and smallest eigenvalue of a stored covariance, as shares of its largest eigenvalue."""
+ADVICE = "compute it again"
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
 IDENTITY_KEY = "embedding_identity"
@@ -91,41 +97,88 @@ class GaussianStatistics:
         return statistics_of(moments_of(rows), provenance)
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz`` without pickles, atomically: format, rows, mean, covariance, provenance (JSON text)."""
-        content = io.BytesIO()
-        np.savez(
-            content,
-            format=np.int64(STATISTICS_FORMAT),
-            rows=np.int64(self.rows),
-            mean=self.mean,
-            covariance=self.covariance,
-            provenance=np.str_(json.dumps(dict(self.provenance), sort_keys=True)),
-        )
-        write_atomic(Path(path), content.getvalue())
+        """Write an ``.npz`` without pickles, atomically: format, rows, mean, covariance, provenance, and a digest."""
+        content: dict[str, Any] = {
+            "format": np.int64(STATISTICS_FORMAT),
+            "rows": np.int64(self.rows),
+            "mean": self.mean,
+            "covariance": self.covariance,
+            "provenance": np.str_(json.dumps(dict(self.provenance), sort_keys=True)),
+        }
+        with atomic_file(Path(path)) as draft:
+            with draft.open("wb") as file:
+                np.savez(file, **content)
+            seal(draft)
 
     @staticmethod
     def load(path: str | Path) -> GaussianStatistics:
         """Read a file of :meth:`save`.
 
         Raises:
-            RequestError: The file is missing, is not such an archive, holds pickles, or is of a newer format.
+            RequestError: The file is missing, damaged or newer, is not such an archive, holds pickles, or its numbers
+                are no covariance (:func:`check_covariance`).
         """
         source = Path(path)
-        if not source.is_file():
+        if not source.exists():
             raise RequestError(f"no statistics file {source}; write one with GaussianStatistics.save")
+        check_seal(source, what="a statistics file", advice=ADVICE)
         try:
             with np.load(source, allow_pickle=False) as archive:
-                version = int(archive["format"])
-                if version <= STATISTICS_FORMAT:
-                    mean, covariance = (np.asarray(archive[key], dtype=np.float64) for key in ("mean", "covariance"))
-                    provenance = json.loads(str(archive["provenance"]))
-                    return GaussianStatistics(int(archive["rows"]), mean, covariance, provenance)
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise RequestError(f"{source}: not a statistics file ({error}); compute it again") from error
-        raise RequestError(
-            f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
-            "update hafm_lightning"
-        )
+                _check_sizes(archive.zip)
+                version, rows = (_whole_number(archive[key]) for key in ("format", "rows"))
+                if version > STATISTICS_FORMAT:
+                    raise RequestError(
+                        f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
+                        "update hafm_lightning"
+                    )
+                mean, covariance = (_real_numbers(archive[key]) for key in ("mean", "covariance"))
+                provenance = parse_json(str(archive["provenance"]), f"{source}: provenance", advice=ADVICE)
+                if not isinstance(provenance, dict):
+                    raise ValueError("provenance is no object")
+                statistics = GaussianStatistics(rows, mean, covariance, provenance)
+                check_covariance(covariance, rows)
+                return statistics
+        except RequestError:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError, EOFError, OSError, MemoryError) as error:
+            raise RequestError(f"{source}: not a statistics file ({error!s:.160}); {ADVICE}") from error
+        except (zipfile.BadZipFile, zlib.error, SyntaxError, RuntimeError, OverflowError) as error:
+            raise RequestError(f"{source}: not a statistics file ({error!s:.160}); {ADVICE}") from error
+
+
+def check_covariance(covariance: Float64Array, rows: int) -> None:
+    """ValueError unless a matrix ``[d, d]`` can be the covariance of ``rows`` rows: symmetric, positive, of their rank.
+
+    A rounding error of :data:`TOLERANCE` of its largest eigenvalue is allowed, as float32 makes it.
+    """
+    difference = float(np.abs(covariance - covariance.T).max())
+    values = np.linalg.eigvalsh(covariance)
+    allowed = TOLERANCE * max(float(np.abs(values).max()), float(np.abs(covariance).max()))
+    if difference > allowed:
+        raise ValueError(f"the covariance is not symmetric (entries differ by {difference:.3g})")
+    if float(values.min()) < -allowed:
+        raise ValueError(f"the covariance has the negative eigenvalue {float(values.min()):.3g}")
+    rank = int((values > allowed).sum())
+    if rank > rows - 1:
+        raise ValueError(f"the covariance has rank {rank}, which {rows} rows cannot give")
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    size = sum(member.file_size for member in archive.infolist())
+    if size > limits.current().json_bytes * 4:
+        raise ValueError(f"its arrays have {size} bytes")
+
+
+def _whole_number(array: npt.NDArray[Any]) -> int:
+    if array.shape != () or array.dtype.kind not in "iu":
+        raise ValueError(f"{array.dtype} {array.shape} is no whole number")
+    return int(array)
+
+
+def _real_numbers(array: npt.NDArray[Any]) -> Float64Array:
+    if array.dtype.kind != "f":
+        raise ValueError(f"{array.dtype} are no real numbers")
+    return np.asarray(array, dtype=np.float64)
 
 
 def moments_of(rows: npt.ArrayLike) -> Float64Array:

@@ -7,7 +7,6 @@ weights: safetensors, or torch files read with ``weights_only=True``.
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.request
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,20 +14,18 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
+from hafm_lightning import files
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import sha256_of, write_atomic
 from hafm_lightning.tokenizers.hub import fetch_folder
 
-CACHE_VARIABLE = "HAFM_CACHE"
-"""Environment variable that moves the folder of downloaded and converted weights."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIGURATION_FILES = ("config.json", "preprocessor_config.json")
 
 
 def cache_folder() -> Path:
     """Folder for downloaded and converted weights: ``$HAFM_CACHE``, else ``~/.cache/hafm_lightning``."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "hafm_lightning"
+    return files.cache_folder()
 
 
 def check_file(path: Path, sha256: str | None) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from hafm_lightning.audio import read_audio
-from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import Column, Value
 from hafm_lightning.evaluation.coherence.scores import SongTracks, toy_truth_scores
 from hafm_lightning.evaluation.intervals import bootstrap_interval
@@ -20,9 +19,18 @@ from hafm_lightning.processes.pool import LocalPool
 from hafm_lightning.progress import progress
 from hafm_lightning.toyband.corpus import TRUTH_FILE
 from hafm_lightning.toyband.score import ToyTruth
+from hafm_lightning.untrusted import checked, read_json
 
 VERSION = 1
 """Raised when a definition changes: older files are computed again."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The content of a file of scores."""
+
+    version: int
+    clips: dict[str, dict[str, float]]
 
 
 class ClipScores:
@@ -32,12 +40,10 @@ class ClipScores:
         self.path = path
         self.scores: dict[str, dict[str, float]] = {}
         if path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                if content["version"] == VERSION:
-                    self.scores = content["clips"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise RequestError(f"{path} is damaged ({error}); delete it to compute it again") from error
+            advice = "delete it to compute it again"
+            stored = checked(read_json(path, what="scores of clips", advice=advice), _Stored, path, advice)
+            if stored.version == VERSION:
+                self.scores = stored.clips
 
     def column(self, name: str, segments: Sequence[Segment]) -> list[float] | None:
         """One score of every segment, in order; None where it is not defined for these songs."""

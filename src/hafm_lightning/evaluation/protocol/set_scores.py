@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from hafm_lightning.evaluation.segments import Segment, SelectedClips
 from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.files import atomic_file
 from hafm_lightning.progress import progress
+from hafm_lightning.sealing import check_seal, seal
+from hafm_lightning.untrusted import checked, parse_json
 
 Rows = npt.NDArray[np.float32]
 Sound = Callable[[Segment], Samples]
@@ -260,14 +263,24 @@ def _load_rows(path: Path) -> dict[str, Rows]:
     """Embedding rows by segment key."""
     if not path.is_file():
         return {}
+    advice = "delete it to compute it again"
+    check_seal(path, what="a file of embeddings", advice=advice)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[str(index)] for index, name in enumerate(json.loads(str(archive["clips"])))}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise RequestError(f"{path} is damaged ({error}); delete it to compute it again") from error
+            names = checked(parse_json(str(archive["clips"]), path, advice=advice), list[str], path, advice)
+            rows = {name: np.asarray(archive[str(index)]) for index, name in enumerate(names)}
+        if any(array.ndim != 2 or array.dtype.kind != "f" or not np.isfinite(array).all() for array in rows.values()):
+            raise ValueError("its rows are no finite numbers [n, d]")
+        return rows
+    except RequestError:
+        raise
+    except (KeyError, ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise RequestError(f"{path} is damaged ({error}); {advice}") from error
 
 
 def _save_rows(path: Path, rows: Mapping[str, Rows]) -> None:
     arrays: dict[str, Any] = {str(index): values for index, values in enumerate(rows.values())}
-    with atomic_file(path) as draft, draft.open("wb") as file:
-        np.savez(file, clips=np.str_(json.dumps(list(rows))), **arrays)
+    with atomic_file(path) as draft:
+        with draft.open("wb") as file:
+            np.savez(file, clips=np.str_(json.dumps(list(rows))), **arrays)
+        seal(draft)

@@ -7,7 +7,6 @@ whole or not at all. A segment whose length or song files changed is made again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,11 +19,14 @@ from hafm_lightning.audio import Audio, Samples, read_audio, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.segments import Segment, SelectedClips, clip_file_stem
 from hafm_lightning.evaluation.systems.base import LABELS, Outcome, System, play_segments
-from hafm_lightning.files import write_json
+from hafm_lightning.files import sha256_of, write_json
 from hafm_lightning.processes.pool import LocalPool, SerialPool
 from hafm_lightning.progress import progress
+from hafm_lightning.sealing import note_without_digest
+from hafm_lightning.untrusted import checked, child, read_json
 
 INDEX_FILE = "index.json"
+ADVICE = "delete the folder to make it again"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Entry:
     Attributes:
         together: Clips of a batch, which decides what ``seconds`` means; 0 in older folders.
         processes: Processes that generated at the same time, which also changes ``seconds``.
+        sha256: Of the wav file's bytes; empty in older folders.
     """
 
     file: str
@@ -42,6 +45,18 @@ class Entry:
     note: str
     together: int = 0
     processes: int = 1
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The content of ``index.json``."""
+
+    system: str
+    identity: str
+    facts: dict[str, Any]
+    clips: dict[str, Entry]
+    peak_memory_mib: float | None
 
 
 class Generations:
@@ -55,12 +70,11 @@ class Generations:
         self.peak_memory_mib: float | None = None
         index = self.folder / INDEX_FILE
         if index.is_file():
-            try:
-                content: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-                self.entries = {clip: Entry(**entry) for clip, entry in content["clips"].items()}
-                self.peak_memory_mib = content["peak_memory_mib"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise RequestError(f"{index} is damaged ({error}); delete the folder to make it again") from error
+            content = read_json(index, what="the index of generations", advice=ADVICE)
+            stored = checked(content, _Index, index, ADVICE)
+            self.entries, self.peak_memory_mib = stored.clips, stored.peak_memory_mib
+            if any(not entry.sha256 for entry in self.entries.values()):
+                note_without_digest(index)
 
     def missing(self, segments: Sequence[Segment]) -> list[Segment]:
         """Segments without a result, or whose song changed."""
@@ -68,10 +82,13 @@ class Generations:
 
     def file(self, segment: Segment) -> Path:
         """The wav file of a segment."""
-        return self.folder / self.entries[segment.key].file
+        return child(self.folder, self.entries[segment.key].file, "a clip in the index of generations")
 
     def samples(self, segment: Segment) -> Samples:
-        """What the system played for a segment, mono ``[L]``."""
+        """What the system played for a segment, mono ``[L]``; RequestError if the file changed since."""
+        path, sha256 = self.file(segment), self.entries[segment.key].sha256
+        if sha256 and sha256_of(path) != sha256:
+            raise RequestError(f"{path}: the file was changed or damaged since it was generated (sha256); {ADVICE}")
         samples: Samples = read_audio(self.file(segment)).samples[0]
         return samples
 
@@ -95,7 +112,8 @@ class Generations:
                     name = f"{clip_file_stem(segment.key)}.wav"
                     write_audio(self.folder / name, Audio(outcome.samples[None], clips.rate_hz), subtype="FLOAT")
                     facts = (outcome.seconds, outcome.failure, outcome.note)
-                    self.entries[segment.key] = Entry(name, *facts, batch_clips, pool.processes)
+                    sha256 = sha256_of(self.folder / name)
+                    self.entries[segment.key] = Entry(name, *facts, batch_clips, pool.processes, sha256)
                 if memory_mib is not None:
                     self.peak_memory_mib = max(memory_mib, self.peak_memory_mib or 0.0)
                 self._write()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import traceback
@@ -26,6 +25,7 @@ from hafm_lightning.listening.serve.guard import Guard, too_many
 from hafm_lightning.listening.serve.level import level_check
 from hafm_lightning.listening.serve.listeners import Listener
 from hafm_lightning.listening.serve.rates import RateLimit, visitor_of
+from hafm_lightning.untrusted import parse_json
 
 STATIC = {
     "page.html": "text/html; charset=utf-8",
@@ -211,12 +211,9 @@ def application(desk: Desk, admin: Admin) -> ASGIApp:
 
 
 def _json(body: bytes) -> Any:
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not a number")
-
     try:
-        return json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        return parse_json(body, "the request", advice="send it again")
+    except RequestError as error:
         raise Refused(400, "The request is not JSON.") from error
 
 

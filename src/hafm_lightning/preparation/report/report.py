@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,6 +37,7 @@ from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import read_description
 from hafm_lightning.tokenizers.kmeans import perplexity
 from hafm_lightning.tokens import INSTRUMENTAL_CODES
+from hafm_lightning.untrusted import checked, read_json
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
@@ -90,7 +90,8 @@ class PreparationReport:
     @classmethod
     def load(cls, root: Path) -> PreparationReport:
         """The report in ``root``."""
-        return cls(**json.loads((root / REPORT_FILE).read_bytes()))
+        path, advice = root / REPORT_FILE, "remove it, and prepare again"
+        return checked(read_json(path, what="the report of a preparation", advice=advice), cls, path, advice)
 
 
 def write_report(
