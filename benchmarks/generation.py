@@ -271,7 +271,7 @@ def time_song(duration_s: float, model: str | None) -> dict[str, Any]:
         before = peak_memory_bytes()
         take = band.accompany(path)
     peak = peak_memory_bytes()
-    seams = seam_test(take.instrumental, take.record["borders_s"])
+    seams = seam_test(take.decoded, take.record["borders_s"])
     return {
         "model": model or "random stages of preset live",
         "precision": band.precision,

@@ -1,6 +1,7 @@
 """Play a vocal through the live accompaniment in real time, and count underruns.
 
     python benchmarks/live.py --model model/ --vocal vocal.wav --out accompaniment.wav
+    python benchmarks/live.py --hubert --listen-s 2        # a real-size encoder that hears 2 s at each step
     python benchmarks/live.py --seconds 30        # random stages of preset live at the paper's size, a toy singer
 
 The vocal arrives in blocks at the pace of a microphone; the accompaniment must be ready when its turn comes: a stated
@@ -16,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,10 @@ import torch
 from generation import random_band, toy_vocal
 
 from hafm_lightning.accompanist import Accompanist, LiveOptions
+from hafm_lightning.accompanist.stage_network import pick_device
 from hafm_lightning.audio import Audio, read_audio, write_audio
+from hafm_lightning.tokenizers.hubert import HubertFeatures, HubertTokenizer
+from hafm_lightning.tokens import SEMANTIC_VOCABULARY
 
 
 @dataclass
@@ -65,6 +69,8 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--hop-s", type=float, default=LiveOptions.hop_s, help="vocal gathered before each step")
+    parser.add_argument("--listen-s", type=float, default=LiveOptions.listen_s, help="vocal that is tokenized at once")
+    parser.add_argument("--hubert", action="store_true", help="tokenize with a HuBERT Base of random weights")
     parser.add_argument("--block-s", type=float, default=0.02, help="length of the blocks that arrive")
     parser.add_argument("--cushion-s", type=float, default=0.5, help="time for computing, added to the look-ahead")
     arguments = parser.parse_args()
@@ -73,8 +79,10 @@ def main() -> int:
         band = Accompanist.from_pretrained(arguments.model, device=arguments.device, precision=arguments.precision)
     else:
         band = random_band("live", arguments.device, arguments.precision)
+    if arguments.hubert:
+        band.tokenizers = replace(band.tokenizers, semantic=random_hubert(arguments.device))
     vocal = read_audio(arguments.vocal) if arguments.vocal else toy_vocal(arguments.seconds)
-    live = LiveOptions(hop_s=arguments.hop_s)
+    live = LiveOptions(hop_s=arguments.hop_s, listen_s=arguments.listen_s)
     for _ in band.stream([Audio(vocal.samples[:, : vocal.rate_hz], vocal.rate_hz)], live=live):
         pass  # warm-up
     session = band.live_session(live=live)
@@ -94,6 +102,8 @@ def main() -> int:
     report = {
         "seconds": round(vocal.duration_s, 2),
         "precision": band.precision,
+        "semantic_tokenizer": "HuBERT, random weights" if arguments.hubert else band.tokenizers.semantic.identity.kind,
+        "listen_s": arguments.listen_s,
         "threads": arguments.threads,
         "load_average": [round(value, 1) for value in os.getloadavg()],
         "look_ahead_s": round(session.look_ahead_s, 3),
@@ -107,6 +117,15 @@ def main() -> int:
         sound = np.concatenate([piece.samples for piece in player.pieces], axis=1)
         write_audio(arguments.out, Audio(sound, player.rate_hz))
     return 1 if player.underruns else 0
+
+
+def random_hubert(device: str) -> HubertTokenizer:
+    """HuBERT Base up to layer 9, from its configuration alone: its time does not depend on its weights."""
+    from transformers import HubertConfig, HubertModel
+
+    model = HubertModel(HubertConfig(num_hidden_layers=9, attn_implementation="sdpa"))
+    features = HubertFeatures(model.to(pick_device(device)), do_normalize=True, origin={"source": "random"})
+    return HubertTokenizer(features, torch.randn(SEMANTIC_VOCABULARY, model.config.hidden_size))
 
 
 def arriving(vocal: Audio, block_s: float) -> Iterator[tuple[Audio, float]]:

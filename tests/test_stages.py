@@ -245,13 +245,15 @@ def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path
     run = trainer(tmp_path, limit_val_batches=3)
     (found,) = run.validate(stage, loader(*batches), verbose=False)
     names = [stream.name for stream in stage.model.layout.conditions]
-    true, null, other, paired = [], [], [], []
+    true, null, other, vocal, paired = [], [], [], [], []
     for batch in batches:
         true.append(slow_losses(stage, batch, batch.streams))
         null.append(slow_losses(stage, batch, null_conditions(batch.streams, stage.model.layout.conditions))[0])
         if len({clip.split("@")[0] for clip in batch.clip_ids}) > 1:  # a batch of one song has no other song
             swapped = {**batch.streams, **{name: batch[name][next_song(batch.clip_ids)] for name in names}}
             other.append(slow_losses(stage, batch, swapped)[0])
+            sung = {**batch.streams, "vocal_semantic": swapped["vocal_semantic"]}
+            vocal.append(slow_losses(stage, batch, sung)[0])
             paired.append(true[-1][0])
     loss, accuracy, top = (torch.cat([clip[number] for clip in true]) for number in range(3))
     null, other, paired = torch.cat(null), torch.cat(other), torch.cat(paired)
@@ -264,7 +266,8 @@ def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path
         "val/loss_null": null.mean(),
         "val/conditioning_gain": null.mean() - loss.mean(),
         "val/loss_other": other.mean(),
-        "val/other_clip_gap": other.mean() - paired.mean(),
+        "val/other_song_gap": other.mean() - paired.mean(),
+        "val/other_vocal_gap": torch.cat(vocal).mean() - paired.mean(),
     }
     for k in range(loss.shape[1] if kind is CoarseStage else 0):
         for name, value in (("loss", loss), ("accuracy", accuracy), ("accuracy_top10", top)):
@@ -272,6 +275,18 @@ def test_validation_means_are_over_clips_however_they_are_batched(kind, tmp_path
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), abs=2e-5), name
+
+
+def test_the_two_gains_of_a_stage_are_told_apart(tmp_path):
+    """Both were called "other song", and differ by a factor of ten for a coarse stage."""
+    coarse, fine = tiny_stage(CoarseStage).eval(), tiny_stage(FineStage).eval()
+    found = {}
+    for stage in (coarse, fine):
+        run = trainer(tmp_path, limit_val_batches=1)
+        (found[type(stage)],) = run.validate(stage, loader(clips(stage, 4, seed=1, songs=2)), verbose=False)
+    assert found[CoarseStage]["val/other_song_gap"] != found[CoarseStage]["val/other_vocal_gap"]
+    assert "val/other_song_gap" in found[FineStage]
+    assert "val/other_vocal_gap" not in found[FineStage]
 
 
 def test_a_batch_that_brings_its_other_songs_is_scored_with_those(tmp_path):

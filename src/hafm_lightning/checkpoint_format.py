@@ -56,6 +56,7 @@ class Description:
     tokenizers_folder: str | None
     duration_s: float | None
     styles: list[str] = field(default_factory=list)
+    vocal_noise_sigma: float | None = None
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""AdamW as in the paper (arXiv 2604.09054, section 3.4), with a learning rate that depends on the step alone.
+"""AdamW as in the paper (arXiv 2604.09054, section 3.5), with a learning rate that depends on the step alone.
 
 The fused kernel, which reads and writes weights and moments once a step, is used on every device that has one. Under
 ``16-mixed`` a fused optimizer may unscale the gradients within its kernel; clipping would then see scaled gradients, so

@@ -11,11 +11,14 @@ Logged, for ``train``, ``val`` and ``test`` (``*`` is the split; ``q0``.. are co
     The same for each codebook, where there is more than one.
 ``val/loss_null``, ``val/conditioning_gain``
     Loss with null conditions, and loss_null - loss, in nats.
-``val/loss_other``, ``val/other_clip_gap``
-    Loss with the conditions of another song, and loss_other - loss: above 0 where the stage follows its conditions.
+``val/loss_other``, ``val/other_song_gap``
+    Loss with **all** conditions of another song, and loss_other - loss: above 0 where the stage follows its conditions.
+``val/other_vocal_gap``
+    The same with the **vocal** of another song and the other conditions true: above 0 where the stage follows the
+    vocal itself. Not logged by a stage without the vocal (fine).
     The pairs of songs are fixed (``modeling/token_scores.py``); with one song there is no such metric.
 
-Source: HAFM (arXiv 2604.09054), sections 3.3 and 3.4.
+Source: HAFM (arXiv 2604.09054), sections 3.2 (stages), 3.4 (architecture) and 3.5 (training).
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from hafm_lightning.modeling.token_scores import (
     score_names,
     summarise,
     token_cross_entropy,
+    vocal_conditions,
     without_conditions,
 )
 from hafm_lightning.modeling.transformer import BackboneConfig
@@ -127,9 +131,10 @@ class Stage(NotesMoves, pl.LightningModule):
         self.tokenizers: dict[str, Any] = {}
         self.tokenizers_folder: str | None = None
         self.styles: list[str] = []
+        self.vocal_noise_sigma: float | None = None
         self.duration_s: float | None = None
         names = score_names(self.model.layout.target.codebooks)
-        names += ["loss_null", "loss_other", "conditioning_gain", "other_clip_gap"]
+        names += ["loss_null", "loss_other", "conditioning_gain", "other_song_gap", "other_vocal_gap"]
         self.train_means, self.evaluation_means = TokenMeans(names), TokenMeans(names)
         self._step_weights = StepWeights()
         self._measures = False
@@ -159,6 +164,8 @@ class Stage(NotesMoves, pl.LightningModule):
         self.tokenizers_folder = str(data.tokenizers_folder) if data.tokenizers_folder is not None else None
         manifests = data.manifests if isinstance(data, ShardSource) else {}
         self.styles = next((list(manifest.styles) for manifest in manifests.values()), [])
+        sigmas = (manifest.preparation.get("noise_sigma") for manifest in manifests.values())
+        self.vocal_noise_sigma = next((float(sigma) for sigma in sigmas if sigma is not None), None)
 
     def training_loss(self, batch: TokenBatch) -> Tensor:
         """The loss of a training step, a mean over the batch's clips; needs no Trainer.
@@ -225,7 +232,11 @@ class Stage(NotesMoves, pl.LightningModule):
             values |= {"loss_null": null, "conditioning_gain": null - values["loss"]}
             if has_other_song(batch):
                 other = score(self.model, batch, other_song(batch, conditions)).cross_entropy.mean()
-                values |= {"loss_other": other, "other_clip_gap": other - values["loss"]}
+                values |= {"loss_other": other, "other_song_gap": other - values["loss"]}
+                if vocal := vocal_conditions(conditions):
+                    if len(vocal) < len(conditions):
+                        other = score(self.model, batch, other_song(batch, vocal)).cross_entropy.mean()
+                    values["other_vocal_gap"] = other - values["loss"]
         self.evaluation_means.update(values, len(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -260,6 +271,7 @@ class Stage(NotesMoves, pl.LightningModule):
             "tokenizers": self.tokenizers,
             "tokenizers_folder": self.tokenizers_folder,
             "styles": self.styles,
+            "vocal_noise_sigma": self.vocal_noise_sigma,
             "duration_s": self.duration_s,
         }
 
@@ -332,6 +344,7 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
         )
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
+    stage.vocal_noise_sigma = saved.get("vocal_noise_sigma")
     weights = _weights(checkpoint["state_dict"])
     check_weights(weights, _weights(stage.state_dict()), str(path))
     stage.load_state_dict(weights, strict=False)

@@ -12,7 +12,7 @@ Choices:
 * Special tokens are never part of a vocabulary. Each is a row of its own in the model (a learned vector), and
   inside integer tensors it is a negative id, so that a forgotten mask fails the embedding look-up loudly.
 
-Source: HAFM (arXiv 2604.09054), sections 3.1 to 3.3.
+Source: HAFM (arXiv 2604.09054), sections 3.1 and 3.2.
 """
 
 from __future__ import annotations

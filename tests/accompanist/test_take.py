@@ -12,7 +12,7 @@ from hafm_lightning.audio import Audio, write_audio
 
 def take_of(number: int) -> Take:
     sound = Audio(np.full((1, 2400), number / 100, np.float32), 24000)
-    return Take(sound, sound, {}, 1.0, {"number": number})
+    return Take(sound, sound, sound, {}, 1.0, {"number": number})
 
 
 def test_takes_that_are_saved_at_once_leave_all_files_of_one(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
 from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics, frechet_distance
-from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
+from hafm_lightning.evaluation.embeddings import EmbeddingSource, load_embedding
 from hafm_lightning.evaluation.protocol.set_scores import embedding_rows
 from hafm_lightning.evaluation.segments import SegmentSettings, load_clip, select_segments, tokenize_clips
 from hafm_lightning.evaluation.stage import SOUNDS, write_target
@@ -100,7 +100,7 @@ def test_logged_numbers_equal_a_computation_by_hand(music: TinyMusic, tmp_path: 
         written = write_target(stage.model, batch, GREEDY, [0] * 5, batch_clips=5)
         logits = stage.model(batch.streams)
     codes = written if name == "coarse" else torch.cat((batch["instrumental_coarse"], written), dim=1)
-    embedding = LogMelEmbedding()
+    embedding = load_embedding(EmbeddingSource())
     sounds = [music.tokenizers.acoustic.decode(clip[None])[0].numpy() for clip in codes]
     rows = [embedding_rows(embedding, part, 24000) for part in (sounds, [clip.accompaniment for clip in clips])]
     expected = frechet_distance(*(GaussianStatistics.from_rows(part) for part in rows))
@@ -171,7 +171,7 @@ def test_a_run_says_what_its_numbers_belong_to(music: TinyMusic, tmp_path: Path)
     chosen = select_segments(SegmentSettings(str(music.songs), "test", CLIP_S, clips=5, active=0.3))
     assert protocol["segments"]["clips"] == [segment.clip_id for segment in chosen.segments]
     assert protocol["segments"]["duration_s"] == CLIP_S
-    assert protocol["embeddings"][0]["embedding_identity"] == LogMelEmbedding().identity
+    assert protocol["embeddings"][0]["embedding_identity"] == load_embedding(EmbeddingSource()).identity
     assert protocol["tokenizers"] == music.tokenizers.identities()
     assert protocol["sampling"]["temperature"] == 0.0
 

@@ -50,8 +50,24 @@ def test_only_the_first_process_of_several_complains(command, capsys, monkeypatc
 
     command(refuse)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["describe"]) == cli.WRONG_REQUEST
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("world_size", [None, "", "1"])
+def test_a_local_rank_that_was_left_in_the_environment_hides_no_error(command, capsys, monkeypatch, world_size):
+    def refuse(argv):
+        raise RequestError("no such file")
+
+    command(refuse)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    if world_size is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    assert capsys.readouterr().err == "error: no such file\n"
 
 
 @pytest.mark.parametrize(
@@ -76,13 +92,46 @@ def test_sigterm_in_lightnings_loop_is_143(command):
     assert cli.main(["describe"]) == 143
 
 
-def test_a_failure_of_the_work_is_not_hidden(command):
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (ZeroDivisionError("a bug"), "failed: ZeroDivisionError: a bug (--debug shows where)"),
+        (ValueError("first\n\nsecond"), "failed: ValueError: first second (--debug shows where)"),
+        (KeyError(), "failed: KeyError (--debug shows where)"),
+        (PermissionError(13, "Permission denied", "/data/x"), "failed: /data/x: Permission denied"),
+        (OSError(18, "Invalid cross-device link", "a", None, "b"), "failed: a -> b: Invalid cross-device link"),
+        (OSError(28, "No space left on device"), "failed: the operating system: No space left on device"),
+        (MemoryError(), "failed: not enough memory (MemoryError); close other programs, or ask for less at a time"),
+        (RecursionError("too deep"), "failed: RecursionError: too deep (--debug shows where)"),
+        (OSError("no number"), "failed: OSError: no number (--debug shows where)"),
+    ],
+)
+def test_a_failure_of_the_work_is_one_line_and_its_traceback_comes_with_debug(
+    command, capsys, monkeypatch, raised, line
+):
     def fail(argv):
-        raise ZeroDivisionError("a bug")
+        raise raised
 
     command(fail)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["describe"])
+    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+    assert cli.main(["describe"]) == cli.FAILED
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "0")
+    assert cli.main(["describe", "--debug"]) == cli.FAILED
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith(f"{line}\n")
+
+
+def test_lines_of_any_length_and_of_any_bytes_can_be_shown(command, capsys):
+    def refuse(argv):
+        raise RequestError(f"{'x' * 10_000}\n\udce6\x1b[31m\nsmall")
+
+    command(refuse)
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    lines = capsys.readouterr().err.splitlines()
+    assert [len(line) <= 400 for line in lines] == [True] * 3
+    assert lines[1].isprintable()
 
 
 def test_an_unknown_command_names_the_nearest(capsys):

@@ -33,6 +33,30 @@ def test_imports_are_tried_in_another_process(site: Path) -> None:
     }
 
 
+def test_a_busy_machine_breaks_no_package(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
+    (site / "sound_slow_pkg.py").write_text("import time; time.sleep(60)\n")
+    monkeypatch.setattr(doctor, "IMPORT_LIMIT_S", 0.5)
+    (problem,) = doctor.try_imports(["sound_slow_pkg"]).values()
+    finding = package("torch").finding(problem)
+    assert finding.state == "note"
+    assert "not finished in time" in finding.detail
+    assert "install" not in finding.fix
+
+
+@pytest.mark.parametrize("netrc", [None, "", "/nowhere/netrc"])
+def test_a_user_without_a_home_is_examined(netrc: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if netrc is None:
+        monkeypatch.delenv("NETRC", raising=False)
+    else:
+        monkeypatch.setenv("NETRC", netrc)
+    assert doctor.wandb_finding().state == "note"
+
+
 def package(name: str) -> doctor.Package:
     return next(package for package in doctor.PACKAGES if package.name == name)
 

@@ -58,7 +58,9 @@ def test_the_command_makes_the_card(config: Path, capsys: pytest.CaptureFixture[
     assert card.absent == {}
     table, tokens = card.tables
     rows = {row.system: row for row in table.rows}
-    assert list(rows) == ["ground_truth", "codec_8", "codec_4", "random", "retrieval", "two_stages", "three_stages"]
+    trivial = ["vocal_alone", "silence", "noise"]
+    models = ["retrieval", "two_stages", "three_stages"]
+    assert list(rows) == ["ground_truth", "codec_8", "codec_4", "random", *trivial, *models]
     assert all((row.clips, row.failed) == (6, 0) for row in table.rows)
 
     def value(system: str, column: str) -> float:
@@ -88,7 +90,12 @@ def test_the_command_makes_the_card(config: Path, capsys: pytest.CaptureFixture[
         ),
         "fine: conditions moved in time",
     ]
-    assert "Ground truth is best in every column." in table.checks
+    assert "ground truth, codec 8 codebooks against random pairing, on the same clips: " in table.checks[1]
+    assert "3 songs: the intervals are wide" in table.checks[-1]
+    for column in ("chroma_cosine", "beat_f_measure", "onset_f1"):
+        assert value("silence", column) == value("noise", column) == 0
+    assert value("vocal_alone", "chroma_cosine") == pytest.approx(1)
+    assert [value(system, "lost") for system in rows][4:7] == [0, 1, 1]
     assert len(table.players) == 3
     assert all("by chroma" in player.title for player in table.players)
     for player in table.players:
@@ -228,7 +235,9 @@ def test_without_a_model_the_controls_alone_are_shown(config: Path, tmp_path: Pa
     (tmp_path / "controls.yaml").write_text(yaml.safe_dump(settings))
     assert main(["evaluate", "--config", str(tmp_path / "controls.yaml")]) == 0
     card = load_card(tmp_path / "controls" / "card.json")
-    assert [row.system for row in card.tables[0].rows] == ["ground_truth", "codec_8", "codec_4", "random"]
+    assert [row.system for row in card.tables[0].rows] == [
+        *("ground_truth", "codec_8", "codec_4", "random", "vocal_alone", "silence", "noise")
+    ]
     assert card.absent["retrieval"] == "no `shards` to search"
     assert "three_stages" in card.absent
 
@@ -299,9 +308,11 @@ def test_processes_and_controls_of_other_vocals(config: Path, music: TinyMusic, 
     for row, control in zip(differences.rows, ("random", "other_vocal"), strict=True):
         assert row.values["chroma_cosine"].value == pytest.approx(chroma["three_stages"] - chroma[control])
     assert all(row.clips == len(open_shards(music.shards, "test")) for row in tokens.rows)
-    semantic, coarse, _ = (row.values for row in tokens.rows)
-    assert semantic["other_song_gap"] == semantic["other_clip_gap"]  # the vocal is its only condition
-    assert coarse["other_song_gap"] != coarse["other_clip_gap"]
+    semantic, coarse, fine = (row.values for row in tokens.rows)
+    assert semantic["other_song_gap"] == semantic["other_vocal_gap"]  # the vocal is its only condition
+    assert coarse["other_song_gap"] != coarse["other_vocal_gap"]
+    assert fine["other_song_gap"].value is not None
+    assert fine["other_vocal_gap"].note == "the stage has no vocal among its conditions"
 
 
 @pytest.mark.parametrize(
@@ -319,3 +330,65 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     assert main(["evaluate", "--config", str(config), "--set", *changes]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_columns_of_clips_need_no_embedding(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--metrics chroma` downloaded VGGish's 289 MB."""
+    monkeypatch.setattr("hafm_lightning.evaluation.evaluate.load_embedding", lambda _: pytest.fail("loaded"))
+    arguments = ["--config", str(config), "--output", str(tmp_path), "--systems", "ground_truth", "--metrics", "chroma"]
+    assert main(["evaluate", *arguments]) == 0
+
+
+def test_songs_too_short_for_one_protocol_leave_that_one_out(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = (
+        {"name": name, "duration_s": length, "clips": 3, "active": 0.3} for name, length in (("a", 1), ("b", 60))
+    )
+    arguments = ["--config", str(config), "--systems", "ground_truth", "--metrics", "chroma"]
+    both = f"protocols={json.dumps([long, short])}"
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "both"), both]) == 0
+    card = load_card(tmp_path / "both" / "card.json")
+    assert [table.name for table in card.tables] == ["a"]
+    assert "no vocal-active segment of 60.0 s" in card.absent["protocol b"]
+    capsys.readouterr()
+    none = f"protocols={json.dumps([long])}"
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "none"), none]) == 2
+    assert "no vocal-active segment" in capsys.readouterr().err
+
+
+def test_texts_may_be_empty_on_the_command_line(config: Path, tmp_path: Path) -> None:
+    """`--set shards=` and `--fine ""` were refused as null, so that a file's setting could not be taken back."""
+    arguments = ["--config", str(config), "--output", str(tmp_path), "--metrics", "chroma", "--systems"]
+    assert (
+        main(["evaluate", *arguments, "ground_truth", "retrieval", "three_stages", "--set", "shards=", "--fine", ""])
+        == 0
+    )
+    card = load_card(tmp_path / "card.json")
+    assert card.absent == {"retrieval": "no `shards` to search", "three_stages": "no `fine` checkpoint"}
+
+
+def test_an_unset_environment_variable_is_named(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MUSDB18_HQ", raising=False)
+    assert main(["evaluate", "--config", str(repository / "experiments" / "evaluate.yaml")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: root: the environment variable MUSDB18_HQ is not set"
+    assert "KeyError" not in " ".join(lines)
+    assert len(lines) <= 3
+
+
+def test_a_failed_clip_makes_no_system_faster(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure after a hundredth of a second counted as a very fast clip."""
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RequestError("the vocal cannot be heard")
+
+    monkeypatch.setattr(Accompanist, "accompany_batch", failing)
+    arguments = ["--config", str(config), "--output", str(tmp_path), "--systems", "two_stages", "--metrics", "speed"]
+    assert main(["evaluate", *arguments]) == 0
+    (row,) = load_card(tmp_path / "card.json").tables[0].rows
+    assert row.values["real_time_factor"].value is None
+    assert row.values["real_time_factor"].note == "every clip failed"
+    assert row.failed == 6

@@ -7,11 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_music import CLIP_S, SETTINGS, TinyMusic, tiny_selection
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.segments import ClipReader, SegmentSettings, select_segments, vocal_activity
+from hafm_lightning.evaluation.segments import (
+    ClipReader,
+    MusicClip,
+    Segment,
+    SegmentSettings,
+    around,
+    select_segments,
+    tokenize_clips,
+    vocal_activity,
+)
 from hafm_lightning.songs.clips import MARGIN_S, clip_sound
 from hafm_lightning.songs.stems import cut_windows, read_blocks
 
@@ -64,3 +74,43 @@ def test_a_segment_sounds_as_preparation_cuts_it(music: TinyMusic) -> None:
         np.testing.assert_allclose(found.vocal, expected.vocal, atol=1e-6)
         np.testing.assert_allclose(found.instrumental_acoustic, expected.instrumental_acoustic, atol=1e-6)
         assert found.vocal.shape == (16000,)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "expected"),
+    [(3.0, (1.48, 4.0)), (0.0, (0.0, 4.0)), (0.6, (0.0, 4.0)), (6.8, (4.0, 4.0)), (7.0, (4.0, 4.0))],
+)
+def test_a_segment_lies_in_the_middle_of_its_surroundings(
+    music: TinyMusic, start_s: float, expected: tuple[float, float]
+) -> None:
+    song = tiny_selection(music).segments[0].song  # of 8 s
+    wide, before_s = around(Segment(song, start_s, 1.0), 4.0)
+    assert (wide.start_s, wide.duration_s) == pytest.approx(expected)
+    assert before_s == pytest.approx(start_s - wide.start_s)
+
+
+def test_surroundings_end_with_the_song_and_never_cut_the_segment(music: TinyMusic) -> None:
+    song = tiny_selection(music).segments[0].song
+    assert around(Segment(song, 2.0, 1.0), 60.0)[0].duration_s == pytest.approx(8.0)
+    assert around(Segment(song, 2.0, 1.0), 0.5) == (Segment(song, 2.0, 1.0), 0.0)
+
+
+def test_a_short_clip_has_the_tokens_of_its_song(music: TinyMusic, clips: list[MusicClip]) -> None:
+    """Tokens of 1 s alone differ from those of the same second in its song, which the stages were trained on."""
+    in_song, alone = (tokenize_clips(clips, music.tokenizers, context_s=context_s) for context_s in (4.0, 0.0))
+    for name, ids in in_song.streams.items():
+        assert ids.shape == alone[name].shape
+    for index, clip in enumerate(clips):
+        wide, before_s = around(clip.segment, 4.0)
+        vocal = read_audio(clip.segment.song.vocals, start_s=wide.start_s, duration_s=4.0, mono=True, rate_hz=16000)
+        whole = music.tokenizers.semantic.encode(torch.from_numpy(vocal.samples))[0, 0]
+        first = round(before_s * 50)
+        assert (in_song["vocal_semantic"][index, 0] == whole[first : first + 50]).float().mean() > 0.9
+    assert (in_song["vocal_semantic"] != alone["vocal_semantic"]).float().mean() > 0.02
+
+
+def test_clips_of_songs_of_unequal_lengths_are_tokenized_together(music: TinyMusic, clips: list[MusicClip]) -> None:
+    mixed = [tokenize_clips([clip], music.tokenizers, context_s=6.0) for clip in clips]
+    together = tokenize_clips(clips, music.tokenizers, context_s=6.0)
+    for name, ids in together.streams.items():
+        assert torch.equal(ids, torch.cat([one[name] for one in mixed]))

@@ -85,9 +85,19 @@ def test_without_ffmpeg_stem_mp4_say_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     touch(tmp_path / "train" / "A.stem.mp4")
     with pytest.raises(RequestError, match="needs ffmpeg and ffprobe"):
-        MusdbStems(str(tmp_path), decoded=str(tmp_path / "hq")).listing()
+        MusdbStems(str(tmp_path), decoded=str(tmp_path / "hq"), allow_partial=True).listing()
     with pytest.raises(RequestError, match="holds no train"):
         MusdbStems(str(tmp_path / "train"), decoded=str(tmp_path / "hq")).listing()
+
+
+def test_a_partial_copy_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    """All songs were decoded, 30 GB of them, before they were counted."""
+    for name in ("A - one", "B - two"):
+        touch(tmp_path / "musdb18" / "train" / f"{name}.stem.mp4")
+    monkeypatch.setattr(musdb, "_track_class", lambda: pytest.fail("decoded"))
+    with pytest.raises(RequestError, match="holds 2 songs, MUSDB18 has 100; nothing was decoded"):
+        MusdbStems(str(tmp_path / "musdb18"), decoded=str(tmp_path / "hq")).listing()
+    assert not (tmp_path / "hq").exists()
 
 
 def write_stem_mp4(path, stems, rate_hz):

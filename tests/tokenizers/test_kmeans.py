@@ -101,6 +101,17 @@ def test_assignment_takes_the_nearest_and_of_equals_the_first() -> None:
     assert torch.equal(assign(points, twice), assign(points, centroids))
 
 
+@pytest.mark.parametrize(("points", "width", "count"), [(1, 768, 500), (7, 768, 501), (150, 33, 77), (500, 768, 503)])
+def test_of_identical_centroids_the_first_is_taken_whatever_the_product_rounds(
+    points: int, width: int, count: int
+) -> None:
+    centroids = torch.randn(count, width, dtype=torch.float64)
+    group = torch.arange(count) % 37
+    centroids = centroids[group]  # 37 different ones, many times over, at every place of a block of the product
+    nearest = assign(torch.randn(points, width), centroids)
+    assert int(nearest.max()) < 37
+
+
 def numbered_clips(count: int = 100, length: int = 100) -> Iterator[np.ndarray]:
     """Frames that hold their own number."""
     for number in range(count):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, Track, WrittenTrack
 from hafm_lightning.accompanist.rendering import FADE_S, Renderer
+from hafm_lightning.accompanist.song import noise, surroundings
 from hafm_lightning.accompanist.stage_network import StageNetwork, condition_names, vocal_streams
 from hafm_lightning.accompanist.windows import GRID_S, covering_units, frames_at, grid_units
 from hafm_lightning.audio import PEAK_LIMIT_DBTP, Audio, Samples, resample
@@ -30,7 +31,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import Tokenizer
-from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE, TokenStream
+from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, STYLE, VOCAL_SEMANTIC, TokenStream
 
 
 class LiveSession:
@@ -45,6 +46,7 @@ class LiveSession:
         seed: int,
         window: int,
         style_id: int,
+        noise_sigma: float = 0.0,
     ) -> None:
         self._tracks: list[Track] = []
         for network in networks:
@@ -55,7 +57,10 @@ class LiveSession:
                 )
             kind = FilledTrack if network.model.layout.pattern == "nonautoregressive" else WrittenTrack
             self._tracks.append(kind(network, options, live, seed, window))
-        self._tokenizers = [_IncrementalTokenizer(*pair, live) for pair in vocal_streams(networks, tokenizers)]
+        self._tokenizers = [
+            _IncrementalTokenizer(stream, tokenizer, live, seed, noise_sigma * (stream.name == VOCAL_SEMANTIC.name))
+            for stream, tokenizer in vocal_streams(networks, tokenizers)
+        ]
         self._streams: dict[str, Tensor] = {}  # name -> ids [K, T] since the beginning
         if STYLE.name in condition_names(networks):
             self._streams[STYLE.name] = torch.full((1, 1), style_id)
@@ -129,7 +134,7 @@ class _VocalBuffer:
 
     def __init__(self, units: int) -> None:
         self.rate_hz = 0  # until the first block
-        self.samples = 0  # of the whole vocal, without silence added at its end
+        self.samples = 0  # of the whole vocal, without what is added at its end
         self._units = units
         self._newest: Samples = np.zeros(0, np.float32)
         self._first = 0  # sample of the vocal at which `_newest` begins
@@ -150,9 +155,9 @@ class _VocalBuffer:
         self._extend(block.mono().samples[0])
 
     def extend_to(self, unit: int) -> None:
-        """Append silence up to a grid unit."""
-        missing = self._sample(unit) - self._first - len(self._newest)
-        self._extend(np.zeros(max(0, missing), np.float32))
+        """Let the vocal go on mirrored up to a grid unit."""
+        known = len(self._newest)
+        self._extend(surroundings(self._newest, max(known, self._sample(unit) - self._first))[known:])
 
     def _extend(self, samples: Samples) -> None:
         self._newest = np.concatenate((self._newest, samples))
@@ -163,19 +168,22 @@ class _VocalBuffer:
         return round(unit * GRID_S * self.rate_hz)
 
     def clip(self, end: int, length: int, rate_hz: int) -> Tensor:
-        """Mono ``[L]`` of ``length`` units up to unit ``end``, silence before the beginning."""
+        """Mono ``[L]`` of ``length`` units up to unit ``end``; before the vocal's beginning its mirrored sound."""
         start, stop = self._sample(end - length) - self._first, self._sample(end) - self._first
-        clip = self._newest[max(0, start) : stop]
+        clip = surroundings(self._newest[max(0, start) : stop], stop - start, before=True)
         wanted = int(length * GRID_S * rate_hz)
-        converted = resample(np.pad(clip, (stop - start - len(clip), 0)), self.rate_hz, rate_hz)[:wanted]
+        converted = resample(clip, self.rate_hz, rate_hz)[:wanted]
         return torch.from_numpy(np.pad(converted, (0, wanted - len(converted))))
 
 
 class _IncrementalTokenizer:
     """Tokens of a growing vocal: each call encodes the new part, with its context."""
 
-    def __init__(self, stream: TokenStream, tokenizer: Tokenizer, live: LiveOptions) -> None:
+    def __init__(
+        self, stream: TokenStream, tokenizer: Tokenizer, live: LiveOptions, seed: int, noise_sigma: float
+    ) -> None:
         self.stream = stream
+        self._seed, self._noise_sigma = seed, noise_sigma
         self._tokenizer = tokenizer
         self._longest, self._edge = grid_units(live.listen_s), grid_units(live.edge_s)
         context_s = tokenizer.context_s
@@ -189,7 +197,10 @@ class _IncrementalTokenizer:
         length = self._longest
         if self._context is not None:
             length = min(length, end - self._done + self._context)
-        clip = vocal.clip(end, length, self._tokenizer.identity.sample_rate_hz)
+        rate_hz = self._tokenizer.identity.sample_rate_hz
+        clip = vocal.clip(end, length, rate_hz)
+        if self._noise_sigma:
+            clip = clip + self._noise_sigma * torch.from_numpy(noise(self._seed, end - length, length, rate_hz))
         ids = self._tokenizer.encode(clip[None])[0].cpu()
         first, last = (frames_at(self.stream, length - (end - unit)) for unit in (self._done, done))
         self._done = done

@@ -64,15 +64,13 @@ class Track(ABC):
     window: int  # length of the stage's windows, in grid units
 
     def __post_init__(self) -> None:
-        layout, aligned = self.network.model.layout, self.network.model.aligned
+        layout = self.network.model.layout
         self.target = layout.target
         self.timed = [stream for stream in layout.conditions if stream.rate_hz]  # all but the style
         self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)
-        late = self.target.codebooks - 1 if layout.pattern == "delay" else 0
-        self.right_context = late + (aligned.ahead if aligned is not None else 0)
-        # one unit more, since frames of different rates begin apart
-        units = covering_units(self.right_context, self.target.rate_hz) if self.right_context else 0
-        self.look_ahead = units + 1
+        self.right_context = self.network.right_context
+        # one unit more, since the frames that are ready may end within a unit
+        self.look_ahead = self.network.right_context_units + 1
 
     @abstractmethod
     def write(self, streams: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """One folder that holds and describes a whole model: for sharing, and for machines without Lightning.
 
     config.json                  stages, streams, tokenizer identities, sha256 of every stage and file but README.md
+    generation_config.json       recommended sampling, noise of training
     semantic.safetensors ...     weights of each stage, float32
     tokenizers/{semantic,acoustic}/
     README.md                    the model card
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from hafm_lightning.accompanist.recommended import Recommended, read_recommended, write_recommended
 from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
 from hafm_lightning.checkpoint_format import tensor_problem
 from hafm_lightning.errors import RequestError
@@ -59,6 +61,7 @@ class ModelFolder:
     tokenizers: Tokenizers
     styles: list[str]
     card: dict[str, Any]
+    recommended: Recommended
 
 
 def write_model_folder(
@@ -68,6 +71,7 @@ def write_model_folder(
     *,
     styles: Sequence[str] = (),
     card: CardFacts = CardFacts(),
+    recommended: Recommended = Recommended(),
     include_tokenizer_weights: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -79,6 +83,7 @@ def write_model_folder(
         tokenizers: The pair of their training.
         styles: Names of the ids of the ``style`` stream.
         card: Facts for the model card.
+        recommended: Sampling with which the model sounds best, and the noise of its training.
         include_tokenizer_weights: Also copy HuBERT's and EnCodec's weights, so that nothing else is needed.
         overwrite: Replace a model folder.
 
@@ -119,6 +124,7 @@ def write_model_folder(
             "files": file_digests(draft / TOKENIZERS_FOLDER),
             "card": {"data": card.data, "license": card.license, "metrics": dict(card.metrics)},
         }
+        write_recommended(draft, recommended)
         (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (draft / CARD_FILE).write_text(model_card(networks, tokenizers, card), encoding="utf-8")
     return target
@@ -151,7 +157,8 @@ def read_model_folder(
     for network in networks:
         if (names := list(network.metadata.get("styles") or ())) and names != config["styles"]:
             raise RequestError(f"{folder / CONFIG_FILE}: its styles are not those of {network.name}; {ADVICE}")
-    return ModelFolder(networks, tokenizers, list(config["styles"]), dict(config.get("card") or {}))
+    styles, card = list(config["styles"]), dict(config.get("card") or {})
+    return ModelFolder(networks, tokenizers, styles, card, read_recommended(folder, networks))
 
 
 @dataclass(frozen=True)
@@ -180,6 +187,7 @@ class StageEntry:
     duration_s: float | None = None
     guidance_dropout: float = 0.0
     styles: list[str] = field(default_factory=list)
+    vocal_noise_sigma: float | None = None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from hafm_lightning.accompanist.windows import covering_units
 from hafm_lightning.checkpoint_format import check_weights, checked_metadata, read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import backend_for
 from hafm_lightning.kernels.base import WeightPrecision
-from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import Tokenizer, content_sha256
@@ -54,9 +54,21 @@ class StageNetwork:
         return CLIP_DURATION_S if duration_s is None else float(duration_s)
 
     @property
-    def look_ahead_s(self) -> float:
-        """Seconds of conditions after a frame that it depends on; 0 with a prefix, which holds the whole window."""
-        return self.model.config.look_ahead_s if self.model.aligned is not None else 0.0
+    def right_context(self) -> int:
+        """Frames of the conditions after a frame on which it depends; 0 with a prefix, which holds the whole window.
+
+        With the delay pattern the last codebook of a frame is written ``K - 1`` steps later than the first, and reads
+        conditions that much further ahead.
+        """
+        if self.model.aligned is None:
+            return 0
+        layout = self.model.layout
+        return self.model.aligned.ahead + (layout.target.codebooks - 1 if layout.pattern == "delay" else 0)
+
+    @property
+    def right_context_units(self) -> int:
+        """:attr:`right_context` in grid units, which hold whole frames of all streams."""
+        return covering_units(self.right_context, self.model.layout.target.rate_hz) if self.right_context else 0
 
 
 def networks_from_checkpoints(
@@ -135,14 +147,6 @@ def tokenizers_folder(networks: Sequence[StageNetwork], named: str | Path | None
     )
 
 
-def sampling_of(guidance: float, temperature: float, top_k: int | None, top_p: float | None) -> SamplingOptions:
-    """Sampling options; RequestError for a value out of range."""
-    try:
-        return SamplingOptions(guidance, temperature, top_k, top_p)
-    except ValueError as error:
-        raise RequestError(str(error)) from error
-
-
 def style_names(networks: Sequence[StageNetwork]) -> list[str]:
     """Names of the ids of the ``style`` stream, from the first stage with that condition; empty without one."""
     styled = (network.metadata for network in networks if STYLE in network.model.layout.conditions)
@@ -168,11 +172,10 @@ def pick_device(device: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or auto"
-        ) from error
+        torch.zeros(1, device=chosen).cpu()  # meta has no values, and other backends may be names alone
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError(f"device {device!r} cannot be used ({reason:.160}); use cpu, or auto") from error
     return chosen
 
 

@@ -1,14 +1,7 @@
 """The commands, each in a module of its own, which is imported when the command is called.
 
-A command is a function ``(argv) -> int``. Other commands call these functions, which raise; this module turns what is
-raised into exit codes:
-
-* 0: done;
-* 1: the work failed (the traceback is shown: it is not the request's fault);
-* 2: the request was wrong (:class:`~hafm_lightning.errors.RequestError`): at most five lines that say what, where and
-  what to do, and no traceback unless ``--debug`` is given;
-* 130: stopped by Ctrl-C;
-* 143: stopped by SIGTERM, after a checkpoint where training was under way.
+A command is a function ``(argv) -> int``. Other commands call these functions, which raise;
+:mod:`hafm_lightning.cli.outcomes` turns what is raised into exit codes and a few lines.
 """
 
 from __future__ import annotations
@@ -17,17 +10,33 @@ import importlib.util
 import os
 import pkgutil
 import sys
-import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hafm_lightning import __version__
+from hafm_lightning.cli.outcomes import (
+    DONE,
+    ERROR_LINES,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    WRONG_REQUEST,
+    exit_code,
+    open_standard_streams,
+    signals_as_exceptions,
+    warnings_of_sound,
+)
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
-DONE, FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-ERROR_LINES = 5
-"""A wrong request is answered in at most this many lines."""
+__all__ = ["DONE", "ERROR_LINES", "FAILED", "INTERRUPTED", "TERMINATED", "WRONG_REQUEST", "available", "find", "main"]
+
 DEBUG_FLAG = "--debug"
+"""Every command takes it: a traceback before the lines of an error."""
+DEBUG_VARIABLE = "HAFM_DEBUG"
+"""Environment variable with the same effect, also on processes that a command starts."""
+SAVING_COMMANDS = ("fit", "validate", "test", "predict")
+"""Commands that handle signals themselves, since training saves a checkpoint first."""
 
 COMMANDS = {
     "fit": ("fit.training:fit", "train a stage, for example --config experiments/coarse.yaml"),
@@ -43,7 +52,7 @@ COMMANDS = {
     "judge": ("judge:main", "judge listening tests automatically"),
     "export": ("export:main", "write one model folder from three checkpoints"),
     "push": ("push:main", "upload a model folder to the Hugging Face Hub"),
-    "app": ("app:main", "serve a web page that makes the accompaniment of an uploaded vocal"),
+    "app": ("app.command:main", "serve a web page that makes the accompaniment of an uploaded vocal"),
     "demo": ("demo.command:main", "prepare, train, generate and evaluate on synthesised songs"),
     "doctor": ("doctor:main", "check this machine and print a fix for everything missing"),
 }
@@ -77,28 +86,29 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = DEBUG_FLAG in arguments
+    debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
     arguments = [argument for argument in arguments if argument != DEBUG_FLAG]
+    with warnings_of_sound(), signals_as_exceptions(arguments[:1] not in [[name] for name in SAVING_COMMANDS]):
+        return exit_code(lambda: run(arguments), debug)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; raises what the command raises."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return DONE if arguments else WRONG_REQUEST
     if arguments[0] in ("-V", "--version"):
         print(__version__)
         return DONE
+    command = find(arguments[0])
     try:
-        return find(arguments[0])(arguments[1:])
-    except RequestError as error:
-        if debug:
-            traceback.print_exception(error)
-        elif os.environ.get("LOCAL_RANK", "0") == "0":  # once, also with several processes
-            lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            print("\n".join([f"error: {lines[0]}", *lines[1:ERROR_LINES]]), file=sys.stderr)
-        return WRONG_REQUEST
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:  # argparse's own exits; SIGTERM in the middle of Lightning's loops
-        if type(stop).__name__ == "SIGTERMException":
-            return TERMINATED
-        return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
+        Path.cwd()
+    except OSError as error:
+        raise RequestError(
+            "the working directory no longer exists; change to another folder, such as with `cd ~`"
+        ) from error
+    return command(arguments[1:])

@@ -74,6 +74,9 @@ class Package:
             version = "unknown version"
         if not problem:
             return Finding(self.name, "ok", version + purpose)
+        if problem == UNFINISHED:
+            detail = f"{version}: not finished in time (importing it took more than {IMPORT_LIMIT_S} s)"
+            return Finding(self.name, "note", detail, "run doctor again when the machine is less busy")
         return Finding(self.name, self.if_broken, f"{version}: {problem}", self.repair.format(name=self.name))
 
 
@@ -82,6 +85,7 @@ def _extra(name: str, extra: str, purpose: str) -> Package:
 
 
 ABSENT = "not installed"
+UNFINISHED = "not finished in time"
 _REMOVE = "pip uninstall -y {name}"
 _NOT_NEEDED = "not needed; breaks transformers if it was built for another PyTorch"
 PACKAGES = (
@@ -146,7 +150,7 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_LIMIT_S, check=False)
         except subprocess.TimeoutExpired:
-            return f"importing it took more than {IMPORT_LIMIT_S} s"
+            return UNFINISHED
         if done.returncode == 0:
             return ""
         lines = done.stderr.strip().splitlines()
@@ -240,8 +244,9 @@ def wandb_finding() -> Finding:
     """Whether runs can be logged online; offline logging always works."""
     if os.environ.get("WANDB_API_KEY"):
         return Finding("W&B login", "ok", "WANDB_API_KEY is set")
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    with contextlib.suppress(netrc.NetrcParseError, OSError):
+    with contextlib.suppress(netrc.NetrcParseError, OSError, RuntimeError):  # RuntimeError: a user without a home
+        named = os.environ.get("NETRC")
+        path = Path(named) if named else Path.home() / ".netrc"
         if "api.wandb.ai" in netrc.netrc(path).hosts:
             return Finding("W&B login", "ok", "logged in")
     detail = "not logged in: runs are logged offline and as CSV"

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 
 from hafm_lightning import limits
 from hafm_lightning.accompanist.model_folder import CardFacts, write_model_folder
+from hafm_lightning.accompanist.recommended import Recommended, trained_noise
 from hafm_lightning.accompanist.stage_network import networks_from_checkpoints, style_names, tokenizers_folder
-from hafm_lightning.cli.band_arguments import add_checkpoint_arguments
+from hafm_lightning.cli.band_arguments import (
+    add_checkpoint_arguments,
+    add_sampling_arguments,
+    checkpoint_files,
+    sampling_options,
+)
 from hafm_lightning.cli.parser import Parser
 from hafm_lightning.errors import RequestError
+from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.tokenizers import load_tokenizers
 from hafm_lightning.untrusted import open_file, parse_json
 
@@ -28,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
     card.add_argument("--license", default=CardFacts.license, help="licence of the weights (SPDX), or other")
     card.add_argument("--metrics", metavar="JSON", help="a JSON file; the card shows the numbers at its top level")
     card.add_argument("--notes", metavar="FILE", help="a Markdown file for the end of the card")
+    add_sampling_arguments(parser, absent="default: {}, the paper's")
     add_checkpoint_arguments(parser)
     arguments = parser.parse_args(argv)
+    sampling = sampling_options(arguments, SamplingOptions())
     if arguments.semantic is None or arguments.coarse is None:
         raise RequestError("export needs --semantic, --coarse and --fine checkpoints")
     facts = CardFacts(
@@ -39,13 +48,15 @@ def main(argv: Sequence[str]) -> int:
         metrics=read_metrics(arguments.metrics) if arguments.metrics else {},
         notes=read_text("--notes", arguments.notes).strip() if arguments.notes else "",
     )
-    networks = networks_from_checkpoints(arguments.semantic, arguments.coarse, arguments.fine, arguments.stages)
+    files = checkpoint_files(arguments)
+    networks = networks_from_checkpoints(files["semantic"], files["coarse"], files["fine"], arguments.stages)
     folder = write_model_folder(
         arguments.out,
         networks,
         load_tokenizers(tokenizers_folder(networks, arguments.tokenizers)),
         styles=style_names(networks),
         card=facts,
+        recommended=Recommended(sampling, trained_noise(networks)),
         include_tokenizer_weights=arguments.include_tokenizer_weights,
         overwrite=arguments.overwrite,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hafm_lightning.cli.parser import Parser
+from hafm_lightning.cli.parser import Parser, whole
 from hafm_lightning.errors import RequestError
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ def main(argv: Sequence[str]) -> int:
         RequestError: Study, votes or key cannot be used, or the judge cannot be loaded.
     """
     arguments = _parser().parse_args(argv)
-    if arguments.devices < 1:
-        raise RequestError(f"--devices must be 1 or more, got {arguments.devices}")
     if arguments.judge == "stages" and arguments.model is None:
         raise RequestError("--judge stages needs --model: a model folder of `export`, or a Hub id")
     if arguments.judge == "coherence" and arguments.model is not None:
@@ -75,7 +73,9 @@ def _parser() -> Parser:
     parser.add_argument("--votes", type=Path, metavar="FILE", help=f"database of votes (default: STUDY/{VOTES_FILE})")
     parser.add_argument("--name", help="votes are stored as judge:NAME (default: the judge, and its model's name)")
     parser.add_argument("--key", type=Path, metavar="FILE", help="key for the gate (default: STUDY/key.json if there)")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes, a device each (%(default)s)")
+    parser.add_argument(
+        "--devices", type=whole(1, 1024), default=1, metavar="N", help="processes, a device each (%(default)s)"
+    )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="audio_chat: weights (%(default)s)")
     parser.add_argument(

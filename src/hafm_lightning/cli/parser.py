@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +14,10 @@ from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
 PROGRAM = "python -m hafm_lightning"
+NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan).*", re.IGNORECASE)
+"""A value that is a number, not an option."""
+LARGEST_WHOLE = (1 << 63) - 1
+"""Larger whole numbers do not fit the libraries behind the options."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,24 +42,65 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._hint = hint
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Parse; an unknown option is reported before a missing one, which may be the same one misspelt."""
+        waiting = ""  # an option before, whose value comes next
         for argument in args or ():
             name = argument.partition("=")[0]
             if argument == "--":
                 break
-            if name.startswith("--") and name not in self._option_string_actions:
+            known = name in self._option_string_actions
+            if waiting and argument.startswith("-") and not known and not NEGATIVE.fullmatch(argument) and argument[1:]:
+                hint = f"write {waiting}={argument}, or ./{argument} for a file"
+                self.error(f"{waiting} has no value: a value that begins with '-' looks like an option\n{hint}")
+            if name.startswith("--") and not known:
                 near = nearest(name, list(self._option_string_actions))
                 lines = (f"unknown argument {name!r}", did_you_mean(near) if near else self._hint)
                 self.error("\n".join(filter(None, lines)))
+            takes_value = known and self._option_string_actions[name].nargs is None and name == argument
+            waiting = name if takes_value else ""
         return super().parse_args(args, namespace)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; NaN, infinity and numbers beyond 64 bits are refused for every option."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            for value in given if isinstance(given, list | tuple) else [given]:
+                wrong = None
+                if isinstance(value, float) and not math.isfinite(value):
+                    wrong = f"must be a finite number, got {value}"
+                elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+                    wrong = "is a number beyond 64 bits"
+                if wrong:
+                    self.error(f"argument {'/'.join(action.option_strings) or action.dest}: {wrong}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise RequestError instead of printing the usage."""
         raise RequestError(f"{message}\n{self.prog} --help explains the options")
+
+
+def whole(low: int, high: int = LARGEST_WHOLE) -> Callable[[str], int]:
+    """The ``type`` of an option: a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        limits = f"from {low} to {high}" if high < LARGEST_WHOLE else f"of {low} or more"
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text!r:.40}") from error
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number {limits}, got {text:.40}")
+        return value
+
+    return parse
 
 
 def check_writable(out: Path) -> None:

@@ -63,13 +63,21 @@ def read_settings(kind: type[T], arguments: Sequence[str]) -> T:
         raise RequestError(f"{' '.join(str(error).split())[:300]}\nwhere: {origins.of(())}") from error
     except OmegaConfBaseException as error:
         raise interpolation_error(error, origins) from error
-    return build(kind, values, origins.of, {option.path: option.value or "" for option in options})
+    texts = {option.path: option.value or "" for option in options if option.file is None}
+    return build(kind, values, origins.of, texts)
 
 
 def interpolation_error(error: OmegaConfBaseException, origins: Origins, command: str = "settings") -> RequestError:
     """A ``${...}`` that names no key, as a wrong request; LightningCLI keeps the configuration below ``command``."""
     key = re.sub(r"\[(\d+)\]", r".\1", str(getattr(error, "full_key", "") or "")).removeprefix(f"{command}.")
     path = without_spec(key.split("."))
+    unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+    if unset is not None:
+        name = unset[1]
+        return RequestError(
+            f"{'.'.join(path) or 'configuration'}: the environment variable {name} is not set\n"
+            f"where: {origins.of(path)}\nset it ({name}=... before the command), or give the key itself a value"
+        )
     # LightningCLI makes paths relative: '..model.width' and, below its section, 'fit.model.width'
     reason = re.sub(rf"(?<=')(\.+|{command}\.)| \(resolved to .*?\)", "", str(error).splitlines()[0])
     return RequestError(
@@ -160,6 +168,8 @@ class _Builder:
             inner = any_of(kinds.elements)
             items = [self.value(item, inner, (*path, str(place))) for place, item in enumerate(value)]
             return tuple(items) if typing.get_origin(hint) is tuple else items
+        if value is None and hint is str and self.texts.get(path) == "":
+            return ""  # `shards=` and `--fine ""`: a text of no letters, which YAML reads as null
         if value is None and not takes_null(hint):
             raise wrong_value(path, words_of(hint), value, self.origin(path))
         try:

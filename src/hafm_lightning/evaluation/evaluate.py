@@ -18,18 +18,33 @@ import torch
 from hafm_lightning import __version__
 from hafm_lightning.accompanist import Accompanist
 from hafm_lightning.accompanist.stage_network import pick_device
+from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.evaluation.card.card import Card, Table, load_card
 from hafm_lightning.evaluation.card.dashboard import log_to_wandb
 from hafm_lightning.evaluation.card.page import write_card
+from hafm_lightning.evaluation.contrasts import SetScore
 from hafm_lightning.evaluation.embeddings import load_embedding
 from hafm_lightning.evaluation.protocol.clip_scores import clip_cells, score_played
 from hafm_lightning.evaluation.protocol.columns import Cells, clip_columns
 from hafm_lightning.evaluation.protocol.set_scores import SetColumns
-from hafm_lightning.evaluation.protocol.table import difference_table, players_of, speed_cells, system_table
-from hafm_lightning.evaluation.segments import ClipReader, SelectedClips, select_segments, tokenize_clips
+from hafm_lightning.evaluation.protocol.table import (
+    contrasts_of,
+    difference_table,
+    players_of,
+    speed_cells,
+    system_table,
+)
+from hafm_lightning.evaluation.segments import (
+    ClipReader,
+    NoSegmentsError,
+    SelectedClips,
+    select_segments,
+    tokenize_clips,
+)
 from hafm_lightning.evaluation.settings import EvaluateSettings, ProtocolSettings
 from hafm_lightning.evaluation.systems.band import Band, ModelSource
 from hafm_lightning.evaluation.systems.base import LABELS, GroundTruth, OtherVocal, RandomPairing, System, ThroughCodec
+from hafm_lightning.evaluation.systems.controls import CONTROLS
 from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.evaluation.systems.retrieval import Retrieval
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
@@ -45,7 +60,9 @@ from hafm_lightning.processes.pool import LocalPool, SerialPool, local_pool
 from hafm_lightning.shards import open_shards
 from hafm_lightning.tokenizers import load_tokenizers
 
-TOKENS_VERSION = 3
+SET_METRICS = {"fad", "kd", "apa"}
+"""Metrics that need embeddings."""
+TOKENS_VERSION = 4
 """Raised when a definition changes: stored token scores and probes are computed again."""
 
 
@@ -72,7 +89,9 @@ class Evaluation:
         self.settings, self.pool, self.output = settings, pool, Path(settings.output)
         self.device = pick_device(settings.device)
         self.tokenizers = load_tokenizers(settings.tokenizers, device=self.device)
-        self.embeddings = [load_embedding(source).to(self.device) for source in settings.embeddings]
+        # weights are downloaded only for columns that need them
+        wanted = settings.embeddings if SET_METRICS & set(settings.metrics) else ()
+        self.embeddings = [load_embedding(source).to(self.device) for source in wanted]
         self.absent = {name: reason for name in settings.systems if (reason := settings.absent(name))}
         self.systems = [name for name in settings.systems if name not in self.absent]
         self.separated: SeparatedVocals | None = None
@@ -84,16 +103,28 @@ class Evaluation:
 
     def run(self) -> Card:
         """Everything; writes the card and returns it."""
-        settings = self.settings
-        selected = [self._select(protocol, settings.split) for protocol in settings.protocols]
+        selected = self._selected()
         tables: list[Table] = []
-        for protocol, clips in zip(settings.protocols, selected, strict=True):
+        for protocol, clips in selected:
             tables += self._protocol(protocol, clips)
-        token_tables, plots = self._tokens(max(selected, key=lambda clips: clips.duration_s))
+        token_tables, plots = self._tokens(max((clips for _, clips in selected), key=lambda it: it.duration_s))
         tables += token_tables
         card = Card("Evaluation of vocal-to-accompaniment models", self._facts(), tables, plots, self.absent)
         write_card(card, self.output)
         return card
+
+    def _selected(self) -> list[tuple[ProtocolSettings, SelectedClips]]:
+        """The clips of each protocol; one whose segments the songs do not have is left out, unless all are."""
+        selected, errors = [], []
+        for protocol in self.settings.protocols:
+            try:
+                selected.append((protocol, self._select(protocol, self.settings.split)))
+            except NoSegmentsError as error:
+                self.absent[f"protocol {protocol.name}"] = str(error).splitlines()[0]
+                errors.append(error)
+        if not selected:
+            raise errors[0]
+        return selected
 
     def _select(self, protocol: ProtocolSettings, split: str) -> SelectedClips:
         selection = select_segments(protocol.segments(self.settings.root, split))
@@ -106,7 +137,7 @@ class Evaluation:
         columns = clip_columns(settings.metrics)
         scores = score_played(clips, played, folder / "scores", self.pool) if columns else {}
         sets = []
-        if {"fad", "kd", "apa"} & set(settings.metrics):
+        if self.embeddings:
             training = None
             if settings.reference == "train" and {it.name for it in self.embeddings} - set(settings.statistics):
                 training = self._select(replace(protocol, clips=settings.reference_clips, per_song=0), "train")
@@ -114,18 +145,22 @@ class Evaluation:
                 statistics = settings.statistics.get(it.name, "")
                 sets.append(SetColumns(clips, it, settings.metrics, folder, seed, training, statistics))
         cells: Cells = {}
+        set_scores: dict[str, dict[str, SetScore]] = {}
         for part in sets:
             cells |= part.cells(played)
-        cells |= clip_cells(clips, scores, columns, seed)
+            set_scores |= part.scores
+        cells |= clip_cells(clips, scores, columns)
         if "speed" in settings.metrics:
-            cells |= speed_cells(clips, played, settings.batch_clips, self.pool.processes, seed)
-        table = system_table(protocol.name, clips, played, cells)
+            cells |= speed_cells(clips, played, settings.batch_clips, self.pool.processes)
+        contrasts = contrasts_of(clips, played, scores, columns, set_scores)
+        table = system_table(protocol.name, clips, played, cells, contrasts)
         ranked_by = next((column for column in columns if column.key == settings.rank_by), None)
         players = []
         if ranked_by is not None and played:
             row = settings.players if settings.players in played else list(played)[-1]
             players = players_of(played[row], clips, scores[row], ranked_by, settings.player_clips, folder)
         facts = {
+            **table.protocol,
             "settings": asdict(protocol),
             "segments": [segment.clip_id for segment in clips.segments],
             "problems": clips.selection.problems,
@@ -135,7 +170,7 @@ class Evaluation:
         tables = [replace(table, about=about, players=players, protocol=facts)]
         controls = [name for name in settings.differences if name in scores]
         if controls and settings.players in scores:
-            tables.append(difference_table(protocol.name, clips, scores, columns, settings.players, controls, seed))
+            tables.append(difference_table(table, contrasts, settings.players, controls))
         return tables
 
     def play(self, folder: Path, clips: SelectedClips) -> dict[str, Generations]:
@@ -159,6 +194,8 @@ class Evaluation:
             return ThroughCodec(self.tokenizers, codebooks=int(name.removeprefix("codec_")))
         if name == "random":
             return RandomPairing(clips, settings.pairing, settings.seed)
+        if name in CONTROLS:
+            return CONTROLS[name](settings.seed)
         if name == "retrieval":
             return Retrieval(open_shards(settings.shards, "train"), self.tokenizers)
         if name == "other_vocal":
@@ -196,13 +233,15 @@ class Evaluation:
             self.absent["tokens and probes"] = "another song's vocal needs clips of at least two songs"
             return [], []
         source = replace(self.source, precision="fp32", stages=3 if settings.model or settings.fine else 2)
-        loaded, sigma = self._model(source).networks, settings.vocal_noise_sigma
+        model, sigma = self._model(source), settings.vocal_noise_sigma
+        loaded, context_s = model.networks, float(model.window * GRID_S)
         identity = [
             TOKENS_VERSION,
             [network.sha256 for network in loaded],
             self.tokenizers.identities(),
             [segment.key for segment in segments],
             sigma,
+            context_s,
             self.separated.identity if self.separated is not None else "",
             wanted,
         ]
@@ -215,19 +254,20 @@ class Evaluation:
         networks: dict[str, TokenModel] = {network.role: network.model for network in loaded}
         conditions = [stream.name for model in networks.values() for stream in model.layout.conditions]
         music = [clips.load(segment) for segment in segments] if stored is None or "probes" in wanted else []
-        batch = tokenize_clips(music, self.tokenizers, sigma, conditions) if music else None
+        batch = tokenize_clips(music, self.tokenizers, sigma, conditions, context_s) if music else None
         scored = batch if stored is None else stored
         tables, plots = [], []
         if scored is not None and "tokens" in wanted:
-            origin = f"protocol with segments of {clips.duration_s:g} s, noise on the vocal: sigma {sigma:g}"
+            origin = f"protocol with segments of {clips.duration_s:g} s, tokenized in {context_s:g} s of the song, "
+            origin += f"noise on the vocal: sigma {sigma:g}"
             if stored is not None:
                 origin = f"split {split} of {settings.shards}, tokens as stored"
             about = f"{len(scored)} clips of {scored.duration_s:g} s from {len(set(songs))} songs: {origin}; fp32"
             pool = self.pool if self.device.type == "cpu" else SerialPool()
             tables.append(token_table(networks, scored, songs, [about], pool, source))
         if batch is not None and "probes" in wanted:
-            separated = None if self.separated is None else [self.separated.mono(clip) for clip in music]
-            plots = probe_plots(networks, music, batch, self.tokenizers, sigma, separated)
+            separated = None if self.separated is None else self.separated.mono
+            plots = probe_plots(networks, music, batch, self.tokenizers, sigma, separated, context_s)
         write_json(file, Card("tokens", {}, tables, plots).as_dict())
         return tables, plots
 

@@ -30,6 +30,7 @@ from hafm_lightning.songs.stems import probe_song, read_window
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import Tokenizer
 from hafm_lightning.tokens import (
+    CLIP_DURATION_S,
     FRAME_GRID_S,
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_FINE,
@@ -49,6 +50,10 @@ TOKENIZE_CLIPS = 8
 """Clips that go through a tokenizer at once."""
 CLIPS_IN_MEMORY = 256
 """Clips of a protocol whose sound stays in memory; others are read again."""
+
+
+class NoSegmentsError(RequestError):
+    """The songs are there, but have no vocal-active segment of the length: another length may have some."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def select_segments(settings: SegmentSettings) -> Selection:
     """Draw vocal-active segments; the same settings and songs give the same segments.
 
     Raises:
-        RequestError: No such corpus or split, or not one vocal-active segment in it.
+        RequestError: No such corpus or split.
+        NoSegmentsError: Not one vocal-active segment in it.
     """
     if not Path(settings.root).expanduser().is_dir():
         raise RequestError(
@@ -133,7 +139,7 @@ def select_segments(settings: SegmentSettings) -> Selection:
     rounds = list(zip_longest(*by_song))[: settings.per_song or None]
     drawn = [segment for segments in rounds for segment in segments if segment is not None]
     if not drawn:
-        raise RequestError(
+        raise NoSegmentsError(
             f"{settings.root}/{settings.split}: no vocal-active segment of {settings.duration_s} s in {len(songs)} "
             f"songs ({len(problems)} unreadable)\n"
             "give a folder in the layout of MUSDB18-HQ, or lower `active` or `gate_db`"
@@ -259,15 +265,58 @@ def next_of_other_song(songs: Sequence[str]) -> list[int]:
     ]
 
 
+def around(segment: Segment, context_s: float) -> tuple[Segment, float]:
+    """The stretch of the song, ``context_s`` long, in whose middle a segment lies, and the seconds before the segment.
+
+    At an end of the song the segment is not in the middle; a song shorter than ``context_s`` is taken whole.
+    """
+    steps = math.floor(probe_song(segment.song).duration_s / FRAME_GRID_S + 1e-6)  # of the grid, in the whole song
+    own, first = round(segment.duration_s / FRAME_GRID_S), round(segment.start_s / FRAME_GRID_S)
+    wide = max(own, min(round(context_s / FRAME_GRID_S), steps))
+    start = max(0, min(first - (wide - own) // 2, steps - wide))
+    if start + wide < first + own or start > first:  # a song one sample short of its last segment
+        return segment, 0.0
+    length_s = wide * FRAME_GRID_S
+    return Segment(segment.song, round(start * FRAME_GRID_S, 6), round(length_s, 6)), (first - start) * FRAME_GRID_S
+
+
 def clip_file_stem(clip_id: str) -> str:
     """A clip id as part of a file name."""
     return "".join(char if char.isalnum() or char in "-_.@" else "_" for char in clip_id)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A clip with its surroundings, as the tokenizers hear it: they were trained, and train, on 10 s."""
+
+    clip_id: str  # of the clip in it
+    wide: MusicClip
+    before_s: float
+    duration_s: float  # of the clip
+
+    @classmethod
+    def of(cls, clip: MusicClip, context_s: float) -> Stretch:
+        """With ``context_s`` seconds in all, or the clip's length where that is more."""
+        segment, before_s = around(clip.segment, context_s)
+        wide = clip if segment == clip.segment else ClipReader(clip.semantic_hz, clip.acoustic_hz)(segment)
+        return cls(clip.clip_id, wide, before_s, clip.segment.duration_s)
+
+    def vocal(self, noise_sigma: float) -> npt.NDArray[np.float32]:
+        """The vocal at the semantic rate, with noise that depends on the clip's id."""
+        return with_noise(self.wide.sound.vocal, self.clip_id, noise_sigma, seed=0)
+
+
 def tokenize_clips(
-    clips: Sequence[MusicClip], tokenizers: Tokenizers, noise_sigma: float = 0.0, conditions: Iterable[str] = ()
+    clips: Sequence[MusicClip],
+    tokenizers: Tokenizers,
+    noise_sigma: float = 0.0,
+    conditions: Iterable[str] = (),
+    context_s: float = CLIP_DURATION_S,
 ) -> TokenBatch:
     """Tokens of clips of one length: vocal and instrumental semantic, coarse and fine.
+
+    A clip is tokenized with the seconds around it in its song, since the features of a short clip by itself, or beside
+    digital silence, are not those that the stages were trained on.
 
     Args:
         clips: At least one.
@@ -275,24 +324,38 @@ def tokenize_clips(
         noise_sigma: Gaussian noise on the vocal before it is tokenized, as preparation adds it (full scale is 1).
         conditions: Names of the stages' condition streams. The vocal's acoustic tokens are added where one is listed;
             a style is NULL, the learned "none".
+        context_s: Seconds of the song that a tokenizer hears at once, with the clip in their middle; 0 for the clip.
     """
     needed = set(conditions)
-    vocals = [with_noise(clip.sound.vocal, clip.clip_id, noise_sigma, seed=0) for clip in clips]
-    coarse, fine = split_codes(_encoded(tokenizers.acoustic, [clip.accompaniment for clip in clips]))
+    stretches = [Stretch.of(clip, context_s) for clip in clips]
+    semantic, acoustic = tokenizers.semantic, tokenizers.acoustic
+    coarse, fine = split_codes(encoded(acoustic, stretches, [it.wide.accompaniment for it in stretches]))
+    instrumentals = [it.wide.sound.instrumental for it in stretches]
     streams = {
-        VOCAL_SEMANTIC.name: _encoded(tokenizers.semantic, vocals),
-        INSTRUMENTAL_SEMANTIC.name: _encoded(tokenizers.semantic, [clip.sound.instrumental for clip in clips]),
+        VOCAL_SEMANTIC.name: encoded(semantic, stretches, [it.vocal(noise_sigma) for it in stretches]),
+        INSTRUMENTAL_SEMANTIC.name: encoded(semantic, stretches, instrumentals),
         INSTRUMENTAL_COARSE.name: coarse,
         INSTRUMENTAL_FINE.name: fine,
     }
     if VOCAL_ACOUSTIC.name in needed:
-        streams[VOCAL_ACOUSTIC.name] = _encoded(tokenizers.acoustic, [clip.vocal for clip in clips])
+        streams[VOCAL_ACOUSTIC.name] = encoded(acoustic, stretches, [it.wide.vocal for it in stretches])
     if STYLE.name in needed:
         streams[STYLE.name] = torch.full((len(clips), STYLE.codebooks, 1), NULL)
     return TokenBatch(streams, [clip.clip_id for clip in clips])
 
 
-def _encoded(tokenizer: Tokenizer, sounds: Sequence[npt.NDArray[np.float32]]) -> torch.Tensor:
-    """Tokens ``[n, K, T]`` of ``n`` sounds ``[L]``, on the CPU."""
-    parts = [np.stack(sounds[start : start + TOKENIZE_CLIPS]) for start in range(0, len(sounds), TOKENIZE_CLIPS)]
-    return torch.cat([tokenizer.encode(torch.from_numpy(part)).cpu() for part in parts])
+def encoded(
+    tokenizer: Tokenizer, stretches: Sequence[Stretch], sounds: Sequence[npt.NDArray[np.float32]]
+) -> torch.Tensor:
+    """Tokens ``[n, K, T]`` of the clips in ``n`` stretches, of which ``sounds [L]`` are heard, on the CPU."""
+    rate_hz, parts, start = tokenizer.identity.rate_hz, [], 0
+    while start < len(sounds):
+        stop = start + 1  # sounds of unequal lengths never meet in a batch
+        while stop < min(start + TOKENIZE_CLIPS, len(sounds)) and len(sounds[stop]) == len(sounds[start]):
+            stop += 1
+        ids = tokenizer.encode(torch.from_numpy(np.stack(sounds[start:stop]))).cpu()
+        for row, it in zip(ids, stretches[start:stop], strict=True):
+            first = round(it.before_s * rate_hz)
+            parts.append(row[:, first : first + round(it.duration_s * rate_hz)])
+        start = stop
+    return torch.stack(parts)

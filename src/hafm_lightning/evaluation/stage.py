@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hafm_lightning.accompanist.windows import window_seed
 from hafm_lightning.audio import Audio, limit_peak, mix, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.pictures import log_mel_picture
@@ -33,7 +34,14 @@ from hafm_lightning.stages import Stage
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.base import AcousticTokenizer
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
-from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, INSTRUMENTAL_SEMANTIC, TokenBatch, join_codes
+from hafm_lightning.tokens import (
+    CLIP_DURATION_S,
+    INSTRUMENTAL_COARSE,
+    INSTRUMENTAL_FINE,
+    INSTRUMENTAL_SEMANTIC,
+    TokenBatch,
+    join_codes,
+)
 
 Waveforms = list[npt.NDArray[np.float32]]
 
@@ -121,6 +129,7 @@ def write_protocol(path: Path, selection: Selection, material: StageMaterial, mo
         "embeddings": [embedding.provenance() for embedding in material.embeddings],
         "reference": "true accompaniments of the same segments",
         "conditions": "true tokens for the stages before the one in training",
+        "tokenized": f"in {CLIP_DURATION_S:g} s of the song around each segment",
         **more,
     }
     write_json(path, content)
@@ -157,15 +166,19 @@ def write_target(
     batch_clips: int,
     on_clips: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """The stage's own target for true conditions, ``[B, K, T]`` on the CPU; each clip's result depends on its seed
-    alone, so neither ``batch_clips`` nor the number of processes changes it."""
+    """The stage's own target for true conditions, ``[B, K, T]`` on the CPU.
+
+    A clip's result depends on its seed and the target alone, so neither ``batch_clips`` nor the number of processes
+    changes it, and stages that write one after the other do not draw the same random numbers.
+    """
     target = batch.streams.get(model.layout.target.name)
     frames = None if target is None else target.shape[-1]
+    own_seeds = [window_seed(seed, model.layout.target.name, 0) for seed in seeds]
     parts = []
     for start in range(0, len(batch), batch_clips):
         rows = range(start, min(start + batch_clips, len(batch)))
         conditions = batch.rows(rows).to(model.device).streams
-        parts.append(generate(model, conditions, sampling, [seeds[row] for row in rows], frames=frames).cpu())
+        parts.append(generate(model, conditions, sampling, [own_seeds[row] for row in rows], frames=frames).cpu())
         on_clips(len(rows))
     return torch.cat(parts)
 

@@ -6,7 +6,7 @@ arithmetic is pure functions, each with its inverse.
 
 Patterns, for a target of ``K`` codebooks and ``T`` frames (a cell ``c/f`` is codebook c of frame f)::
 
-    flattened          0/0 1/0 2/0 0/1 1/1 2/1 ...      one token a step, S = K T (the paper, section 3.3)
+    flattened          0/0 1/0 2/0 0/1 1/1 2/1 ...      one token a step, S = K T (the paper, section 3.4)
     delay        step  0    1    2    3                 K tokens a step, codebook k one step later than k - 1,
                        0/0  0/1  0/2  ...               S = T + K - 1 (MusicGen, arXiv 2306.05284)
                        -    1/0  1/1  ...

@@ -3,7 +3,7 @@
 A draw is made from one uniform number by inverting the cumulative distribution. All numbers of a clip come from a
 generator seeded for that clip alone, so that a clip's result does not depend on the batch it rides in.
 
-Source: HAFM (arXiv 2604.09054), section 3.5: guidance 3.0, temperature 0.9, top-k 250.
+Source: HAFM (arXiv 2604.09054), section 3.3: guidance 3.0, temperature 0.9, top-k 250.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch import Tensor
 from hafm_lightning.modeling.conditioning import null_conditions
 from hafm_lightning.modeling.token_model import TokenModel
 
+MOST_GUIDANCE = 1000.0
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1000.0
+"""Beyond these, logits leave the range of float32, or the result is that of 0 or of a uniform draw."""
 LARGEST_UNIFORM = 1 - 2.0**-23
 """The largest number by which every float32 becomes smaller."""
 
@@ -40,14 +43,21 @@ class SamplingOptions:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise ValueError(f"guidance must be 0 or more, got {self.guidance}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be 1 or more, or None for no limit, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], or None for no limit, got {self.top_p}")
+        if not _is_number(self.guidance) or not 0 <= self.guidance <= MOST_GUIDANCE:
+            raise ValueError(f"guidance must be from 0 to {MOST_GUIDANCE:g}, got {self.guidance}")
+        if not _is_number(self.temperature) or not (
+            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE
+        ):
+            limits = f"from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+            raise ValueError(f"temperature must be 0 (greedy), or {limits}, got {self.temperature}")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k must be a whole number of 1 or more, or None for no limit, got {self.top_k}")
+        if self.top_p is not None and (not _is_number(self.top_p) or not 0 < self.top_p <= 1):
+            raise ValueError(f"top_p must be above 0 and at most 1, or None for no limit, got {self.top_p}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def guide(conditioned: Tensor, unconditioned: Tensor, scale: float) -> Tensor:

@@ -3,7 +3,7 @@
 ``TokenModel`` joins a :class:`~hafm_lightning.modeling.layout.SequenceLayout`, in which alone the paper's three stages
 differ, with the backbone. Teacher forcing (:meth:`TokenModel.forward`) and cached decoding share the methods below.
 
-Sequence, for ``prefix`` conditioning (section 3.3 of the paper)::
+Sequence, for ``prefix`` conditioning (section 3.4 of the paper)::
 
     inputs   c0 c1 .. cN | BEGIN y0 y1 .. y(n-1)      + place embedding of (segment, codebook)
     outputs              | y0    y1 y2 .. yn          one head for each codebook

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hafm_lightning.modeling.conditioning import null_conditions
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.tokens import TokenBatch, TokenStream
+from hafm_lightning.tokens import VOCAL_ACOUSTIC, VOCAL_SEMANTIC, TokenBatch, TokenStream
 
 TOP = 10
 """The true token counts for ``accuracy_top10`` when fewer than this many tokens rank before it."""
@@ -75,6 +75,11 @@ def other_song(batch: TokenBatch, conditions: Sequence[TokenStream]) -> dict[str
     if not isinstance(batch, PairedBatch):
         batch = paired(batch)
     return {**batch.streams, **{stream.name: batch.other[stream.name] for stream in conditions}}
+
+
+def vocal_conditions(conditions: Sequence[TokenStream]) -> tuple[TokenStream, ...]:
+    """Those of a stage's conditions that are derived from the vocal; none for the fine stage."""
+    return tuple(stream for stream in conditions if stream in (VOCAL_SEMANTIC, VOCAL_ACOUSTIC))
 
 
 def has_other_song(batch: TokenBatch) -> bool:

@@ -7,7 +7,7 @@
 * A T5 relative bias shared by all layers (``relative_position``); no absolute positions.
 * One forward for training, prefill and decoding: each layer is given how queries meet keys (``attention.Mixer``).
 
-Source: HAFM (arXiv 2604.09054), section 3.3: 12 layers, width 512, 8 heads, feed-forward 2048.
+Source: HAFM (arXiv 2604.09054), section 3.4: 12 layers, width 512, 8 heads, feed-forward 2048.
 """
 
 from __future__ import annotations

@@ -90,6 +90,13 @@ class MusdbStems:
         files = [(split, path) for split in MUSDB_SONGS for path in sorted((source / split).glob(f"*{_ENDING}"))]
         if not files:
             raise RequestError(f"{source} holds no train/*{_ENDING} or test/*{_ENDING}; give the folder of MUSDB18")
+        for split, expected in MUSDB_SONGS.items():  # before 30 GB are decoded
+            found = sum(name == split for name, _ in files)
+            if found != expected and not self.allow_partial:
+                raise RequestError(
+                    f"{source / split} holds {found} songs, MUSDB18 has {expected}; nothing was decoded\n"
+                    "complete the copy, or set allow_partial: true to use these songs"
+                )
         songs = [(split, path, target / split / path.name.removesuffix(_ENDING)) for split, path in files]
         missing = [song for song in songs if not song[2].is_dir()]
         if not missing:

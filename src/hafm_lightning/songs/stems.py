@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hafm_lightning.audio import AudioInfo, Samples, probe_audio, read_audio, resample
-from hafm_lightning.audio_decode import ffmpeg_decoded, left_to_ffmpeg
+from hafm_lightning.audio.decoding import ffmpeg_decoded, left_to_ffmpeg
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Separator
 from hafm_lightning.songs.song import Song

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -113,13 +114,25 @@ def perplexity(counts: NDArray[np.int64]) -> float:
 def assign(points: Tensor, centroids: Tensor) -> Tensor:
     """Index of the nearest centroid (Euclidean) of each point: ``[n, d]``, ``[k, d]`` -> int64 ``[n]``.
 
-    Of equally near centroids the first is taken.
+    Of identical centroids the first is taken.
     """
     if points.device.type == "mps":  # has no float64
         return assign(points.cpu(), centroids.cpu()).to(points.device)
     points, centroids = points.double(), centroids.double()
     half_norms = centroids.square().sum(dim=1) / 2
-    return (points @ centroids.T - half_norms).argmax(dim=1)
+    nearest = (points @ centroids.T - half_norms).argmax(dim=1)
+    return _first_identical(centroids)[nearest]
+
+
+def _first_identical(centroids: Tensor) -> Tensor:
+    """For each of ``[k, d]`` the index of the first that is identical to it, int64 ``[k]``.
+
+    A matrix product may round the columns of identical centroids differently, so that argmax alone takes any of them.
+    """
+    different, group = torch.unique(centroids, dim=0, return_inverse=True)
+    numbers = torch.arange(len(centroids), device=centroids.device)
+    first = torch.full((len(different),), len(centroids), device=centroids.device)
+    return first.scatter_reduce(0, group, numbers, "amin")[group]
 
 
 def sample_frames(clips: Iterable[NDArray[np.float32]], limit: int, seed: int) -> FrameSample:

@@ -234,6 +234,20 @@ def test_infinity_removes_most_of_the_bias() -> None:
     assert found == frechet_infinity(rows, reference, seed=3)
 
 
+@pytest.mark.parametrize("n", [256, 384, 500])
+def test_infinity_of_too_few_rows_is_not_called_reliable(n: int) -> None:
+    """256 rows of 128 dimensions were called reliable, far from the true distance."""
+    reference = GaussianStatistics(10**6, np.zeros(128), np.eye(128))
+    rows = np.random.default_rng(n).standard_normal((n, 128))
+    assert not frechet_infinity(rows, reference).reliable
+
+
+def test_infinity_needs_a_reference_of_enough_rows() -> None:
+    rows = np.random.default_rng(0).standard_normal((200, 16))
+    assert frechet_infinity(rows, GaussianStatistics.from_rows(rows[:40])).reliable
+    assert not frechet_infinity(rows, GaussianStatistics.from_rows(rows[:30])).reliable
+
+
 def test_infinity_says_when_the_line_is_no_law() -> None:
     reference = GaussianStatistics.from_rows(random_rows(100, 16, 20))
     assert not frechet_infinity(random_rows(24, 16, 21), reference).reliable

@@ -31,6 +31,7 @@ class FakeBand:
         self.networks = [SimpleNamespace(role="semantic", sha256="0")]
         self.tokenizers = SimpleNamespace(identities=dict)
         self.precision = "fp32"
+        self.window = 25  # grid units: 1 s, as long as the clips
         self.calls: list[int] = []
 
     def accompany_batch(self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions) -> list[Any]:
@@ -60,6 +61,28 @@ def test_a_failed_clip_is_silence_with_a_reason_and_spares_the_others(
     assert not outcomes[1].samples.any()
     assert all(len(outcome.samples) == 24000 for outcome in outcomes)
     assert all(outcome.seconds is not None for outcome in outcomes)
+
+
+def test_the_model_hears_a_short_clip_in_the_song_around_it(clips: list[MusicClip]) -> None:
+    """It heard 3 s of vocal and 7 s of digital silence, and its features changed by half."""
+
+    class Echo(FakeBand):
+        """Plays the vocal that it hears."""
+
+        def accompany_batch(
+            self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions
+        ) -> list[Any]:
+            self.heard = [vocal.duration_s for vocal in vocals]
+            return [SimpleNamespace(instrumental=vocal.mono(), sample_rate_hz=vocal.rate_hz) for vocal in vocals]
+
+    band = Echo(set(), "")
+    band.window = 100  # 4 s, in songs of 8 s
+    system = Band(band, SamplingOptions(), 0, "three_stages")  # type: ignore[arg-type]
+    for clip, outcome in zip(clips, system.play(clips), strict=True):
+        assert len(outcome.samples) == len(clip.vocal)
+        # at the clip's place: resampling with other surroundings is the only difference
+        assert np.abs(outcome.samples - clip.vocal)[100:-100].max() < 1e-3 * np.abs(clip.vocal).max()
+    assert band.heard == pytest.approx([4.0] * len(clips))
 
 
 def test_takes_for_other_separated_vocals_are_made_anew(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def test_separated_vocals_equal_to_the_clean_ones_leave_no_gap(
     np.testing.assert_array_equal(vocals.read(clips[0].segment).samples, clean.samples)
     model: Any = Parrot()
     batch = tokenize_clips(clips, music.tokenizers)
-    same = [clip.sound.vocal for clip in clips]
-    *_, noise = probe_plots({"semantic": model}, clips, batch, music.tokenizers, separated=same)
+    *_, noise = probe_plots(
+        {"semantic": model}, clips, batch, music.tokenizers, separated=lambda clip: clip.sound.vocal
+    )
     assert noise.baselines["separated vocals"] == 0.0
     with pytest.raises(RequestError, match="no folder"):
         SeparatedVocals(str(tmp_path / "absent"), SeparationSettings())

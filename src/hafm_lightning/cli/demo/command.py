@@ -227,6 +227,9 @@ def export(places: Places, checkpoints: dict[str, Path]) -> None:
     if done.is_file() and places.model.is_dir():
         return
     files = [text for stage in STAGES for text in (f"--{stage}", str(checkpoints[stage]))]
+    sampling = read_settings(EvaluateSettings, ["--config", str(places.config(CARD_CONFIG))]).sampling
+    chosen = {"guidance": sampling.guidance, "temperature": sampling.temperature, "top-k": sampling.top_k}
+    files += [text for name, value in chosen.items() if value is not None for text in (f"--{name}", str(value))]
     step("export", *files, "--out", str(places.model), "--overwrite", "--data", "the toy band", "--license", "MIT")
     done.touch()
 

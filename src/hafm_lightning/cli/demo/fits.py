@@ -134,9 +134,9 @@ def _run(fit: Fit, parent: int) -> None:
         os.dup2(log.fileno(), 2)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         _wait_for_orphan(fit.root)
-        from hafm_lightning.cli import main
+        from hafm_lightning.cli import DEBUG_FLAG, main
 
-        sys.exit(main(fit.arguments))
+        sys.exit(main([*fit.arguments, DEBUG_FLAG]))  # the log holds the traceback of a failure
 
 
 def _wait_for_orphan(root: Path) -> None:

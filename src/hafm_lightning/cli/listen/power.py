@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hafm_lightning.cli.parser import Parser
+from hafm_lightning.cli.parser import Parser, whole
 from hafm_lightning.listening.power import (
+    MOST_TRIALS,
     Panel,
     Question,
     approximate_trials,
@@ -32,9 +33,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--power", type=float, default=0.8, help="probability to show it (%(default)s)")
     parser.add_argument("--alpha", type=float, default=0.05, help="level of the test (%(default)s)")
     parser.add_argument("--ties", type=float, default=0.0, help="share of votes that are ties (%(default)s)")
-    parser.add_argument("--trials", type=int, help="say instead what this many trials can show")
-    parser.add_argument("--clips", type=int, help="clips of the study, each of which is heard by many listeners")
-    parser.add_argument("--each", type=int, default=0, help="of these, how many a listener hears (default: all)")
+    parser.add_argument("--trials", type=whole(1, MOST_TRIALS), help="say instead what this many trials can show")
+    parser.add_argument(
+        "--clips", type=whole(1, MOST_TRIALS), help="clips of the study, each of which is heard by many listeners"
+    )
+    parser.add_argument(
+        "--each", type=whole(0, MOST_TRIALS), default=0, help="of these, how many a listener hears (default: all)"
+    )
     parser.add_argument(
         "--clip-correlation", type=float, default=0.1, help="correlation of votes on one clip (%(default)s)"
     )
@@ -45,8 +50,6 @@ def main(argv: Sequence[str]) -> int:
     questions = [Question(s, arguments.power, arguments.alpha, arguments.ties) for s in arguments.share]
     test = f"two-sided binomial test at {arguments.alpha:g}, {arguments.ties:.0%} ties"
     if arguments.trials is not None:
-        if arguments.trials < 1:
-            parser.error(f"--trials must be at least 1, got {arguments.trials}")
         print(f"{arguments.trials} trials, {test}")
         for question in questions:
             power = power_of(arguments.trials, question)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hafm_lightning.cli.parser import Parser, check_writable
+from hafm_lightning.cli.parser import Parser, check_writable, whole
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.report.output import log_to_wandb, markdown, write_report
 from hafm_lightning.listening.report.report import build_report
@@ -41,13 +41,11 @@ def main(argv: Sequence[str]) -> int:
         metavar="SHARE",
         help="leave out voters who fail more than this share of the silence controls (default: leave nobody out)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the bootstrap (%(default)s)")
     parser.add_argument("--wandb-project", default="", metavar="NAME", help="also log the tables to this W&B project")
     arguments = parser.parse_args(argv)
     if arguments.most_failed is not None and not 0 <= arguments.most_failed <= 1:
         parser.error(f"--most-failed is a share from 0 to 1, got {arguments.most_failed}")
-    if arguments.seed < 0:
-        parser.error(f"--seed starts at 0, got {arguments.seed}")
     study = Study.load(arguments.study)
     key = Key.load(arguments.key or arguments.study / KEY_FILE, study)
     votes, failures = votes_of(study, arguments.votes or [arguments.study / VOTES_FILE])

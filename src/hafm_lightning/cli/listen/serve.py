@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hafm_lightning.cli.parser import Parser
+from hafm_lightning.cli.parser import Parser, whole
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.study import Key, Study
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         "--votes", type=Path, metavar="FILE", help=f"database of the votes (default: STUDY/{VOTES_FILE})"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--port", type=whole(0, 65535), default=8000, help="port to listen on (default: 8000)")
     parser.add_argument(
         "--public",
         default="",

@@ -18,8 +18,10 @@ from hafm_lightning.evaluation.intervals import Interval
 from hafm_lightning.page.figures import Plot
 from hafm_lightning.untrusted import checked, read_json
 
-CARD_FORMAT = 1
-"""Version of ``card.json``."""
+CARD_FORMAT = 2
+"""Version of ``card.json``; cards of version 1 have no verdicts on their columns."""
+UNINFORMATIVE = "(uninformative)"
+"""Follows the heading of a column that cannot tell right from wrong on the card's clips."""
 JSON_FILE, MARKDOWN_FILE, PAGE_FILE = "card.json", "card.md", "card.html"
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -28,7 +30,9 @@ ARROWS = {"lower": "↓", "higher": "↑"}
 class Column:
     """What a column shows: ``key`` in the JSON and in W&B, heading, definition, and number of digits after the point.
 
-    ``better`` is ``lower``, ``higher``, or empty where neither is.
+    ``better`` is ``lower``, ``higher``, or empty where neither is. ``informative`` says whether the column's control
+    passed on these clips (None: not tested), and ``judgement`` how; see
+    :mod:`~hafm_lightning.evaluation.card.checks`.
     """
 
     key: str
@@ -36,6 +40,8 @@ class Column:
     better: str
     note: str
     digits: int = 3
+    informative: bool | None = None
+    judgement: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ class Table:
         about: Lines on songs, clips, reference and embeddings.
         protocol: Settings, segments and problems, in full.
         unit: What a row is: ``system``, or ``stage`` or ``difference``, which cannot be ranked against each other.
-        checks: Results of the controls; see :mod:`~hafm_lightning.evaluation.card.checks`.
+        checks: What the controls compared, and the results; see :mod:`~hafm_lightning.evaluation.card.checks`.
+        verdicts: Where each model stands between random pairing and the truth.
     """
 
     name: str
@@ -114,6 +121,7 @@ class Table:
     protocol: dict[str, Any] = field(default_factory=dict)
     unit: str = "system"
     checks: list[str] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -167,8 +175,15 @@ def cell_text(value: Value, digits: int) -> str:
 
 
 def heading(column: Column) -> str:
-    """A column's heading with the direction that is better."""
-    return f"{column.label} {ARROWS.get(column.better, '')}".strip()
+    """A column's heading with the direction that is better, and a mark where the column is uninformative."""
+    mark = UNINFORMATIVE if column.informative is False else ""
+    return " ".join(filter(None, (column.label, ARROWS.get(column.better, ""), mark)))
+
+
+def definition(column: Column) -> str:
+    """What a column shows, and what its control found."""
+    judgement = f"{column.judgement[:1].upper()}{column.judgement[1:]}." if column.judgement else ""
+    return f"{column.note} {judgement}".strip()
 
 
 def markdown(card: Card) -> str:
@@ -178,7 +193,9 @@ def markdown(card: Card) -> str:
     for table in card.tables:
         lines += ["", f"## {table.name}", "", *(f"- {line}" for line in table.about), ""]
         lines += _markdown_rows(table)
-        lines += ["", *(f"- **{column.label}**: {column.note}" for column in table.columns)]
+        if table.verdicts:
+            lines += ["", "The model:", "", *(f"- {verdict}" for verdict in table.verdicts)]
+        lines += ["", *(f"- **{column.label}**: {definition(column)}" for column in table.columns)]
         lines += [f"- {note}" for note in cell_notes(table)]
         if table.checks:
             lines += ["", "Controls:", "", *(f"- {check}" for check in table.checks)]

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from hafm_lightning.evaluation.card.card import Card, Table
+from hafm_lightning.evaluation.card.card import UNINFORMATIVE, Card, Table, definition
 from hafm_lightning.page.figures import Plot
 
 PROBE_COLUMNS = ("curve", "x", "y", "low", "high")
+MEANING_COLUMNS = ("column", "heading", "informative", "meaning")
 
 
 def log_to_wandb(card: Card, folder: Path, project: str) -> str:
@@ -26,6 +27,10 @@ def log_to_wandb(card: Card, folder: Path, project: str) -> str:
         for table in card.tables:
             columns, rows = table_rows(table)
             run.log({f"evaluate/{table.name}": wandb.Table(columns=list(columns), data=rows)})
+            meanings = wandb.Table(columns=list(MEANING_COLUMNS), data=meaning_rows(table))
+            run.log({f"evaluate/{table.name}/columns": meanings})
+            if table.verdicts or table.checks:
+                run.summary[f"evaluate/{table.name}/verdict"] = " ".join([*table.verdicts, *table.checks])
             for player in table.players:
                 title = f"{table.name}: {player.title} ({player.clip_id})"
                 sounds = {name: wandb.Audio(str(folder / file), caption=title) for name, file in player.sounds.items()}
@@ -40,14 +45,21 @@ def log_to_wandb(card: Card, folder: Path, project: str) -> str:
 
 
 def table_rows(table: Table) -> tuple[list[str], list[list[str | int | float | None]]]:
-    """Column names, and a list a system: every value between its bounds."""
-    names = [name for column in table.columns for name in (column.key, f"{column.key}_low", f"{column.key}_high")]
+    """Column names, and a list a system: every value between its bounds. Uninformative columns have it in the name."""
+    marks = {column.key: f" {UNINFORMATIVE}" if column.informative is False else "" for column in table.columns}
+    names = [f"{key}{bound}{mark}" for key, mark in marks.items() for bound in ("", "_low", "_high")]
     rows: list[list[str | int | float | None]] = []
     for row in table.rows:
         cells = [row.values[column.key] for column in table.columns]
         numbers = [number for cell in cells for number in (cell.value, cell.low, cell.high)]
         rows.append([row.label, row.clips, row.failed, *numbers])
     return [table.unit, "clips", "failed", *names], rows
+
+
+def meaning_rows(table: Table) -> list[list[str]]:
+    """A list a column, in the order of :data:`MEANING_COLUMNS`."""
+    words = {True: "yes", False: "no", None: "not tested"}
+    return [[it.key, it.label, words[it.informative], definition(it)] for it in table.columns]
 
 
 def plot_rows(plot: Plot) -> list[list[str | float | None]]:

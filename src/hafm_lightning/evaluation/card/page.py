@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hafm_lightning.evaluation.card import card as cards
-from hafm_lightning.evaluation.card.card import Card, Table, cell_notes, cell_text, heading, plain
+from hafm_lightning.evaluation.card.card import Card, Table, cell_notes, cell_text, definition, heading, plain
 from hafm_lightning.files import write_atomic, write_json
 from hafm_lightning.page import document
 from hafm_lightning.page.document import Cell, Page, Player, Section
@@ -43,6 +43,7 @@ def _section(table: Table) -> Section:
     # Numbers of stages cannot be ranked against each other, so their figures matter less.
     fold: Literal["open", "closed"] = "open" if table.unit == "system" else "closed"
     parts = (
+        Section("The model", notes=tuple(table.verdicts)),
         Section("Controls", notes=tuple(table.checks)),
         Section("Listen", players=players),
         Section("Figures: 95 % intervals", figures=tuple(_figures(table)), fold=fold),
@@ -65,7 +66,7 @@ def _table(table: Table) -> document.Table:
     best = {}
     for column in table.columns:
         numbers = [value for row in table.rows if (value := row.values[column.key].value) is not None]
-        if column.better and len(numbers) > 1 and table.unit == "system":
+        if column.better and len(numbers) > 1 and table.unit == "system" and column.informative is not False:
             best[column.key] = min(numbers) if column.better == "lower" else max(numbers)
     rows = []
     for row in table.rows:
@@ -77,5 +78,5 @@ def _table(table: Table) -> document.Table:
             cells.append(Cell(text, interval, it.note, "best" if is_best else ""))
         rows.append((row.label, tuple(cells)))
     columns = [document.Column("clips"), document.Column("failed")]
-    columns += [document.Column(heading(column), column.note) for column in table.columns]
+    columns += [document.Column(heading(column), definition(column)) for column in table.columns]
     return document.Table(table.unit, tuple(columns), tuple(rows))

@@ -1,6 +1,7 @@
 """All coherence scores of one accompaniment, and those that need a known truth.
 
-A raw value has no scale: read every score beside that of the true accompaniment and that of random pairing.
+A raw value has no scale: read every score beside that of the true accompaniment and that of random pairing. Silence and
+noise score the worst value (:mod:`~hafm_lightning.evaluation.coherence.meaning`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import numpy.typing as npt
 
 from hafm_lightning.evaluation.coherence import ANALYSIS_RATE_HZ
 from hafm_lightning.evaluation.coherence.harmony import CHROMA_HOP, HarmonyTrack, compare_chroma, compare_keys
-from hafm_lightning.evaluation.coherence.rhythm import RhythmTrack, Times, compare_beats, compare_onsets
+from hafm_lightning.evaluation.coherence.meaning import WORST, Meaning, meaning_of
+from hafm_lightning.evaluation.coherence.rhythm import BEAT_METRICS, RhythmTrack, Times, compare_beats, compare_onsets
 from hafm_lightning.toyband.score import Chord, ToyTruth
 
 TOY_METRICS = ("chord_accuracy", "chord_root_accuracy", "beat_phase")
 """Keys of :func:`toy_truth_scores`; larger is better for each."""
 
+_RHYTHM = (*BEAT_METRICS, "onset_f1", "onset_f1_reference", "beat_phase")
+_HARMONY = ("chroma_cosine", "key_score", "chord_accuracy", "chord_root_accuracy")
 _SHORTEST_CHORD_S = 0.3
 
 
@@ -44,26 +48,35 @@ class SongTracks:
 
         Returns:
             Metric -> score from 0 to 1, larger is better. Beats, key and ``onset_f1_reference`` compare with the
-            original song; ``chroma_cosine`` and ``onset_f1`` compare the accompaniment with the vocal.
+            original song; ``chroma_cosine`` and ``onset_f1`` compare the accompaniment with the vocal. A candidate
+            without harmony (silence, noise) scores 0 in harmony, one without rhythm 0 in rhythm.
 
         Raises:
             ValueError: The lengths differ, or the candidate is not mono and finite.
         """
         if candidate.shape != self.vocal.shape:
             raise ValueError(f"expected mono signals of one length, got {self.vocal.shape} and {candidate.shape}")
+        meaning = meaning_of(candidate, self.rate_hz)
         level = _level(candidate)
         if level > 0:
             candidate = candidate * (self.level / level)
         beats = RhythmTrack(self.vocal + candidate, self.rate_hz).beats()
         onsets = RhythmTrack(candidate, self.rate_hz).onsets()
         harmony = HarmonyTrack(candidate, self.rate_hz)
-        return {
+        scores = {
             **compare_beats(self.beats, beats),
             "chroma_cosine": compare_chroma(self.vocal_harmony, harmony),
             "key_score": compare_keys(self.key, harmony.key()),
             "onset_f1": compare_onsets(self.vocal_onsets, onsets),
             "onset_f1_reference": compare_onsets(self.onsets, onsets),
         }
+        return with_meaning(scores, meaning)
+
+
+def with_meaning(scores: dict[str, float], meaning: Meaning) -> dict[str, float]:
+    """The scores, with the worst value for those that mean nothing for such a sound."""
+    lost = (() if meaning.harmony else _HARMONY) + (() if meaning.rhythm else _RHYTHM)
+    return scores | {name: WORST.get(name, 0.0) for name in scores if name in lost}
 
 
 def _level(sound: npt.NDArray[Any]) -> float:
@@ -79,7 +92,7 @@ def toy_truth_scores(
         :data:`TOY_METRICS` -> score. ``chord_accuracy``: share of the sung time in which the triad that fits the
         accompaniment's chroma best is the true chord; ``chord_root_accuracy``: has its root. ``beat_phase``: mean
         cosine of the phase of the tracked beats on the true grid: 1 on the beat, -1 half a beat off, 0 for no relation
-        or no beats.
+        or no beats. Silence and noise score 0 in chords and -1 in phase.
     """
     track = HarmonyTrack(accompaniment, rate_hz)
     end_s = start_s + len(accompaniment) / rate_hz
@@ -97,11 +110,12 @@ def toy_truth_scores(
         if triad is not None:
             right_root_s += (last_s - first_s) * (triad[0] == chord.root)
             right_s += (last_s - first_s) * (triad == (chord.root, chord.quality))
-    return {
+    scores = {
         "chord_accuracy": right_s / sung_total_s if sung_total_s else 0.0,
         "chord_root_accuracy": right_root_s / sung_total_s if sung_total_s else 0.0,
         "beat_phase": beat_phase(RhythmTrack(accompaniment, rate_hz).beats() + start_s, truth),
     }
+    return with_meaning(scores, meaning_of(accompaniment, rate_hz))
 
 
 def beat_phase(beats_s: Times, truth: ToyTruth) -> float:

@@ -51,6 +51,8 @@ TOLERANCE = 1e-5
 ADVICE = "compute it again"
 BLOCK_ROWS = 1024
 """Rows taken at once when moments are formed."""
+INFINITY_ROWS = 4
+"""FAD-infinity needs this many rows for each dimension: subsets from twice the dimensions to twice as many rows."""
 IDENTITY_KEY = "embedding_identity"
 """Key of the provenance for the identity of the embedding (weights, layer, framing) that made the rows."""
 
@@ -286,14 +288,15 @@ class FrechetInfinity(NamedTuple):
     """FAD extrapolated to infinitely many rows."""
 
     value: float
-    reliable: bool  # False if the smallest subset has fewer rows than dimensions: its bias does not follow 1/n
+    reliable: bool  # False if the bias of the smallest subset, or of the reference, need not follow 1/n
 
 
 def frechet_infinity(rows: npt.ArrayLike, reference: GaussianStatistics, seed: int = 0) -> FrechetInfinity:
     """Fit FAD against 1/n over subsets of ``rows [n, d]`` and return the intercept.
 
     The subsets are drawn with ``seed``, without replacement. Their 15 sizes are spread evenly from a fifth of n (at
-    least 2 d, where that leaves a range) to n.
+    least 2 d, where that leaves a range) to n. The result is reliable only if the smallest subset has 2 d rows, the
+    largest twice as many, and the reference, whose own bias stays, 2 d rows too.
 
     Raises:
         ValueError: Fewer than 4 rows.
@@ -308,7 +311,7 @@ def frechet_infinity(rows: npt.ArrayLike, reference: GaussianStatistics, seed: i
     subsets = (GaussianStatistics.from_rows(values[generator.permutation(n)[:size]]) for size in sizes)
     distances = [frechet_distance(subset, reference) for subset in subsets]
     _, intercept = np.polyfit(1 / np.asarray(sizes, dtype=np.float64), distances, 1)
-    return FrechetInfinity(float(intercept), reliable=smallest >= d)
+    return FrechetInfinity(float(intercept), smallest >= 2 * d and n >= INFINITY_ROWS * d and reference.rows >= 2 * d)
 
 
 class FrechetAudioDistance(Metric):

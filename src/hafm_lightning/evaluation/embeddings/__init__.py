@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.evaluation.embeddings.base import LEVELS, Embedding
 from hafm_lightning.evaluation.embeddings.hub import ClapEmbedding, EncodecEmbedding, HubertEmbedding
 from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
 from hafm_lightning.evaluation.embeddings.vggish import VGGishEmbedding
@@ -25,6 +25,8 @@ class EmbeddingSource:
         framing: ``contiguous`` or ``google``, for ``logmel`` and ``vggish``.
         window_s: Seconds a row covers, for ``clap``, ``encodec`` and ``hubert``.
         layer: Hidden layer, for ``hubert``.
+        level: ``loudness``: every clip at -20 LUFS, so that systems are compared at one level; ``recorded``: levels
+            count too; ``peak``: as Google's program. By default ``peak`` for its framing and ``loudness`` otherwise.
     """
 
     name: str = "logmel"
@@ -34,6 +36,7 @@ class EmbeddingSource:
     framing: str | None = None
     window_s: float | None = None
     layer: int | None = None
+    level: str | None = None
 
 
 _KINDS: Mapping[str, tuple[Callable[..., Embedding], tuple[str, ...]]] = {
@@ -55,8 +58,18 @@ def load_embedding(source: EmbeddingSource) -> Embedding:
     if source.name not in _KINDS:
         raise RequestError(f"unknown embedding {source.name!r}; choose one of {', '.join(EMBEDDINGS)}")
     kind, keys = _KINDS[source.name]
-    given = {key: value for key, value in asdict(source).items() if key != "name" and value is not None}
+    given = {key: value for key, value in asdict(source).items() if key not in ("name", "level") and value is not None}
     foreign = sorted(set(given) - set(keys))
     if foreign:
         raise RequestError(f"embedding {source.name!r} does not take {', '.join(foreign)}; it takes {', '.join(keys)}")
-    return kind(**given)
+    google = given.get("framing") == "google"
+    level = source.level or ("peak" if google else "loudness")
+    if level not in LEVELS or (google and level != "peak"):
+        raise RequestError(
+            f"embedding {source.name!r}: unknown level {level!r}; choose one of {', '.join(LEVELS)}"
+            if level not in LEVELS
+            else f"embedding {source.name!r}: framing google divides by the peak; leave `level` out, or take contiguous"
+        )
+    embedding = kind(**given)
+    embedding.level = level
+    return embedding

@@ -1,14 +1,19 @@
 """What an embedding is: audio -> rows ``[n, d]`` that Frechet and kernel distances compare.
 
 An :class:`Embedding` states its sample rate, the width of its rows and an *identity*: a sha256 over everything that
-changes a row (weights, layer, framing, settings). The identity goes into every statistics file and every card, and two
-sets of different identities are never compared.
+changes a row (weights, layer, framing, level, settings). The identity goes into every statistics file and every card,
+and two sets of different identities are never compared.
+
+Levels: embeddings hear loudness. With ``logmel`` the same music 6 dB softer is further away than another song. So
+:func:`~hafm_lightning.evaluation.embeddings.load_embedding` brings every clip to one loudness, unless the framing is
+Google's, whose program divides by the peak, or the levels are asked for as recorded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,9 +23,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hafm_lightning.audio import Audio, loudness_lufs
 from hafm_lightning.evaluation.distances.frechet import IDENTITY_KEY
 
 Waveform = Tensor | npt.NDArray[np.float32]
+
+LEVELS = ("loudness", "peak", "recorded")
+"""``loudness``: every clip at :data:`LOUDNESS_LUFS`; ``peak``: divided by its peak, or by 0.1 where the peak is less,
+as Google's FAD program does; ``recorded``: as it is."""
+LOUDNESS_LUFS = -20.0
+"""Of ITU-R BS.1770; also the level of APA's mixes."""
+LEAST_PEAK = 0.1
 
 
 class Embedding(ABC):
@@ -33,6 +46,7 @@ class Embedding(ABC):
         settings: Everything that changes a row, as JSON values (weights' sha256, layer, framing, window).
         source: Where the weights came from, for people to read; not part of the identity.
         network: In eval mode, frozen here; None for an embedding without one.
+        level: One of :data:`LEVELS`.
     """
 
     def __init__(
@@ -43,21 +57,25 @@ class Embedding(ABC):
         settings: Mapping[str, Any],
         source: str = "",
         network: nn.Module | None = None,
+        level: str = "recorded",
     ) -> None:
         self.name, self.rate_hz, self.dimensions = name, rate_hz, dimensions
         self.settings, self.source = dict(settings), source
+        self.level = level
         self.network: Any = None if network is None else network.requires_grad_(False)
 
     @property
     def identity(self) -> str:
-        """``name:`` and the sha256 of the name, rate, width and settings."""
-        text = json.dumps([self.name, self.rate_hz, self.dimensions, self.settings], sort_keys=True)
+        """``name:`` and the sha256 of the name, rate, width, settings and level."""
+        level = {} if self.level == "recorded" else {"level": level_text(self.level)}
+        text = json.dumps([self.name, self.rate_hz, self.dimensions, {**self.settings, **level}], sort_keys=True)
         return f"{self.name}:{hashlib.sha256(text.encode()).hexdigest()}"
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """This embedding's facts for a statistics file, with ``more`` (set, clips, seconds a clip) added."""
         facts = {name: getattr(self, name) for name in ("rate_hz", "dimensions", "settings", "source")}
-        return {IDENTITY_KEY: self.identity, "embedding": self.name, **facts, **more}
+        level = level_text(self.level)
+        return {IDENTITY_KEY: self.identity, "embedding": self.name, **facts, "level": level, **more}
 
     def rows(self, audio: Waveform | Sequence[Waveform]) -> npt.NDArray[np.float32]:
         """Rows ``[n, d]`` of one mono waveform ``[L]`` at ``rate_hz``, or of several, one after the other.
@@ -78,6 +96,7 @@ class Embedding(ABC):
             raise ValueError(f"{self.name}: expected a mono waveform [L], got shape {tuple(waveform.shape)}")
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError(f"{self.name}: the waveform holds NaN or infinite samples")
+        waveform = at_level(waveform, self.rate_hz, self.level)
         with torch.inference_mode():
             return self.clip_rows(waveform).to("cpu", torch.float32).numpy()
 
@@ -96,3 +115,19 @@ class Embedding(ABC):
         """The network's device."""
         device: torch.device = next(self.network.parameters()).device
         return device
+
+
+def at_level(waveform: Tensor, rate_hz: int, level: str) -> Tensor:
+    """The waveform ``[L]`` at one of :data:`LEVELS`; silence stays silence. Peaks may pass full scale."""
+    if level == "peak":
+        return waveform / max(LEAST_PEAK, float(waveform.abs().max()) if len(waveform) else 0.0)
+    if level == "loudness":
+        own_lufs = loudness_lufs(Audio(waveform[None].cpu().numpy(), rate_hz))
+        return waveform * 10 ** ((LOUDNESS_LUFS - own_lufs) / 20) if math.isfinite(own_lufs) else waveform
+    return waveform
+
+
+def level_text(level: str) -> str:
+    """A level as the card prints it."""
+    texts = {"loudness": f"{LOUDNESS_LUFS:g} LUFS", "peak": f"divided by max({LEAST_PEAK:g}, peak)"}
+    return texts.get(level, "as recorded")

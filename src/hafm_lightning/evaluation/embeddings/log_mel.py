@@ -5,8 +5,8 @@ Recipe: 16 kHz mono; frames of 400 samples every 160 (25 ms every 10 ms), no pad
 ``log(x + 0.01)``; patches of 96 frames. Two framings exist, and their numbers cannot be compared:
 
 * ``contiguous``: the frames of the whole clip are cut in patches of 0.96 s without overlap (10 s: 10 rows).
-* ``google``: the waveform is first cut in windows of 1 s every 0.5 s, and the first 96 frames of each are its patch
-  (10 s: 19 rows), as the program of the FAD paper does.
+* ``google``: the waveform is divided by its peak (by 0.1 where that is less), then cut in windows of 1 s every 0.5 s,
+  and the first 96 frames of each are its patch (10 s: 19 rows), as the program of the FAD paper does.
 
 Sources: Hershey et al., *CNN architectures for large-scale audio classification* (arXiv 1609.09430); Kilgour et al.,
 *Frechet Audio Distance* (arXiv 1812.08466).
@@ -88,6 +88,11 @@ def check_framing(framing: str) -> None:
         raise ValueError(f"unknown framing {framing!r}; choose one of {', '.join(FRAMINGS)}")
 
 
+def level_of(framing: str) -> str:
+    """The level of the clips that belongs to a framing."""
+    return "peak" if framing == "google" else "recorded"
+
+
 class LogMelEmbedding(Embedding):
     """Low 2-D cosine coefficients of VGGish's log-mel patch: 8 over time x 16 over mel = 128.
 
@@ -104,7 +109,8 @@ class LogMelEmbedding(Embedding):
             "band_coefficients": BAND_COEFFICIENTS,
             "transform": "orthonormal DCT-II of the VGGish log-mel patch / sqrt(its size)",
         }
-        super().__init__("logmel", RATE_HZ, TIME_COEFFICIENTS * BAND_COEFFICIENTS, settings)
+        width, level = TIME_COEFFICIENTS * BAND_COEFFICIENTS, level_of(framing)
+        super().__init__("logmel", RATE_HZ, width, settings, level=level)
         self.framing = framing
         self._over_time = (cosine_transform(PATCH_FRAMES, TIME_COEFFICIENTS) / math.sqrt(PATCH_FRAMES)).float()
         self._over_bands = (cosine_transform(BANDS, BAND_COEFFICIENTS) / math.sqrt(BANDS)).float()

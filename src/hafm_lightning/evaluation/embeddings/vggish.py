@@ -149,7 +149,8 @@ class VGGishEmbedding(Embedding):
         dimensions = len(state["embeddings.4.weight"])
         weights_sha256 = content_sha256(state, {})
         settings = {"weights_sha256": weights_sha256, "framing": framing, "activation": activation, "pca": False}
-        super().__init__("vggish", log_mel.RATE_HZ, dimensions, settings, path.name, network)
+        level = log_mel.level_of(framing)
+        super().__init__("vggish", log_mel.RATE_HZ, dimensions, settings, path.name, network, level)
         self.framing, self.activation = framing, activation
 
     def clip_rows(self, waveform: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from hafm_lightning.audio import read_audio
 from hafm_lightning.evaluation.card.card import Column, Value
+from hafm_lightning.evaluation.coherence.meaning import meaning_of
 from hafm_lightning.evaluation.coherence.scores import SongTracks, toy_truth_scores
-from hafm_lightning.evaluation.intervals import bootstrap_interval
-from hafm_lightning.evaluation.protocol.columns import Cells
+from hafm_lightning.evaluation.intervals import mean_interval
+from hafm_lightning.evaluation.protocol.columns import LOST, Cells, bounds_of
 from hafm_lightning.evaluation.segments import MusicClip, Segment, SelectedClips
 from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.files import write_json
@@ -21,7 +22,7 @@ from hafm_lightning.toyband.corpus import TRUTH_FILE
 from hafm_lightning.toyband.score import ToyTruth
 from hafm_lightning.untrusted import checked, read_json
 
-VERSION = 1
+VERSION = 2
 """Raised when a definition changes: older files are computed again."""
 
 
@@ -86,18 +87,18 @@ def score_sounds(
     scores = {}
     for name, file in files.items():
         samples = read_audio(file).samples[0]
-        scores[name] = tracks.scores(samples)
+        scores[name] = tracks.scores(samples) | {LOST.key: float(meaning_of(samples, clip.acoustic_hz).lost)}
         if truth is not None:
             scores[name] |= toy_truth_scores(samples, clip.acoustic_hz, truth, segment.start_s)
     return scores
 
 
-def clip_cells(clips: SelectedClips, scores: Mapping[str, ClipScores], columns: Sequence[Column], seed: int) -> Cells:
+def clip_cells(clips: SelectedClips, scores: Mapping[str, ClipScores], columns: Sequence[Column]) -> Cells:
     """Means over clips with intervals over songs; columns that are not defined for these songs are left out."""
     cells: Cells = {}
     for column in columns:
         for name, store in scores.items():
             if (values := store.column(column.key, clips.segments)) is not None:
-                value = Value.of(bootstrap_interval(values, seed, groups=clips.songs))
+                value = Value.of(mean_interval(values, groups=clips.songs, bounds=bounds_of(column)))
                 cells.setdefault(column, {})[name] = value
     return cells

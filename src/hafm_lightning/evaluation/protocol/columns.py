@@ -18,6 +18,8 @@ _GROUPS = {
     "truth": TOY_METRICS,
 }
 """Group of columns -> its scores."""
+_BOUNDS = {"beat_phase": (-1.0, 1.0)}
+LOST = Column("lost", "silent or noise", "", "Share of clips that are silent or noise: they score the worst value.")
 _CLIP_COLUMNS = {
     "beat_f_measure": ("beats F", "F-measure (70 ms) of the beats of vocal + accompaniment against those of the song."),
     "beat_cmlt": ("beats CMLt", "Share of beats in correct, continuous stretches at the song's own metrical level."),
@@ -34,9 +36,16 @@ _CLIP_COLUMNS = {
 
 
 def clip_columns(metrics: Sequence[str]) -> list[Column]:
-    """Columns of the clip scores in the requested groups; larger is better in all of them."""
+    """Columns of the clip scores in the requested groups, larger is better in all of them, and the share of clips that
+    mean nothing to them."""
     keys = [key for group, keys in _GROUPS.items() if group in metrics for key in keys]
-    return [Column(key, _CLIP_COLUMNS[key][0], "higher", _CLIP_COLUMNS[key][1]) for key in keys]
+    columns = [Column(key, _CLIP_COLUMNS[key][0], "higher", _CLIP_COLUMNS[key][1]) for key in keys]
+    return [*columns, LOST] if columns else []
+
+
+def bounds_of(column: Column) -> tuple[float, float]:
+    """Least and greatest value of a clip's score."""
+    return _BOUNDS.get(column.key, (0.0, 1.0))
 
 
 def set_columns(name: str, metrics: Sequence[str]) -> dict[str, Column]:
@@ -48,13 +57,16 @@ def set_columns(name: str, metrics: Sequence[str]) -> dict[str, Column]:
             "Interval: jackknife over songs; it does not include the bias of few rows."
         )
         columns["fad"] = Column(f"fad_{name}", f"FAD {name}", "lower", note)
-        note = "FAD at several numbers of rows, extrapolated along 1/n to infinitely many."
+        note = "FAD at several numbers of rows, extrapolated along 1/n to infinitely many; needs 4 rows a dimension."
         columns["fad_infinity"] = Column(f"fad_infinity_{name}", f"FAD∞ {name}", "lower", note)
     if "kd" in metrics:
         note = "Unbiased squared MMD with a cubic kernel on the same rows; it may be below 0 for equal sets."
         columns["kd"] = Column(f"kd_{name}", f"KD {name}", "lower", note, 5)
     if "apa" in metrics:
-        note = "Accompaniment prompt adherence (arXiv 2503.06346) on 5 s mixes: 1 like true pairs, 0 like random ones."
+        note = (
+            "Accompaniment prompt adherence (arXiv 2503.06346) on 5 s mixes: 1 like true pairs, 0 like random ones. "
+            "Silence and noise count as random pairs."
+        )
         columns["apa"] = Column(f"apa_{name}", f"APA {name}", "higher", note)
     return columns
 

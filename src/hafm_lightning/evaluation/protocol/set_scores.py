@@ -6,8 +6,8 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy.typing as npt
 from hafm_lightning.audio import Audio, Samples, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.card import Value
+from hafm_lightning.evaluation.coherence.meaning import meaning_of
+from hafm_lightning.evaluation.contrasts import SetScore
 from hafm_lightning.evaluation.distances.adherence import (
     WINDOW_S,
     accompaniment_prompt_adherence,
@@ -25,6 +27,7 @@ from hafm_lightning.evaluation.distances.adherence import (
 )
 from hafm_lightning.evaluation.distances.frechet import (
     IDENTITY_KEY,
+    INFINITY_ROWS,
     GaussianStatistics,
     frechet_distance,
     frechet_infinity,
@@ -32,9 +35,10 @@ from hafm_lightning.evaluation.distances.frechet import (
     pooled_statistics,
 )
 from hafm_lightning.evaluation.distances.kernel_distance import kernel_distance
-from hafm_lightning.evaluation.embeddings.base import Embedding
+from hafm_lightning.evaluation.embeddings.base import Embedding, level_text
 from hafm_lightning.evaluation.intervals import jackknife_interval
 from hafm_lightning.evaluation.protocol.columns import Cells, set_columns
+from hafm_lightning.evaluation.seeds import seed_of
 from hafm_lightning.evaluation.segments import Segment, SelectedClips
 from hafm_lightning.evaluation.systems.generations import Generations
 from hafm_lightning.files import atomic_file
@@ -66,47 +70,77 @@ def embedding_rows(embedding: Embedding, sounds: Sequence[Samples], rate_hz: int
 
 
 def of_set(
-    statistic: Callable[[list[int]], float], songs: Sequence[Hashable], note: str = "", minimum: float = -math.inf
+    statistic: SetScore,
+    songs: Sequence[Hashable],
+    note: str = "",
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
 ) -> Value:
     """A number of all clips with its interval over songs; ``statistic`` takes indices of clips."""
-    interval = jackknife_interval(statistic, songs, minimum=minimum)
+    interval = jackknife_interval(statistic, songs, minimum=minimum, maximum=maximum)
     return Value(interval.value, interval.low, interval.high, note)
 
 
-def fad_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference) -> Value:
-    """FAD of clips (rows of each) to the reference."""
+def not_better_for(failed: Set[int], distance: SetScore) -> SetScore:
+    """The distance in which no failed clip helps: the larger of the sets with their silence and without."""
+
+    def guarded(chosen: list[int]) -> float:
+        whole, sound = distance(chosen), [index for index in chosen if index not in failed]
+        return max(whole, distance(sound)) if 0 < len(sound) < len(chosen) else whole
+
+    return guarded if failed else distance
+
+
+def fad_score(rows: Sequence[Rows], reference: Reference, failed: Set[int] = frozenset()) -> SetScore:
+    """FAD to the reference of any set of clips, of which ``rows`` are the rows of each."""
     moments = [moments_of(clip) for clip in rows]
-    count, width = sum(map(len, rows)), len(reference.statistics.mean)
-    few = min(count, reference.statistics.rows) < 2 * width
-    note = f"{count} rows for {width} dimensions: biased upwards, compare only within this table" if few else ""
 
     def distance(chosen: list[int]) -> float:
         return frechet_distance(pooled_statistics([moments[index] for index in chosen]), reference.statistics)
 
-    return of_set(distance, songs, note, minimum=0.0)
+    return not_better_for(failed, distance)
+
+
+def fad_of(
+    rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference, failed: Set[int] = frozenset()
+) -> Value:
+    """FAD of clips (rows of each) to the reference."""
+    count, width = sum(map(len, rows)), len(reference.statistics.mean)
+    few = min(count, reference.statistics.rows) < 2 * width
+    note = f"{count} rows for {width} dimensions: biased upwards, compare only within this table" if few else ""
+    return of_set(fad_score(rows, reference, failed), songs, note, minimum=0.0)
 
 
 def fad_infinity_of(rows: Rows, reference: Reference, seed: int) -> Value:
     """FAD of rows to the reference, extrapolated to infinitely many rows."""
-    if len(rows) < 4:
-        return Value(None, note="fewer than 4 rows")
-    infinity = frechet_infinity(rows, reference.statistics, seed=seed)
-    note = "" if infinity.reliable else "unreliable: its smallest subset has fewer rows than dimensions"
-    return Value(infinity.value, note=note)
+    needed, own, theirs = INFINITY_ROWS * rows.shape[1], len(rows), reference.statistics.rows
+    if own < needed or theirs < 2 * rows.shape[1]:
+        counts = f"{own} rows, {theirs} of the reference; needs {needed} and {2 * rows.shape[1]}"
+        return Value(None, note=f"not computed, since the bias of so few rows does not follow 1/n ({counts})")
+    return Value(frechet_infinity(rows, reference.statistics, seed=seed_of(seed, "subsets")).value)
 
 
-def kd_of(rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference, seed: int) -> Value:
-    """KD of clips to the reference."""
-    if reference.rows is None:
-        return Value(None, note="the reference is a statistics file without rows")
-    true = thinned(reference.rows, seed)
+def kd_score(rows: Sequence[Rows], reference: Rows, seed: int, failed: Set[int] = frozenset()) -> SetScore:
+    """KD to the ``reference`` rows of any set of clips."""
+    true = thinned(reference, seed_of(seed, "reference"))
     share = min(1.0, KERNEL_ROWS / sum(len(clip) for clip in rows))
-    drawn_rows = [thinned(clip, seed, max(1, round(share * len(clip)))) for clip in rows]
+    drawn_rows = [
+        thinned(clip, seed_of(seed, "clip", index), max(1, round(share * len(clip)))) for index, clip in enumerate(rows)
+    ]
 
     def distance(chosen: list[int]) -> float:
         return kernel_distance(np.concatenate([drawn_rows[index] for index in chosen]), true)
 
-    return of_set(distance, songs)
+    return not_better_for(failed, distance)
+
+
+def kd_of(
+    rows: Sequence[Rows], songs: Sequence[Hashable], reference: Reference, seed: int, failed: Set[int] = frozenset()
+) -> Value:
+    """KD of clips to the reference."""
+    if reference.rows is None:
+        return Value(None, note="the reference is a statistics file without rows")
+    return of_set(kd_score(rows, reference.rows, seed, failed), songs)
 
 
 def thinned(rows: Rows, seed: int, limit: int = KERNEL_ROWS) -> Rows:
@@ -114,18 +148,16 @@ def thinned(rows: Rows, seed: int, limit: int = KERNEL_ROWS) -> Rows:
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])]
 
 
-def apa_of(
-    candidate: Sequence[Rows], true: Sequence[Rows], swapped: Sequence[Rows], songs: Sequence[Hashable]
-) -> Value:
-    """APA of clips (rows of their mixes)."""
+def apa_score(candidate: Sequence[Rows], true: Sequence[Rows], swapped: Sequence[Rows]) -> SetScore:
+    """APA of any set of clips (rows of their mixes); a candidate without rows, silent or noise, counts as swapped."""
+    heard = [rows if len(rows) else other for rows, other in zip(candidate, swapped, strict=True)]
 
     def adherence(chosen: list[int]) -> float:
         return accompaniment_prompt_adherence(
-            *(np.concatenate([part[index] for index in chosen]) for part in (true, swapped, candidate))
+            *(np.concatenate([part[index] for index in chosen]) for part in (true, swapped, heard))
         )
 
-    value = of_set(adherence, songs, minimum=0.0)
-    return value if value.high is None else replace(value, high=min(1.0, value.high))
+    return adherence
 
 
 class SetColumns:
@@ -149,6 +181,7 @@ class SetColumns:
         self.columns = set_columns(embedding.name, metrics)
         self.short_identity = embedding.identity.rsplit(":", 1)[-1][:12]
         self.rows_a_system = 0
+        self.scores: dict[str, dict[str, SetScore]] = {}
         if statistics:
             self.reference = Reference(f"statistics file {statistics}", self._checked(statistics))
         elif training is not None:
@@ -175,14 +208,16 @@ class SetColumns:
         return self._stored(name, clips, lambda it: embedding_rows(self.embedding, [sound(it)], clips.rate_hz))
 
     def _mixed(self, segment: Segment, accompaniment: Samples) -> Rows:
-        """Rows of the segment's vocal with an accompaniment."""
+        """Rows of the segment's vocal with an accompaniment; none where that is silent or noise."""
         rate_hz = self.clips.rate_hz
+        if meaning_of(accompaniment, rate_hz).lost:
+            return np.zeros((0, self.embedding.dimensions), np.float32)
         vocal = Audio(self.clips.load(segment).vocal[None], rate_hz)
         mixes = adherence_mixes(vocal, Audio(accompaniment[None], rate_hz))
         return embedding_rows(self.embedding, mixes, rate_hz)
 
     def _mixes(self, name: str, sound: Sound) -> list[Rows]:
-        return self._stored(f"mixes-{name}", self.clips, lambda it: self._mixed(it, sound(it)))
+        return self._stored(f"pairs-{name}", self.clips, lambda it: self._mixed(it, sound(it)))
 
     def _reference(self, clips: SelectedClips, key: str, of: str) -> Reference:
         name = f"true accompaniments of {of}"
@@ -208,7 +243,8 @@ class SetColumns:
         return statistics
 
     def cells(self, played: Mapping[str, Generations]) -> Cells:
-        """The cells of every system."""
+        """The cells of every system; ``scores`` then holds what gives the number of any set of clips."""
+        self.scores = {column.key: {} for column in self.columns.values()}
         cells: Cells = {column: {} for column in self.columns.values()}
         for name, made in played.items():
             for key, value in self._distances(made).items():
@@ -223,12 +259,16 @@ class SetColumns:
         parts, songs = self._rows(made.key, self.clips, made.samples), self.clips.songs
         together = np.concatenate(parts)
         self.rows_a_system = len(together)
-        values = {}
+        failed = {index for index, it in enumerate(self.clips.segments) if made.entries[it.key].failure}
+        values, name = {}, made.system.name
         if "fad" in self.columns:
-            values["fad"] = fad_of(parts, songs, self.reference)
+            values["fad"] = fad_of(parts, songs, self.reference, failed)
             values["fad_infinity"] = fad_infinity_of(together, self.reference, self.seed)
+            self.scores[self.columns["fad"].key][name] = fad_score(parts, self.reference, failed)
         if "kd" in self.columns:
-            values["kd"] = kd_of(parts, songs, self.reference, self.seed)
+            values["kd"] = kd_of(parts, songs, self.reference, self.seed, failed)
+            if self.reference.rows is not None:
+                self.scores[self.columns["kd"].key][name] = kd_score(parts, self.reference.rows, self.seed, failed)
         return values
 
     def _adherence(self, played: Mapping[str, Generations]) -> dict[str, Value]:
@@ -242,11 +282,17 @@ class SetColumns:
             return {name: Value(None, note=reason) for name in played}
         true = self._mixes("true", lambda it: load(it).accompaniment)
         # a clip's partner depends on all clips: these rows are not stored
-        partners = (load(segments[index]).accompaniment for index in random_partners(songs, self.seed + 1))
+        taken = [played["random"].entries[it.key].note if "random" in played else "" for it in segments]
+        indices = swapped_partners(songs, [segment.clip_id for segment in segments], taken, self.seed)
+        partners = (load(segments[index]).accompaniment for index in indices)
         swapped = [self._mixed(*pair) for pair in zip(segments, partners, strict=True)]
-        return {
-            name: apa_of(self._mixes(made.key, made.samples), true, swapped, songs) for name, made in played.items()
-        }
+        if not all(map(len, [*true, *swapped])):
+            silent = sum(not len(rows) for rows in true)
+            return {name: Value(None, note=f"{silent} true accompaniments are silent or noise") for name in played}
+        column = self.columns["apa"].key
+        for name, made in played.items():
+            self.scores[column][name] = apa_score(self._mixes(made.key, made.samples), true, swapped)
+        return {name: of_set(it, songs, minimum=0.0, maximum=1.0) for name, it in self.scores[column].items()}
 
     def about(self) -> str:
         """One line for the card."""
@@ -255,8 +301,25 @@ class SetColumns:
         for name, value in embedding.settings.items():
             if name in SHOWN_SETTINGS:
                 facts.append(f"{name.replace('_', ' ')} {str(value)[:12] if name.endswith('sha256') else value}")
+        facts.append(f"level {level_text(embedding.level)}")
         facts += [f"identity {self.short_identity}", f"{self.rows_a_system} rows a system"]
         return f"{embedding.name}: {', '.join(facts)}; reference: {reference.name} ({reference.statistics.rows} rows)"
+
+
+def swapped_partners(songs: Sequence[str], clips: Sequence[str], taken: Sequence[str], seed: int) -> list[int]:
+    """For each clip the index of one of another song that is not ``taken``, the clip in the row of random pairing.
+
+    That row is compared with these pairs: where both had the same partner, it would be as near as can be by definition.
+    With too few clips of other songs a taken one is used.
+    """
+    partners = random_partners(songs, seed_of(seed, "swapped pairs"))
+    for index, partner in enumerate(partners):
+        if clips[partner] == taken[index]:
+            others = [it for it in range(len(songs)) if songs[it] != songs[index] and clips[it] != taken[index]]
+            if others:
+                generator = np.random.default_rng(seed_of(seed, "other partner", index))
+                partners[index] = others[int(generator.integers(len(others)))]
+    return partners
 
 
 def _load_rows(path: Path) -> dict[str, Rows]:

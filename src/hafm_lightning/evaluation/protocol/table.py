@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 
 from hafm_lightning.audio import Audio, limit_peak, mix, write_audio
 from hafm_lightning.evaluation.card.card import Column, Player, Row, Table, Value
-from hafm_lightning.evaluation.card.checks import control_checks
-from hafm_lightning.evaluation.intervals import bootstrap_interval, paired_difference_interval
+from hafm_lightning.evaluation.card.checks import judge
+from hafm_lightning.evaluation.contrasts import Contrasts, Scores, SetScore
+from hafm_lightning.evaluation.intervals import FEW_SONGS, mean_interval
 from hafm_lightning.evaluation.protocol.clip_scores import ClipScores
 from hafm_lightning.evaluation.protocol.columns import Cells, speed_columns
 from hafm_lightning.evaluation.segments import Segment, SelectedClips, clip_file_stem
@@ -19,8 +21,10 @@ from hafm_lightning.evaluation.systems.base import LABELS
 from hafm_lightning.evaluation.systems.generations import Generations
 
 
-def system_table(name: str, clips: SelectedClips, played: Mapping[str, Generations], cells: Cells) -> Table:
-    """Systems by columns, with the controls' results; the caller adds lines, players and the protocol's settings."""
+def system_table(
+    name: str, clips: SelectedClips, played: Mapping[str, Generations], cells: Cells, contrasts: Contrasts
+) -> Table:
+    """Systems by columns, judged by their controls; the caller adds lines, players and the protocol's settings."""
     columns = [column for column, values in cells.items() if values]
     rows = []
     for system, made in played.items():
@@ -37,55 +41,86 @@ def system_table(name: str, clips: SelectedClips, played: Mapping[str, Generatio
     if selection.missing:
         about.append(f"{selection.missing} of {settings.clips} requested segments could not be drawn")
     about += [f"not readable: {problem}" for problem in selection.problems]
-    about.append("a failed clip counts as silence and stays in every mean; intervals are over songs, 95 %")
-    return Table(name, about, columns, rows, checks=control_checks(columns, rows))
+    about.append(
+        "a failed clip counts as silence, which scores worst, and stays in every mean; a failed clip cannot lower a "
+        "distance; intervals are over songs, 95 %"
+    )
+    if len(set(clips.songs)) < FEW_SONGS:
+        about.append(
+            f"fewer than {FEW_SONGS} songs: intervals follow Student's t and are as wide as so few songs require"
+        )
+    found = judge(columns, rows, contrasts)
+    return Table(
+        name,
+        about,
+        found.columns,
+        rows,
+        protocol={"positions": found.positions},
+        checks=found.checks,
+        verdicts=found.verdicts,
+    )
 
 
-def speed_cells(
-    clips: SelectedClips, played: Mapping[str, Generations], batch_clips: int, processes: int, seed: int
-) -> Cells:
-    """Real-time factor and peak memory of the systems that generate."""
+def speed_cells(clips: SelectedClips, played: Mapping[str, Generations], batch_clips: int, processes: int) -> Cells:
+    """Real-time factor and peak memory of the systems that generate; a clip that failed has no speed."""
     factor, memory = speed_columns(batch_clips, processes)
     cells: Cells = {factor: {}, memory: {}}
     for name, made in played.items():
         entries = zip(clips.songs, (made.entries[segment.key] for segment in clips.segments), strict=True)
-        timed = [(song, entry.seconds, entry.together) for song, entry in entries if entry.seconds is not None]
+        computed = [(song, entry) for song, entry in entries if entry.seconds is not None]
+        timed = [(song, entry.seconds, entry.together) for song, entry in computed if not entry.failure]
         if not timed:
-            cells[factor][name] = cells[memory][name] = Value(None, note="nothing is generated")
+            why = "every clip failed" if computed else "nothing is generated"
+            cells[factor][name] = cells[memory][name] = Value(None, note=why)
             continue
         songs, seconds, together = zip(*timed, strict=True)
-        interval = bootstrap_interval(np.array(seconds) / clips.duration_s, seed, groups=songs)
+        interval = mean_interval(np.array(seconds) / clips.duration_s, groups=songs, bounds=(0.0, math.inf))
         counts = ", ".join(str(count or "?") for count in sorted(set(together)))
         earlier = "" if set(together) == {batch_clips} else f"from earlier runs with {counts} clips at once"
-        cells[factor][name] = Value.of(interval, earlier)
+        failed = f"without {len(computed) - len(timed)} failed clips" if len(computed) > len(timed) else ""
+        cells[factor][name] = Value.of(interval, "; ".join(filter(None, (earlier, failed))))
         absent = "" if made.peak_memory_mib is not None else "not measured on this system"
         cells[memory][name] = Value(made.peak_memory_mib, note=absent)
     return cells
 
 
-def difference_table(
-    name: str,
-    clips: SelectedClips,
-    scores: Mapping[str, ClipScores],
-    columns: Sequence[Column],
-    system: str,
-    controls: Sequence[str],
-    seed: int,
-) -> Table:
-    """Scores of ``system`` minus those of each control, clip by clip, with intervals over songs."""
+def difference_table(table: Table, contrasts: Contrasts, system: str, controls: Sequence[str]) -> Table:
+    """Scores of ``system`` minus those of each control, clip by clip, in the columns of ``table``."""
+    columns = [column for column in table.columns if column.better and column.key in contrasts.clips]
     rows = []
     for control in controls:
+        lost = contrasts.failed.get(control, set())
+        failures = {f"{LABELS[control]} failed: a difference of 0 at most": len(lost)} if lost else {}
         values = {}
         for column in columns:
-            first, second = (scores[key].column(column.key, clips.segments) for key in (system, control))
-            values[column.key] = Value(None, note="not defined for these songs")
-            if first is not None and second is not None:
-                gap = paired_difference_interval(first, second, seed, groups=clips.songs)
+            gap = contrasts.difference(column.key, system, control)
+            values[column.key] = Value(None, note="needs clips of two songs")
+            if gap is not None:
                 values[column.key] = Value.of(gap, "" if gap.excludes_zero else "the interval contains 0")
         label = f"{LABELS[system]} − {LABELS[control]}"
-        rows.append(Row(f"{system}-{control}", label, len(clips.segments), 0, {}, {}, values))
+        rows.append(Row(f"{system}-{control}", label, len(contrasts.songs), len(lost), failures, {}, values))
     about = ["paired differences clip by clip; intervals are over songs, 95 %"]
-    return Table(f"{name}: differences", about, list(columns), rows, unit="difference")
+    return Table(f"{table.name}: differences", about, columns, rows, unit="difference")
+
+
+def contrasts_of(
+    clips: SelectedClips,
+    played: Mapping[str, Generations],
+    scores: Mapping[str, ClipScores],
+    columns: Sequence[Column],
+    sets: Mapping[str, Mapping[str, SetScore]],
+) -> Contrasts:
+    """Everything that two rows can be compared by: scores of clips, ``sets`` by column key and system, failures."""
+    by_clip: dict[str, dict[str, Scores]] = {}
+    for column in columns:
+        for name, store in scores.items():
+            if (values := store.column(column.key, clips.segments)) is not None:
+                by_clip.setdefault(column.key, {})[name] = np.array(values)
+    failed = {
+        name: {index for index, it in enumerate(clips.segments) if made.entries[it.key].failure}
+        for name, made in played.items()
+    }
+    return Contrasts(clips.songs, by_clip, sets, failed)
 
 
 def players_of(

@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from hafm_lightning.accompanist import Accompanist
+from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
-from hafm_lightning.evaluation.segments import MusicClip, read_vocal
+from hafm_lightning.evaluation.segments import MusicClip, around, read_vocal
 from hafm_lightning.evaluation.systems.base import Outcome, System, fitted, silence_for
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
 from hafm_lightning.files import sha256_of_json
@@ -82,12 +83,14 @@ class Band(System):
     ) -> None:
         self.band, self.sampling, self.seed = band, sampling, seed
         self.vocal = read_vocal if separated is None else separated.read
+        self.context_s = float(band.window * GRID_S)
         facts = {
             "stages": {network.role: network.sha256 for network in band.networks},
             "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
             "sampling": {key: getattr(sampling, key) for key in ("guidance", "temperature", "top_k", "top_p")},
             "seed": seed,
             "precision": band.precision,
+            "context": f"{self.context_s:g} s of the song around each clip",
             **({} if separated is None else {"vocals": separated.identity}),
         }
         super().__init__(name, facts)
@@ -98,11 +101,16 @@ class Band(System):
         return _worker_band, self._arguments
 
     def play(self, clips: Sequence[MusicClip]) -> list[Outcome]:
-        """Generated accompaniments; where a batch fails, its clips are tried one by one."""
+        """Generated accompaniments; where a batch fails, its clips are tried one by one.
+
+        The model hears a clip in the song around it, as long as its windows, and what it plays there is cut out: a
+        short clip by itself would be continued with something that nobody sang.
+        """
         began = time.perf_counter()
+        stretches = [around(clip.segment, self.context_s) for clip in clips]
         try:
             takes = self.band.accompany_batch(
-                [self.vocal(clip.segment) for clip in clips],
+                [self.vocal(segment) for segment, _ in stretches],
                 # a clip's seed is the same whichever clips are evaluated with it
                 seeds=[int(sha256_of_json([self.seed, clip.clip_id])[:8], 16) for clip in clips],
                 options=self.sampling,
@@ -111,11 +119,14 @@ class Band(System):
             if len(clips) > 1:
                 return [outcome for clip in clips for outcome in self.play([clip])]
             return [silence_for(clips[0], str(error).splitlines()[0], time.perf_counter() - began)]
-        share = (time.perf_counter() - began) / len(clips)
-        return [
-            fitted(clip, resample(take.instrumental.mono().samples[0], take.sample_rate_hz, clip.acoustic_hz), share)
-            for clip, take in zip(clips, takes, strict=True)
-        ]
+        # computing time for a second of what was played, of which the clip is a part
+        factor = (time.perf_counter() - began) / sum(segment.duration_s for segment, _ in stretches)
+        outcomes = []
+        for clip, take, (_, before_s) in zip(clips, takes, stretches, strict=True):
+            played = resample(take.decoded.samples[0], take.decoded.rate_hz, clip.acoustic_hz)
+            first, length = round(before_s * clip.acoustic_hz), len(clip.accompaniment)
+            outcomes.append(fitted(clip, played[first : first + length], factor * clip.segment.duration_s))
+        return outcomes
 
 
 @lru_cache(maxsize=2)

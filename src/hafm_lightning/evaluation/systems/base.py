@@ -17,7 +17,9 @@ import torch
 
 from hafm_lightning.audio import Samples
 from hafm_lightning.errors import RequestError
+from hafm_lightning.evaluation.coherence.meaning import is_silent
 from hafm_lightning.evaluation.distances.adherence import random_partners
+from hafm_lightning.evaluation.seeds import seed_of
 from hafm_lightning.evaluation.segments import MusicClip, Segment, SelectedClips, next_of_other_song
 from hafm_lightning.files import sha256_of_json
 from hafm_lightning.tokenizers import Tokenizers
@@ -30,6 +32,9 @@ LABELS: Mapping[str, str] = {
     # An accompaniment of another song, from a segment that is not evaluated where there is one: real music that
     # ignores the singer. Shows the noise of a FAD with few rows.
     "random": "random pairing",
+    "vocal_alone": "vocal alone",  # the vocal in place of an accompaniment
+    "silence": "silence",  # as a failed clip sounds
+    "noise": "noise",  # white, at the level of the true accompaniment
     "retrieval": "retrieval",  # the training accompaniment whose vocal's tokens are nearest, decoded
     "two_stages": "two stages",  # the model without its fine stage
     "three_stages": "three stages",  # the model
@@ -108,7 +113,7 @@ def fitted(clip: MusicClip, samples: Samples, seconds: float | None = None, note
     """``samples [L]`` cut or padded to the clip's length; a failure where they are not finite or silent."""
     if not np.isfinite(samples).all():
         return silence_for(clip, "the sound holds NaN or infinite samples", seconds)
-    if not samples.any():
+    if is_silent(samples):
         return silence_for(clip, "the sound is silent", seconds)
     return Outcome(with_length(samples.astype(np.float32), len(clip.accompaniment)), seconds, note=note)
 
@@ -187,8 +192,9 @@ def partners_of(clips: SelectedClips, pairing: str, seed: int = 0) -> dict[str, 
         chosen = [clips.segments[index] for index in next_of_other_song(clips.songs)]
     else:
         spare, chosen = clips.selection.spare, []
-        left = [spare[index] for index in np.random.default_rng(seed).permutation(len(spare))]
-        for segment, fallback in zip(clips.segments, random_partners(clips.songs, seed), strict=True):
+        left = [spare[index] for index in np.random.default_rng(seed_of(seed, "spare")).permutation(len(spare))]
+        fallbacks = random_partners(clips.songs, seed_of(seed, "random pairing"))
+        for segment, fallback in zip(clips.segments, fallbacks, strict=True):
             partner = next((other for other in left if other.song.id != segment.song.id), None)
             if partner is not None:
                 left.remove(partner)

@@ -11,26 +11,26 @@ moving in time and exchanging are possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from hafm_lightning.audio import Samples
 from hafm_lightning.evaluation.intervals import paired_difference_interval
-from hafm_lightning.evaluation.segments import MusicClip
-from hafm_lightning.evaluation.token_scores.scores import CLIPS_AT_ONCE, score_clips, vocal_conditions, vocal_streams
+from hafm_lightning.evaluation.segments import MusicClip, Stretch, encoded
+from hafm_lightning.evaluation.token_scores.scores import score_clips, vocal_conditions, vocal_streams
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song, without_conditions
 from hafm_lightning.page.figures import Curve, Plot
 from hafm_lightning.progress import ProgressBar, progress
 from hafm_lightning.songs.clips import with_noise
 from hafm_lightning.tokenizers import Tokenizers
-from hafm_lightning.tokens import VOCAL_SEMANTIC, TokenBatch, TokenStream
+from hafm_lightning.tokens import CLIP_DURATION_S, VOCAL_SEMANTIC, TokenBatch, TokenStream
 
 SHIFTS_S = (-2.0, -1.0, -0.48, -0.24, -0.12, 0.0, 0.12, 0.24, 0.48, 1.0, 2.0)
 """How far the vocal is moved, in seconds (multiples of 0.04); above 0 it comes late."""
@@ -58,7 +58,8 @@ def probe_plots(
     batch: TokenBatch,
     tokenizers: Tokenizers,
     noise_sigma: float = 0.0,
-    separated: Sequence[Samples] | None = None,
+    separated: Callable[[MusicClip], Samples] | None = None,
+    context_s: float = CLIP_DURATION_S,
 ) -> list[Plot]:
     """All probes that these stages allow, stage by stage.
 
@@ -67,11 +68,13 @@ def probe_plots(
         clips: Clips of at least two songs.
         batch: Their tokens, made by ``tokenizers``.
         noise_sigma: Noise that the vocals of ``batch`` carry; probes carry it too, except over noise.
-        separated: The clips' vocals as separated from the mixtures, mono at the semantic rate.
+        separated: Gives a clip's vocal as separated from the mixture, mono at the semantic rate.
+        context_s: Seconds of the song that the tokenizers hear at once.
     """
     songs = [clip.segment.song.id for clip in clips]
     only_semantic = any(vocal_conditions(model) == (VOCAL_SEMANTIC,) for model in networks.values())
-    changed = _changed_vocals(clips, batch, tokenizers, noise_sigma, separated) if only_semantic else []
+    stretches = [Stretch.of(clip, context_s) for clip in clips] if only_semantic else []
+    changed = _changed_vocals(stretches, batch, tokenizers, noise_sigma, separated) if only_semantic else []
     probes = {name: _probes_of(model, batch, changed) for name, model in networks.items()}
     passes = sum(1 + len(_levels(of_stage)) + sum(len(it.steps) for it in of_stage) for of_stage in probes.values())
     with progress("Probes", total=passes, unit="passes") as bar:
@@ -93,26 +96,23 @@ def _probes_of(model: TokenModel, batch: TokenBatch, changed: Sequence[Probe]) -
 
 
 def _changed_vocals(
-    clips: Sequence[MusicClip],
+    stretches: Sequence[Stretch],
     batch: TokenBatch,
     tokenizers: Tokenizers,
     noise_sigma: float,
-    separated: Sequence[Samples] | None,
+    separated: Callable[[MusicClip], Samples] | None,
 ) -> list[Probe]:
     """The vocal transposed, and in noise; a level line shows separated vocals."""
     total = len(SEMITONES) + len(NOISE_SIGMAS) + (separated is not None)
     with progress("Probes: changed vocals", total=total, unit="changes") as bar:
 
-        def with_vocals(vocals: Sequence[Samples], sigma: float) -> Streams:
-            noisy = [with_noise(vocal, clip.clip_id, sigma, 0) for vocal, clip in zip(vocals, clips, strict=True)]
-            parts = [noisy[start : start + CLIPS_AT_ONCE] for start in range(0, len(noisy), CLIPS_AT_ONCE)]
-            ids = [tokenizers.semantic.encode(torch.from_numpy(np.stack(part))).cpu() for part in parts]
+        def with_vocals(change: Callable[[MusicClip], Samples], sigma: float) -> Streams:
+            noisy = [with_noise(change(it.wide), it.clip_id, sigma, 0) for it in stretches]
             bar.advance()
-            return {**batch.streams, VOCAL_SEMANTIC.name: torch.cat(ids)}
+            return {**batch.streams, VOCAL_SEMANTIC.name: encoded(tokenizers.semantic, stretches, noisy)}
 
-        clean = [clip.sound.vocal for clip in clips]
-        pitch = {float(n): with_vocals([transposed(clip, n) for clip in clips], noise_sigma) for n in SEMITONES}
-        noise = {sigma: with_vocals(clean, sigma) for sigma in NOISE_SIGMAS}
+        pitch = {float(n): with_vocals(partial(transposed, semitones=n), noise_sigma) for n in SEMITONES}
+        noise = {sigma: with_vocals(lambda clip: clip.sound.vocal, sigma) for sigma in NOISE_SIGMAS}
         levels = {} if separated is None else {"separated vocals": with_vocals(separated, noise_sigma)}
     return [
         Probe("vocal transposed", "semitones", pitch, {}),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hafm_lightning.modeling import token_scores
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import TOP, score
 from hafm_lightning.shards import open_shards
@@ -23,8 +24,6 @@ from hafm_lightning.tokens import (
     INSTRUMENTAL_COARSE,
     INSTRUMENTAL_CODES,
     INSTRUMENTAL_FINE,
-    VOCAL_ACOUSTIC,
-    VOCAL_SEMANTIC,
     TokenBatch,
     TokenStream,
     split_codes,
@@ -64,7 +63,7 @@ def score_clips(model: TokenModel, clips: TokenBatch, streams: Mapping[str, Tens
 
 def vocal_conditions(model: TokenModel) -> tuple[TokenStream, ...]:
     """The stage's conditions that are derived from the vocal; empty for the fine stage."""
-    return tuple(s for s in model.layout.conditions if s in (VOCAL_SEMANTIC, VOCAL_ACOUSTIC))
+    return token_scores.vocal_conditions(model.layout.conditions)
 
 
 def vocal_streams(model: TokenModel) -> tuple[TokenStream, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.evaluation.card.card import Column, Row, Table, Value
-from hafm_lightning.evaluation.intervals import bootstrap_interval, paired_difference_interval
+from hafm_lightning.evaluation.intervals import mean_interval, paired_difference_interval
 from hafm_lightning.evaluation.systems.band import ModelSource, worker_model
-from hafm_lightning.evaluation.token_scores.scores import ClipTokenScores, score_clips, vocal_conditions, vocal_streams
+from hafm_lightning.evaluation.token_scores.scores import ClipTokenScores, score_clips, vocal_conditions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song, without_conditions
 from hafm_lightning.processes.pool import LocalPool
@@ -20,9 +20,13 @@ from hafm_lightning.progress import progress
 from hafm_lightning.tokens import COARSE_CODEBOOKS, TokenBatch
 
 _NULL_NOTE = "Loss without conditions minus loss: the conditions' worth."
-_OTHER_NOTE = (
-    "Loss with the vocal of another song (all conditions, for a stage without the vocal) minus loss: above 0 where the "
-    "stage uses its vocal."
+_VOCAL_NOTE = (
+    "Loss with the vocal of another song, and the other conditions true, minus loss: above 0 where the stage uses the "
+    "vocal itself (in training: val/other_vocal_gap)."
+)
+_SONG_NOTE = (
+    "Loss with all conditions of another song minus loss: above 0 where the stage follows its conditions (in training: "
+    "val/other_song_gap)."
 )
 _COLUMNS = (
     Column("loss", "CE", "lower", "Cross-entropy in nats with true conditions, mean over codebooks."),
@@ -30,8 +34,8 @@ _COLUMNS = (
     Column("accuracy", "top-1", "higher", "Share of tokens at which the true token ranks first."),
     Column("accuracy_top10", "top-10", "higher", "Share of tokens at which the true token is among the first ten."),
     Column("conditioning_gain", "CE(null) − CE", "higher", _NULL_NOTE),
-    Column("other_clip_gap", "CE(other vocal) − CE", "higher", _OTHER_NOTE),
-    Column("other_song_gap", "CE(other song) − CE", "higher", "Loss with all conditions of another song minus loss."),
+    Column("other_vocal_gap", "CE(other vocal) − CE", "higher", _VOCAL_NOTE),
+    Column("other_song_gap", "CE(other song) − CE", "higher", _SONG_NOTE),
 )
 
 
@@ -55,10 +59,11 @@ def token_table(
         variants = {
             "true": batch.streams,
             "null": without_conditions(batch, conditions),
-            "other": other_song(batch, vocal_streams(model)),
+            "other_song": other_song(batch, conditions),
         }
-        if set(vocal_streams(model)) != set(conditions):
-            variants["other_song"] = other_song(batch, conditions)
+        vocal = vocal_conditions(model)
+        if vocal and len(vocal) < len(conditions):
+            variants["other_vocal"] = other_song(batch, vocal)
         units |= {(name, kind): TokenBatch(streams, batch.clip_ids) for kind, streams in variants.items()}
     score_unit = partial(_score_unit, networks if pool.processes == 1 else source)
     names = list(units)
@@ -74,6 +79,8 @@ def token_table(
     rows = []
     for name, model in networks.items():
         cells = _cells({kind: result for (stage, kind), result in scores.items() if stage == name}, songs)
+        if not vocal_conditions(model):
+            cells["other_vocal_gap"] = Value(None, note="the stage has no vocal among its conditions")
         absent = Value(None, note="the target has one codebook")
         values = {column.key: cells.get(column.key, absent) for column in columns}
         rows.append(Row(name, name, len(batch), 0, {}, {"hears_vocal": bool(vocal_conditions(model))}, values))
@@ -89,20 +96,20 @@ def _score_unit(networks: Mapping[str, TokenModel] | ModelSource, unit: tuple[st
 
 def _cells(scores: Mapping[str, ClipTokenScores], songs: list[str]) -> dict[str, Value]:
     def mean(values: npt.NDArray[np.float64]) -> Value:
-        return Value.of(bootstrap_interval(values, groups=songs))
+        return Value.of(mean_interval(values, groups=songs, bounds=(0.0, math.inf)))
 
     true = scores["true"]
-    loss = bootstrap_interval(true.losses, groups=songs)
+    loss = mean_interval(true.losses, groups=songs, bounds=(0.0, math.inf))
     cells = {
         "loss": Value.of(loss),
         "perplexity": Value(math.exp(loss.mean), math.exp(loss.low), math.exp(loss.high)),
         "accuracy": mean(true.accuracy.mean(axis=1)),
         "accuracy_top10": mean(true.accuracy_top10.mean(axis=1)),
     }
-    # "other_song" is left out where the vocal is the only condition
-    changed = {"conditioning_gain": "null", "other_clip_gap": "other", "other_song_gap": "other_song"}
+    # where the vocal is the only condition, all conditions are the vocal
+    changed = {"conditioning_gain": "null", "other_vocal_gap": "other_vocal", "other_song_gap": "other_song"}
     for key, kind in changed.items():
-        losses = scores.get(kind, scores["other"]).losses
+        losses = scores.get(kind, scores["other_song"]).losses
         cells[key] = Value.of(paired_difference_interval(losses, true.losses, groups=songs))
     codebooks = true.cross_entropy.shape[1]
     for k in range(codebooks if codebooks > 1 else 0):

@@ -1,14 +1,17 @@
-"""``app``: a web page on which a vocal is uploaded or recorded, and its accompaniment played.
+"""The page: components, what they do, and what visitors are told.
 
-One performance runs at a time; others wait in a queue. It runs in a thread of its own, so that the page can show its
-progress and stop it: Cancel (or leaving the page) raises inside the decoding loop at the next frame.
+Uploads have lower limits than files on the command line (:mod:`hafm_lightning.limits`, `app_*`), which hold before
+anything is decoded. Messages name no paths of the server.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hafm_lightning import limits
 from hafm_lightning.accompanist import Accompanist, Take
-from hafm_lightning.audio import Audio, read_audio
-from hafm_lightning.cli.band_arguments import add_model_arguments, load_band
-from hafm_lightning.cli.parser import Parser
+from hafm_lightning.audio import Audio, probe_audio, read_audio
+from hafm_lightning.cli.app.performance import Cancelled, Performance
+from hafm_lightning.cli.outcomes import outcome
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.card.pictures import log_mel_picture
 
@@ -27,78 +31,14 @@ if TYPE_CHECKING:
     import gradio
 
 SHORTEST_PICTURE_S = 0.5
-REFRESH_S = 0.25
-"""Seconds between two updates of the progress."""
-
-
-class Cancelled(Exception):
-    """The user pressed Cancel."""
-
-
-class Performance:
-    """One take being made in a thread.
-
-    Args:
-        make: Makes the take; receives ``on_progress``, as :meth:`Accompanist.accompany` does.
-    """
-
-    def __init__(self, make: Callable[..., Take]) -> None:
-        self._make = make
-        self._stop = threading.Event()
-        self._share = 0.0
-        self._outcome: Take | Exception | None = None
-
-    def run(self) -> Iterator[float | Take]:
-        """Shares of the work that are done, and at the end the take; closing the iterator stops the work.
-
-        Raises:
-            Cancelled: :meth:`stop` was called.
-            Exception: Any error of the work.
-        """
-        worker = threading.Thread(target=self._work, daemon=True)
-        worker.start()
-        try:
-            worker.join(REFRESH_S)
-            while worker.is_alive():
-                yield self._share
-                worker.join(REFRESH_S)
-            if isinstance(self._outcome, Exception):
-                raise self._outcome
-            assert self._outcome is not None, "the thread ends with a take or an error"
-            yield self._outcome
-        finally:
-            self.stop()
-            worker.join()
-
-    def stop(self) -> None:
-        """Stop the work at the next frame."""
-        self._stop.set()
-
-    def _report(self, share: float) -> None:
-        if self._stop.is_set():
-            raise Cancelled
-        self._share = float(share)
-
-    def _work(self) -> None:
-        try:
-            self._outcome = self._make(on_progress=self._report)
-        except Exception as error:  # noqa: BLE001 - raised in the thread of the page
-            self._outcome = error
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command: serve the page until Ctrl-C."""
-    parser = Parser("app", "Serve a web page: upload or record a vocal and listen to its accompaniment.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
-    parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    add_model_arguments(parser)
-    arguments = parser.parse_args(argv)
-    import_gradio()
-    with tempfile.TemporaryDirectory(prefix="hafm-app-") as folder:
-        page = build_page(load_band(arguments), Path(folder))
-        serve(page, folder, host=arguments.host, port=arguments.port, inbrowser=arguments.open)
-    return 0
+STARTS, STARTS_WITHIN_S = 12, 60.0
+"""Performances that one address may start in that time."""
+BROKEN = "The accompaniment failed on the server. Try again, or ask the person who runs it."
+LABELS = {
+    "guidance": "Guidance: how closely it follows the vocal",
+    "temperature": "Temperature: 0 is the most conventional",
+}
+EMPTY = "Upload or record a vocal first."
 
 
 def import_gradio() -> Any:
@@ -111,29 +51,62 @@ def import_gradio() -> Any:
     return gr
 
 
-def serve(page: gradio.Blocks, folder: str, *, host: str, port: int, inbrowser: bool, block: bool = True) -> Any:
-    """Launch the page; RequestError when the port is taken."""
-    gr = import_gradio()
-    fonts = ["system-ui", "sans-serif"]  # the default theme would fetch fonts from the network
-    theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
+class Turnstile:
+    """Lets an address start :data:`STARTS` performances within :data:`STARTS_WITHIN_S` seconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starts: dict[str, deque[float]] = {}
+
+    def enter(self, address: str, now_s: float | None = None) -> None:
+        """Count a start; RequestError if there were too many."""
+        now = time.monotonic() if now_s is None else now_s
+        with self._lock:
+            for known in [known for known, starts in self._starts.items() if now - starts[-1] > STARTS_WITHIN_S]:
+                del self._starts[known]
+            starts = self._starts.setdefault(address, deque())
+            while starts and now - starts[0] > STARTS_WITHIN_S:
+                starts.popleft()
+            if len(starts) >= STARTS:
+                wait_s = STARTS_WITHIN_S - (now - starts[0])
+                raise RequestError(f"Too many requests from your address; try again in {wait_s:.0f} seconds.")
+            starts.append(now)
+
+
+def read_upload(path: str) -> Audio:
+    """The vocal that was uploaded; RequestError without its path if it is larger than the app takes, or unreadable."""
+    allowed = limits.current()
     try:
-        return page.launch(
-            server_name=host,
-            server_port=port,
-            inbrowser=inbrowser,
-            theme=theme,
-            allowed_paths=[folder],
-            prevent_thread_lock=not block,
-            footer_links=[],
-        )
-    except OSError as error:
-        raise RequestError(f"port {port} on {host} cannot be used ({error}); choose another one with --port") from error
+        size = Path(path).stat().st_size
+        if size > allowed.app_bytes:
+            raise RequestError(f"The file has {size / 1e6:.0f} MB, at most {allowed.app_bytes / 1e6:.0f} are taken.")
+        with limits.using(
+            audio_seconds=min(allowed.app_seconds, allowed.audio_seconds),
+            audio_channels=min(allowed.app_channels, allowed.audio_channels),
+        ):
+            probe_audio(path)
+            return read_audio(path)
+    except RequestError as error:
+        raise RequestError(without_path(str(error), path)) from error
+
+
+def without_path(message: str, path: str) -> str:
+    """A message with the name of the file in place of its path, and without advice about the server."""
+    text = message.replace(path, "the vocal").replace(str(Path(path).resolve()), "the vocal")
+    text = text.replace(str(Path(path).parent), "")
+    kept = [part for part in text.splitlines()[0].split("; ") if limits.VARIABLE not in part]
+    return "; ".join(kept)
 
 
 def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
     """The page for a band; its files go to ``folder``."""
     gr = import_gradio()
     running: dict[str, Performance] = {}
+    turnstile = Turnstile()
+
+    def message(text: str) -> Exception:
+        refused: Exception = gr.Error(text, print_exception=False)
+        return refused
 
     def perform(
         vocal: str | None,
@@ -145,10 +118,18 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
         request: gradio.Request,
     ) -> Iterator[tuple[Any, Any, Any, str]]:
         if vocal is None:
-            raise gr.Error("Upload or record a vocal first.")
+            raise message(EMPTY)
+        numbers = {"seed": seed, "guidance": guidance, "temperature": temperature, "top_k": top_k}
+        if any(not isinstance(value, int | float) or not np.isfinite(value) for value in numbers.values()):
+            raise message("Seed, guidance, temperature and top-k must be numbers.")
+        try:
+            turnstile.enter(str(getattr(request.client, "host", "")))
+            sound = read_upload(vocal)
+        except RequestError as error:
+            raise message(str(error)) from error
         make = partial(
             band.accompany,
-            vocal,
+            sound,
             seed=int(seed),
             style=style or None,
             guidance=guidance,
@@ -164,13 +145,16 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
                 if isinstance(news, Take):
                     seconds, factor = news.instrumental.duration_s, news.real_time_factor
                     done = f"Done: {seconds:.1f} s of music, {factor:.2f} s of work for each second"
-                    yield (*files_of(news, vocal, folder), status(done, 1.0))
+                    yield (*files_of(news, sound, folder), status(done, 1.0))
                 else:
                     yield gr.skip(), gr.skip(), gr.skip(), status("Accompanying", news)
         except Cancelled:
             yield gr.skip(), gr.skip(), gr.skip(), status("Cancelled", None)
         except RequestError as error:
-            raise gr.Error(str(error)) from error
+            raise message(without_path(str(error), vocal)) from error
+        except Exception as error:
+            print("\n".join(outcome(error)[1]), file=sys.stderr)
+            raise message(BROKEN) from error
         finally:
             steps.close()  # type: ignore[attr-defined]
             running.pop(session, None)
@@ -182,21 +166,23 @@ def build_page(band: Accompanist, folder: Path) -> gradio.Blocks:
 
     for function in (perform, cancel):  # gradio passes the request where it can resolve this annotation
         function.__annotations__["request"] = gr.Request
-    page: gradio.Blocks = _layout(gr, band.styles, perform, cancel)
+    page: gradio.Blocks = _layout(gr, band, perform, cancel)
     return page
 
 
-def _layout(gr: Any, styles: Sequence[str], perform: Callable[..., Any], cancel: Callable[..., Any]) -> Any:
+def _layout(gr: Any, band: Accompanist, perform: Callable[..., Any], cancel: Callable[..., Any]) -> Any:
     """Components and what they do."""
+    start_from = band.sampling
+    styles: Sequence[str] = band.styles
     with gr.Blocks(title="hafm_lightning", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# Give a singing voice a band")
         with gr.Row():
             with gr.Column():
                 vocal = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Vocal", elem_id="vocal")
                 seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
-                guidance = gr.Slider(0, 10, 3.0, step=0.1, label="Guidance: how closely it follows the vocal")
-                temperature = gr.Slider(0, 2, 0.9, step=0.05, label="Temperature: 0 is the most conventional")
-                top_k = gr.Slider(1, 1000, 250, step=1, label="Top-k: tokens to choose from")
+                guidance = gr.Slider(0, 10, start_from.guidance, step=0.1, label=LABELS["guidance"])
+                temperature = gr.Slider(0, 2, start_from.temperature, step=0.05, label=LABELS["temperature"])
+                top_k = gr.Slider(1, 1024, start_from.top_k or 1024, step=1, label="Top-k: tokens to choose from")
                 style = gr.Dropdown([("any", ""), *styles], value="", label="Style", visible=bool(styles))
                 with gr.Row():
                     start = gr.Button("Accompany", variant="primary", elem_id="start")
@@ -217,12 +203,12 @@ def _layout(gr: Any, styles: Sequence[str], perform: Callable[..., Any], cancel:
     return page
 
 
-def files_of(take: Take, vocal: str, folder: Path) -> tuple[str, str, str]:
+def files_of(take: Take, vocal: Audio, folder: Path) -> tuple[str, str, str]:
     """Write a take and the picture of both spectrograms into a folder of its own: accompaniment, mix, picture."""
     place = Path(tempfile.mkdtemp(dir=folder))
     take.save(place)
     picture = place / "spectrograms.png"
-    log_mel_picture({"vocal": _drawable(read_audio(vocal)), "accompaniment": _drawable(take.instrumental)}, picture)
+    log_mel_picture({"vocal": _drawable(vocal), "accompaniment": _drawable(take.instrumental)}, picture)
     return str(place / "instrumental.wav"), str(place / "mix.wav"), str(picture)
 
 

@@ -1,7 +1,6 @@
 """What libsndfile cannot do, for :mod:`hafm_lightning.audio`.
 
-* It reads a wav or aiff whose end is missing as a shorter file, without an error: :func:`missing_bytes` finds those.
-* It does not read m4a, aac, wma or the sound of a video: :func:`ffmpeg_decoded` does.
+It does not read m4a, aac, wma or the sound of a video: :func:`ffmpeg_decoded` does.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -17,39 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
 
-_UNKNOWN_SIZE = 0x7FFFF000
-"""Programs that write to a pipe cannot know the size and declare this much or more: not a truncation."""
+_FS_SLACK_BYTES = 1 << 20  # ffmpeg stops a packet before or after the size that it was given
 _RUN_UP_S = 1.0  # decoded before a window and dropped: many frames of any codec
-
-
-def missing_bytes(path: Path) -> int:
-    """Bytes of sound that the header of a wav, RF64 or aiff file declares and the file does not hold; 0 for others."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        form, kind = struct.unpack("4s4x4s", file.read(12).ljust(12, b"\0"))
-        if form in (b"RIFF", b"RF64") and kind == b"WAVE":
-            order, sound = "<", b"data"
-        elif form == b"FORM" and kind in (b"AIFF", b"AIFC"):
-            order, sound = ">", b"SSND"
-        else:
-            return 0
-        wide_size = None
-        position = 12
-        while position + 8 <= size:
-            file.seek(position)
-            name, declared = struct.unpack(f"{order}4sI", file.read(8))
-            if name == b"ds64":
-                wide_size = struct.unpack("<8xQ", file.read(16).ljust(16, b"\0"))[0]
-            elif name == sound:
-                if declared == 0xFFFFFFFF and wide_size is not None:
-                    declared = wide_size
-                elif declared >= _UNKNOWN_SIZE:
-                    return 0
-                return max(0, position + 8 + int(declared) - size)
-            position += 8 + int(declared) + int(declared) % 2
-    return 0
 
 
 def left_to_ffmpeg(path: Path) -> bool:
@@ -90,9 +60,9 @@ def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None
         command += ["-i", f"file:{path.absolute()}", "-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto"]
         if start_s:
             command += ["-ss", repr(float(start_s - seek_s))]
-        if duration_s is not None:
-            command += ["-t", repr(float(duration_s))]
-        command += ["-f", "wav", str(decoded)]
+        most = limits.current()
+        longest_s = most.audio_seconds + 1 if duration_s is None else duration_s
+        command += ["-t", repr(float(longest_s)), "-fs", str(most.audio_bytes), "-f", "wav", str(decoded)]
         run = subprocess.run(command, capture_output=True, check=False)
         if run.returncode != 0 or not decoded.is_file():
             lines = run.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -101,4 +71,9 @@ def ffmpeg_decoded(path: Path, *, start_s: float = 0.0, duration_s: float | None
                 raise OSError(errno.ENOSPC, text)
             reason = lines[-1] if lines else f"exit code {run.returncode}"
             raise RequestError(f"{path}: not readable as audio (ffmpeg: {reason}); convert it to WAV or FLAC")
+        if decoded.stat().st_size >= most.audio_bytes - _FS_SLACK_BYTES:  # ffmpeg stops there without an error
+            raise RequestError(
+                f"{path}: decodes to more than {most.audio_bytes} bytes; "
+                f'cut it, or set {limits.VARIABLE}="audio_bytes={2 * most.audio_bytes}"'
+            )
         yield decoded
