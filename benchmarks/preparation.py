@@ -125,7 +125,8 @@ def separation_steps(folder: Path) -> list[Step]:
     for name, size, n_fft in (("tiny", TINY, 1024), ("real", MdxSize(), 6144)):
         path = folder / f"{name}.onnx"
         multiplications = write_mdx_network(path, size)
-        parameters = MdxParameters(n_fft=n_fft, hop=256 if name == "tiny" else 1024, dim_t=size.dim_t)
+        hop = 256 if name == "tiny" else 1024
+        parameters = MdxParameters(n_fft=n_fft, hop=hop, dim_t=size.dim_t, compensation=1.0, target="vocals")
         separator = load_separator(SeparationSettings(str(path), parameters=parameters, device="cpu"))
         shape = separator.shape  # type: ignore[attr-defined]
         advance_s = shape.kept * 0.75 / separator.rate_hz  # overlap 0.25
@@ -144,7 +145,8 @@ def separation_steps(folder: Path) -> list[Step]:
         )
     path = folder / "identity.onnx"
     write_identity(path, MdxSize())
-    bare = load_separator(SeparationSettings(str(path), parameters=MdxParameters(n_fft=6144), device="cpu"))
+    parameters = MdxParameters(n_fft=6144, compensation=1.0, target="vocals")
+    bare = load_separator(SeparationSettings(str(path), parameters=parameters, device="cpu"))
     mixture = np.random.default_rng(0).normal(0, 0.1, (2, 30 * bare.rate_hz)).astype(np.float32)
     spent = processor_seconds(lambda: bare.separate(mixture))
     steps.append(Step("STFT and cross-fade", "real", 30 / spent, 0, "around the network, on the processor"))

@@ -27,7 +27,7 @@ from mdx_network import MdxSize, write_mdx_network
 from hafm_lightning.tokens import SEMANTIC_VOCABULARY
 
 RATE_HZ = 44_100
-MDX = {"n_fft": 6144, "hop": 1024, "dim_f": 2048, "dim_t": 256}
+MDX = {"n_fft": 6144, "hop": 1024, "dim_f": 2048, "dim_t": 256, "target": "vocals"}
 RULES_OFF = (
     "vocal_activity_min",
     "instrumental_activity_min",

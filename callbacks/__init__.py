@@ -1,8 +1,9 @@
 """Lightning callbacks, loggers and the checkpoint writer: what surrounds a training run.
 
 Named in YAML by ``class_path``; nothing in the core imports this package. One file each. Every run
-has `exact_resume`, `guards`, `checkpoints`, `dashboard`, `step_progress` and the CSV log of `loggers`; a configuration
-may add `music_evaluation`, `ema` and the W&B logger. A new callback is exported below.
+has `exact_resume`, `guards`, `checkpoints`, `dashboard`, `step_progress` and the CSV log of `loggers`, and with
+`max_time` a `session_timer`; a configuration may add `music_evaluation`, `ema` and the W&B logger. A new callback is
+exported below.
 """
 
 if __name__ != "hafm_lightning.callbacks":
@@ -18,6 +19,7 @@ from hafm_lightning.callbacks.exact_resume import ExactResume
 from hafm_lightning.callbacks.guards import NonFiniteError, NonFiniteGuard
 from hafm_lightning.callbacks.loggers import CsvLog, WandbDashboard
 from hafm_lightning.callbacks.music_evaluation import MusicEvaluation
+from hafm_lightning.callbacks.session_timer import SessionTimer
 from hafm_lightning.callbacks.step_progress import StepProgress
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "MusicEvaluation",
     "NonFiniteError",
     "NonFiniteGuard",
+    "SessionTimer",
     "StepProgress",
     "WandbDashboard",
 ]

@@ -8,8 +8,9 @@ Choices:
 * A file is written under a temporary name in the same folder, flushed to the disk and renamed. Lightning's own writer
   goes through TMPDIR, and on a full disk leaves a part of a file under the final name.
 * Files are read as data only; a URL or a pickle with code is refused. Each file carries a digest of its bytes.
-* A signal sets a flag, which all processes read together between two optimizer steps; they save, and leave with exit
-  code 143.
+* SIGTERM, Ctrl-C and SIGHUP set a flag, which all processes read together between two optimizer steps; they save, and
+  leave with exit code 143, 130 or 129. A second Ctrl-C stops at once.
+* The loggers get the metrics of a step before it is saved: a run that continues does not log them again.
 * Nothing is saved when an exception ends the run: what could be saved then may be the cause of the exception.
 """
 
@@ -17,12 +18,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -37,7 +35,8 @@ from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_file, remove_unfinished
 from hafm_lightning.sealing import seal
-from hafm_lightning.training.internals import finishes_step, note_sigterm, write_row
+from hafm_lightning.training.internals import finishes_step, note_sigterm, write_row, writes_row
+from hafm_lightning.training.signals import StopSignals
 
 BEST_NAME = "best.ckpt"
 
@@ -54,7 +53,10 @@ class AtomicCheckpointIO(CheckpointIO):
                 seal(draft)
         except (OSError, RuntimeError) as error:
             # after the OSError of a full disk, torch.save raises a RuntimeError about a position in the file
+            # and so it does after Ctrl-C
             reason = error if isinstance(error, OSError) else error.__context__
+            if isinstance(reason, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
             if isinstance(reason, OSError):
                 raise OSError(reason.errno, reason.strerror, str(path)) from error
             raise
@@ -66,42 +68,6 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
-
-
-class StopSignals:
-    """Notes SIGTERM, and in a SLURM job SIGUSR1 too, which asks for the job to be queued again.
-
-    ``#SBATCH --signal=SIGUSR1@120`` sends the latter two minutes before the time is up. Lightning's own handlers leave
-    with exit code 0 and without a checkpoint, or save in the middle of the interrupted work.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Catch the signals; nothing happens outside the main thread, where Python allows no handlers."""
-        if threading.current_thread() is not threading.main_thread() or self._previous:
-            return
-        wanted = [signal.SIGTERM]
-        if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
-            wanted.append(signal.SIGUSR1)
-        for number in wanted:
-            self._previous[number] = signal.signal(number, self._note)
-
-    def restore(self) -> None:
-        """Install the former handlers again."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-
-    @property
-    def asks_to_requeue(self) -> bool:
-        """Whether the signal was SLURM's warning rather than SIGTERM."""
-        return self.received is not None and self.received != signal.SIGTERM
 
 
 def requeue_slurm_job() -> None:
@@ -138,7 +104,7 @@ class Checkpoints(Checkpoint):
         """
         super().__init__()
         for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes), ("keep", keep)):
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise RequestError(f"checkpoints.{name} must be above 0, got {value}")
         self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
         self.monitor, self.mode = monitor, mode
@@ -191,6 +157,8 @@ class Checkpoints(Checkpoint):
             write_row(trainer)  # Lightning would write the row of this step after the callbacks
             self._save_and_stop(trainer)
         if overdue or (self.every_steps is not None and trainer.global_step % self.every_steps == 0):
+            if writes_row(trainer):
+                write_row(trainer)  # the loggers take no row twice
             self._save_step(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -265,4 +233,4 @@ class Checkpoints(Checkpoint):
             requeue_slurm_job()
         trainer.strategy.barrier("saved before stopping")
         note_sigterm(trainer)
-        raise SIGTERMException
+        raise SIGTERMException(self._signals.exit_code)

@@ -57,6 +57,7 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self.seed = self._batches = self._epoch = 0
+        self.keeps_seed = True  # of the checkpoint, also where the configuration has another by now
         self._validation_due = self._validation_missed = False
         self._position: Position | None = None
 
@@ -75,10 +76,11 @@ class ExactResume(Callback):
         return {"seed": self.seed, "batches": batches, "epoch": epoch, "validation_due": due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the seed of the checkpoint, also where the configuration has another by now."""
-        if state_dict["seed"] != self.seed:
+        """Continue with the seed of the checkpoint, unless another one was asked for (``keeps_seed``)."""
+        if state_dict["seed"] != self.seed and self.keeps_seed:
             rank_zero_info(f"continuing with seed {state_dict['seed']} of the checkpoint, not {self.seed}")
-        self.seed, self._batches, self._epoch = (state_dict[key] for key in ("seed", "batches", "epoch"))
+            self.seed = state_dict["seed"]
+        self._batches, self._epoch = state_dict["batches"], state_dict["epoch"]
         self._validation_missed = state_dict["validation_due"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -96,6 +96,7 @@ class NonFiniteGuard(Callback):
             what += f" {self._skipped} times in a row" if self._skipped else ""
         return (
             f"step {trainer.global_step}: {what}\nclips: {clips}\n"
-            "the step was not taken and nothing was saved; continue from the last checkpoint with a lower learning "
-            "rate, gradient clipping or precision bf16-mixed"
+            "the step was not taken and nothing was saved; continue from the last checkpoint with a lower "
+            "learning rate,\ngradient clipping or another precision: --ckpt_path auto and one of "
+            "--model.optimizer.learning_rate 3e-5, --trainer.gradient_clip_val 1.0, --trainer.precision bf16-mixed"
         )

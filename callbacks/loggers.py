@@ -34,6 +34,21 @@ FIRST_COLUMNS = ["step", "epoch", "seconds"]
 """Optimizer step, epoch, and seconds of training, those of earlier parts of a continued run included."""
 
 
+class LastRow:
+    """The row that was logged last: the row of a step that is saved comes before the save, and from Lightning again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[int | None, dict[str, float]] | None = None
+
+    def repeats(self, metrics: Mapping[str, Any], step: int | None) -> bool:
+        """Whether the row is equal to the last one; it is the last one from here on."""
+        row = (step, {name: float(value) for name, value in metrics.items()})
+        last, self._last = self._last, row
+        if last is None or last[0] != step or last[1].keys() != row[1].keys():
+            return False
+        return all(last[1][name] == value or value != value for name, value in row[1].items())  # NaN equals nothing
+
+
 class CsvLog(CSVLogger):
     """``metrics.csv`` in the run folder. The command line interface adds it to every fit.
 
@@ -45,6 +60,7 @@ class CsvLog(CSVLogger):
         super().__init__(folder, name="", version="")
         self.path = Path(folder) / METRICS_FILE
         self._columns: list[str] = []
+        self._rows = LastRow()
         self._seconds_before = 0.0
         self.start_clock()
 
@@ -65,7 +81,9 @@ class CsvLog(CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append a row of name -> value; optimizer steps count from 0."""
+        """Append a row of name -> value; optimizer steps count from 0. A row that was logged already is left out."""
+        if self._rows.repeats(metrics, step):
+            return
         if not self._columns:
             self._open(int(step or 0), set(metrics))
         row: dict[str, Any] = {"step": step, **metrics}
@@ -133,7 +151,14 @@ class WandbDashboard(WandbLogger):
         self._id_file: Path | None = None
         self._given: dict[str, Any] = {"name": name, "project": project, "entity": entity, "group": group, "tags": tags}
         self._given |= {"save_dir": save_dir, "id": secrets.token_hex(4), "mode": self.chosen_mode}
+        self._rows = LastRow()
         super().__init__(**{**self._given, "save_dir": save_dir or "."})
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log a row, unless it was logged already."""
+        if not self._rows.repeats(metrics, step):
+            super().log_metrics(metrics, step)
 
     def use_run_folder(self, folder: Path) -> None:
         """Keep files and the run's id in the run folder."""

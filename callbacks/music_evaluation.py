@@ -8,6 +8,9 @@ from true conditions; the target is decoded. Logged are
     without later checkpoints) logs ``music/semantic_centroid_frechet`` instead, which is no FAD.
 ``music/fad_<embedding>_codec``
     The same distance of the true accompaniments through the codec with as many codebooks: the lower bound.
+``music/fad_vggish_paper``
+    The paper's value for as many codebooks (2.10 for 4, 1.71 for 8), a level line; only in its protocol (33 clips of
+    3 s, HuBERT and EnCodec). ``protocol.json`` says how the paper's protocol differs.
 ``music/accuracy``, ``music/accuracy_top10``, ``music/loss``, each also per codebook
     Teacher-forced token metrics on the same clips.
 ``music/clips``, ``music/failed``, ``music/seconds``
@@ -29,7 +32,7 @@ import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -39,6 +42,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchmetrics import SumMetric
 
+from hafm_lightning.callbacks.music_sources import (
+    PAPER_PROTOCOL,
+    available,
+    checkpoints_beside,
+    paper_fad,
+)
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import FrechetAudioDistance
 from hafm_lightning.evaluation.embeddings import EmbeddingSource
@@ -63,7 +72,7 @@ from hafm_lightning.modeling.token_scores import score, score_names, summarise
 from hafm_lightning.progress import progress
 from hafm_lightning.stages import Stage, load_stage
 from hafm_lightning.tokenizers import load_tokenizers
-from hafm_lightning.tokens import INSTRUMENTAL_SEMANTIC
+from hafm_lightning.tokens import INSTRUMENTAL_COARSE, INSTRUMENTAL_FINE, INSTRUMENTAL_SEMANTIC
 from hafm_lightning.training.protocols import TokenSource
 from hafm_lightning.training.token_means import TokenMeans
 
@@ -73,14 +82,19 @@ class MusicEvaluation(Callback):
 
     Args:
         root: Folder with ``test`` in the layout of MUSDB18-HQ; None measures nothing.
+        optional: Measure nothing, with one line, where ``root`` does not exist; it is refused otherwise.
         split: ``test`` or ``train``.
         clips: Segments over all processes.
         duration_s: Length of a segment in seconds.
         every_n_validations: Measure at every n-th validation epoch, from the first on.
-        embeddings: Embeddings that FAD is computed with.
+        embeddings: Embeddings that FAD is computed with. Where published weights cannot be downloaded, ``logmel`` takes
+            their place, with one line.
         sampling: Guidance and sampling; the defaults are the paper's.
         seed: Draws the segments and, with each clip's number, its tokens.
         tokenizers: Folder of the tokenizers; by default the one beside the shards.
+        heard_through: How a semantic stage gets sound: ``auto`` takes the newest coarse and fine checkpoints of the
+            runs beside this one (``logs/coarse`` beside ``logs/semantic``) where there are any,
+            ``named`` only ``coarse`` and ``fine`` below.
         coarse: Checkpoint that writes coarse tokens for a semantic stage, so that it has sound.
         fine: Checkpoint for the fine tokens after these; without one, 4 codebooks are decoded.
         vocal_noise_sigma: Noise on the vocals before they are tokenized (preparation's sigma); 0 for clean vocals.
@@ -93,6 +107,7 @@ class MusicEvaluation(Callback):
     def __init__(
         self,
         root: str | None,
+        optional: bool = False,
         split: str = "test",
         clips: int = 33,
         duration_s: float = 3.0,
@@ -101,6 +116,7 @@ class MusicEvaluation(Callback):
         sampling: SamplingOptions = SamplingOptions(),
         seed: int = 0,
         tokenizers: str | None = None,
+        heard_through: Literal["auto", "named"] = "auto",
         coarse: str | None = None,
         fine: str | None = None,
         vocal_noise_sigma: float = 0.0,
@@ -114,7 +130,11 @@ class MusicEvaluation(Callback):
                 "MusicEvaluation: clips, every_n_validations and batch_clips start at 1, audio_clips at 0; "
                 f"got {clips}, {every_n_validations}, {batch_clips} and {audio_clips}"
             )
-        self.root = root
+        if optional and root is not None and not Path(root).expanduser().is_dir():
+            self._absent, root = root, None
+        else:
+            self._absent = ""
+        self.root, self.heard_through = root, heard_through
         self.segments = SegmentSettings(
             root or "", split, duration_s, clips=clips, gate_db=gate_db, active=active, seed=seed
         )
@@ -144,10 +164,10 @@ class MusicEvaluation(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read and tokenize the clips, so that a wrong path ends the run before training."""
         if self.root is None:
-            rank_zero_info(
-                "MusicEvaluation measures no music: its `root` is not set (the shipped configurations take it from the "
-                "environment variable MUSDB18_HQ)"
-            )
+            reason = "its `root` is not set (the shipped configurations take it from MUSDB18_HQ in the environment)"
+            if self._absent:
+                reason = f"its `root` {self._absent} does not exist (looked for in {Path.cwd()})"
+            rank_zero_info(f"MusicEvaluation measures no music: {reason}")
         else:
             self._prepare(trainer, pl_module)
 
@@ -190,8 +210,7 @@ class MusicEvaluation(Callback):
                 f"MusicEvaluation: the training data was made with a different tokenizer than those in {folder}; "
                 "name the folder beside the shards in `tokenizers`"
             )
-        later = {name: load_stage(path, device=stage.device) for name, path in self.later_paths.items()}
-        check_later_stages(stage, later)
+        later = self._later_stages(trainer, stage)
         selection = select_segments(self.segments)
         if trainer.is_global_zero and (selection.missing or selection.problems):
             warnings.warn(
@@ -204,7 +223,7 @@ class MusicEvaluation(Callback):
             selection,
             tokenizers,
             [other.model for other in later.values()],
-            self.sources,
+            available(self.sources),
             conditions=[s.name for part in (stage, *later.values()) for s in part.model.layout.conditions],
             seed=self.seed,
             rank=trainer.global_rank,
@@ -215,8 +234,29 @@ class MusicEvaluation(Callback):
         music = music_folder(trainer)
         if trainer.is_global_zero:
             more = {"sampling": asdict(self.sampling), "seed": self.seed, "vocal_noise_sigma": self.vocal_noise_sigma}
-            write_protocol(music / PROTOCOL_FILE, selection, material, {**more, "heard_through": self.later_paths})
+            more |= {"heard_through": self.later_paths, "paper": PAPER_PROTOCOL}
+            write_protocol(music / PROTOCOL_FILE, selection, material, more)
         return material
+
+    def _later_stages(self, trainer: pl.Trainer, stage: Stage) -> dict[str, Stage]:
+        """The stages that a semantic stage is decoded through: those named, else those of the runs beside this one."""
+        if self.later_paths or self.heard_through != "auto" or stage.target != INSTRUMENTAL_SEMANTIC.name:
+            later = {name: load_stage(path, device=stage.device) for name, path in self.later_paths.items()}
+            check_later_stages(stage, later)
+            return later
+        paths: dict[str, str] = trainer.strategy.broadcast(checkpoints_beside(Path(trainer.default_root_dir)))
+        later = {}
+        for name, path in paths.items():
+            try:
+                one = load_stage(path, device=stage.device)
+                check_later_stages(stage, {**later, name: one})
+            except RequestError as error:
+                rank_zero_info(f"MusicEvaluation leaves {path} out: {str(error).splitlines()[0]}")
+                break
+            later[name], self.later_paths[name] = one, path
+        if later:
+            rank_zero_info(f"MusicEvaluation decodes this stage through {' and '.join(self.later_paths.values())}")
+        return later
 
     def _measure(self, trainer: pl.Trainer, stage: Stage, material: StageMaterial) -> dict[str, float]:
         started = time.perf_counter()
@@ -260,6 +300,7 @@ class MusicEvaluation(Callback):
                 distances[name].update(torch.from_numpy(true), real=True)
         failures.update(float(failed))
         values = {name: float(metric.compute()) for name, metric in distances.items()}
+        values |= self._paper_values(material, stage)
         values |= {name: float(value) for name, value in means.compute().items()}
         values |= {"clips": float(material.total), "failed": float(failures.compute())}
         self._keep_sound(trainer, material, waveforms)
@@ -267,6 +308,17 @@ class MusicEvaluation(Callback):
         # the slowest process decides: every one reports the same number
         seconds = trainer.strategy.reduce(torch.tensor(time.perf_counter() - started, device=device), reduce_op="max")
         return values | {"seconds": float(seconds)}
+
+    def _paper_values(self, material: StageMaterial, stage: Stage) -> dict[str, float]:
+        """The paper's FAD where this run measures in its protocol."""
+        last = material.later[-1].layout.target.name if material.later else stage.model.layout.target.name
+        codebooks = {INSTRUMENTAL_COARSE.name: 4, INSTRUMENTAL_FINE.name: 8}.get(last, 0)
+        identities = material.tokenizers.identities()
+        values = {
+            f"fad_{e.name}_paper": paper_fad(e.name, codebooks, material.total, self.segments.duration_s, identities)
+            for e in material.embeddings
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
     def _keep_sound(self, trainer: pl.Trainer, material: StageMaterial, waveforms: Waveforms) -> None:
         folder = music_folder(trainer)

@@ -83,6 +83,11 @@ class ClipBatches(Dataset[TokenBatch]):
 
     def __getitem__(self, request: BatchRequest) -> Any:
         """Gather the clips of one batch: each stream ``[B, K, T]``, int64 or in a worker uint16."""
+        if not isinstance(request, BatchRequest):
+            raise RequestError(
+                f"the order of clips was replaced: a batch was asked for by {type(request).__name__} {request!r:.40}\n"
+                "leave trainer.use_distributed_sampler false, and samplers and loaders of TokenShards as they are"
+            )
         in_worker = get_worker_info() is not None
         dtype = np.uint16 if in_worker else np.int64
         streams = self._streams(request, dtype)

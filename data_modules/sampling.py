@@ -14,13 +14,15 @@ Choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.tokens import FRAME_GRID_S
@@ -65,6 +67,8 @@ def crop_choices(clip_duration_s: float, crop_s: float | None) -> int:
     """Number of places at which a crop may start in a clip; RequestError if it is too long or off the grid."""
     if crop_s is None:
         return 1
+    if not math.isfinite(crop_s):
+        raise RequestError(f"data.crop_s is {crop_s}\nuse a positive multiple of {FRAME_GRID_S} s, for example 3.0")
     grid = Fraction(FRAME_GRID_S).limit_denominator(10**6)
     steps = Fraction(crop_s).limit_denominator(10**6) / grid
     whole = Fraction(clip_duration_s).limit_denominator(10**6) / grid
@@ -116,11 +120,13 @@ class TrainingOrder(ClipOrder):
         drop_last: Whether to leave out the clips that do not fill a last global batch. Otherwise they are divided
             evenly; fewer than one clip a process are left out, since every process must take the step.
         epoch: The epoch of the next iteration.
+        repeated: Whether every epoch has the clips and crops of the first one.
     """
 
     shuffle: bool = True
     drop_last: bool = True
     epoch: int = 0
+    repeated: bool = False
     _resume: tuple[int, int] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
@@ -141,10 +147,10 @@ class TrainingOrder(ClipOrder):
 
     def __iter__(self) -> Iterator[BatchRequest]:
         first = self._resume[1] if self._resume is not None and self._resume[0] == self.epoch else 0
-        order = np.arange(self.clips, dtype=np.int64)
+        order, epoch = np.arange(self.clips, dtype=np.int64), 0 if self.repeated else self.epoch
         if self.shuffle:
-            order = shuffled(self.clips, self.seed, self.epoch)
-        starts = crop_starts(self.clips, self.choices, self.seed, self.epoch)
+            order = shuffled(self.clips, self.seed, epoch)
+        starts = crop_starts(self.clips, self.choices, self.seed, epoch)
         size = self.batch_size * self.world
         for index in range(first, len(self)):
             whole = order[index * size : (index + 1) * size]
@@ -191,3 +197,25 @@ class EvaluationOrder(ClipOrder):
                 paired = np.asarray(self.others, dtype=np.int64)[chosen]
                 other = BatchRequest(paired, starts[paired])
             yield BatchRequest(chosen, starts[chosen], other)
+
+
+class RepeatedOrder(SequentialSampler):
+    """The batches of an order as a sampler that Lightning leaves in place under ``overfit_batches``.
+
+    Lightning would put a sampler of its own in the place of every one that is not sequential.
+    """
+
+    def __init__(self, order: ClipOrder) -> None:
+        super().__init__(range(len(order)))
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let a resumed run skip batches in the right epoch."""
+        if isinstance(self.order, TrainingOrder):
+            self.order.set_epoch(epoch)

@@ -13,6 +13,7 @@ Choices:
 from __future__ import annotations
 
 import hashlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hafm_lightning.data_modules.clip_batches import ClipBatches, check_manifests, check_split
-from hafm_lightning.data_modules.sampling import ClipOrder, EvaluationOrder, TrainingOrder, crop_choices
+from hafm_lightning.data_modules.sampling import ClipOrder, EvaluationOrder, RepeatedOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song_clips, song_of
@@ -68,7 +69,8 @@ class TokenShards(LightningDataModule):
             streams: Streams to deliver; by default all that the shards hold.
             cache_dir: Folder for copies of the shards of a remote root.
             allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
-                the uninterrupted run would have continued differently.
+                the uninterrupted run would have continued differently. On the command line, ``--allow_changes true``
+                sets it for every data module.
         """
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
@@ -149,9 +151,15 @@ class TokenShards(LightningDataModule):
         choices = crop_choices(self._open(split).reader.manifest.duration_s, self.crop_s)
         return {"seed": self.seed, "rank": rank, "world": world, "choices": choices}
 
+    @property
+    def _overfits(self) -> bool:
+        """Whether every epoch shall have the same few batches (``trainer.overfit_batches``)."""
+        return self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+
     def _order(self) -> TrainingOrder:
         clips, place = len(self._open("train")), self._place("train")
-        order = TrainingOrder(clips, self.batch_size, shuffle=self.shuffle, drop_last=self.drop_last, **place)
+        settings = {"shuffle": self.shuffle, "drop_last": self.drop_last, "repeated": self._overfits}
+        order = TrainingOrder(clips, self.batch_size, **settings, **place)
         if not len(order):
             raise RequestError(
                 f"split 'train' of {self.root} has {clips} clips, fewer than one step takes "
@@ -193,10 +201,11 @@ class TokenShards(LightningDataModule):
         return DataLoader(
             self._open(split),
             batch_size=None,
-            sampler=order,
+            sampler=RepeatedOrder(order) if self._overfits else order,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
+            worker_init_fn=leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(self.seed),  # the global one is for training
         )
 
@@ -228,7 +237,7 @@ class TokenShards(LightningDataModule):
         if (changed or state.get("version") != STATE_VERSION) and not self.allow_changes:
             raise RequestError(
                 f"the checkpoint cannot be continued exactly; changed: {', '.join(changed) or 'the state version'}\n"
-                "set it back, or continue with the changes: --data.allow_changes true"
+                "set it back, or continue with the changes: --allow_changes true"
             )
         self._position = (int(state["epoch"]), min(int(state["batches"]), len(self._order())))
 
@@ -263,3 +272,10 @@ class TokenShards(LightningDataModule):
 
     def _tokenizer_hashes(self) -> dict[str, str]:
         return {name: str(identity.get("sha256", "")) for name, identity in self.tokenizers.items()}
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """Ignore Ctrl-C and SIGHUP, which the terminal sends to a loader worker too: the run needs it until it is saved."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -40,6 +40,10 @@ DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
     "duration_s": (int, float, type(None)),
 }
 """Its entries, as ``Stage.metadata`` writes them."""
+ROLE_OF_STAGE = {"SemanticStage": "semantic", "CoarseStage": "coarse", "FineStage": "fine"}
+"""Class -> role, for files that do not name the role."""
+ONLY_IN_TRAINING = ("dropout", "checkpoint_layers")
+"""Settings of the backbone that change no weight's name or shape."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +114,33 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     return cast(dict[str, Any], saved)
 
 
+def role_of(metadata: Mapping[str, Any]) -> str | None:
+    """The place in the chain (``semantic``, ``coarse``, ``fine``) of a described stage; None for any other.
+
+    A subclass of a stage has the role of that stage. Files of earlier versions name the class alone.
+    """
+    role = metadata.get("role")
+    return str(role) if role is not None else ROLE_OF_STAGE.get(metadata["stage"])
+
+
+def shape_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a network that decide its weights; the others may change while it is trained."""
+    backbone = {key: value for key, value in model["backbone"].items() if key not in ONLY_IN_TRAINING}
+    return {**model, "backbone": backbone}
+
+
 def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """RequestError unless a run can load the weights of a checkpoint, by the descriptions of both."""
-    if saved["stage"] != current["stage"]:
+    if saved["stage"] != current["stage"] and (role_of(saved) is None or role_of(saved) != role_of(current)):
         raise RequestError(
             f"the checkpoint holds a {saved['stage']}, this run trains a {current['stage']}; "
             "give the checkpoint of the same stage to --ckpt_path"
         )
-    if saved["model"] != current["model"]:
+    before, now = shape_of(saved["model"]), shape_of(current["model"])
+    if before != now:
         raise RequestError(
-            "the checkpoint's network differs from this run's: " + describe_difference(saved["model"], current["model"])
+            f"the checkpoint's network differs from this run's: {describe_difference(before, now)}\n"
+            "set it back, or start a new run (without --ckpt_path)"
         )
     check_same_tokenizers(saved["tokenizers"], current["tokenizers"])
 

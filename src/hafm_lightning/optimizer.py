@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.training.internals import unscale_before_step
@@ -49,8 +51,15 @@ class OptimizerConfig:
     fused: bool | None = None
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {beta}")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"final_fraction must be in [0, 1], got {self.final_fraction}")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
         if self.schedule == "cosine" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
@@ -87,3 +96,29 @@ def adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Any:
         return optimizer
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def follow_settings(optimizer: Optimizer, scheduler: LRScheduler | None, config: OptimizerConfig, step: int) -> None:
+    """Set an AdamW of :func:`adamw`, loaded from a checkpoint, to ``config`` at optimizer step ``step``.
+
+    A checkpoint brings the parameter groups of its run along: rate, decay and betas. The moments stay; everything else
+    is as in a run that began with ``config``, and equal bit for bit where nothing has changed.
+    """
+    fused = bool(optimizer.defaults["fused"])
+    rate = config.learning_rate * config.factor(step)
+    for group in optimizer.param_groups:
+        group |= {"betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay, "lr": rate}
+        if bool(group.get("fused")) != fused:
+            group["fused"] = optimizer.defaults["fused"]
+            for parameter in group["params"]:
+                taken = optimizer.state.get(parameter, {}).get("step")
+                if isinstance(taken, Tensor):  # a fused step counts on the device, every other one on the CPU
+                    optimizer.state[parameter]["step"] = taken.to(parameter.device if fused else "cpu")
+        if scheduler is None:
+            group.pop("initial_lr", None)
+        else:
+            group["initial_lr"] = config.learning_rate
+    if scheduler is not None:
+        groups = len(optimizer.param_groups)
+        rates = {"base_lrs": [config.learning_rate] * groups, "_last_lr": [rate] * groups}
+        scheduler.load_state_dict({**scheduler.state_dict(), **rates, "last_epoch": step, "_step_count": step + 1})

@@ -40,6 +40,7 @@ from hafm_lightning.checkpoint_format import (
     check_weights,
     checked_metadata,
     read_checkpoint,
+    role_of,
 )
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import Kernels, for_training
@@ -59,7 +60,7 @@ from hafm_lightning.modeling.token_scores import (
     without_conditions,
 )
 from hafm_lightning.modeling.transformer import BackboneConfig
-from hafm_lightning.optimizer import OptimizerConfig, adamw
+from hafm_lightning.optimizer import OptimizerConfig, adamw, follow_settings
 from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
@@ -73,8 +74,9 @@ from hafm_lightning.untrusted import checked
 class Stage(NotesMoves, pl.LightningModule):
     """One stage in training.
 
-    A subclass names the stream that it writes (``target``) and its usual conditions (``default_conditions``). Override
-    :meth:`training_loss` to train on another loss.
+    A subclass names the stream that it writes (``target``), its usual conditions (``default_conditions``) and its place
+    in the chain (``role``). Override :meth:`training_loss` to train on another loss: a subclass of one of the three
+    keeps its role, so that its checkpoints are generated with, exported and evaluated as those of the three.
 
     Args:
         pattern: ``flattened`` (the paper), ``delay``, ``parallel`` or ``nonautoregressive``.
@@ -94,6 +96,7 @@ class Stage(NotesMoves, pl.LightningModule):
 
     target: ClassVar[str]
     default_conditions: ClassVar[tuple[str, ...]]
+    role: ClassVar[str]
 
     def __init__(
         self,
@@ -143,6 +146,15 @@ class Stage(NotesMoves, pl.LightningModule):
     def on_moved(self) -> None:
         """Choose the kernels of the network's new device."""
         for_training(self.model, self.kernels)
+
+    def forward(self, batch: TokenBatch | Mapping[str, Tensor], codebook: int | None = None) -> Tensor:
+        """Logits ``[B, K, T, V]`` of the true target with its true conditions.
+
+        With ``nonautoregressive`` and a ``codebook`` those of one, ``[B, 1, T, V]``.
+        """
+        streams = batch.streams if isinstance(batch, TokenBatch) else batch
+        logits: Tensor = self.model(streams, codebook)
+        return logits
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -256,6 +268,20 @@ class Stage(NotesMoves, pl.LightningModule):
         """AdamW over all parameters, with the schedule as a function of the step alone."""
         return adamw(self.parameters(), self.optimizer_config)
 
+    def on_train_start(self) -> None:
+        """Set an optimizer that a checkpoint has brought back to the settings of this run."""
+        if self.trainer.global_step and self.has_own_optimizer():
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            for optimizer in self.trainer.optimizers:
+                follow_settings(
+                    optimizer, next(iter(schedulers), None), self.optimizer_config, self.trainer.global_step
+                )
+
+    @classmethod
+    def has_own_optimizer(cls) -> bool:
+        """Whether the optimizer is that of ``optimizer_config``: no subclass has made another one."""
+        return cls.configure_optimizers is Stage.configure_optimizers
+
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def metadata(self) -> dict[str, Any]:
@@ -264,6 +290,8 @@ class Stage(NotesMoves, pl.LightningModule):
         return {
             "format": CHECKPOINT_FORMAT,
             "stage": type(self).__name__,
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "role": getattr(self, "role", None),
             "model": self.model.config.as_dict(),
             "guidance_dropout": self.guidance_dropout,
             "optimizer": asdict(self.optimizer_config),
@@ -274,6 +302,23 @@ class Stage(NotesMoves, pl.LightningModule):
             "vocal_noise_sigma": self.vocal_noise_sigma,
             "duration_s": self.duration_s,
         }
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **settings: Any
+    ) -> Stage:
+        """The stage in a checkpoint, as :func:`load_stage` reads it: the file says how it was built.
+
+        Raises:
+            RequestError: As :func:`load_stage`; another class of stage; or settings, which the file holds already.
+        """
+        if settings:
+            raise RequestError(
+                f"{cls.__name__}.load_from_checkpoint takes a path and map_location, not {', '.join(settings)}: the "
+                "checkpoint says how its stage was built\nuse hafm_lightning.stages.load_stage(path, device=...)"
+            )
+        device = map_location if isinstance(map_location, torch.device | str) else "cpu"
+        return load_stage(checkpoint_path, device=device, kind=None if cls is Stage else cls)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add :meth:`metadata`."""
@@ -292,6 +337,7 @@ class SemanticStage(Stage):
 
     target = "instrumental_semantic"
     default_conditions = ("vocal_semantic",)
+    role = "semantic"
 
 
 class CoarseStage(Stage):
@@ -299,6 +345,7 @@ class CoarseStage(Stage):
 
     target = "instrumental_coarse"
     default_conditions = ("vocal_semantic", "instrumental_semantic")
+    role = "coarse"
 
 
 class FineStage(Stage):
@@ -306,6 +353,7 @@ class FineStage(Stage):
 
     target = "instrumental_fine"
     default_conditions = ("instrumental_coarse",)
+    role = "fine"
 
 
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
@@ -316,22 +364,29 @@ def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
 
 
-def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage:
+def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: type[Stage] | None = None) -> Stage:
     """The stage in a local ``.ckpt`` file, in eval mode; only data is read.
+
+    A subclass of one of the three stages is loaded as that stage: same network, same weights, without what the subclass
+    adds. ``kind`` names the class to build instead; its constructor must take the arguments of a stage.
 
     Raises:
         RequestError: The file is a URL, missing, unreadable, not a stage of this project, or of a newer format.
     """
     checkpoint = read_checkpoint(path)
     saved = checked_metadata(checkpoint, str(path))
-    kind = STAGES.get(saved["stage"])
-    if kind is None:
+    role = role_of(saved)
+    known = {stage.role: stage for stage in STAGES.values()}
+    if kind is None and role not in known:
         raise RequestError(f"{path}: unknown stage {saved['stage']!r}; known: {', '.join(STAGES)}")
+    if kind is not None and kind.target != saved["model"].get("target"):
+        raise RequestError(f"{path}: holds a {saved['stage']}, not a {kind.__name__}")
+    built = known[str(role)] if kind is None else kind
     settings = dict(saved["model"])
     target = settings.pop("target", None)
     try:
         config = TokenModelConfig.from_dict(saved["model"])
-        stage = kind(
+        stage = built(
             **settings | {"backbone": config.backbone, "conditions": list(config.conditions)},
             guidance_dropout=saved["guidance_dropout"],
             optimizer=checked(saved["optimizer"], OptimizerConfig, str(path), "train it again"),
@@ -345,7 +400,17 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu") -> Stage
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
     stage.vocal_noise_sigma = saved.get("vocal_noise_sigma")
-    weights = _weights(checkpoint["state_dict"])
-    check_weights(weights, _weights(stage.state_dict()), str(path))
+    # sums of metrics (``train_means.clips``), which a version of torchmetrics may save, are no weights; a subclass may
+    # have more than its network
+    is_same = built.__name__ == saved["stage"] or kind is not None
+    weights, expected = (
+        {
+            name: value
+            for name, value in state.items()
+            if not name.partition(".")[0].endswith("means") and (is_same or name.startswith("model."))
+        }
+        for state in (checkpoint["state_dict"], stage.state_dict())
+    )
+    check_weights(weights, expected, str(path))
     stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()

@@ -6,15 +6,17 @@ import signal
 import stat
 import threading
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tiny_shards import write_tiny_shards
 from tiny_trainer import Line, trainer_of
 
 from hafm_lightning.callbacks import AtomicCheckpointIO, Checkpoints
-from hafm_lightning.callbacks.checkpoints import StopSignals, requeue_slurm_job
+from hafm_lightning.callbacks.checkpoints import requeue_slurm_job
 from hafm_lightning.data_modules import TokenShards
 from hafm_lightning.errors import RequestError
+from hafm_lightning.training.signals import StopSignals
 
 
 @pytest.fixture
@@ -116,7 +118,8 @@ def test_a_trial_run_saves_nothing(data, tmp_path):
 def handler():
     """A handler of SIGTERM and SIGUSR1 that only counts, in place of pytest's."""
     seen = []
-    before = {n: signal.signal(n, lambda number, _: seen.append(number)) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda number, _: seen.append(number)) for n in numbers}
     yield seen
     for number, former in before.items():
         signal.signal(number, former)
@@ -162,3 +165,87 @@ def test_an_array_job_is_queued_again_by_both_numbers(tmp_path, monkeypatch, cap
     with caplog.at_level("INFO"):
         requeue_slurm_job()
     assert "could not queue job 70_3 again" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129), ("SIGUSR1", 143)])
+def test_each_signal_saves_and_has_its_exit_code(data, handler, tmp_path, monkeypatch, name, code):
+    """SIGHUP ended the process at once, and Ctrl-C saved nothing."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr("hafm_lightning.callbacks.checkpoints.requeue_slurm_job", lambda: None)
+
+    class Sends(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.Signals[name])
+
+    with pytest.raises(SystemExit) as stop:
+        trainer_of(tmp_path, Checkpoints(every_steps=None), Sends()).fit(Line(), datamodule=data)
+    assert stop.value.code == code
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000003.ckpt"]
+
+
+def test_a_second_ctrl_c_stops_at_once(handler):
+    signals = StopSignals()
+    signals.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    signals.restore()
+
+
+def test_a_program_that_ignores_a_closed_terminal_goes_on_ignoring_it(handler):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = StopSignals()
+    signals.install()
+    os.kill(os.getpid(), signal.SIGHUP)
+    signals.restore()
+    assert signals.received is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("where", ["first bytes", "end"])
+def test_ctrl_c_in_the_middle_of_a_write_is_ctrl_c(tmp_path, monkeypatch, where):
+    """torch.save turned it into a RuntimeError: a traceback, and exit code 1."""
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"before")
+    whole_save = torch.save
+
+    class Interrupted:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            if where == "first bytes":
+                raise KeyboardInterrupt
+            return self.file.write(content)
+
+        def flush(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", lambda content, file: whole_save(content, Interrupted(file)))
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3)}, path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_row_of_a_saved_step_is_logged_before_the_save_and_once(data, tmp_path):
+    """A kill between the save and Lightning's log lost the row: the continued run does not make it again."""
+    from hafm_lightning.callbacks import CsvLog
+
+    rows_at_save = []
+
+    class Looks(Checkpoints):
+        def _save(self, trainer, name):
+            text = (tmp_path / "metrics.csv").read_text() if (tmp_path / "metrics.csv").is_file() else ""
+            rows_at_save.append((trainer.global_step, len(text.splitlines()) - 1))
+            super()._save(trainer, name)
+
+    log = CsvLog(str(tmp_path))
+    trainer_of(tmp_path, Looks(every_steps=2, monitor=None), logger=log, limit_val_batches=0).fit(
+        Line(), datamodule=data
+    )
+    assert [step == rows for step, rows in rows_at_save] == [True] * len(rows_at_save)
+    assert [step for step, _ in rows_at_save][:3] == [2, 4, 6]
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(8))

@@ -110,3 +110,18 @@ def test_the_identity_of_a_wandb_run_is_that_of_the_run_folder(tmp_path, given):
     folder, name = given.get("save_dir", str(run)), given.get("name", "coarse/run-000")
     expected = {"dir": folder, "name": name, "id": "a1b2", "tags": ["a"], "mode": "offline"}
     assert {key: settings[key] for key in expected} == expected
+
+
+def test_a_row_that_comes_twice_is_written_once(tmp_path):
+    log = CsvLog(str(tmp_path))
+    for metrics, step in (
+        ({"a": 1.0, "b": float("nan")}, 0),
+        ({"a": 1.0, "b": float("nan")}, 0),
+        ({"a": 1.0}, 0),
+        ({"a": 1.0}, 1),
+        ({"a": 2.0}, 1),
+        ({"a": 2.0}, 1),
+    ):
+        log.log_metrics(metrics, step)
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert [(row["step"], row["a"]) for row in rows] == [("0", "1.0"), ("0", "1.0"), ("1", "1.0"), ("1", "2.0")]

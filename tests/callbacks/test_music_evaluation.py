@@ -153,6 +153,23 @@ def test_a_semantic_stage_is_heard_through_later_checkpoints(music: TinyMusic, t
         train(music, tiny_stage("semantic"), tmp_path / "run", [callback(music, fine=fine)], max_epochs=1)
 
 
+def test_a_semantic_stage_is_heard_through_the_runs_beside_it(music: TinyMusic, tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "coarse" / "run-001" / "checkpoints"
+    folder.mkdir(parents=True)
+    saved(tiny_stage("coarse"), music, folder / "best.ckpt")
+    broken = tmp_path / "logs" / "fine" / "run-000" / "checkpoints" / "best.ckpt"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"cut short")
+    run = {"default_root_dir": str(tmp_path / "logs" / "semantic" / "run-000"), "max_epochs": 1}
+    trainer = train(music, tiny_stage("semantic"), tmp_path / "a", [callback(music)], **run)
+    assert trainer.callback_metrics["music/fad_logmel"] > 0
+    protocol = json.loads((tmp_path / "a" / "music" / "protocol.json").read_text())
+    assert protocol["heard_through"] == {"coarse": str(folder / "best.ckpt")}
+    assert "33 clips of 3 s" in protocol["paper"]
+    trainer = train(music, tiny_stage("semantic"), tmp_path / "b", [callback(music, heard_through="named")], **run)
+    assert "music/fad_logmel" not in trainer.callback_metrics
+
+
 def test_sound_and_spectrograms_are_kept_in_the_log_folder(music: TinyMusic, tmp_path: Path) -> None:
     train(music, tiny_stage("coarse"), tmp_path, [callback(music, audio_clips=2)], max_epochs=1)
     (step,) = (tmp_path / "music").glob("step-*")

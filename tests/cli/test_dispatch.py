@@ -1,5 +1,6 @@
 """The dispatcher: names, exit codes, and what is said where."""
 
+import os
 import subprocess
 import sys
 import types
@@ -9,6 +10,7 @@ from shipped import EXPERIMENTS
 
 from hafm_lightning import __version__, cli
 from hafm_lightning.errors import RequestError
+from hafm_lightning.processes.launchers import MEETING, RANKS, SLURM, SLURM_JOB, drop_left_over, left_over
 
 
 @pytest.fixture
@@ -44,30 +46,62 @@ def test_a_wrong_request_is_two_with_five_lines_at_most(command, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_only_the_first_process_of_several_complains(command, capsys, monkeypatch):
-    def refuse(argv):
-        raise RequestError("no")
+def refuse(argv):
+    raise RequestError("no\nwhere: here\nwhat to do")
 
+
+def test_the_other_processes_of_a_launch_complain_in_one_line(command, capsys, monkeypatch):
     command(refuse)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    assert capsys.readouterr().err == "error (process 1): no\n"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"LOCAL_RANK": "1"},
+        {"RANK": "3", "WORLD_SIZE": "4"},
+        {"LOCAL_RANK": "2", "MASTER_ADDR": "node0"},
+        {"SLURM_PROCID": "2"},
+        {"LOCAL_RANK": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+    ],
+    ids=str,
+)
+def test_variables_that_no_launcher_has_set_hide_nothing(command, capsys, monkeypatch, left):
+    """An error was hidden by a LOCAL_RANK that another program had left in the environment."""
+    command(refuse)
+    for name in (*RANKS, *MEETING, *SLURM, SLURM_JOB):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["describe"]) == cli.WRONG_REQUEST
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("ignoring ")
+    assert lines[0].endswith("no launcher started this process")
+    assert lines[1:] == ["error: no", "where: here", "what to do"]
+    assert not set(RANKS) & set(os.environ)
+
+
+@pytest.mark.parametrize(
+    "launched",
+    [
+        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"},
+        {"SLURM_PROCID": "1", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "2"},
+        {"LOCAL_RANK": "1", "SLURM_JOB_ID": "77"},
+    ],
+    ids=str,
+)
+def test_variables_of_a_launcher_stay(launched):
+    assert left_over(launched) == []
+
+
+def test_left_over_variables_that_mean_one_process_go_without_a_word(capsys):
+    environment = {"RANK": "0", "WORLD_SIZE": "1"}
+    drop_left_over(environment)
+    assert environment == {}
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("world_size", [None, "", "1"])
-def test_a_local_rank_that_was_left_in_the_environment_hides_no_error(command, capsys, monkeypatch, world_size):
-    def refuse(argv):
-        raise RequestError("no such file")
-
-    command(refuse)
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    if world_size is None:
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-    else:
-        monkeypatch.setenv("WORLD_SIZE", world_size)
-    assert cli.main(["describe"]) == cli.WRONG_REQUEST
-    assert capsys.readouterr().err == "error: no such file\n"
 
 
 @pytest.mark.parametrize(

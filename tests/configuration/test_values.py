@@ -8,6 +8,7 @@ from key_cases import CONFIG, MUSIC, PREPARATION, SHARDS, refusal
 
 from hafm_lightning.cli import main
 from hafm_lightning.cli.fit.training import read_config
+from hafm_lightning.configuration.values import value_as
 from hafm_lightning.preparation.configuration import read_config as read_preparation
 
 VALUES = [  # options, the first line, what the rest contains
@@ -61,3 +62,26 @@ def test_a_number_is_written_in_one_way_everywhere(config, text):
         Path("p.yaml").write_text(PREPARATION if overrides else PREPARATION + f"noise_sigma: {text}\n")
         assert read_preparation("p.yaml", overrides).noise_sigma == 0.001
     assert yaml.safe_load("1e-3") == "1e-3"  # why PyYAML alone does not do
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        ("1e-3", float, 0.001),
+        ("1e3", float, 1000.0),
+        ("1e3", int, 1000),
+        ("2.5E2", int | None, 250),
+        ("1e3", str, "1e3"),
+        (1000.0, int, 1000),
+    ],
+)
+def test_numbers_with_an_exponent(value, hint, expected):
+    found = value_as(value, hint)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("value", "hint"), [("1e-3", int), (1.5, int), ("1e0", bool), ("one", int), ("1e999", int)])
+def test_what_is_no_number_of_a_kind(value, hint):
+    with pytest.raises(ValueError, match=hint.__name__):
+        value_as(value, hint)

@@ -151,11 +151,11 @@ def test_a_failed_clip_is_counted_and_stays_in_every_mean(
 ) -> None:
     real, bad = Accompanist.accompany_batch, []
 
-    def failing(band: Accompanist, vocals: Any, *, seeds: list[int], options: Any) -> Any:
+    def failing(band: Accompanist, vocals: Any, *, seeds: list[int], options: Any, vocal_noise: Any) -> Any:
         bad[:] = bad or [seeds[1]]  # the second clip of the first batch, also when it is tried alone
         if bad[0] in seeds:
             raise RequestError("the vocal cannot be heard")
-        return real(band, vocals, seeds=seeds, options=options)
+        return real(band, vocals, seeds=seeds, options=options, vocal_noise=vocal_noise)
 
     monkeypatch.setattr(Accompanist, "accompany_batch", failing)
     arguments = ["--config", str(config), "--output", str(tmp_path), "--systems", "two_stages"]

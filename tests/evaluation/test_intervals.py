@@ -16,7 +16,7 @@ from hafm_lightning.evaluation.intervals import (
     t_quantile,
 )
 
-TRIALS = 3000
+TRIALS = 1500
 MARGIN = 3 * math.sqrt(0.95 * 0.05 / TRIALS)  # three standard errors of a simulated share
 
 
@@ -33,15 +33,15 @@ def share_held(draw, true_mean: float, songs: int, clips: int = 1) -> float:
 @pytest.mark.parametrize("songs", [6, 12, 33])
 @pytest.mark.parametrize("clips", [1, 4])
 def test_the_interval_holds_the_mean_of_normal_scores_as_often_as_it_says(songs: int, clips: int) -> None:
-    """The percentile bootstrap held it in 87, 91 and 93 % of cases."""
+    """The percentile bootstrap held it in 86, 90 and 94 % of cases."""
     draw = np.random.default_rng(songs).standard_normal
     assert share_held(draw, 0.0, songs, clips) == pytest.approx(0.95, abs=MARGIN)
 
 
 @pytest.mark.parametrize(
     ("songs", "least"),
-    # a fifth of the error of the percentile bootstrap, which holds 80, 86 and 91 %
-    [(6, 0.92), (12, 0.92), (33, 0.93)],
+    # of 100,000 sets: 92.6, 94.0 and 94.7 %, here less three standard errors; the percentile bootstrap holds 82, 87, 92 %
+    [(6, 0.905), (12, 0.92), (33, 0.93)],
 )
 def test_the_interval_holds_the_mean_of_skewed_scores_nearly_as_often(songs: int, least: float) -> None:
     generator = np.random.default_rng(songs)

@@ -78,7 +78,7 @@ def test_a_segment_sounds_as_preparation_cuts_it(music: TinyMusic) -> None:
 
 @pytest.mark.parametrize(
     ("start_s", "expected"),
-    [(3.0, (1.48, 4.0)), (0.0, (0.0, 4.0)), (0.6, (0.0, 4.0)), (6.8, (4.0, 4.0)), (7.0, (4.0, 4.0))],
+    [(3.0, (1.52, 4.0)), (0.0, (0.0, 4.0)), (0.6, (0.0, 4.0)), (6.8, (4.0, 4.0)), (7.0, (4.0, 4.0))],
 )
 def test_a_segment_lies_in_the_middle_of_its_surroundings(
     music: TinyMusic, start_s: float, expected: tuple[float, float]

@@ -164,3 +164,33 @@ def test_uniform_numbers_of_a_clip_depend_on_its_seed_alone():
 def test_impossible_options_are_refused(wrong, named):
     with pytest.raises(ValueError, match=named):
         SamplingOptions(**wrong)
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-46, 1e-7])
+def test_the_least_top_p_keeps_the_likeliest_token(top_p: float) -> None:
+    logits = torch.randn(5, 7)
+    kept = keep_top_p(logits, top_p)
+    assert torch.equal(kept.argmax(-1), logits.argmax(-1))
+    assert torch.equal((kept > -torch.inf).sum(-1), torch.ones(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance": 1e308},
+        {"guidance": float("inf")},
+        {"guidance": "3"},
+        {"guidance": True},
+        {"temperature": 1e-300},
+        {"temperature": float("nan")},
+        {"temperature": 1e300},
+        {"top_k": 2.0},
+        {"top_k": True},
+        {"top_p": float("nan")},
+        {"top_p": "0.9"},
+    ],
+    ids=str,
+)
+def test_settings_that_no_draw_can_be_made_with_are_refused_by_name(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SamplingOptions(**options)  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """Folders of songs or stems: what is listed, in which order, and what is not used; FMA's metadata."""
 
+from pathlib import Path
+
 import pytest
 from tiny_corpora import touch, write_stems, write_tracks_csv
 
@@ -107,3 +109,46 @@ def test_genres_that_are_not_fmas_are_refused_or_unknown(tmp_path, content):
     else:
         with pytest.raises(RequestError, match=r"genres\.csv"):
             corpus.listing()
+
+
+def test_fields_of_any_length_are_read(tmp_path):
+    """Biographies in FMA's tracks.csv exceed the 131,072 characters that the csv module allows."""
+    import csv
+
+    before = csv.field_size_limit()
+    touch(tmp_path / "songs" / "000002.mp3")
+    write_tracks_csv(tmp_path / "meta", [{"id": "2", "artist.id": "7", "album.comments": "x" * 300_000}])
+    corpus = SongFolder(str(tmp_path / "songs"), metadata=str(tmp_path / "meta"))
+    assert [song.artist for song in corpus.listing().songs] == ["7"]
+    assert csv.field_size_limit() == before
+
+
+def test_nested_genres_are_refused_in_a_line(tmp_path):
+    touch(tmp_path / "songs" / "000002.mp3")
+    write_tracks_csv(tmp_path / "meta", [{"id": "2", "track.genres": "[" * 5000}])
+    with pytest.raises(RequestError, match="not FMA's"):
+        SongFolder(str(tmp_path / "songs"), metadata=str(tmp_path / "meta")).listing()
+
+
+def test_hidden_files_are_counted_and_outputs_of_this_program_are_no_songs(tmp_path):
+    for name in ("a.wav", "._a.wav", ".b.flac", "sub/c.mp3", "sub/._c.mp3"):
+        touch(tmp_path / name)
+    marks = {"take": "take.json", "shards": "work/settings.json", "card": "card.json", "study": "study.json"}
+    for folder, mark in marks.items():
+        touch(tmp_path / "out" / folder / mark)
+        touch(tmp_path / "out" / folder / "sounds" / "x.wav")
+    listing = SongFolder(str(tmp_path)).listing()
+    assert [song.id for song in listing.songs] == ["a.wav", "sub/c.mp3"]
+    assert listing.quarantined == []
+    reasons = {Path(entry.name).name: entry.reason for entry in listing.left_out}
+    assert set(reasons) == {*marks, tmp_path.name}
+    assert all(mark in reasons[folder] for folder, mark in marks.items())
+    assert reasons[tmp_path.name].startswith("3 hidden files")
+
+
+def test_songs_beside_their_own_shards_are_listed_again_the_same(tmp_path):
+    touch(tmp_path / "a.wav")
+    before = SongFolder(str(tmp_path)).listing().songs
+    for name in ("work/settings.json", "examples/00-vocal.wav", "train/shard-00000.safetensors"):
+        touch(tmp_path / name)
+    assert SongFolder(str(tmp_path)).listing().songs == before

@@ -33,10 +33,11 @@ def mask_model(path, mask, batch=None, dim_t=DIM_T):
 
 
 def low_pass_model(folder, **json_values):
+    """A model that writes what is below :data:`SPLIT_BIN`, as vocals unless ``target`` says otherwise."""
     mask = (np.arange(DIM_F) < SPLIT_BIN).astype(np.float32)
     path = mask_model(folder / "model.onnx", mask)
     (folder / "model.json").write_text(
-        json.dumps({"n_fft": N_FFT, "hop": HOP, "dim_f": DIM_F, "dim_t": DIM_T} | json_values)
+        json.dumps({"n_fft": N_FFT, "hop": HOP, "dim_f": DIM_F, "dim_t": DIM_T, "target": "vocals"} | json_values)
     )
     return path
 

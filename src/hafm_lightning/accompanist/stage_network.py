@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from hafm_lightning.accompanist.windows import covering_units
-from hafm_lightning.checkpoint_format import check_weights, checked_metadata, read_checkpoint
+from hafm_lightning.checkpoint_format import check_weights, checked_metadata, read_checkpoint, role_of
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import backend_for
 from hafm_lightning.kernels.base import WeightPrecision
@@ -100,7 +100,7 @@ def networks_from_checkpoints(
 def build_network(role: Role, source: str, metadata: Mapping[str, Any], state: Mapping[str, Any]) -> StageNetwork:
     """A network from its description and weights (float32 tensors by parameter name); RequestError if they differ."""
     wanted = STAGE_OF_ROLE[role]
-    if metadata.get("stage") != wanted:
+    if role_of(metadata) != role:
         raise RequestError(
             f"{source} holds a {metadata.get('stage')!s:.60}, the {role} stage must be a {wanted}; "
             "were two of the files swapped?"

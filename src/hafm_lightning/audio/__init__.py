@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from hafm_lightning.audio.decoding import native
 from hafm_lightning.audio.reading import probe_audio, read_audio
-from hafm_lightning.audio.sound import RESAMPLER, Audio, AudioInfo, Samples, SoundWarning, mono_of, resample
+from hafm_lightning.audio.sound import RESAMPLER, Audio, AudioInfo, Samples, SoundWarning, in_phase, resample
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import atomic_file
 
@@ -35,10 +35,10 @@ __all__ = [
     "Samples",
     "SoundWarning",
     "Subtype",
+    "in_phase",
     "limit_peak",
     "loudness_lufs",
     "mix",
-    "mono_of",
     "probe_audio",
     "read_audio",
     "resample",

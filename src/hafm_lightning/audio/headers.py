@@ -1,8 +1,8 @@
 """What the headers of sound files claim, compared with the bytes that are there.
 
 libsndfile reads a wav, aiff, au, W64 or Ogg file whose end is missing as a shorter file, without an error:
-:func:`missing_bytes` finds those. It takes the length of an MP3 without a Xing or VBRI header from the first frame's bit
-rate, which is wrong for variable rates: :func:`mpeg_frames` counts. Names of codecs serve the messages.
+:func:`missing_bytes` finds those. It takes the length of an MP3 without a Xing or VBRI header from the bit rate of the
+first frame, which is wrong for variable rates: :func:`mpeg_frames` counts. Names of codecs serve the messages.
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ them as sound that can only be read from its beginning on.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ class Sound:
     position: int = 0  # frame at which the next block begins
 
     def read(self, count: int) -> npt.NDArray[np.float32]:
-        """The next ``[n, channels]``, ``n`` at most ``count``; fewer at the end. LibsndfileError where decoding fails."""
+        """The next ``[n, channels]``, ``n`` at most ``count``; fewer at the end. LibsndfileError if it is damaged."""
         block: npt.NDArray[np.float32] = self.file.read(count, dtype="float32", always_2d=True)
         self.position += len(block)
         return block
@@ -103,9 +105,47 @@ def _straight_class() -> Any:
 
 
 def has_no_length(path: Path) -> bool:
-    """True if the file can only be read from its beginning on: its length is not stated, or it has no seeking."""
-    with open_sound(path) as sound:
-        return sound.sequential
+    """True if libsndfile reads the file, but only from its beginning on: no true length is stated, or no seeking."""
+    import soundfile
+
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
+    try:
+        with open_sound(path) as sound:
+            return sound.sequential
+    except (OSError, RequestError, soundfile.LibsndfileError):  # reading the file reports it
+        return False
+
+
+@contextmanager
+def copied_with_length(path: Path) -> Iterator[Path]:
+    """Decode a file of :func:`has_no_length` into a temporary float wav, which the end of the block deletes.
+
+    OSError if the temporary folder is full.
+    """
+    import soundfile
+
+    with tempfile.TemporaryDirectory(prefix="hafm-decoded-") as folder, open_sound(path) as sound:
+        copy = Path(folder) / "decoded.wav"
+        rate_hz, channels = sound.file.samplerate, sound.file.channels
+        with soundfile.SoundFile(native(copy), "w", rate_hz, channels, "FLOAT", format="RF64") as file:
+            while len(block := _next_block(path, sound)):
+                try:
+                    file.write(block)
+                except (AssertionError, soundfile.LibsndfileError) as error:  # soundfile asserts that all was written
+                    text = f"decoding {path.name} filled {Path(folder).parent}; set TMPDIR to a larger disk"
+                    raise OSError(errno.ENOSPC, text) from error
+        yield copy
+
+
+def _next_block(path: Path, sound: Sound) -> npt.NDArray[np.float32]:
+    import soundfile
+
+    try:
+        return sound.read(BLOCK_FRAMES)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.rstrip(".")
+        raise RequestError(f"{path}: truncated or damaged ({reason}); fetch or export the file again") from error
 
 
 def check_length(path: Path, frames: int, rate_hz: int) -> None:
@@ -140,16 +180,26 @@ def _mpeg_without_length(path: Path, file: SoundFile) -> io.RawIOBase | None:
     """The MP3 behind a header with a length, if its own states none or a wrong one, and libsndfile guessed wrong."""
     if file.format != "MP3":
         return None
-    found = mpeg_frames(path)
+    found = _mpeg(path, _identity(path))
     delay = CODEC_DELAY_FRAMES["MP3"]
     if found is None or abs(found[0] - file.frames) <= delay:
         return None
     return _Prefixed(path, found[1])
 
 
+@functools.lru_cache(maxsize=1024)
+def _mpeg(path: Path, identity: tuple[int, ...]) -> tuple[int, MpegHeader] | None:
+    return mpeg_frames(path)
+
+
 def _counted(path: Path) -> int:
+    return _count(path, _identity(path))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Changes when the file changes."""
     status = path.stat()
-    return _count(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=1024)

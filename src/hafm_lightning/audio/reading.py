@@ -30,7 +30,12 @@ from hafm_lightning.audio.sound import (
 )
 from hafm_lightning.errors import RequestError
 
-_KINDS = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
@@ -187,7 +192,10 @@ def _opened(path: Path, start_s: float, duration_s: float | None) -> Iterator[tu
                     "installed; convert it to WAV, FLAC, OGG or MP3, or install ffmpeg"
                 ) from error
             decoded = files.enter_context(ffmpeg_decoded(path, start_s=start_s, duration_s=duration_s))
-            sound, start_s = files.enter_context(open_sound(decoded)), 0.0
+            try:
+                sound, start_s = files.enter_context(open_sound(decoded)), 0.0
+            except RequestError as error:
+                raise RequestError(str(error).replace(str(decoded), str(path))) from error
         if sound.frames <= 0:
             raise RequestError(f"{path}: holds no audio (0 frames); fetch or export the file again")
         yield sound, start_s

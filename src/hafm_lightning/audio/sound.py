@@ -79,8 +79,8 @@ class AudioInfo:
 class Cancellation:
     """Finds channels that cancel each other in their mean, from blocks of a sound.
 
-    A channel that is another one turned upside down (bad cables, some phones, "wide" effects) leaves silence, or little,
-    in the mean. Ordinary stereo keeps half of its power or more; uncorrelated channels keep ``1 / channels``.
+    A channel that is another one turned upside down (bad cables, some phones, "wide" effects) leaves silence, or
+    little, in the mean. Ordinary stereo keeps half of its power or more; uncorrelated channels keep ``1 / channels``.
     """
 
     def __init__(self, channels: int, rate_hz: int) -> None:
@@ -124,10 +124,10 @@ def cancelling(samples: Samples, rate_hz: int) -> int | None:
     return count.channel()
 
 
-def mono_of(samples: Samples, rate_hz: int) -> Samples:
-    """``[C, L]`` -> ``[L]`` as :meth:`Audio.mono`, without its warning."""
+def in_phase(samples: Samples, rate_hz: int) -> Samples:
+    """``[C, L]`` as it is, or its strongest channel ``[1, L]`` if the channels cancel each other in their mean."""
     channel = cancelling(samples, rate_hz)
-    return samples.mean(axis=0, dtype=np.float32) if channel is None else samples[channel]
+    return samples if channel is None else samples[channel : channel + 1]
 
 
 def warn_of_cancellation(name: object, channel: int) -> None:

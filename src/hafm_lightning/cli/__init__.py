@@ -28,6 +28,7 @@ from hafm_lightning.cli.outcomes import (
 )
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
+from hafm_lightning.processes.launchers import drop_left_over
 
 __all__ = ["DONE", "ERROR_LINES", "FAILED", "INTERRUPTED", "TERMINATED", "WRONG_REQUEST", "available", "find", "main"]
 
@@ -87,6 +88,7 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     open_standard_streams()
+    drop_left_over(os.environ)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG_FLAG in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     if debug:

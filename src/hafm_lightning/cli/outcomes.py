@@ -59,14 +59,13 @@ def exit_code(run: Callable[[], int], debug: bool = False) -> int:
         return code
     except SystemExit as stop:  # argparse's own exits; SIGTERM in the middle of Lightning's loops
         if type(stop).__name__ == "SIGTERMException":
-            return TERMINATED
+            return stop.code if isinstance(stop.code, int) and stop.code else TERMINATED
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
     except BaseException as error:  # noqa: BLE001 - the end of every command
         if debug:
             _to_stderr("".join(traceback.format_exception(error)))
         code, lines = outcome(error)
-        if not (code == WRONG_REQUEST and is_follower()):
-            _to_stderr("".join(f"{line}\n" for line in lines))
+        _to_stderr("".join(f"{line}\n" for line in lines))
         return code
     finally:
         _give_up_broken_stdout()
@@ -76,6 +75,9 @@ def outcome(error: BaseException) -> tuple[int, list[str]]:
     """Exit code of an exception, and the lines that explain it."""
     if isinstance(error, RequestError):
         lines = [line.rstrip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+        if rank != "0":  # the first of several processes says the rest, if there is one
+            return WRONG_REQUEST, [readable(f"error (process {rank}): {lines[0]}")]
         return WRONG_REQUEST, [readable(line) for line in [f"error: {lines[0]}", *lines[1:ERROR_LINES]]]
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, ["interrupted"]
@@ -104,15 +106,6 @@ def readable(text: str) -> str:
         text = os.fsencode(text).decode("utf-8", "backslashreplace")
     text = "".join(char if char.isprintable() else " " for char in text.encode(errors="replace").decode())
     return text if len(text) <= LINE_LENGTH else f"{text[: LINE_LENGTH - 4]} ..."
-
-
-def is_follower() -> bool:
-    """Whether this is one of several processes of a launch but not the first, which reports for all.
-
-    LOCAL_RANK alone is no launch: it stays in the environment of shells and containers.
-    """
-    several = os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1")
-    return several and os.environ.get("LOCAL_RANK", "0").strip() not in ("", "0")
 
 
 # --- streams ------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from hafm_lightning.configuration.signatures import (
     takes_more,
 )
 from hafm_lightning.configuration.suggestions import did_you_mean, guess, nearest
-from hafm_lightning.configuration.values import plain_value, value_as
+from hafm_lightning.configuration.values import plain_value, value_as, whole_number
 from hafm_lightning.errors import RequestError
 
 KIND = "kind"
@@ -112,6 +112,7 @@ class KeyCheck:
         self._sections, self._switches, self._numbered = sections, frozenset(switches), numbered
         self._classes: dict[KeyPath, Any] = {}
         self._lengths: dict[KeyPath, int] = {}
+        self.whole_numbers: dict[str, tuple[str, str]] = {}  # option -> its text such as 1e3, and the int that it means
 
     def options(self, options: Iterable[Option]) -> None:
         """Check a command line, and the files that it names, from left to right."""
@@ -239,7 +240,9 @@ class KeyCheck:
             if value is None or "${" in str(value):  # null is the parser's to judge, ${...} is known later
                 return
             try:
-                value_as(value, hint)
+                given = value_as(value, hint)
+                if text is not None and type(given) is int and whole_number(text) is not None:
+                    self.whole_numbers[source.name] = (text, str(given))
             except ValueError as error:
                 if text is None or str not in (hint, *kinds.scalars):
                     raise wrong_value(path, str(error), value, source.place(node.start_mark.line + 1)) from error

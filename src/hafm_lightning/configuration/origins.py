@@ -42,10 +42,17 @@ class Entry(NamedTuple):
     value: yaml.Node
 
 
+def looked_from(path: Path) -> str:
+    """The folder in which a relative path was looked for, for messages; empty for an absolute path."""
+    return "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
+
+
 def read_tree(file: Path) -> yaml.MappingNode:
     """The syntax tree of a configuration file; RequestError if it is missing, broken or empty."""
     if not file.is_file():
-        raise RequestError(f"configuration file {file} does not exist\nthe shipped ones are in experiments/")
+        raise RequestError(
+            f"configuration file {file} does not exist{looked_from(file)}\nthe shipped ones are in experiments/"
+        )
     try:
         text = file.read_text(encoding="utf-8")
         yaml.safe_load(text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import functools
+import re
 import types
 import typing
 from argparse import ArgumentError
@@ -14,6 +16,8 @@ from jsonargparse import ArgumentParser
 
 LONGEST_TYPE = 300
 """Characters of a type in a message; Lightning lists dozens of precisions."""
+SCIENTIFIC = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}")
+"""A number with an exponent, which YAML 1.1 takes for a text where there is no point."""
 LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
@@ -26,11 +30,25 @@ def _parser_of(hint: Any) -> ArgumentParser:
 
 
 def value_as(value: Any, hint: Any) -> Any:
-    """The value as the type of a key, 1 as 1.0 for a float; the message of its ValueError is the type in words."""
+    """The value as the type of a key, 1 as 1.0 for a float, 1e3 as 1000 for an int; the message of its ValueError is
+    the type in words."""
     try:
         return _parser_of(hint).parse_object({"value": value}).value
     except (ArgumentError, TypeError) as error:
+        number = whole_number(value)
+        if number is not None:
+            with contextlib.suppress(ArgumentError, TypeError):
+                found = _parser_of(hint).parse_object({"value": number}).value
+                if type(found) is int:
+                    return found
         raise ValueError(words_of(hint)) from error
+
+
+def whole_number(value: Any) -> int | None:
+    """The int that a float, or a text such as ``1e3``, stands for; None for any other value."""
+    if isinstance(value, str) and SCIENTIFIC.fullmatch(value.strip()):
+        value = float(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else None
 
 
 def plain_value(node: yaml.Node) -> Any:

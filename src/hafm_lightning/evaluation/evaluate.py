@@ -206,7 +206,7 @@ class Evaluation:
         separated = self.separated if name == "separated" else None
         # several processes on one GPU would share its memory
         worker_source = source if band.device.type == "cpu" else None
-        return Band(band, settings.sampling, settings.seed, name, separated, worker_source)
+        return Band(band, settings.sampling, settings.seed, name, separated, worker_source, noise=name != "clean_vocal")
 
     def _model(self, source: ModelSource) -> Accompanist:
         """A model, loaded once."""

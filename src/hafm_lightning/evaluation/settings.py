@@ -13,7 +13,7 @@ from hafm_lightning.songs.separation import SeparationSettings
 
 METRICS = ("fad", "kd", "apa", "beats", "chroma", "key", "onsets", "truth", "speed", "tokens", "probes")
 """Groups of columns (and, for the last two, tables) that can be requested."""
-OPTIONAL_SYSTEMS = ("other_vocal", "separated")
+OPTIONAL_SYSTEMS = ("clean_vocal", "other_vocal", "separated")
 """Systems that a card shows only where they are named."""
 
 

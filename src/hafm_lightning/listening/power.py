@@ -30,6 +30,8 @@ from hafm_lightning.errors import RequestError
 
 MOST_TRIALS = 20_000
 """Questions that need more are refused."""
+LEAST_ALPHA = 1e-9
+"""Below this, normal quantiles lose their digits."""
 MOST_LISTENERS = 1 << 20
 _EXTRA = 1.25
 """Trials are tried up to this multiple of the approximation: the teeth of the saw are smaller than what is gained."""
@@ -58,8 +60,10 @@ class Question:
     def __post_init__(self) -> None:
         if not 0.5 < self.share < 1:
             raise RequestError(f"the share must lie above 0.5 and below 1, got {self.share:g}")
-        if not 0 < self.alpha < 1 or not self.alpha < self.power < 1:
-            raise RequestError(f"need 0 < alpha < power < 1, got alpha {self.alpha:g} and power {self.power:g}")
+        if not LEAST_ALPHA <= self.alpha < 1 or not self.alpha < self.power < 1:
+            raise RequestError(
+                f"need {LEAST_ALPHA:g} <= alpha < power < 1, got alpha {self.alpha:g} and power {self.power:g}"
+            )
         if not 0 <= self.ties < 1:
             raise RequestError(f"the share of ties must be at least 0 and below 1, got {self.ties:g}")
 

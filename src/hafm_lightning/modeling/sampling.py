@@ -80,7 +80,8 @@ def keep_top_p(logits: Tensor, top_p: float | None) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    ordered = ordered.masked_fill(before >= top_p, -math.inf)
+    # the likeliest token stays, also where top_p is 0 in float32
+    ordered = ordered.masked_fill((before >= top_p) & (before > 0), -math.inf)
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 

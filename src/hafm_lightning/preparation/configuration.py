@@ -11,7 +11,7 @@ from hafm_lightning.configuration.settings import as_plain, read_settings
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.engine import EngineSettings
 from hafm_lightning.preparation.plan import SplitSettings
-from hafm_lightning.preparation.quality.filters import FilterSettings
+from hafm_lightning.preparation.quality.filters import RULES_VERSION, FilterSettings
 from hafm_lightning.preparation.quality.fingerprint import DuplicateSettings
 from hafm_lightning.preparation.shard_work import SoundSettings
 from hafm_lightning.preparation.tokenizer_training import TokenizerSettings
@@ -96,7 +96,9 @@ class PreparationConfig:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the content of shards, as JSON values."""
-        return {item.name: as_plain(getattr(self, item.name)) for item in fields(self) if item.name not in _NEUTRAL}
+        values = {item.name: as_plain(getattr(self, item.name)) for item in fields(self) if item.name not in _NEUTRAL}
+        values["filters"]["rules"] = RULES_VERSION
+        return values
 
     def resolved_device(self) -> str:
         """``cpu`` or ``cuda``, for the models of this process; RequestError if there is no GPU to use."""

@@ -11,6 +11,7 @@ run ends with the same bytes as an uninterrupted one. A wrong request is refused
 from __future__ import annotations
 
 import errno
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import remove_unfinished
+from hafm_lightning.preparation.cap import capped
 from hafm_lightning.preparation.configuration import PreparationConfig, read_config
 from hafm_lightning.preparation.engine import make_engine
 from hafm_lightning.preparation.plan import Plan, make_plan
+from hafm_lightning.preparation.report.cautions import add_separation
 from hafm_lightning.preparation.report.report import PreparationReport, write_report
 from hafm_lightning.preparation.run_state import RootState
 from hafm_lightning.preparation.shard_work import ShardWork, TokenizerLoader, cached_separator, cached_tokenizers
@@ -110,7 +113,10 @@ class _Run:
                     f"{unseparated.mixture} is a mixture and no separation model is set\n"
                     "give an MDX-Net model as separation.model, or use a corpus of stems"
                 )
-            cached_separator(config.separation)
+            separator = cached_separator(config.separation)
+            runtime = separator.runtime
+            why = f" ({runtime.note})" if runtime.note else ""
+            print(f"separation: {separator.identity['kind']} on {runtime.provider}{why}", file=sys.stderr)
         unknown = sorted(set(config.split.validation_songs) - {song.id for song in listing.songs})
         if unknown:
             raise RequestError(f"split.validation_songs names {unknown[0]!r}, which is in no corpus\ncorrect the name")
@@ -173,6 +179,8 @@ class _Run:
             for index, result in pool.map(work, left):
                 unit = left[index]
                 records[unit] = record = self.state.write_unit(unit, result, self.config.clips.duration_s)
+                if result.separation:
+                    add_separation(self.state.work, result.separation)
                 songs += record["songs"]
                 clips += record["shard"]["clips"] if record["shard"] else 0
                 bar.advance(unit.duration_s / 3600, f"{songs} songs, {clips} clips")
@@ -187,6 +195,8 @@ class _Run:
         absent = {STYLE.name: not styles, VOCAL_ACOUSTIC.name: not self.config.vocal_acoustic}
         manifests = {}
         for split in (split for split in SPLITS if plan.songs(split)):
+            made = [ShardInfo(**record["shard"]) for record in records if record["split"] == split and record["shard"]]
+            cap, folder = self.config.split.cap(split), self.state.root / split
             manifests[split] = Manifest(
                 split=split,
                 duration_s=self.config.clips.duration_s,
@@ -195,7 +205,7 @@ class _Run:
                 resampler=RESAMPLER,
                 preparation=settings,
                 styles=styles,
-                shards=[ShardInfo(**r["shard"]) for r in records if r["split"] == split and r["shard"]],
+                shards=capped(made, folder, cap, self.config.split.seed, self.config.clips.duration_s),
             )
-            manifests[split].save(self.state.root / split)
+            manifests[split].save(folder)
         return manifests

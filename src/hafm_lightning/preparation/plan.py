@@ -34,16 +34,28 @@ class SplitSettings:
         by_artist: Keep all songs of an artist in one split, if the artist is known.
         seed: Another seed draws other songs.
         validation_songs: Song ids that become validation; if any are given, no other song is drawn.
+        train_clips: Most clips of ``train``, chosen by ``seed`` after the quality filter; null keeps all.
+        validation_clips: Most clips of ``validation``.
     """
 
     validation_share: float = 0.1
     by_artist: bool = True
     seed: int = 0
     validation_songs: tuple[str, ...] = ()
+    train_clips: int | None = None
+    validation_clips: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}, must lie in [0, 1)")
+        for name in ("train_clips", "validation_clips"):
+            cap = getattr(self, name)
+            if cap is not None and cap < 1:
+                raise ValueError(f"{name} is {cap}, must be 1 or more (null keeps all)")
+
+    def cap(self, split: str) -> int | None:
+        """Most clips of a split; None for all."""
+        return {"train": self.train_clips, "validation": self.validation_clips}.get(split)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class RootState:
             return
         key = changed[0]
         if any((self.work / "records").glob("*.json")):
+            if "filters.rules" in changed:
+                raise RequestError(
+                    f"{self.root} holds shards that an earlier version of the quality filter chose\n"
+                    "they can be used, but not continued: choose another root, or remove that folder"
+                )
             raise RequestError(
                 f"{self.root} holds shards made with {key} = {before.get(key)!r}, now it is {now.get(key)!r}\n"
                 "set it back to continue, or choose another root"

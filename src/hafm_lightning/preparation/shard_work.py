@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from hafm_lightning.preparation.plan import UNKNOWN_STYLE, Unit
 from hafm_lightning.preparation.quality.filters import FilterSettings, broken_rules, measure
 from hafm_lightning.shards import Ids, clip_id
 from hafm_lightning.songs.clips import MARGIN_S, ClipSettings, ClipSound, clip_sound, clip_starts, with_noise
-from hafm_lightning.songs.separation import SeparationSettings, Separator, load_separator
+from hafm_lightning.songs.separation import Runtime, SeparationSettings, Separator, load_separator
 from hafm_lightning.songs.song import Quarantined, Song, reason_of
 from hafm_lightning.songs.stems import Window, cut_windows, probe_song, read_blocks, read_window, readable, stem_rate_hz
 from hafm_lightning.tokenizers import Tokenizers
@@ -69,6 +70,7 @@ class UnitResult:
     quarantined: list[Quarantined] = field(default_factory=list)  # songs that could not be read
     songs: int = 0  # songs that were read
     duration_s: float = 0.0  # length of the songs that were read, in seconds
+    separation: dict[str, Any] = field(default_factory=dict)  # `provider`, `audio_s`, `busy_s`; empty without any
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,16 @@ class ShardWork:
             tokenizers = cached_tokenizers(self.load, self.tokenizers, self.device)
             for song in unit.songs:
                 separator = separator_for(song, self.sound.separation)  # its errors concern every song
+                before = replace(separator.runtime) if separator is not None else None
                 try:
                     with readable(song) as files:
                         duration_s, entries, song_rows = self._song(files, unit.split, tokenizers, separator)
                 except (OSError, ValueError) as error:
                     result.quarantined.append(Quarantined(song.id, reason_of(error)))
                     continue
+                finally:
+                    if separator is not None and before is not None:
+                        result.separation = _with_time(result.separation, separator.runtime, before)
                 result.songs += 1
                 result.duration_s += duration_s
                 result.entries += entries
@@ -148,6 +154,12 @@ class ShardWork:
         if self.styles is not None:
             rows[STYLE.name] = np.full(len(clips), self.styles[song.genre or UNKNOWN_STYLE], np.uint16)
         return rows
+
+
+def _with_time(total: dict[str, Any], now: Runtime, before: Runtime) -> dict[str, Any]:
+    audio_s = total.get("audio_s", 0.0) + now.audio_s - before.audio_s
+    busy_s = total.get("busy_s", 0.0) + now.busy_s - before.busy_s
+    return {"provider": now.provider, "audio_s": audio_s, "busy_s": busy_s}
 
 
 def _ids(tokenizer: Tokenizer, waves: list[Samples]) -> Ids:

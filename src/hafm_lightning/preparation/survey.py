@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hafm_lightning.audio import probe_audio
+from hafm_lightning.audio import in_phase, probe_audio
 from hafm_lightning.preparation.quality.fingerprint import fingerprint, sketch_to_text
 from hafm_lightning.songs.song import Song, reason_of
 from hafm_lightning.songs.stems import block_grid, probe_song, read_stretch, readable
@@ -42,7 +42,7 @@ class SurveyWork:
             with readable(song, with_mixture=self.fingerprints) as files:
                 info = probe_song(files)
                 sketch = sketch_to_text(_sketch(files)) if self.fingerprints else ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:  # of decoders too
             return SongFacts(song.id, problem=reason_of(error))
         return SongFacts(song.id, info.duration_s, sketch)
 
@@ -58,7 +58,8 @@ def _sketch(song: Song) -> npt.NDArray[np.uint32]:
             start, stop = round(start_s * rate_hz), min(round(stop_s * rate_hz), frames)
             total = np.zeros(stop - start, np.float32)
             for path in paths:
-                total += read_stretch(path, rate_hz, start, stop).mean(axis=0, dtype=np.float32)
+                samples = in_phase(read_stretch(path, rate_hz, start, stop), rate_hz)
+                total += samples.mean(axis=0, dtype=np.float32)
             yield total
 
     return fingerprint(stretches(), rate_hz)

@@ -37,7 +37,10 @@ def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = Non
         return _of_split(ShardReader(RemoteSource(str(root), split, cache_dir)), split, str(root))
     folder = expanded(root)
     if not folder.is_dir():
-        raise RequestError(f"data folder {folder} does not exist; give the folder that `prepare` wrote as `root`")
+        raise RequestError(
+            f"data folder {folder} does not exist{'' if folder.is_absolute() else f' (looked for in {Path.cwd()})'}; "
+            "give the folder that `prepare` wrote as `root`"
+        )
     if not (folder / split / MANIFEST_NAME).is_file():
         present = [name for name in SPLITS if (folder / name / MANIFEST_NAME).is_file()]
         raise RequestError(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 import csv
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +56,9 @@ class SongFolder:
         root = existing_folder(self.path)
         quarantined: list[Quarantined] = []
         tracks = _read_tracks(Path(self.metadata).expanduser()) if self.metadata else {}
-        songs, left_out = [], []
-        for path, size in walk_audio(root, quarantined):
+        songs = []
+        left_out: list[Quarantined] = []
+        for path, size in walk_audio(root, quarantined, left_out):
             relative = path.relative_to(root)
             if not tracks:
                 songs.append(Song(printable(str(relative)), self.split, mixture=str(path), bytes=size))
@@ -112,15 +115,16 @@ class StemFolder:
         """Every folder with audio files is a song."""
         root = existing_folder(self.path)
         quarantined: list[Quarantined] = []
+        left_out: list[Quarantined] = []
         songs = []
-        for folder, files in audio_by_folder(root, quarantined).items():
+        for folder, files in audio_by_folder(root, quarantined, left_out).items():
             name = printable(str(folder.relative_to(root))) if folder != root else printable(root.name)
             entry = self._song(name, files)
             if isinstance(entry, Quarantined):
                 quarantined.append(entry)
             else:
                 songs.append(entry)
-        return Listing(songs, quarantined, [])
+        return Listing(songs, quarantined, left_out)
 
     def _song(self, name: str, files: list[tuple[Path, int]]) -> Song | Quarantined:
         stems = {path.stem: (str(path), size) for path, size in files}
@@ -145,6 +149,7 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split is {split!r}, choose one of {', '.join(SPLITS)}")
 
 
+_LONGEST_FIELD = 2**31 - 1  # of a C long on every system
 _FMA_SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 
 
@@ -159,6 +164,16 @@ class _Track:
     split: str  # `train`, `validation` or `test`, with an artist in one split only; empty if unknown
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let the csv module read fields of any length: biographies exceed its 131,072 characters."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _read_tracks(folder: Path) -> dict[int, _Track]:
     """Track number -> metadata; RequestError if the files are missing or not FMA's (``genres.csv`` may be missing)."""
     path, genres_path = folder / "tracks.csv", folder / "genres.csv"
@@ -166,11 +181,11 @@ def _read_tracks(folder: Path) -> dict[int, _Track]:
     tracks = {}
     try:
         if genres_path.is_file():
-            with genres_path.open(newline="", encoding="utf-8") as file:
+            with genres_path.open(newline="", encoding="utf-8") as file, _long_fields():
                 listed = list(csv.DictReader(file))
             titles = {int(row["genre_id"]): row["title"] for row in listed}
             genres = {int(row["genre_id"]): titles[int(row["top_level"])] for row in listed}
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file, _long_fields():
             rows = csv.reader(file)
             groups, names = next(rows), next(rows)
             next(rows)
@@ -181,7 +196,7 @@ def _read_tracks(folder: Path) -> dict[int, _Track]:
         raise RequestError(f"{path} does not exist; give FMA's fma_metadata folder as `metadata`") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{folder}: tracks.csv or genres.csv cannot be read: {error}") from error
-    except (ValueError, KeyError, IndexError, StopIteration, SyntaxError, TypeError, csv.Error) as error:
+    except (ValueError, LookupError, StopIteration, SyntaxError, TypeError, RecursionError, csv.Error) as error:
         message = f"{folder}: tracks.csv or genres.csv is not FMA's ({error!r}); fetch fma_metadata.zip again"
         raise RequestError(message) from error
     if not tracks:

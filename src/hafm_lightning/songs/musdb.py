@@ -37,9 +37,10 @@ class MusdbHQ:
         """Songs of ``train`` and ``test``; the test songs feed the test shards."""
         root = existing_folder(self.path)
         quarantined: list[Quarantined] = []
+        left_out: list[Quarantined] = []
         songs = []
         for split, expected in MUSDB_SONGS.items():
-            by_folder = audio_by_folder(root / split, quarantined)
+            by_folder = audio_by_folder(root / split, quarantined, left_out)
             folders = [(path, files) for path, files in by_folder.items() if path.parent == root / split]
             if len(folders) != expected and not self.allow_partial:
                 raise RequestError(
@@ -61,7 +62,7 @@ class MusdbHQ:
                 songs.append(Song(name, split, mixture, vocals, tuple(parts), size, artist))
         if not songs:
             raise RequestError(f"{root} holds no songs in train/ or test/; give the folder of MUSDB18-HQ as `path`")
-        return Listing(songs, quarantined, [])
+        return Listing(songs, quarantined, left_out)
 
 
 @dataclass(frozen=True)

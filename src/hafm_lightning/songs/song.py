@@ -22,6 +22,9 @@ from hafm_lightning.files import printable
 _FORMATS = "wav flac ogg oga opus mp3 aif aiff aifc au caf w64 rf64 m4a mp4 aac wma webm mka ape wv"
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
 """Files with these endings are songs or stems; others (pictures, texts) are ignored."""
+_EXAMPLES = "examples"
+_OWN_MARKS = ("take.json", "work/settings.json", "card.json", "study.json")
+"""Files of a take, a preparation, an evaluation card and a listening study."""
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # not caused by the song
 
 
@@ -71,31 +74,51 @@ def existing_folder(path: str) -> Path:
     return folder
 
 
-def audio_by_folder(root: Path, quarantined: list[Quarantined]) -> dict[Path, list[tuple[Path, int]]]:
+def audio_by_folder(
+    root: Path, quarantined: list[Quarantined], left_out: list[Quarantined]
+) -> dict[Path, list[tuple[Path, int]]]:
     """Folder -> its audio files with their sizes, in the order of :func:`walk_audio`; empty without ``root``."""
     folders: dict[Path, list[tuple[Path, int]]] = {}
-    for path, size in walk_audio(root, quarantined) if root.is_dir() else ():
+    for path, size in walk_audio(root, quarantined, left_out) if root.is_dir() else ():
         folders.setdefault(path.parent, []).append((path, size))
     return folders
 
 
-def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Path, int]]:
-    """Audio files below ``root`` with their sizes, sorted by name; unreadable ones go to ``quarantined``."""
+def walk_audio(
+    root: Path, quarantined: list[Quarantined], left_out: list[Quarantined] | None = None
+) -> Iterator[tuple[Path, int]]:
+    """Audio files below ``root`` with their sizes, sorted by name.
+
+    Unreadable ones go to ``quarantined``. To ``left_out`` go folders that this program wrote (takes, preparations,
+    cards), and one entry with the number of hidden files, such as the ``._*.wav`` of macOS.
+    """
 
     def put_aside(error: OSError) -> None:
         quarantined.append(Quarantined(printable(error.filename), f"folder cannot be opened: {error.strerror}"))
 
+    left_out = [] if left_out is None else left_out
     seen: set[tuple[int, int]] = set()
+    hidden: list[str] = []
     for folder, folders, names in os.walk(root, onerror=put_aside, followlinks=True):
         real = Path(folder).stat()
         if (real.st_dev, real.st_ino) in seen:
             folders.clear()
             continue
         seen.add((real.st_dev, real.st_ino))
+        mark = own_output(Path(folder))
+        if mark and Path(folder) != root:
+            left_out.append(Quarantined(printable(folder), f"an output folder of this program (it holds {mark})"))
+            folders.clear()
+            continue
+        if mark:  # prepared into the folder of the songs: its sound examples are no songs
+            folders[:] = [name for name in folders if name != _EXAMPLES]
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=os.fsencode)
         for name in sorted(names, key=os.fsencode):
             path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in AUDIO_SUFFIXES:
+            if path.suffix.lower() not in AUDIO_SUFFIXES:
+                continue
+            if name.startswith("."):
+                hidden.append(name)
                 continue
             try:
                 status = path.stat()
@@ -104,9 +127,18 @@ def walk_audio(root: Path, quarantined: list[Quarantined]) -> Iterator[tuple[Pat
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield path, status.st_size
+    if hidden:
+        left_out.append(
+            Quarantined(printable(str(root)), f"{len(hidden)} hidden files (the first: {printable(hidden[0])})")
+        )
 
 
-def reason_of(error: OSError | ValueError) -> str:
+def own_output(folder: Path) -> str:
+    """The file by which a folder is known as an output of this program; empty for other folders."""
+    return next((mark for mark in _OWN_MARKS if (folder / mark).is_file()), "")
+
+
+def reason_of(error: Exception) -> str:
     """The reason to quarantine a song, in one line; raises errors of this machine (disk, memory, open files) again."""
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
         raise error

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hafm_lightning.audio import AudioInfo, Samples, probe_audio, read_audio, resample
+from hafm_lightning.audio import AudioInfo, Samples, in_phase, probe_audio, read_audio, resample
 from hafm_lightning.audio.decoding import ffmpeg_decoded, left_to_ffmpeg
+from hafm_lightning.audio.lengths import copied_with_length, has_no_length
 from hafm_lightning.errors import RequestError
 from hafm_lightning.songs.separation.base import Separator
 from hafm_lightning.songs.song import Song
@@ -33,6 +34,7 @@ class Block:
     start: int  # first sample
     vocal: Samples  # float32 `[C, n]`
     instrumental: Samples  # float32 `[C, n]`
+    separated: bool = False  # their sum is the mixture's file
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,24 @@ class Window:
     rate_hz: int
     vocal: Samples  # float32 `[C, before + length + after]`
     instrumental: Samples  # the same shape
+    separated: bool = False  # their sum is the mixture's file
+    cancelled: bool = False  # the channels of one of them cancel each other: every channel is the strongest one
+
+    @classmethod
+    def of(
+        cls, start_s: float, before: int, length: int, rate_hz: int, stems: tuple[Samples, Samples], separated: bool
+    ) -> Window:
+        """A window of ``stems`` (vocal, instrumental), whose channels do not cancel each other in their mean.
+
+        Filters measure all channels, tokenizers the mean: both must be given the same sound.
+        """
+        kept = [in_phase(stem, rate_hz) for stem in stems]
+        cancelled = any(len(new) < len(stem) for stem, new in zip(stems, kept, strict=True))
+        vocal, instrumental = (
+            new if len(new) == len(stem) else np.repeat(new, len(stem), axis=0)
+            for stem, new in zip(stems, kept, strict=True)
+        )
+        return cls(start_s, before, length, rate_hz, vocal, instrumental, separated, cancelled)
 
     def inner(self, samples: Samples) -> Samples:
         """The window itself, without its context."""
@@ -59,7 +79,9 @@ def song_files(song: Song) -> list[Path]:
 
 @contextmanager
 def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
-    """The song with files that libsndfile reads: ffmpeg decodes the others once, since every block would cost as much.
+    """The song with files that libsndfile reads anywhere: others are decoded once, as every block would cost as much.
+
+    Others are files for ffmpeg, and files that state no true length or have no seeking.
 
     The decoded files exist until the block ends; RequestErrors inside it name the song's own files. ``with_mixture``:
     also decode the mixture of a song with stems. OSError if the temporary folder is full.
@@ -70,6 +92,8 @@ def readable(song: Song, *, with_mixture: bool = False) -> Iterator[Song]:
         for path in dict.fromkeys(paths):
             if left_to_ffmpeg(path):
                 decoded[str(path)] = str(files.enter_context(ffmpeg_decoded(path)))
+            elif has_no_length(path):
+                decoded[str(path)] = str(files.enter_context(copied_with_length(path)))
         try:
             yield replace(
                 song,
@@ -137,7 +161,7 @@ def _separate(path: Path, info: AudioInfo, separator: Separator, start_s: float,
     stems = separator.separate(mixture, round(from_s * rate))
     first, length = round((start_s - from_s) * rate), round(stop_s * rate) - round(start_s * rate)
     vocal, instrumental = (_fixed(part[:, first:], length) for part in (stems.vocals, stems.instrumental))
-    return Block(round(start_s * rate), vocal, instrumental)
+    return Block(round(start_s * rate), vocal, instrumental, separated=True)
 
 
 def stem_rate_hz(song: Song, info: AudioInfo, separator: Separator | None) -> int:
@@ -159,7 +183,8 @@ def read_window(song: Song, separator: Separator | None, start_s: float, duratio
     if block.vocal.shape[1] < before + length - 1:
         raise RequestError(f"{song.id}: {info.duration_s:.3f} s long, no window of {duration_s} s at {start_s} s")
     size = max(block.vocal.shape[1], before + length)
-    return Window(start_s, before, length, rate_hz, _fixed(block.vocal, size), _fixed(block.instrumental, size))
+    stems = _fixed(block.vocal, size), _fixed(block.instrumental, size)
+    return Window.of(start_s, before, length, rate_hz, stems, block.separated)
 
 
 def block_grid(duration_s: float) -> Iterator[tuple[float, float]]:
@@ -214,6 +239,7 @@ def cut_windows(
     """
     vocal = instrumental = np.zeros((1, 0), np.float32)
     begin = 0  # first sample of the buffer
+    separated = False
     length, margin = round(duration_s * rate_hz), round(margin_s * rate_hz)
     for start_s in starts:
         start = round(start_s * rate_hz)
@@ -222,6 +248,7 @@ def cut_windows(
             block = next(blocks, None)
             if block is None:
                 break
+            separated = block.separated
             if vocal.shape[1] == 0:
                 begin, vocal, instrumental = block.start, block.vocal, block.instrumental
             else:
@@ -234,5 +261,5 @@ def cut_windows(
             raise ValueError(f"window at {start_s} s is outside the buffered sound")
         cut = slice(low - begin, start + length + margin - begin)
         size = max(vocal[:, cut].shape[1], start - low + length)
-        parts = (_fixed(part[:, cut], size) for part in (vocal, instrumental))
-        yield Window(start_s, start - low, length, rate_hz, *parts)
+        parts = _fixed(vocal[:, cut], size), _fixed(instrumental[:, cut], size)
+        yield Window.of(start_s, start - low, length, rate_hz, parts, separated)

@@ -61,3 +61,10 @@ class CountsFlops(Protocol):
 
     def flops_per_step(self, batch: Any) -> float:
         """FLOPs that training on ``batch`` needs on one process."""
+
+
+@runtime_checkable
+class KeepsSeed(Protocol):
+    """A callback that continues with the seed of the checkpoint, or with that of the configuration."""
+
+    keeps_seed: bool

@@ -31,6 +31,38 @@ def test_a_training_configuration_is_complete(path):
     assert any(f"--config experiments/{name_of(path)}" in line for line in head), "its head names the command"
 
 
+@pytest.mark.parametrize("stage", ["semantic", "coarse", "fine"])
+def test_the_papers_stages_are_the_paper_to_the_letter(stage):
+    """They had the `time` bias."""
+    model = read_config("fit", ["--config", str(EXPERIMENTS / f"{stage}.yaml")]).model.init_args
+    assert (model.pattern, model.conditioning, model.relative_position) == ("flattened", "prefix", "index")
+    assert (model.prefix_mask, model.conditions, model.guidance_dropout) == ("causal", None, 0.1)
+    assert vars(model.backbone) == {
+        "layers": 12, "width": 512, "heads": 8, "feedforward": 2048, "dropout": 0.0, "checkpoint_layers": False
+    }  # fmt: skip
+    optimizer = model.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-4, 0.01)
+    assert (optimizer.warmup_steps, optimizer.schedule) == (0, "constant")
+    with_time = read_config("fit", ["--config", str(EXPERIMENTS / "variants" / f"{stage}_time.yaml")]).model.init_args
+    assert with_time.relative_position == "time"
+    assert {**vars(with_time), "relative_position": "index"} == vars(model)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_full_size_stages_are_measured_with_the_literatures_embedding(path):
+    (music,) = [
+        callback["init_args"]
+        for callback in yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+        if callback["class_path"].endswith("MusicEvaluation")
+    ]
+    if "quickstart" in name_of(path):
+        assert music["optional"] is True, "on data of one's own there is no toy band"
+    else:
+        assert music["embeddings"] == [{"name": "vggish"}]
+        assert music["root"] == "${oc.env:MUSDB18_HQ,null}"
+        assert (music["clips"], music["duration_s"]) == (33, 3.0)
+
+
 def documented_options() -> list[str]:
     """The table of docs/reproduction.md, "Options of a run"."""
     text = (EXPERIMENTS.parent / "docs" / "reproduction.md").read_text()

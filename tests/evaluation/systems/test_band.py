@@ -32,10 +32,15 @@ class FakeBand:
         self.tokenizers = SimpleNamespace(identities=dict)
         self.precision = "fp32"
         self.window = 25  # grid units: 1 s, as long as the clips
+        self.trained_noise_sigma = 0.01
+        self.noises: list[float | str] = []
         self.calls: list[int] = []
 
-    def accompany_batch(self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions) -> list[Any]:
+    def accompany_batch(
+        self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions, vocal_noise: float | str
+    ) -> list[Any]:
         self.calls.append(len(vocals))
+        self.noises.append(vocal_noise)
         takes = []
         for vocal in vocals:
             samples = np.sin(np.arange(24000, dtype=np.float32) * 0.1)
@@ -70,7 +75,7 @@ def test_the_model_hears_a_short_clip_in_the_song_around_it(clips: list[MusicCli
         """Plays the vocal that it hears."""
 
         def accompany_batch(
-            self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions
+            self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions, vocal_noise: float | str
         ) -> list[Any]:
             self.heard = [vocal.duration_s for vocal in vocals]
             return [SimpleNamespace(instrumental=vocal.mono(), sample_rate_hz=vocal.rate_hz) for vocal in vocals]
@@ -83,6 +88,21 @@ def test_the_model_hears_a_short_clip_in_the_song_around_it(clips: list[MusicCli
         # at the clip's place: resampling with other surroundings is the only difference
         assert np.abs(outcome.samples - clip.vocal)[100:-100].max() < 1e-3 * np.abs(clip.vocal).max()
     assert band.heard == pytest.approx([4.0] * len(clips))
+
+
+def test_the_card_measures_the_noise_of_training_both_ways(clips: list[MusicClip]) -> None:
+    """Stages train on noisy vocals; the card measured only clean ones."""
+    band: Any = FakeBand(set(), "")
+    noisy = Band(band, SamplingOptions(), 0, "three_stages")
+    clean = Band(band, SamplingOptions(), 0, "clean_vocal", noise=False)
+    noisy.play(clips[:1])
+    clean.play(clips[:1])
+    assert band.noises == ["auto", 0.0]
+    assert noisy.facts["noise on the vocal"] == 0.01
+    assert clean.facts["noise on the vocal"] == 0.0
+    before = noisy.identity
+    band.trained_noise_sigma = 0.02
+    assert Band(band, SamplingOptions(), 0, "three_stages").identity != before
 
 
 def test_takes_for_other_separated_vocals_are_made_anew(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from hafm_lightning.listening.report.statistics import (
     Outcomes,
     bradley_terry,
+    fewest,
     interval_of,
     krippendorff_alpha,
     resampled,
@@ -106,6 +107,28 @@ def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
     low, high = interval_of(means)
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.01)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+@pytest.mark.parametrize("songs", [6, 12])
+def test_the_interval_of_few_songs_holds_as_often_as_it_says(songs: int) -> None:
+    """Plain percentiles held the mean of 6 songs in 86 % of cases."""
+    generator = np.random.default_rng(songs)
+    held = {None: 0, songs: 0}
+    trials = 800
+    for _ in range(trials):
+        values = generator.normal(size=songs)
+        means = values[generator.integers(songs, size=(1000, songs))].mean(axis=1)
+        for drawn in held:
+            low, high = interval_of(means, drawn)
+            held[drawn] += low <= 0 <= high
+    assert held[songs] / trials == pytest.approx(0.95, abs=0.03)
+    assert held[None] < held[songs]
+
+
+def test_the_smaller_of_songs_and_listeners_counts() -> None:
+    assert fewest([["a", "b", "c"], ["one", "two", "two"]]) == 2
+    assert fewest([["a", "b", "c"], ["one"] * 3]) == 3
+    assert fewest([["a"], ["one"]]) is None
 
 
 def test_wins_count_weights_and_half_ties() -> None:

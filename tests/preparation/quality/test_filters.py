@@ -117,3 +117,65 @@ def test_correlation_equals_numpy(tmp_path):
     a, b = generator.normal(0, 1, (2, 5000)).astype(np.float32)
     assert correlation(a, b + 0.5 * a) == pytest.approx(abs(np.corrcoef(a, b + 0.5 * a)[0, 1]), abs=1e-6)
     assert correlation(a, np.ones_like(a)) == 0.0
+
+
+def tone(amplitude, hz=220.0, seconds=10.0, rate_hz=16_000):
+    return (amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+def test_stems_whose_float_sum_exceeds_full_scale_are_not_clipped():
+    """Multitracks are summed in floats; only the stems are tokenized."""
+    loud = measured(tone(0.9), tone(0.9))
+    assert loud.clipping == 0
+    assert "clipping" not in broken_rules(loud, FilterSettings())
+    window = replace(window_of(tone(0.9), tone(0.9)), separated=True)  # here the sum is a file, which was clipped
+    assert measure(window, clip_sound(window, 16_000, 24_000, False), FilterSettings()).clipping > 0.1
+
+
+@pytest.mark.parametrize(("below_db", "counts"), [(6, True), (15, True), (26, False), (35, False)])
+def test_what_a_separator_leaves_under_loud_music_is_no_singing(below_db, counts):
+    generator = np.random.default_rng(0)
+    band = (0.25 * generator.standard_normal(160_000)).astype(np.float32)  # -12 dBFS
+    residue = (band.std() * 10 ** (-below_db / 20) * generator.standard_normal(160_000)).astype(np.float32)
+    result = measured(residue, band)
+    assert result.vocal_activity == pytest.approx(float(counts), abs=0.02)
+    assert result.vocal_bleed == pytest.approx(0.0 if counts or below_db > 33 else 1.0, abs=0.02)
+    window = window_of(residue, band)
+    absolute = replace(FilterSettings(), gate_below_mixture_db=None)
+    before = measure(window, clip_sound(window, 16_000, 24_000, False), absolute)
+    assert before.vocal_activity == pytest.approx(float(below_db < 33), abs=0.02)
+
+
+def test_soft_singing_between_loud_choruses_is_singing():
+    vocal, band = tone(0.02), tone(0.01, 90.0)
+    vocal[80_000:] *= 20
+    band[80_000:] *= 40
+    assert measured(vocal, band).vocal_activity > 0.85  # all but the second beside the chorus
+    assert measured(vocal * 0, band).vocal_activity == 0
+
+
+def test_residue_of_the_voice_is_no_accompaniment():
+    voice = tone(0.4)
+    assert measured(voice, 0.02 * voice).instrumental_activity == 0
+    assert measured(voice, tone(0.1, 90.0)).instrumental_activity == 1
+
+
+def test_the_low_end_tells_a_swapped_pair():
+    vocal, band = vocal_and_band(10.0, seed=3)
+    band = band + tone(0.1, 55.0)
+    assert measured(vocal, band).low_end_db < -20
+    assert measured(band, vocal).low_end_db > 20
+    silence = np.zeros_like(vocal)
+    assert measured(silence, silence).low_end_db == 0
+
+
+def test_a_stem_whose_channels_cancel_is_measured_as_it_is_tokenized():
+    vocal, band = vocal_and_band(10.0, seed=3)
+    stems = np.stack([vocal, -vocal]), np.stack([band, band])
+    window = Window.of(0.0, 0, len(vocal), 16_000, stems, False)
+    sound = clip_sound(window, 16_000, 24_000, False)
+    assert np.array_equal(sound.vocal, vocal)
+    result, expected = measure(window, sound, FilterSettings()), measured(vocal, band)
+    assert result.cancelled == 1
+    assert replace(result, cancelled=0.0) == expected
+    assert not Window.of(0.0, 0, len(vocal), 16_000, (np.stack([vocal, vocal]), stems[1]), False).cancelled

@@ -22,6 +22,9 @@ REPORT: dict[str, Any] = {
     "rules": {"leakage": {"any": 29, "first": 26}, "clipping": {"any": 7, "first": 1}},
     "quarantined": [{"name": "broken <song>", "reason": "not audio"}],
     "left_out": [],
+    "shares": {"singing": 0.613, "bleed": 0.084},
+    "separation": "separation: CUDAExecutionProvider, 61.5 s of audio a second in each worker",
+    "warnings": ["vocals and <accompaniment> may be swapped"],
     "song_durations_s": {"edges": [0.0, 100.0, 200.0], "counts": [5, 9]},
     "loudness_lufs": {"edges": [-60.0, -30.0, 0.0], "counts": [71, 100]},
     "codebooks": [
@@ -75,6 +78,8 @@ def rows(page: ParsedPage) -> list[list[str]]:
 def test_every_number_is_shown(report: dict[str, Any]) -> None:
     page = parsed(report)
     shown = rows(page)
+    for text in ("61 %", "8 %", "CUDAExecutionProvider, 61.5 s", "Warning: vocals and <accompaniment> may be swapped"):
+        assert text in page.text
     for row in (
         ["split", "songs", "clips", "hours"],
         ["train", "11", "111", "1.23"],

@@ -77,9 +77,9 @@ def read_upload(path: str) -> Audio:
     """The vocal that was uploaded; RequestError without its path if it is larger than the app takes, or unreadable."""
     allowed = limits.current()
     try:
-        size = Path(path).stat().st_size
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
         if size > allowed.app_bytes:
-            raise RequestError(f"The file has {size / 1e6:.0f} MB, at most {allowed.app_bytes / 1e6:.0f} are taken.")
+            raise RequestError(f"the file has {size / 1e6:.0f} MB")
         with limits.using(
             audio_seconds=min(allowed.app_seconds, allowed.audio_seconds),
             audio_channels=min(allowed.app_channels, allowed.audio_channels),
@@ -87,7 +87,10 @@ def read_upload(path: str) -> Audio:
             probe_audio(path)
             return read_audio(path)
     except RequestError as error:
-        raise RequestError(without_path(str(error), path)) from error
+        most = (
+            f"{allowed.app_bytes / 1e6:g} MB, {allowed.app_seconds / 60:g} minutes and {allowed.app_channels} channels"
+        )
+        raise RequestError(f"{without_path(str(error), path)}. Uploads may have {most}.") from error
 
 
 def without_path(message: str, path: str) -> str:

@@ -26,6 +26,7 @@ from hafm_lightning.tokens import CLIP_DURATION_S
 Path = Literal["cpu", "cpu-mixed", "cuda-mixed"]
 """Implementations whose memory is known: float32 on the CPU, and autocast to half precision on CPU or CUDA."""
 
+MOST_CLIP_S = 3600.0
 GIB = 2**30
 BYTES_PER_PARAMETER = 16
 """Weight, gradient and AdamW's two moments in float32."""
@@ -114,6 +115,8 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("describe", __doc__, epilog=epilog)
     parser.add_argument("--clip_s", type=float, help="length of a clip in seconds; default: data.crop_s, else 10")
     options, rest = parser.parse_known_args(argv)
+    if options.clip_s is not None and not 0 < options.clip_s <= MOST_CLIP_S:
+        parser.error(f"--clip_s must be above 0 and at most {MOST_CLIP_S:g} seconds, got {options.clip_s:g}")
     try:
         facts = describe(rest, options.clip_s)
     except ValueError as error:

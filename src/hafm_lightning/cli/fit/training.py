@@ -18,24 +18,31 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.checkpoint_format import read_checkpoint
 from hafm_lightning.cli import COMMANDS
+from hafm_lightning.cli.fit.checks import (
+    check_callbacks,
+    check_intervals,
+    check_limits,
+    check_seed,
+    comes_from_lightning,
+)
 from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, claim, claimed_run, is_first, joined_run, say
+from hafm_lightning.cli.fit.saved_config import SavedConfig, follow_changes
 from hafm_lightning.cli.parser import PROGRAM
 from hafm_lightning.configuration.keys import KeyCheck
 from hafm_lightning.configuration.origins import Origins, options_of
@@ -54,30 +61,6 @@ REFERENCE = re.compile(r"\$\{([a-zA-Z][\w.\[\]]*)\}")
 def callback_class(name: str) -> Any:
     """A callback, imported by its path as those in the YAML are: no room imports the linked folders."""
     return getattr(importlib.import_module("hafm_lightning.callbacks"), name)
-
-
-class SavedConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run folder and gives it to the loggers.
-
-    ``fit --config`` with that file starts the same run again in a new folder: the file names the folder of all runs.
-    """
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing yet: data or checkpoint may still be refused, and the file of an earlier run must not change then."""
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file on the first process; a run that continues writes it again."""
-        if not trainer.is_global_zero:
-            return
-        run = Path(trainer.default_root_dir)
-        config = self.config.clone()
-        config.trainer.default_root_dir = str(run.parent)
-        if config.ckpt_path is not None and run.resolve() in Path(config.ckpt_path).resolve().parents:
-            config.ckpt_path = None  # the run continued itself
-        text = self.parser.dump(config, skip_none=False)
-        write_atomic(run / "config.yaml", text.encode())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
 
 
 class StageCLI(LightningCLI):
@@ -105,6 +88,7 @@ class StageCLI(LightningCLI):
         self.build, self.held = build, held
         self.root = Path()
         self.ckpt_path: str | None = None
+        self.draws_seed = False
         # ${...} are resolved after the last option; LightningCLI keeps all keys one section deeper than files do
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         description = f"{COMMANDS[command][1].capitalize()}."
@@ -130,6 +114,8 @@ class StageCLI(LightningCLI):
         """The keys beside ``model``, ``data`` and ``trainer``."""
         for name in ("Checkpoints", "Dashboard"):
             parser.add_lightning_class_args(callback_class(name), name.lower())
+        help_text = "Continue from a checkpoint although settings have changed that such a run does not follow exactly."
+        parser.add_argument("--allow_changes", type=bool, default=False, help=help_text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; mistakes are reported with file and line."""
@@ -147,7 +133,9 @@ class StageCLI(LightningCLI):
             "checkpoints": Group(callback_class("Checkpoints")),
             "dashboard": Group(callback_class("Dashboard")),
         }
-        KeyCheck(sections, switches).options(self.options)
+        check = KeyCheck(sections, switches)
+        check.options(self.options)
+        args = with_whole_numbers(args, check.whole_numbers)
         if not self.origins.files and not any(o.path[0] == "model" or o.name in ("-h", "--help") for o in self.options):
             raise RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
         try:
@@ -156,6 +144,9 @@ class StageCLI(LightningCLI):
             raise explain(stop.message, self.origins) from stop
         except OmegaConfBaseException as error:
             raise interpolation_error(error, self.origins, self.command) from error
+        seed = self.config[self.command].seed_everything
+        check_seed(seed)
+        self.draws_seed = seed is True
 
     def _parse_ckpt_path(self) -> None:
         """Do not read settings from the checkpoint: one of another stage is refused."""
@@ -213,6 +204,7 @@ class StageCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Add what every run needs, unless the configuration names its own."""
         fitting, precision = self.command == "fit", str(config["precision"])
+        check_intervals(config)
         if fitting or precision.startswith("transformer-engine"):  # which Lightning may not find
             check_precision(config["precision"])
         if config["logger"] is not False:
@@ -228,6 +220,9 @@ class StageCLI(LightningCLI):
         if config["enable_checkpointing"] is False:
             callbacks = [c for c in callbacks if not isinstance(c, callback_class("Checkpoints"))]
         always = [callback_class(name)() for name in ("ExactResume", "NonFiniteGuard")]
+        if config["max_time"] is not None:  # Lightning's own timer counts the sessions before a resume too
+            always.append(callback_class("SessionTimer")(config["max_time"]))
+            config["max_time"] = None
         chosen = as_list(config["callbacks"])
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             always.append(callback_class("StepProgress")())
@@ -248,14 +243,27 @@ class StageCLI(LightningCLI):
         for part in (self.datamodule, *self.trainer.callbacks):  # type: ignore[attr-defined]
             if isinstance(part, ChecksRequest):
                 part.check_request(self.command, self.trainer, self.model)
-        if not isinstance(self.model, Stage):
-            return
-        if isinstance(self.datamodule, ShardSource) and self.datamodule.manifests:
-            self.model.adopt(self.datamodule)
-        if self.command == "fit":
+        check_limits(self.command, self.trainer)
+        check_callbacks(self.trainer)
+        path, stage = self.config[self.command].ckpt_path, self.model if isinstance(self.model, Stage) else None
+        if stage is not None and isinstance(self.datamodule, ShardSource) and self.datamodule.manifests:
+            stage.adopt(self.datamodule)
+        if stage is not None and self.command == "fit":
             check_training(self.trainer)
-        if self.config[self.command].ckpt_path is not None:
-            self.model.on_load_checkpoint(read_checkpoint(self.config[self.command].ckpt_path, mapped=True))
+        if path is None:
+            return
+        checkpoint = read_checkpoint(path, mapped=True)
+        if stage is not None:
+            stage.on_load_checkpoint(checkpoint)
+        if self.command == "fit":
+            follow_changes(
+                self.trainer,
+                self.model,
+                self.datamodule,
+                checkpoint,
+                allowed=bool(self.config["fit"].allow_changes),
+                draws_seed=self.draws_seed,
+            )
 
     def execute(self) -> None:
         """Run the command."""
@@ -292,6 +300,19 @@ class StageCLI(LightningCLI):
         writer.writerows(rows)
         write_atomic(self.root / name, table.getvalue().encode())
         print(self.root / name)
+
+
+def with_whole_numbers(arguments: Sequence[str], numbers: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Options for whole numbers with ``1e3`` written out, since the parser takes only digits there."""
+    written = list(arguments)
+    for place, (text, number) in numbers.items():
+        name = place.rpartition(" ")[2]
+        for index, argument in enumerate(written):
+            if argument == f"{name}={text}":
+                written[index] = f"{name}={number}"
+            elif argument == text and index and written[index - 1] == name:
+                written[index] = number
+    return written
 
 
 def as_list(value: Any) -> list[Any]:
@@ -338,7 +359,11 @@ def run(command: str, arguments: Sequence[str]) -> int:
             cli = StageCLI(command, arguments, held=held)
         try:
             cli.execute()
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, RequestError) or not (
+                isinstance(error, MisconfigurationException) or comes_from_lightning(error)
+            ):
+                raise
             raise RequestError(str(error)) from error
         except SystemExit:
             if cli.trainer.interrupted and not cli.trainer.received_sigterm:  # Lightning turns Ctrl-C into exit code 1

@@ -32,7 +32,7 @@ WITH_ITSELF = (*DISTANCES, "apa_", "beat_f", "beat_c", "beat_a", "key_", "onset_
 """Columns in which the ground truth is compared with itself."""
 CODECS = ("codec_8", "codec_4")
 TRIVIAL = ("vocal_alone", "silence", "noise")
-MODELS = ("two_stages", "three_stages", "clean_vocal", "noisy_vocal", "separated")
+MODELS = ("two_stages", "three_stages", "clean_vocal", "separated")
 
 
 @dataclass(frozen=True)

@@ -208,16 +208,22 @@ class SetColumns:
         return self._stored(name, clips, lambda it: embedding_rows(self.embedding, [sound(it)], clips.rate_hz))
 
     def _mixed(self, segment: Segment, accompaniment: Samples) -> Rows:
-        """Rows of the segment's vocal with an accompaniment; none where that is silent or noise."""
+        """Rows of the segment's vocal with an accompaniment."""
         rate_hz = self.clips.rate_hz
-        if meaning_of(accompaniment, rate_hz).lost:
-            return np.zeros((0, self.embedding.dimensions), np.float32)
         vocal = Audio(self.clips.load(segment).vocal[None], rate_hz)
         mixes = adherence_mixes(vocal, Audio(accompaniment[None], rate_hz))
         return embedding_rows(self.embedding, mixes, rate_hz)
 
-    def _mixes(self, name: str, sound: Sound) -> list[Rows]:
-        return self._stored(f"pairs-{name}", self.clips, lambda it: self._mixed(it, sound(it)))
+    def _candidates(self, made: Generations) -> list[Rows]:
+        """Rows of each segment's vocal with what a system plays; none where that is silent or noise."""
+
+        def rows(segment: Segment) -> Rows:
+            accompaniment = made.samples(segment)
+            if meaning_of(accompaniment, self.clips.rate_hz).lost:
+                return np.zeros((0, self.embedding.dimensions), np.float32)
+            return self._mixed(segment, accompaniment)
+
+        return self._stored(f"pairs-{made.key}", self.clips, rows)
 
     def _reference(self, clips: SelectedClips, key: str, of: str) -> Reference:
         name = f"true accompaniments of {of}"
@@ -280,18 +286,15 @@ class SetColumns:
             reason = "APA needs clips of at least two songs"
         if reason or not played:
             return {name: Value(None, note=reason) for name in played}
-        true = self._mixes("true", lambda it: load(it).accompaniment)
+        true = self._stored("mixes-true", self.clips, lambda it: self._mixed(it, load(it).accompaniment))
         # a clip's partner depends on all clips: these rows are not stored
         taken = [played["random"].entries[it.key].note if "random" in played else "" for it in segments]
         indices = swapped_partners(songs, [segment.clip_id for segment in segments], taken, self.seed)
         partners = (load(segments[index]).accompaniment for index in indices)
         swapped = [self._mixed(*pair) for pair in zip(segments, partners, strict=True)]
-        if not all(map(len, [*true, *swapped])):
-            silent = sum(not len(rows) for rows in true)
-            return {name: Value(None, note=f"{silent} true accompaniments are silent or noise") for name in played}
         column = self.columns["apa"].key
         for name, made in played.items():
-            self.scores[column][name] = apa_score(self._mixes(made.key, made.samples), true, swapped)
+            self.scores[column][name] = apa_score(self._candidates(made), true, swapped)
         return {name: of_set(it, songs, minimum=0.0, maximum=1.0) for name, it in self.scores[column].items()}
 
     def about(self) -> str:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from hafm_lightning.accompanist import Accompanist
+from hafm_lightning.accompanist.song import NOISE_AUTO, VocalNoise
 from hafm_lightning.accompanist.windows import GRID_S
 from hafm_lightning.audio import resample
 from hafm_lightning.errors import RequestError
@@ -69,6 +70,7 @@ class Band(System):
         seed: A clip's own seed is computed from this and its id.
         name: Row.
         separated: Vocals that the model gets in place of the clean ones.
+        noise: Whether the semantic tokenizer hears the vocal with the noise of training, as in generation.
         source: Where worker processes load the model, at their first batch; None if they do not play.
     """
 
@@ -80,22 +82,25 @@ class Band(System):
         name: str,
         separated: SeparatedVocals | None = None,
         source: ModelSource | None = None,
+        noise: bool = True,
     ) -> None:
         self.band, self.sampling, self.seed = band, sampling, seed
         self.vocal = read_vocal if separated is None else separated.read
         self.context_s = float(band.window * GRID_S)
+        self.vocal_noise: VocalNoise = NOISE_AUTO if noise else 0.0
         facts = {
             "stages": {network.role: network.sha256 for network in band.networks},
             "tokenizers": {key: value["sha256"] for key, value in band.tokenizers.identities().items()},
             "sampling": {key: getattr(sampling, key) for key in ("guidance", "temperature", "top_k", "top_p")},
             "seed": seed,
             "precision": band.precision,
+            "noise on the vocal": band.trained_noise_sigma if noise else 0.0,
             "context": f"{self.context_s:g} s of the song around each clip",
             **({} if separated is None else {"vocals": separated.identity}),
         }
         super().__init__(name, facts)
         self.facts, self.parallel = facts, source is not None
-        self._arguments = (source, sampling, seed, name, None if separated is None else separated.arguments)
+        self._arguments = (source, sampling, seed, name, None if separated is None else separated.arguments, noise)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _worker_band, self._arguments
@@ -114,6 +119,7 @@ class Band(System):
                 # a clip's seed is the same whichever clips are evaluated with it
                 seeds=[int(sha256_of_json([self.seed, clip.clip_id])[:8], 16) for clip in clips],
                 options=self.sampling,
+                vocal_noise=self.vocal_noise,
             )
         except (RequestError, ValueError) as error:
             if len(clips) > 1:
@@ -130,6 +136,8 @@ class Band(System):
 
 
 @lru_cache(maxsize=2)
-def _worker_band(source: ModelSource, sampling: SamplingOptions, seed: int, name: str, vocals: Any) -> Band:
+def _worker_band(
+    source: ModelSource, sampling: SamplingOptions, seed: int, name: str, vocals: Any, noise: bool
+) -> Band:
     separated = None if vocals is None else SeparatedVocals(*vocals)
-    return Band(worker_model(source), sampling, seed, name, separated)
+    return Band(worker_model(source), sampling, seed, name, separated, noise=noise)

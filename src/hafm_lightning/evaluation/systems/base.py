@@ -38,11 +38,13 @@ LABELS: Mapping[str, str] = {
     "retrieval": "retrieval",  # the training accompaniment whose vocal's tokens are nearest, decoded
     "two_stages": "two stages",  # the model without its fine stage
     "three_stages": "three stages",  # the model
+    # without the noise of training on the vocal, which `three_stages` hears as `generate` does
+    "clean_vocal": "three stages, no noise on the vocal",
     "other_vocal": "three stages, other vocal",  # what it played for the vocal of another song: same sound, wrong vocal
     "separated": "three stages, separated vocals",  # separated from the mixture, in place of clean ones
 }
 """Every system, in the order of the card's rows."""
-MODEL_SYSTEMS = ("two_stages", "three_stages", "other_vocal", "separated")
+MODEL_SYSTEMS = ("two_stages", "three_stages", "clean_vocal", "other_vocal", "separated")
 """Systems that need a model."""
 
 
@@ -113,9 +115,10 @@ def fitted(clip: MusicClip, samples: Samples, seconds: float | None = None, note
     """``samples [L]`` cut or padded to the clip's length; a failure where they are not finite or silent."""
     if not np.isfinite(samples).all():
         return silence_for(clip, "the sound holds NaN or infinite samples", seconds)
-    if is_silent(samples):
+    heard = with_length(samples.astype(np.float32), len(clip.accompaniment))
+    if is_silent(heard):
         return silence_for(clip, "the sound is silent", seconds)
-    return Outcome(with_length(samples.astype(np.float32), len(clip.accompaniment)), seconds, note=note)
+    return Outcome(heard, seconds, note=note)
 
 
 def with_length(samples: Samples, length: int) -> Samples:

@@ -27,6 +27,7 @@ from hafm_lightning.listening.report.statistics import (
     Outcomes,
     Share,
     bradley_terry_samples,
+    fewest,
     interval_of,
     krippendorff_alpha,
     resampled,
@@ -199,7 +200,7 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
         ties = sum(verdict.winners[criterion] == TIE for verdict in own)
         known = any(verdict.confidence is not None for verdict in own)
         confidence = sum(verdict.confidence or 0.0 for verdict in won) if known else None
-        low, high = interval_of(samples.strengths[:, index]) if len(samples.strengths) else (None, None)
+        low, high = interval_of(samples.strengths[:, index], samples.drawn) if len(samples.strengths) else (None, None)
         share = confidence / total if confidence is not None and total else None
         scaled = strengths is not None and not np.isnan(strengths).any()
         strength = float(strengths[index]) if strengths is not None and scaled else None
@@ -218,17 +219,18 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
 
 @dataclass(frozen=True)
 class _Samples:
-    """Bootstrap samples: strengths ``[samples, systems]``, and for each pair the share of the first."""
+    """Bootstrap samples: strengths ``[samples, systems]``, for each pair the share of the first; and the number of
+    songs or listeners, whichever are fewer."""
 
     strengths: npt.NDArray[np.float64]
     shares: Mapping[tuple[str, str], list[float]]
+    drawn: int | None
 
 
 def _bootstrap(names: Sequence[str], outcomes: Outcomes, verdicts: Sequence[Verdict], seed: int) -> _Samples:
     matrices: list[npt.NDArray[np.float64]] = []
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
-    # Clips of one song are not independent either, so the factor is the song.
-    owners = [[verdict.song for verdict in verdicts], [verdict.voter for verdict in verdicts]]
+    owners = _owners(verdicts)
     for weights in resampled(owners, seed=seed) if verdicts else ():
         matrices.append(outcomes.wins(weights, ties=True))
         wins = outcomes.wins(weights, ties=False)
@@ -237,7 +239,12 @@ def _bootstrap(names: Sequence[str], outcomes: Outcomes, verdicts: Sequence[Verd
                 shares[first, second].append(float(wins[i, j] / decided))
     strengths = bradley_terry_samples(np.stack(matrices)) if len(names) > 1 else np.empty((0, len(names)))
     # A sample without a link between some systems has no common scale.
-    return _Samples(strengths[~np.isnan(strengths).any(axis=1)], shares)
+    return _Samples(strengths[~np.isnan(strengths).any(axis=1)], shares, fewest(owners))
+
+
+def _owners(verdicts: Sequence[Verdict]) -> list[list[Any]]:
+    """Song and voter of each verdict; clips of one song are not independent, so the factor is the song."""
+    return [[verdict.song for verdict in verdicts], [verdict.voter for verdict in verdicts]]
 
 
 def _head_to_head(
@@ -247,7 +254,7 @@ def _head_to_head(
     winners = Counter(verdict.winners[criterion] for verdict in own)
     share = share_of(winners[first], winners[first] + winners[second])
     alone = len({verdict.trial for verdict in own}) == len(own) == len({verdict.song for verdict in own})
-    low, high = (None, None) if alone or not samples else interval_of(samples)
+    low, high = (None, None) if alone or not samples else interval_of(samples, fewest(_owners(own)))
     bounds = (share.low, share.high) if low is None or high is None else (low, high)
     return HeadToHead(first, second, share, winners[TIE], low, high, _sentence(first, second, share, bounds))
 

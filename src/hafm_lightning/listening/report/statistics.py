@@ -6,14 +6,18 @@ Krippendorff, *Computing Krippendorff's alpha-reliability* (2011).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
 from scipy.stats import binomtest
+
+from hafm_lightning.evaluation.intervals import t_quantile
 
 LEVEL = 0.95
 RESAMPLES = 1_000
@@ -171,10 +175,27 @@ def resampled(
         yield weights
 
 
-def interval_of(samples: Sequence[float] | npt.NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:
-    """The percentile interval of bootstrap samples."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+def interval_of(
+    samples: Sequence[float] | npt.NDArray[np.float64], drawn: int | None = None, level: float = LEVEL
+) -> tuple[float, float]:
+    """The percentile interval of bootstrap samples, expanded for few of what was ``drawn`` (songs, listeners).
+
+    With 6 songs the plain percentiles hold the true mean in 86 % of cases where they say 95 %: the spread of a
+    sample is too small by sqrt((n - 1) / n), and the normal quantile stands where Student's belongs. Percentiles
+    further out make up for both, and stay within 0 and 1. Source: Hesterberg, "What teachers should know about the
+    bootstrap" (The American Statistician 69, 2015).
+    """
+    outside = (1 - level) / 2
+    if drawn is not None and drawn > 1:
+        outside = NormalDist().cdf(-math.sqrt(drawn / (drawn - 1)) * t_quantile(level, drawn - 1))
+    low, high = np.quantile(samples, [outside, 1 - outside])
     return float(low), float(high)
+
+
+def fewest(owners: Sequence[Sequence[Hashable]]) -> int | None:
+    """The number of values of the factor that has fewest, of those that are drawn in :func:`resampled`."""
+    counts = [len(set(owner)) for owner in owners]
+    return min((count for count in counts if count > 1), default=None)
 
 
 @dataclass(frozen=True)

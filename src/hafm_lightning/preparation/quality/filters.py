@@ -21,8 +21,12 @@ Samples = npt.NDArray[np.float32]
 Energies = npt.NDArray[np.float64]
 
 SILENCE_LUFS = -200.0  # stands for `-inf` in logs, which JSON cannot hold
+RULES_VERSION = 2
+"""Recorded with the settings. 2: activity is relative to the mixture; the float sum of stems cannot clip."""
 _FRAME_S = 0.05  # length of the frames on which activity and silence are measured, in seconds
 _FULL_SCALE = 0.999  # samples of at least this magnitude count as clipped
+_AROUND_FRAMES = 21  # frames around a frame, a second, whose mean power is the level of the mixture there
+_LOW_END_HZ = (20.0, 100.0)  # bass and bass drum; singing has little there
 _STEP_S = 0.1
 _OFFSET_DB = -0.691
 _ABSOLUTE_GATE_LUFS = -70.0
@@ -34,10 +38,13 @@ class FilterSettings:
 
     Attributes:
         gate_dbfs: A stem is active in a frame of 50 ms whose RMS (without DC) is above this, in dB re full scale.
+        gate_below_mixture_db: It is active only where it is also at most this far below the mixture around the frame
+            (one second), so that what a separator leaves of other sounds does not count. ``null``: ``gate_dbfs`` alone.
         silence_dbfs: The mixture is silent in a frame whose RMS is below this.
         vocal_activity_min: Smallest share of frames with singing.
         instrumental_activity_min: Smallest share of frames with accompaniment.
-        clipping_max: Largest share of samples at full scale, of the mixture or a stem.
+        clipping_max: Largest share of samples at full scale, of a stem or a mixture that was separated. The sum of
+            given stems is no file and is not tokenized: it may exceed full scale.
         silence_max: Largest share of silent frames.
         dc_offset_max: Largest mean of a stem, full scale is 1.
         leakage_max: Largest correlation (absolute, without lag) between vocal and instrumental waveform; it is high if
@@ -48,6 +55,7 @@ class FilterSettings:
     """
 
     gate_dbfs: float = -45.0
+    gate_below_mixture_db: float | None = 20.0
     silence_dbfs: float = -60.0
     vocal_activity_min: float | None = 0.2
     instrumental_activity_min: float | None = 0.5
@@ -66,12 +74,16 @@ class Measurements:
 
     vocal_activity: float  # share of frames with singing
     instrumental_activity: float  # share of frames with accompaniment
-    clipping: float  # share of samples at full scale, the largest of mixture, vocal and instrumental
+    clipping: float  # share of samples at full scale, the largest of vocal, instrumental and a separated mixture
     silence: float  # share of silent frames of the mixture
     dc_offset: float  # largest absolute mean of vocal and instrumental
     leakage: float  # absolute correlation of vocal and instrumental
     loudness_lufs: float  # integrated loudness of the mixture; -200 stands for silence
     loudness_range_lu: float  # loudness range of the mixture
+    # No rule tests the rest; the report sums it up.
+    vocal_bleed: float = 0.0  # share of frames with a vocal above the absolute gate alone
+    low_end_db: float = 0.0  # power of the vocal from 20 to 100 Hz relative to the instrumental's; 0 if there is none
+    cancelled: float = 0.0  # 1 if the channels of a stem cancel each other, so that one of them is used alone
 
     def as_dict(self) -> dict[str, float]:
         """Name -> value, rounded to six digits."""
@@ -106,16 +118,46 @@ def measure(window: Window, sound: ClipSound, settings: FilterSettings) -> Measu
     integrated, loudness_range = loudness_and_range(
         mixture if len(mixture) <= 2 else to_stereo(mixture), window.rate_hz
     )
+    parts = (vocal, instrumental, mixture) if window.separated else (vocal, instrumental)
+    active, bleed = _activity(vocal, mixture, frame, settings)
     return Measurements(
-        vocal_activity=float((frame_levels(vocal, frame) > settings.gate_dbfs).mean()),
-        instrumental_activity=float((frame_levels(instrumental, frame) > settings.gate_dbfs).mean()),
-        clipping=max(float((np.abs(part) >= _FULL_SCALE).mean()) for part in (mixture, vocal, instrumental)),
+        vocal_activity=active,
+        instrumental_activity=_activity(instrumental, mixture, frame, settings)[0],
+        clipping=max(float((np.abs(part) >= _FULL_SCALE).mean()) for part in parts),
         silence=float((frame_levels(mixture, frame) < settings.silence_dbfs).mean()),
         dc_offset=max(float(np.abs(part.mean(axis=1, dtype=np.float64)).max()) for part in (vocal, instrumental)),
         leakage=correlation(sound.vocal, sound.instrumental),
         loudness_lufs=max(integrated, SILENCE_LUFS),
         loudness_range_lu=loudness_range,
+        vocal_bleed=bleed,
+        low_end_db=_low_end_db(vocal, instrumental, window.rate_hz),
+        cancelled=float(window.cancelled),
     )
+
+
+def _activity(stem: Samples, mixture: Samples, frame: int, settings: FilterSettings) -> tuple[float, float]:
+    """Share of active frames, and share of frames above the absolute gate alone."""
+    levels = frame_levels(stem, frame)
+    audible = levels > settings.gate_dbfs
+    if settings.gate_below_mixture_db is None:
+        return float(audible.mean()), 0.0
+    power, window = 10 ** (frame_levels(mixture, frame) / 10), np.ones(_AROUND_FRAMES)
+    around = np.convolve(power, window)[_AROUND_FRAMES // 2 :][: len(power)]
+    around /= np.convolve(np.ones_like(power), window)[_AROUND_FRAMES // 2 :][: len(power)]
+    loud_enough = levels > 10 * np.log10(around) - settings.gate_below_mixture_db
+    return float((audible & loud_enough).mean()), float((audible & ~loud_enough).mean())
+
+
+def _low_end_db(vocal: Samples, instrumental: Samples, rate_hz: int) -> float:
+    """Low-frequency power of the vocal relative to the instrumental's, -60 to 60 dB; 0 if neither has any."""
+    powers = []
+    for stem in (vocal, instrumental):
+        spectrum = np.abs(np.fft.rfft(stem.mean(axis=0, dtype=np.float64))) / stem.shape[1]
+        hz = np.fft.rfftfreq(stem.shape[1], 1 / rate_hz)
+        powers.append(float(np.square(spectrum[(hz >= _LOW_END_HZ[0]) & (hz <= _LOW_END_HZ[1])]).sum()))
+    if max(powers) < 1e-8:  # -80 dB re full scale
+        return 0.0
+    return float(np.clip(10 * math.log10((powers[0] + 1e-20) / (powers[1] + 1e-20)), -60.0, 60.0))
 
 
 def frame_levels(samples: Samples, frame: int) -> npt.NDArray[np.float64]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning.files import atomic_file
+from hafm_lightning.preparation.report.cautions import StemCounts
 
 Edges = npt.NDArray[np.float64]
 
@@ -26,6 +27,7 @@ class LogCounts:
     dropped: int = 0  # clips that break a rule
     first: Counter[str] = field(default_factory=Counter)  # rule -> clips whose first broken rule it is
     every: Counter[str] = field(default_factory=Counter)  # rule -> clips that break it
+    stems: StemCounts = field(default_factory=StemCounts)
 
     def add(self, entries: list[dict[str, Any]], loudness_edges: Edges) -> None:
         """Count the entries of one shard."""
@@ -34,6 +36,7 @@ class LogCounts:
         self.dropped += sum(map(bool, broken))
         self.first.update(rules[0] for rules in broken if rules)
         self.every.update(rule for rules in broken for rule in rules)
+        self.stems.add(entry["measurements"] for entry in entries)
         self.loudness += counts_between([entry["measurements"]["loudness_lufs"] for entry in entries], loudness_edges)
 
 

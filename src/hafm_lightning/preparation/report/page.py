@@ -19,7 +19,12 @@ def report_page(report: Mapping[str, Any]) -> Page:
     splits = [(name, songs[name], clips, f"{hours[name]:.2f}") for name, clips in report["clips"].items()]
     rules = [(name, counts["any"], counts["first"]) for name, counts in report["rules"].items()]
     rules_head = ("rule", "clips that break it", "of these, break no rule before it")
+    shares = report["shares"]
     dropped = f"{report['dropped']} of {report['candidates']} clips dropped."
+    singing = (
+        f"Vocals sing in {100 * shares['singing']:.0f} % of the frames of all clips; in {100 * shares['bleed']:.0f} % "
+        "they are above the absolute gate alone, and too soft beside the mixture."
+    )
     titles = {"Song durations (s)": "song_durations_s", "Loudness of clips (LUFS)": "loudness_lufs"}
     bars = tuple(histogram(title, **report[key]) for title, key in titles.items())
     keys = ("kind", "sha256", "resampler")
@@ -27,7 +32,7 @@ def report_page(report: Mapping[str, Any]) -> Page:
     tokenizers = Table.of(("use", *keys), identities, words=True)
     sections = (
         Section("Shards", table=Table.of(["split", "songs", "clips", "hours"], splits)),
-        Section("Quality filter", (dropped,), table=Table.of(rules_head, rules)),
+        Section("Quality filter", (dropped, singing), table=Table.of(rules_head, rules)),
         _songs("Quarantined", report["quarantined"], "No song was quarantined."),
         _songs("Left out", report["left_out"], "No song was left out."),
         Section("Durations and loudness", figures=bars),
@@ -35,7 +40,9 @@ def report_page(report: Mapping[str, Any]) -> Page:
         Section("Examples", players=tuple(map(_example, report["examples"]))),
         Section("Tokenizers", table=tokenizers, sections=_training(report["training"])),
     )
-    return Page("Preparation report", (report["root"],), sections=sections)
+    warnings = [f"Warning: {text}." for text in report["warnings"]]
+    facts = [f"How it ran: {report['separation']}."] if report["separation"] else []
+    return Page("Preparation report", (report["root"], *warnings, *facts), sections=sections)
 
 
 def _songs(title: str, entries: Sequence[Mapping[str, str]], nothing: str) -> Section:

@@ -25,6 +25,7 @@ from hafm_lightning.files import sha256_of_json, write_atomic, write_json
 from hafm_lightning.page.document import render
 from hafm_lightning.preparation.plan import Plan
 from hafm_lightning.preparation.quality.filters import RULES
+from hafm_lightning.preparation.report.cautions import read_separation, separation_line
 from hafm_lightning.preparation.report.logs import Edges, counts_between, write_logs
 from hafm_lightning.preparation.report.page import report_page
 from hafm_lightning.preparation.run_state import RootState
@@ -73,6 +74,9 @@ class PreparationReport:
     # below the root, and the first `tokens` of the first codebook.
     examples: list[dict[str, Any]]
     made_from: str  # digest of the report's sources
+    shares: dict[str, float]  # mean shares of frames: `singing`, and `bleed`, which only the absolute gate takes for it
+    separation: str  # provider and speed, in one line; empty if nothing was separated
+    warnings: list[str]  # properties of the corpus that vocals and their accompaniment do not have, one line each
 
     def summary(self) -> str:
         """A few lines for the terminal."""
@@ -81,6 +85,10 @@ class PreparationReport:
             for split in self.clips
         ]
         lines.append(f"dropped by the filter: {self.dropped} of {self.candidates} clips")
+        shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in self.shares.items())
+        lines.append(f"vocals: {shares} (of the frames of all clips)")
+        lines += [self.separation] if self.separation else []
+        lines += [f"warning: {text}" for text in self.warnings]
         lines.append(f"left out: {len(self.left_out)} songs; quarantined: {len(self.quarantined)}")
         lines += [f"  {entry['name']}: {entry['reason']}" for entry in self.quarantined[:10]]
         if len(self.quarantined) > 10:
@@ -118,6 +126,7 @@ def write_report(
     planned = {song.id for unit in plan.units for song in unit.songs}
     durations_s = [fact.duration_s for fact in state.facts() if fact.id in planned]
     counts = write_logs(root, (state.log(unit) for unit in plan.units), quarantined, left_out, _LOUDNESS_EDGES)
+    separation = read_separation(state.work)
     report = PreparationReport(
         root=str(root),
         songs={split: len(manifest.songs()) for split, manifest in manifests.items()},
@@ -135,6 +144,9 @@ def write_report(
         training={use: read_description(state.tokenizers / use)[1] for use in tokenizers.identities()},
         examples=list(_examples(root, plan, manifests, tokenizers, sound, examples)),
         made_from=digest,
+        shares=counts.stems.shares(),
+        separation=separation_line(separation) if separation else "",
+        warnings=counts.stems.warnings(),
     )
     write_json(root / REPORT_FILE, asdict(report))
     write_atomic(root / PAGE_FILE, render(report_page(asdict(report))).encode())

@@ -14,8 +14,8 @@ Source: Kim et al., "KUIELab-MDX-Net: A two-stream neural network for music demi
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from hafm_lightning.audio import Samples
+from hafm_lightning.audio import Samples, SoundWarning
 from hafm_lightning.errors import RequestError
-from hafm_lightning.songs.separation.base import MdxParameters, SeparationSettings, Stems
+from hafm_lightning.songs.separation.base import MdxParameters, Runtime, SeparationSettings, Stems
+from hafm_lightning.songs.separation.known_models import HOP, KnownModel, known_model
+from hafm_lightning.untrusted import read_json
 
 _NAMES = tuple(field.name for field in fields(MdxParameters))
+_TARGETS = ("vocals", "instrumental")
+_LARGEST_EXPONENT = 13  # of dim_t; the public models have 7 to 9
+_RANGES: dict[str, tuple[float, float]] = {
+    "n_fft": (64, 65_536),
+    "hop": (1, 32_768),
+    "dim_f": (1, 32_769),
+    "dim_t": (2, 2**_LARGEST_EXPONENT),
+    "compensation": (0.1, 10.0),
+}
+_CUDA = "CUDAExecutionProvider"
 _CHANNELS = 4  # left and right, real and imaginary
 
 
@@ -49,7 +61,7 @@ class MdxSeparator:
     def __init__(self, path: Path, sha256: str, settings: SeparationSettings) -> None:
         """RequestError if onnxruntime is not installed, the file is not an MDX-Net, or its shape is unknown."""
         self.rate_hz = 44_100
-        self._session = _session(path, settings)
+        self._session, self.runtime = _session(path, settings)
         source = self._session.get_inputs()[0]
         self.shape = read_shape(path, settings.parameters, list(source.shape))
         self._input = source.name
@@ -69,6 +81,10 @@ class MdxSeparator:
 
     def separate(self, mixture: Samples, first: int = 0) -> Stems:
         """Separate ``[2, L]`` at 44.1 kHz, a stretch that begins at sample ``first`` of its song."""
+        with self.runtime.counting(mixture.shape[1] / self.rate_hz):
+            return self._separate(mixture, first)
+
+    def _separate(self, mixture: Samples, first: int) -> Stems:
         length = mixture.shape[1]
         # The middle of chunk k has the song's samples k * step - fade to k * step - fade + middle. The model runs for
         # all chunks whose middle overlaps the stretch.
@@ -120,20 +136,15 @@ class MdxSeparator:
         return middles
 
 
-def _session(path: Path, settings: SeparationSettings) -> Any:
+def _session(path: Path, settings: SeparationSettings) -> tuple[Any, Runtime]:
     try:
         import onnxruntime
     except ImportError:
         raise RequestError(
             "MDX-Net separation needs onnxruntime: pip install 'hafm-lightning[separation]'\nor use a corpus of stems"
         ) from None
+    wanted = ["CPUExecutionProvider"] if settings.device == "cpu" else [_CUDA, "CPUExecutionProvider"]
     available = onnxruntime.get_available_providers()
-    if settings.device == "cuda" and "CUDAExecutionProvider" not in available:
-        raise RequestError(
-            "separation.device is cuda, but this onnxruntime has no CUDA provider\n"
-            "pip install onnxruntime-gpu, or set separation.device: cpu"
-        )
-    wanted = ["CPUExecutionProvider"] if settings.device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
@@ -144,57 +155,104 @@ def _session(path: Path, settings: SeparationSettings) -> Any:
     options.enable_cpu_mem_arena = False
     providers = [provider for provider in wanted if provider in available]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers)
     except Exception as error:  # onnxruntime's own exceptions have no common base but Exception
         raise RequestError(f"{path} is not a usable ONNX model: {' '.join(str(error).split())[:200]}") from error
+    provider = session.get_providers()[0]
+    # onnxruntime falls back to the CPU without an error.
+    if settings.device == "cpu" or provider == _CUDA:
+        return session, Runtime(provider)
+    built = f"onnxruntime {onnxruntime.__version__} has no CUDA provider here: pip install onnxruntime-gpu"
+    note = f"{_CUDA} did not start: check the driver, CUDA and cuDNN" if _CUDA in available else built
+    if settings.device == "cuda":
+        raise RequestError(f"separation.device is cuda, but {note}\nor set separation.device: cpu")
+    return session, Runtime(provider, note)
 
 
 def read_shape(path: Path, given: MdxParameters, inputs: list[Any]) -> MdxShape:
-    """The model's shape: from the configuration, else from the JSON beside the model, else from the model's input.
+    """The model's shape: from the configuration, the JSON beside the model, the table of public models, or its input.
 
-    RequestError if a value is missing, or contradicts the model's input.
+    RequestError if a value is missing or impossible, contradicts the model's input or the table, or if the model writes
+    neither vocals nor the instrumental.
     """
     if len(inputs) != 4 or (isinstance(inputs[1], int) and inputs[1] != _CHANNELS):
         raise RequestError(f"{path}: input {inputs} is not an MDX-Net's [batch, {_CHANNELS}, dim_f, dim_t]")
     fixed = {name: size for name, size in zip(("dim_f", "dim_t"), inputs[2:], strict=True) if isinstance(size, int)}
     beside = path.with_suffix(".json")
-    values: dict[str, Any] = {"hop": 1024, "compensation": 1.0, "target": "vocals"} | fixed
-    values |= _read_json(beside) if beside.is_file() else {}
-    values |= {name: value for name, value in asdict(given).items() if value is not None}
-    missing = [name for name in _NAMES if name not in values]
+    described = _read_json(beside) if beside.is_file() else {}
+    set_here = {name: value for name, value in asdict(given).items() if value is not None}
+    known = known_model(path)
+    if known is not None and known.karaoke:
+        text = f"{path} is UVR's {known.name}: it takes the lead voice alone, backing vocals stay with the instruments"
+        warnings.warn(text, SoundWarning, stacklevel=2)
+    listed = _listed(path, known) if known is not None else {}
+    for name in (name for name in listed if name != "compensation"):
+        for source, values in ((beside.name, described), ("separation.parameters", set_here)):
+            if name in values and values[name] != listed[name]:
+                raise RequestError(
+                    f"{path} is UVR's {known.name if known and known.name else 'model'}, whose {name} is "
+                    f"{listed[name]}, but {source} says {values[name]}\ncorrect or remove that value"
+                )
+    neutral = {"compensation": 1.0} if described else {}
+    values = {"hop": HOP} | neutral | fixed | listed | described | set_here
+    missing = [name for name in reversed(_NAMES) if name not in values]
     if missing:
         raise RequestError(
-            f"{path}: {', '.join(missing)} of the model unknown\n"
-            f"set them in {beside.name} beside the model, or under separation.parameters"
+            f"{path}: {', '.join(missing)} of the model unknown; it is none of UVR's public models\n"
+            f"set them in {beside.name} beside the model, or under separation.parameters\n"
+            "target is the stem that the model writes, vocals or instrumental"
         )
-    try:
-        sizes = {name: int(values[name]) for name in ("n_fft", "hop", "dim_f", "dim_t")}
-        shape = MdxShape(**sizes, compensation=float(values["compensation"]), target=str(values["target"]))
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"{beside}: {error}; correct the file") from error
+    _check_values(path, values)
     for name, size in fixed.items():
-        if size != getattr(shape, name):
-            raise RequestError(f"{path}: the model's {name} is {size}, the settings say {getattr(shape, name)}")
-    if shape.target not in ("vocals", "instrumental"):
-        raise RequestError(f"{path}: target is {shape.target!r}, choose vocals or instrumental")
-    if not 0 < shape.dim_f <= shape.n_fft // 2 + 1 or shape.hop < 1 or shape.hop > shape.n_fft // 2:
-        raise RequestError(f"{path}: the values of {shape} contradict each other; correct n_fft, hop, dim_f or dim_t")
-    return shape
+        if size != values[name]:
+            raise RequestError(f"{path}: the model's {name} is {size}, the settings say {values[name]}")
+    sizes = {name: int(values[name]) for name in ("n_fft", "hop", "dim_f", "dim_t")}
+    return MdxShape(**sizes, compensation=float(values["compensation"]), target=str(values["target"]))
+
+
+def _listed(path: Path, known: KnownModel) -> dict[str, Any]:
+    """Values of a model in the table; RequestError if it writes another stem."""
+    target = known.stem.lower()
+    if target not in _TARGETS:
+        raise RequestError(
+            f"{path} is UVR's {known.name}, which writes {known.stem!r}, not vocals or the instrumental; "
+            "use another model (Kim_Vocal_2.onnx, UVR-MDX-NET-Voc_FT.onnx)"
+        )
+    sizes = {"n_fft": known.n_fft, "hop": HOP, "dim_f": known.dim_f, "dim_t": known.dim_t}
+    return sizes | {"compensation": known.compensation, "target": target}
+
+
+def _check_values(path: Path, values: dict[str, Any]) -> None:
+    """RequestError for values of another type, beyond every model, or in contradiction to each other."""
+    for name, (least, most) in _RANGES.items():
+        value = values[name]
+        kind = (int, float) if name == "compensation" else int
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:
+            wanted = "a number" if name == "compensation" else "a whole number"
+            raise RequestError(f"{path}: {name} must be {wanted} from {least} to {most}, got {value!r:.40}")
+    if values["target"] not in _TARGETS:
+        raise RequestError(f"{path}: target is {values['target']!r:.40}, choose vocals or instrumental")
+    if values["dim_f"] > values["n_fft"] // 2 + 1 or values["hop"] > values["n_fft"] // 2:
+        shown = ", ".join(f"{name} {values[name]}" for name in ("n_fft", "hop", "dim_f", "dim_t"))
+        raise RequestError(f"{path}: {shown} contradict each other; correct them")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Values by the names of :class:`MdxParameters`, or by those of the public lists of MDX-Net models."""
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        values = {name: content[name] for name in _NAMES if name in content}
-        listed = {"n_fft": "mdx_n_fft_scale_set", "dim_f": "mdx_dim_f_set", "compensation": "compensate"}
-        values |= {name: content[theirs] for name, theirs in listed.items() if theirs in content}
-        if "mdx_dim_t_set" in content:
-            values["dim_t"] = 2 ** int(content["mdx_dim_t_set"])  # the lists have the exponent
-        if "primary_stem" in content:
-            values["target"] = str(content["primary_stem"]).lower()
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RequestError(f"{path} cannot be used: {error}; correct the file") from error
+    content = read_json(path, what="the model's description", advice="correct the file")
+    if not isinstance(content, dict):
+        raise RequestError(f"{path}: the model's description is no JSON object; correct the file")
+    values = {name: content[name] for name in _NAMES if name in content}
+    listed = {"n_fft": "mdx_n_fft_scale_set", "dim_f": "mdx_dim_f_set", "compensation": "compensate"}
+    values |= {name: content[theirs] for name, theirs in listed.items() if theirs in content}
+    if "mdx_dim_t_set" in content:
+        exponent = content["mdx_dim_t_set"]  # the lists have the exponent
+        if isinstance(exponent, bool) or not isinstance(exponent, int) or not 1 <= exponent <= _LARGEST_EXPONENT:
+            raise RequestError(
+                f"{path}: mdx_dim_t_set must be a whole number from 1 to {_LARGEST_EXPONENT}, an exponent of 2, "
+                f"got {exponent!r:.40}; correct the file"
+            )
+        values["dim_t"] = 2**exponent
+    if "primary_stem" in content:
+        values["target"] = str(content["primary_stem"]).lower()
     return values
