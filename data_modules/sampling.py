@@ -205,7 +205,7 @@ class RepeatedOrder(SequentialSampler):
     Lightning would put a sampler of its own in the place of every one that is not sequential.
     """
 
-    def __init__(self, order: ClipOrder) -> None:
+    def __init__(self, order: TrainingOrder | EvaluationOrder) -> None:
         super().__init__(range(len(order)))
         self.order = order
 

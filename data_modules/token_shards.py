@@ -23,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from hafm_lightning.data_modules.clip_batches import ClipBatches, check_manifests, check_split
-from hafm_lightning.data_modules.sampling import ClipOrder, EvaluationOrder, RepeatedOrder, TrainingOrder, crop_choices
+from hafm_lightning.data_modules.sampling import EvaluationOrder, RepeatedOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import other_song_clips, song_of
@@ -197,7 +197,7 @@ class TokenShards(LightningDataModule):
         """Each clip of ``test`` once over all processes."""
         return self._evaluation_loader("test", paired=False)
 
-    def _loader(self, split: str, order: ClipOrder) -> DataLoader[TokenBatch]:
+    def _loader(self, split: str, order: TrainingOrder | EvaluationOrder) -> DataLoader[TokenBatch]:
         return DataLoader(
             self._open(split),
             batch_size=None,

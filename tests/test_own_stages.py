@@ -22,6 +22,7 @@ def trained(tmp_path_factory):
     folder, paths = tmp_path_factory.mktemp("own"), {}
     for role, kind in OWN.items():
         stage = kind(backbone=TINY)
+        stage.tokenizers = {use: {"kind": f"offline-{use}", "sha256": "a1"} for use in ("semantic", "acoustic")}
         fit = trainer(folder)
         fit.fit(stage, loader(clips(tiny_stage(PLAIN[role]), 2)))
         assert not torch.equal(stage.extra, torch.ones(3)), "the loss of the class is the one that is trained on"

@@ -61,6 +61,8 @@ class Description:
     duration_s: float | None
     styles: list[str] = field(default_factory=list)
     vocal_noise_sigma: float | None = None
+    role: str | None = None
+    class_path: str | None = None
 
 
 def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -120,13 +122,15 @@ def role_of(metadata: Mapping[str, Any]) -> str | None:
     A subclass of a stage has the role of that stage. Files of earlier versions name the class alone.
     """
     role = metadata.get("role")
-    return str(role) if role is not None else ROLE_OF_STAGE.get(metadata["stage"])
+    return str(role) if role is not None else ROLE_OF_STAGE.get(str(metadata.get("stage")))
 
 
 def shape_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a network that decide its weights; the others may change while it is trained."""
-    backbone = {key: value for key, value in model["backbone"].items() if key not in ONLY_IN_TRAINING}
-    return {**model, "backbone": backbone}
+    backbone = model.get("backbone")
+    if not isinstance(backbone, Mapping):
+        return dict(model)
+    return {**model, "backbone": {key: value for key, value in backbone.items() if key not in ONLY_IN_TRAINING}}
 
 
 def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -400,17 +400,11 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: ty
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
     stage.vocal_noise_sigma = saved.get("vocal_noise_sigma")
-    # sums of metrics (``train_means.clips``), which a version of torchmetrics may save, are no weights; a subclass may
-    # have more than its network
-    is_same = built.__name__ == saved["stage"] or kind is not None
-    weights, expected = (
-        {
-            name: value
-            for name, value in state.items()
-            if not name.partition(".")[0].endswith("means") and (is_same or name.startswith("model."))
-        }
-        for state in (checkpoint["state_dict"], stage.state_dict())
-    )
+    weights, expected = _weights(checkpoint["state_dict"]), _weights(stage.state_dict())
+    if built.__name__ != saved["stage"] and kind is None:  # a subclass may have more than its network
+        weights, expected = (
+            {name: value for name, value in state.items() if name.startswith("model.")} for state in (weights, expected)
+        )
     check_weights(weights, expected, str(path))
     stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()
