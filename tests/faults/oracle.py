@@ -18,15 +18,15 @@ CANARY = "canary"
 """Hostile content makes a file of this name, beside the working folder."""
 OUTSIDE = ("outside", "escaped", CANARY)
 MOST_LINES = {1: 1, 2: 5}
-ENDED_BY = {130, 143, 129}
-"""Exit codes after Ctrl-C, SIGTERM and SIGHUP."""
+HEADS = ("error:", "failed:")
+"""The first line of an error: of a wrong request, and of work that failed."""
 TRACES = ("Traceback (most recent call last)", "Fatal Python error", "Segmentation fault", "core dumped")
 
 
 def error_lines(text: str) -> list[str]:
-    """The lines of an error message: from the first line that begins with ``error:`` to the end."""
+    """The lines of an error message: from the first line that begins with one of :data:`HEADS` to the end."""
     lines = [line for line in text.splitlines() if line.strip()]
-    first = next((index for index, line in enumerate(lines) if line.startswith("error:")), None)
+    first = next((index for index, line in enumerate(lines) if line.startswith(HEADS)), None)
     return [] if first is None else lines[first:]
 
 
@@ -40,7 +40,7 @@ def broken_rules(ending: Ending, *, signals: Collection[int] = ()) -> list[str]:
     if ending.code in MOST_LINES:
         lines, most = error_lines(ending.err), MOST_LINES[ending.code]
         if not lines:
-            found.append(f"exit code {ending.code} without a line that begins with 'error:'")
+            found.append(f"exit code {ending.code} without a line that says why")
         if len(lines) > most:
             found.append(f"{len(lines)} lines of error for exit code {ending.code}, {most} at most")
     return found
