@@ -92,8 +92,18 @@ def card_digest(folder: Path) -> str:
 
 
 def study_digest(folder: Path) -> str:
-    """Trials, sounds and key; ids are drawn from the seed."""
-    return files_digest("built/**/*.wav", folder)
+    """That study and key load, and the levels of all sounds. Ids, order and dither follow the folder's path."""
+    import numpy as np
+    import soundfile
+
+    from hafm_lightning.listening.study import Key, Study
+
+    study = Study.load(folder / "built")
+    key = Key.load(folder / "built" / "key.json", study)
+    sounds = [soundfile.read(path)[0] for path in (folder / "built").rglob("*.wav")]
+    levels = sorted((len(sound), round(float(np.sqrt(np.mean(sound**2))), 4)) for sound in sounds)
+    kinds = sorted(assignment.kind for assignment in key.assignments.values())
+    return f"{len(study.trials)} trials, {kinds}, {levels}"
 
 
 def report_digest(folder: Path) -> str:
