@@ -59,7 +59,7 @@ test-all: $(VENV)/.installed-app
 # Prints the table (kind, tries, held) and writes it into docs/faults.md; then the parsers with many made-up inputs.
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --jobs $(JOBS) --docs $(FAULTS_ARGS)
-	HAFM_FUZZ_EXAMPLES=2000 $(PYTEST) tests/faults/test_fuzz.py
+	HAFM_FUZZ_EXAMPLES=500 $(PYTEST) tests/faults/test_fuzz.py
 
 long: $(VENV)/.installed-app
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/test_long.py $(PYTEST_ARGS)

@@ -12,8 +12,8 @@ from surroundings import surroundings_tries
 from tries import Try, file_tries
 
 WHOLE_MOMENTS = 12
-SHORT = {"wrong fields": 8, "damaged bytes": 8, "odd sounds": 6, "several at once": 1}
-SHORT_OTHERS = 4
+SHORT = {"wrong fields": 4, "damaged bytes": 4, "odd sounds": 3, "several at once": 1}
+SHORT_OTHERS = 2
 """Tries of a kind in the short form."""
 
 

@@ -105,8 +105,8 @@ CONTENTS: tuple[tuple[str, str, Damages, int], ...] = (
 
 TABLE: tuple[Row, ...] = (
     *(Row(FIELDS, file, work, json_fields, most) for file, work, most in JSON_FILES),
-    *(Row(BYTES, file, work, bytes_of_file, 30) for file, work, _ in JSON_FILES),
-    *(Row(BYTES, file, work, bytes_of_file, 30) for file, work in OTHER_FILES),
+    *(Row(BYTES, file, work, bytes_of_file, 16) for file, work, _ in JSON_FILES),
+    *(Row(BYTES, file, work, bytes_of_file, 16) for file, work in OTHER_FILES),
     *(Row(SETTINGS, file, work, yaml_fields, most, may_differ=True) for file, work, most in YAML_FILES),
     *(Row(CONTENT, file, work, damages, most) for file, work, damages, most in CONTENTS),
 )
