@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from damage import Damage, Keys, dotted, paths_of, place, without
+from damage import Damage, Keys, at, dotted, paths_of, place, without
 
 ENTRIES: dict[str, Any] = {
     "nothing": None,
@@ -69,9 +69,7 @@ def checkpoint_entries(path: Path) -> Iterator[Damage]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     tensors = 0
     for keys in paths_of(content, most_items=1):
-        value = content
-        for key in keys:
-            value = value[key]
+        value = at(content, keys)
         words = (str(keys[-1]),)
         if keys[0] in UNREAD:
             continue

@@ -92,6 +92,13 @@ def paths_of(content: Any, most_items: int = 2) -> Iterator[Keys]:
             yield from ((index, *rest) for rest in paths_of(value, most_items))
 
 
+def at(content: Any, keys: Keys) -> Any:
+    """What is at a place."""
+    for key in keys:
+        content = content[key]
+    return content
+
+
 def place(content: Any, keys: Keys, value: Any) -> None:
     """Put ``value`` at a place."""
     for key in keys[:-1]:
@@ -113,9 +120,12 @@ def dotted(keys: Keys) -> str:
 
 def json_fields(path: Path) -> Iterator[Damage]:
     """Every field of a JSON file: with each wrong value, left out, and given twice; then the whole file."""
-    for keys in paths_of(json.loads(path.read_bytes())):
-        words = (str(keys[-1]),)
+    content = json.loads(path.read_bytes())
+    for keys in paths_of(content):
+        words, present = (str(keys[-1]),), json.dumps(at(content, keys))
         for title, text in JSON_TEXTS.items():
+            if text == present:
+                continue
             yield Damage(f"{dotted(keys)} = {title}", partial(_json_text, keys, text), words)
         yield Damage(f"{dotted(keys)} left out", partial(_json_removed, keys), words)
     for title, text in JSON_TEXTS.items():
@@ -155,6 +165,8 @@ def yaml_fields(path: Path) -> Iterator[Damage]:
     content = yaml.safe_load(path.read_text())
     for keys in paths_of(content):
         for title, value in YAML_VALUES.items():
+            if repr(value) == repr(at(content, keys)):
+                continue
             yield Damage(f"{dotted(keys)} = {title}", partial(_yaml_value, keys, value))
         yield Damage(f"{dotted(keys)} left out", partial(_yaml_removed, keys))
         if isinstance(keys[-1], str):
