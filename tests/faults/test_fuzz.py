@@ -81,10 +81,11 @@ def changed(draw: st.DrawFn, content: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         places = list(paths_of(content))
         if not places:
-            return draw(VALUES)
+            return copy.deepcopy(draw(VALUES))
         keys = draw(st.sampled_from(places))
         if draw(st.integers(0, 4)):
-            place(content, keys, draw(VALUES))
+            # a copy: the next change may be inside of it, and drawn values are shared
+            place(content, keys, copy.deepcopy(draw(VALUES)))
         else:
             without(content, keys)
     return content
