@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -45,6 +46,7 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.MatMult: ast.Mult,
 }  # fmt: skip
+UNTOUCHED = (ast.Raise, ast.Import, ast.ImportFrom, ast.JoinedStr)
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 
 
@@ -53,27 +55,38 @@ class Mutant:
     """One change: ``name`` shows the line before and after, ``code`` is the changed module."""
 
     name: str
-    code: ast.Module
+    code: CodeType
 
 
-class Sites(ast.NodeVisitor):
-    """The nodes that may be changed: not messages of errors, annotations, docstrings, decorators or imports."""
+@dataclass(frozen=True)
+class Site:
+    """A node, and where it hangs: in a field of its parent, or in the list that is that field."""
 
-    def __init__(self) -> None:
-        self.found: list[ast.AST] = []
+    node: ast.AST
+    parent: ast.AST
+    field: str
+    index: int | None
 
-    def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr):
-            return
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return
-        self.found.append(node)
-        for name, value in ast.iter_fields(node):
-            if name in ("annotation", "returns", "decorator_list"):
+    def put(self, node: ast.AST) -> None:
+        """Hang another node there."""
+        if self.index is None:
+            setattr(self.parent, self.field, node)
+        else:
+            getattr(self.parent, self.field)[self.index] = node
+
+
+def sites_of(parent: ast.AST) -> Iterator[Site]:
+    """The nodes below one that may be changed: not messages of errors, annotations, docstrings or imports."""
+    for field, value in ast.iter_fields(parent):
+        if field in ("annotation", "returns", "decorator_list"):
+            continue
+        for index, node in enumerate(value if isinstance(value, list) else [value]):
+            if not isinstance(node, ast.AST) or isinstance(node, UNTOUCHED):
                 continue
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    self.visit(child)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue
+            yield Site(node, parent, field, index if isinstance(value, list) else None)
+            yield from sites_of(node)
 
 
 def changes_of(node: ast.AST) -> Iterator[ast.AST]:
@@ -114,31 +127,16 @@ def changes_of(node: ast.AST) -> Iterator[ast.AST]:
 def mutants_of(source: str) -> list[Mutant]:
     """All mutants of a module, in the order of its lines."""
     tree = ast.parse(source)
-    sites = Sites()
-    sites.visit(tree)
     lines, found, seen = source.splitlines(), [], dict[str, int]()
-    for number, node in enumerate(sites.found):
-        for changed in changes_of(node):
-            whole = copy.deepcopy(tree)
-            again = Sites()
-            again.visit(whole)
-            _replace(whole, again.found[number], changed)
-            line = lines[node.lineno - 1].strip()
-            name = f"{line} :: {_text(node)} -> {_text(changed)}"
+    for site in list(sites_of(tree)):
+        for changed in changes_of(site.node):
+            name = f"{lines[site.node.lineno - 1].strip()} :: {_text(site.node)} -> {_text(changed)}"
             seen[name] = seen.get(name, 0) + 1
-            found.append(
-                Mutant(name if seen[name] == 1 else f"{name} ({seen[name]})", ast.fix_missing_locations(whole))
-            )
+            site.put(ast.fix_missing_locations(ast.copy_location(changed, site.node)))
+            code = compile(tree, "a mutant", "exec", dont_inherit=True)
+            site.put(site.node)
+            found.append(Mutant(name if seen[name] == 1 else f"{name} ({seen[name]})", code))
     return found
-
-
-def _replace(tree: ast.AST, old: ast.AST, new: ast.AST) -> None:
-    for parent in ast.walk(tree):
-        for name, value in ast.iter_fields(parent):
-            if value is old:
-                setattr(parent, name, new)
-            elif isinstance(value, list) and any(item is old for item in value):
-                value[[item is old for item in value].index(True)] = new
 
 
 def _text(node: ast.AST) -> str:
@@ -150,7 +148,7 @@ def _text(node: ast.AST) -> str:
 class Changed(importlib.abc.Loader, importlib.abc.MetaPathFinder):
     """Gives one module a changed code."""
 
-    def __init__(self, module: str, code: ast.Module) -> None:
+    def __init__(self, module: str, code: CodeType) -> None:
         self.module, self.code = module, code
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
@@ -162,7 +160,7 @@ class Changed(importlib.abc.Loader, importlib.abc.MetaPathFinder):
         return None
 
     def exec_module(self, module: object) -> None:
-        exec(compile(self.code, str(file_of(self.module)), "exec"), vars(module))
+        exec(self.code, vars(module))
 
 
 def file_of(module: str) -> Path:
@@ -170,7 +168,7 @@ def file_of(module: str) -> Path:
     return ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
 
 
-def passes(module: str, code: ast.Module | None, tests: Sequence[str], limit_s: int) -> tuple[bool, float]:
+def passes(module: str, code: CodeType | None, tests: Sequence[str], limit_s: int) -> tuple[bool, float]:
     """Whether the tests pass with a changed module, in a child; and the processor seconds of it."""
     pid = os.fork()
     if pid == 0:

@@ -33,7 +33,7 @@ from hafm_lightning.accompanist.model_folder import read_config as read_model_co
 from hafm_lightning.audio import probe_audio, read_audio
 from hafm_lightning.checkpoint_format import checked_metadata, read_checkpoint
 from hafm_lightning.cli.fit.training import read_config as read_fit_config
-from hafm_lightning.cli.generate import read_record
+from hafm_lightning.cli.repeating import read_record
 from hafm_lightning.configuration.settings import build, read_settings
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.distances.frechet import GaussianStatistics
