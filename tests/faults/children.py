@@ -119,6 +119,7 @@ def _in_child(
     os.environ.update(kept | OFFLINE | {"HOME": str(streams / "home"), "TMPDIR": str(streams / "tmp")})
     for name in ("home", "tmp"):
         (streams / name).mkdir(exist_ok=True)
+        (streams / name).chmod(0o777)  # the command may become another user
     for name, value in environment.items():
         os.environ.pop(name, None)
         if value is not None:
