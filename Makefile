@@ -5,6 +5,10 @@
 #   make test        the tests that take seconds (PYTEST_ARGS="-k layout")
 #   make test-avx2   those tests that depend on the processor, as on one with AVX2 and no more
 #   make test-all    also the slow ones, among them the page in a real browser
+#   make faults      the fault suite: kills, full disks, damaged files, fuzzing; under an hour (FAULTS_ARGS="--seed 1")
+#   make long        the long runs: 20,000 steps, 2,000 requests of the app, an hour of live streaming
+#   make mutants     are the tests of a module blind to a change in it (MUTANTS_ARGS="modeling/layout.py")
+#   make coverage    the tests with the branches of the core that they reach; 92 % are needed
 #   make lint        ruff: rules and formatting
 #   make typecheck   mypy --strict on the package
 #   make install     only the environment
@@ -22,13 +26,15 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+FAULTS_ARGS ?=
+MUTANTS_ARGS ?=
 JOBS ?= 2
 
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help install demo test test-avx2 test-all lint typecheck
+.PHONY: help install demo test test-avx2 test-all faults long mutants coverage lint typecheck
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +55,22 @@ test-avx2: install
 
 test-all: $(VENV)/.installed-app
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Prints the table (kind, tries, held) and writes it into docs/faults.md; then the parsers with many made-up inputs.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --jobs $(JOBS) --docs $(FAULTS_ARGS)
+	HAFM_FUZZ_EXAMPLES=500 $(PYTEST) tests/faults/test_fuzz.py
+
+long: $(VENV)/.installed-app
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/faults/test_long.py $(PYTEST_ARGS)
+
+mutants: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutants.py $(MUTANTS_ARGS)
+
+# Fails below the `fail_under` of pyproject.toml, which also lists the modules. Children of the tests are not measured.
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report
 
 lint: install
 	$(BIN)/ruff check .

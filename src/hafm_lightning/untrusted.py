@@ -99,7 +99,7 @@ def read_json(path: str | Path, *, what: str, advice: str) -> Any:
             content = file.read(most + 1)
         except OSError as error:
             raise RequestError(f"{_shown(path)}: {what} cannot be read ({error.strerror}); {advice}") from error
-    return parse_json(content, f"{_shown(path)}: {what}", advice=advice)
+    return parse_json(content, _shown(path), advice=advice)
 
 
 def parse_json(text: bytes | str, where: object, *, advice: str) -> Any:

@@ -24,7 +24,7 @@ from hafm_lightning.accompanist.recommended import Recommended, read_recommended
 from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
 from hafm_lightning.checkpoint_format import tensor_problem
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied, sha256_of, sha256_of_json
+from hafm_lightning.files import atomic_folder, is_occupied, printable, sha256_of, sha256_of_json
 from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.base import check_file_digests, file_digests
@@ -187,6 +187,7 @@ class StageEntry:
     duration_s: float | None = None
     guidance_dropout: float = 0.0
     styles: list[str] = field(default_factory=list)
+    vocal_noise_sigma: float | None = None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -229,7 +230,8 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
         raise RequestError(f"{path} cannot be read ({error}); {ADVICE}") from error
     if digest != description["sha256"]:
         raise RequestError(
-            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} lists {description['sha256']!s:.12}; {ADVICE}"
+            f"{path}: the file has sha256 {digest[:12]}, "
+            f"{CONFIG_FILE} lists {printable(str(description['sha256'])[:12])}; {ADVICE}"
         )
     for key, value in state.items():
         if problem := tensor_problem(value, (torch.float32,)):

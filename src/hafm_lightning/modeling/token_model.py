@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.attention import Mixer, SequenceBias, WholeSequence
 from hafm_lightning.modeling.cache import CachedSteps, KeyValueCache
 from hafm_lightning.modeling.conditioning import EMBEDDING_STD, AlignedConditions, StreamEmbedding
@@ -109,13 +110,13 @@ class TokenModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenModelConfig:
-        """From :meth:`as_dict`; ValueError names keys that are missing or unknown."""
+        """From :meth:`as_dict`; RequestError names keys that are missing, unknown or of a wrong type."""
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"unknown model settings {', '.join(sorted(unknown))}; written by a newer version?")
+            raise RequestError(f"unknown model settings {', '.join(sorted(unknown))}; written by a newer version?")
         missing = {"conditions", "target", "backbone"} - set(values)
         if missing:
-            raise ValueError(f"missing model settings {', '.join(sorted(missing))}")
+            raise RequestError(f"missing model settings {', '.join(sorted(missing))}")
         return checked(dict(values), cls, "the description of a network", "train or export it again")
 
 

@@ -217,7 +217,7 @@ def test_statistics_files_with_pickles_garbage_or_a_newer_format_are_refused(tmp
     )
     with pytest.raises(RequestError, match="not a statistics file"):
         GaussianStatistics.load(tmp_path / "pickle.npz")
-    np.savez(tmp_path / "newer.npz", format=2)
+    np.savez(tmp_path / "newer.npz", format=3)
     with pytest.raises(RequestError, match="update hafm_lightning"):
         GaussianStatistics.load(tmp_path / "newer.npz")
 
@@ -253,3 +253,45 @@ def test_infinity_says_when_the_line_is_no_law() -> None:
     assert not frechet_infinity(random_rows(24, 16, 21), reference).reliable
     with pytest.raises(ValueError, match="at least 4 rows"):
         frechet_infinity(random_rows(3, 16, 21), reference)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"covariance": np.diag([1.0, -0.5, 1.0])}, "negative eigenvalue"),
+        ({"covariance": np.array([[1.0, 0.9, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])}, "not symmetric"),
+        ({"covariance": np.full((3, 3), np.nan)}, "NaN"),
+        ({"covariance": np.eye(4)}, "expected mean"),
+        ({"covariance": np.eye(3, dtype=np.int64)}, "no real numbers"),
+        ({"covariance": np.eye(3) + 1j}, "no real numbers"),
+        ({"mean": np.array([0.0, np.inf, 0.0])}, "NaN"),
+        ({"rows": 3}, "rank 3, which 3 rows cannot give"),
+        ({"rows": 1}, "at least 2"),
+        ({"rows": -7}, "at least 2"),
+        ({"rows": 2.5}, "whole number"),
+        ({"rows": np.arange(3)}, "whole number"),
+        ({"provenance": "[1]"}, "no object"),
+        ({"provenance": "{"}, "damaged"),
+        ({"provenance": "[" * 100_000}, "damaged"),
+        ({"format": "new"}, "whole number"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(tmp_path: Path, change: dict, reason: str) -> None:
+    good = {"format": 1, "rows": 9, "mean": np.zeros(3), "covariance": np.eye(3), "provenance": "{}"}
+    np.savez(tmp_path / "a.npz", **good)
+    assert GaussianStatistics.load(tmp_path / "a.npz").rows == 9
+    np.savez(tmp_path / "b.npz", **{**good, **change})
+    with pytest.raises(RequestError, match=reason) as refused:
+        GaussianStatistics.load(tmp_path / "b.npz")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_flipped_bit_in_statistics_is_found(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(30, 3))
+    GaussianStatistics.from_rows(rows).save(tmp_path / "a.npz")
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(np.float64(GaussianStatistics.from_rows(rows).mean[0]).tobytes())] ^= 1
+    (tmp_path / "b.npz").write_bytes(content)
+    GaussianStatistics.load(tmp_path / "a.npz")
+    with pytest.raises(RequestError, match="damaged"):
+        GaussianStatistics.load(tmp_path / "b.npz")

@@ -127,12 +127,13 @@ class GaussianStatistics:
         try:
             with np.load(source, allow_pickle=False) as archive:
                 _check_sizes(archive.zip)
-                version, rows = (_whole_number(archive[key]) for key in ("format", "rows"))
+                version = _whole_number(archive["format"])
                 if version > STATISTICS_FORMAT:
                     raise RequestError(
                         f"{source}: statistics of format {version}; this version reads up to {STATISTICS_FORMAT}: "
                         "update hafm_lightning"
                     )
+                rows = _whole_number(archive["rows"])
                 mean, covariance = (_real_numbers(archive[key]) for key in ("mean", "covariance"))
                 provenance = parse_json(str(archive["provenance"]), f"{source}: provenance", advice=ADVICE)
                 if not isinstance(provenance, dict):
