@@ -101,7 +101,7 @@ def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
         assert cli.main([command, *arguments]) == cli.DONE
     else:
         with pytest.raises(Parsed):
-            cli.main([command, *arguments])
+            cli.run([command, *arguments])
 
 
 def test_the_options_of_the_table_of_experiments_are_understood():
