@@ -58,7 +58,7 @@ def is_silent(sound: npt.NDArray[Any]) -> bool:
 def meaning_of(sound: npt.NDArray[Any], rate_hz: int) -> Meaning:
     """What can be compared of a mono signal ``[L]``; ValueError unless its samples are finite."""
     signal = at_analysis_rate(sound, rate_hz)
-    if is_silent(signal):
+    if is_silent(sound) or is_silent(signal):  # resampling makes clicks at the ends of a constant offset
         return Meaning(harmony=False, rhythm=False)
     pitched = spectral_flatness(signal) < FLAT
     return Meaning(pitched, envelope_variation(signal) >= (STEADY_TONE if pitched else STEADY))
