@@ -173,7 +173,7 @@ def _length_is_unknown(path: Path, file: SoundFile) -> bool:
     if not too_long or file.format not in ("FLAC", "MP3"):
         return False
     least_bits = _LEAST_FLAC_BITS * file.channels if file.format == "FLAC" else _LEAST_MP3_BITS_S / file.samplerate
-    return path.stat().st_size * 8 < least_bits * file.frames
+    return bool(path.stat().st_size * 8 < least_bits * file.frames)
 
 
 def _mpeg_without_length(path: Path, file: SoundFile) -> io.RawIOBase | None:
