@@ -106,8 +106,7 @@ def test_from_mixes_of_songs_to_votes(tmp_path: Path, monkeypatch: pytest.Monkey
         SMALL_CARD,
         f"--systems {systems}",
         f"--metrics {metrics}",
-        "--embeddings.0.name",
-        "logmel",
+        "--embeddings '[{name: logmel}]'",
         "--token_clips 2",
     )
     card = json.loads((tmp_path / "card" / "card.json").read_text())

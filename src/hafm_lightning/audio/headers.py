@@ -166,7 +166,7 @@ def wav_codec(path: Path) -> str:
 class MpegHeader(NamedTuple):
     """The header of a frame of MPEG audio, layer 3."""
 
-    bytes: int  # length of the frame
+    size: int  # length of the frame in bytes
     samples: int  # of each channel in a frame
     first: bytes  # the four bytes of the header
 
@@ -201,14 +201,15 @@ def mpeg_frames(path: Path) -> tuple[int, MpegHeader] | None:
                 a, b, c, d = data[6:10]
                 place = 10 + (a << 21 | b << 14 | c << 7 | d)
             first = mpeg_header(data[place : place + 4])
-            if first is None or mpeg_header(data[place + first.bytes : place + first.bytes + 4]) is None:
+            if first is None or mpeg_header(data[place + first.size : place + first.size + 4]) is None:
                 return None
-            frame = data[place : place + first.bytes]
+            frame = data[place : place + first.size]
             if any(mark in frame[:200] for mark in (b"Xing", b"Info", b"VBRI")):
                 return None
-            count, header = 0, first
-            while header is not None and place + header.bytes <= len(data):
+            count = 0
+            header: MpegHeader | None = first
+            while header is not None and place + header.size <= len(data):
                 count += 1
-                place += header.bytes
+                place += header.size
                 header = mpeg_header(data[place : place + 4])
             return count * first.samples, first

@@ -173,7 +173,7 @@ def _length_is_unknown(path: Path, file: SoundFile) -> bool:
     if not too_long or file.format not in ("FLAC", "MP3"):
         return False
     least_bits = _LEAST_FLAC_BITS * file.channels if file.format == "FLAC" else _LEAST_MP3_BITS_S / file.samplerate
-    return path.stat().st_size * 8 < least_bits * file.frames
+    return bool(path.stat().st_size * 8 < least_bits * file.frames)
 
 
 def _mpeg_without_length(path: Path, file: SoundFile) -> io.RawIOBase | None:
@@ -233,7 +233,7 @@ class _Prefixed(io.RawIOBase):
         one_channel = header.first[3] >> 6 == 3
         side = {(1152, False): 32, (1152, True): 17, (576, False): 17, (576, True): 9}[header.samples, one_channel]
         frame = first + bytes(side) + b"Xing" + struct.pack(">II", 1, _MANY_FRAMES)
-        self._prefix = frame.ljust(header.bytes, b"\0")
+        self._prefix = frame.ljust(header.size, b"\0")
         self._size = len(self._prefix) + os.fstat(self._file.fileno()).st_size - self._skipped
         self._place = 0
 

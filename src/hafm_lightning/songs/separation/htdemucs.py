@@ -112,7 +112,8 @@ def _from_checkpoint(path: Path, network: Any) -> Any:
     known = inspect.signature(network).parameters
     options = {name: value for name, value in options.items() if name in known}
     most = limits.current()
-    for value in (*arguments, *options.values()):
+    sizes: list[Any] = [*arguments, *options.values()]
+    for value in sizes:
         if isinstance(value, int | float | Fraction) and abs(value) > most.width:
             raise ValueError(f"a size of {value}, at most {most.width} are built")
     model = network(*arguments, **options)
