@@ -238,7 +238,14 @@ def test_a_checkpoint_of_another_precision_is_scored(config, capsys, saved, read
 def test_ctrl_c_saves_and_leaves_with_130(config):
     """Lightning leaves with exit code 1 and without a checkpoint."""
     command = [sys.executable, "-m", "hafm_lightning", "fit", "--config", str(config), "--trainer.max_steps", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    # a shell lets the programs that it starts with & ignore Ctrl-C
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         metrics = run_of(config) / "metrics.csv"
         until = time.monotonic() + 300
