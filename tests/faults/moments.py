@@ -37,6 +37,8 @@ KILLED = ("fit", "resume", "prepare", "evaluate", "generate", "listen build", "e
 RESUMED_WITH: dict[str, tuple[str, ...]] = {"fit": ("--ckpt_path", "auto")}
 """What is added to the command after its death; other works are simply repeated."""
 COUNT_FILE = "events.count"
+STREAM_BYTES = 1 << 14
+"""What stdout and stderr may hold whatever the limit of files is: they are files, too."""
 
 
 def counting(base: Path, kill_at: int | None) -> None:
@@ -137,7 +139,7 @@ def fill_disk(free_bytes: int) -> None:
 def limit_files(largest_bytes: int) -> None:
     """In a child: no file may grow beyond a size (the kernel's own limit; Python ignores its signal)."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_bytes, largest_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(largest_bytes, STREAM_BYTES),) * 2)
 
 
 def do_full_disk(work_name: str, fraction: float, by_kernel: bool, bench: Bench) -> list[str]:

@@ -18,7 +18,8 @@ from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import LiveOptions, Take
 from hafm_lightning.audio import Audio, write_audio
 from hafm_lightning.cli import main
-from hafm_lightning.cli.app import Performance, files_of
+from hafm_lightning.cli.app.page import files_of
+from hafm_lightning.cli.app.performance import Performance
 
 ALLOWED = {"memory_mib": 24.0, "files": 2.0, "threads": 1.0, "disk_mib": 1.0}
 """Growth after the warm-up. 24 MiB: allocators round, and a leak of 2 kB a step would be 30 MiB in 15,000 steps."""

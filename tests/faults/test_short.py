@@ -145,8 +145,8 @@ def _writes(path: Path, size: int) -> int:
 def test_a_full_disk_is_met(tmp_path: Path, fill) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    assert run(lambda: _writes(work / "a", 100), work, tmp_path / "1", before=lambda: fill(200)).code == 0
-    ending = run(lambda: _writes(work / "b", 300), work, tmp_path / "2", before=lambda: fill(200))
+    assert run(lambda: _writes(work / "a", 10_000), work, tmp_path / "1", before=lambda: fill(50_000)).code == 0
+    ending = run(lambda: _writes(work / "b", 90_000), work, tmp_path / "2", before=lambda: fill(50_000))
     assert ending.code == 1
     assert "OSError" in ending.err
 
