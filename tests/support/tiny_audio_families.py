@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from tiny_audio_chat import CHUNK_S, MELS, SPECIAL, make_certain, tiny_tokenizer
 
-TURN = "<|im_start|>{{ m.role }}\n{{ body }}<|im_end|>\n"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
     "{% if c.type == 'audio' %}AUDIO{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -181,3 +180,53 @@ def _save_omni_processor(folder: Path, tokenizer: Any, name: str, image_processo
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     template = CHAT_TEMPLATE.replace("AUDIO", "<|audio_bos|><|AUDIO|><|audio_eos|>")
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+
+
+GEMMA_TOKENS = {
+    "image_token": "<|image|>",
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
+
+
+def make_gemma4(folder: Path) -> Path:
+    """Gemma 4 of random weights without its tower for pictures, as a family that is not in the table."""
+    from transformers import Gemma4AudioFeatureExtractor, Gemma4Config, Gemma4ForConditionalGeneration
+
+    tokenizer = tiny_tokenizer(special=(*SPECIAL, "<|video|>"), named=GEMMA_TOKENS)
+    names = ("image_token", "boi_token", "audio_token", "boa_token")
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(GEMMA_TOKENS[name]) for name in names}
+    ids["eoi_token_id"] = tokenizer.convert_tokens_to_ids("<image|>")
+    ids["eoa_token_index"] = tokenizer.convert_tokens_to_ids("<audio|>")
+    ids["video_token_id"] = tokenizer.convert_tokens_to_ids("<|video|>")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = Gemma4Config(
+        text_config=size
+        | {
+            "intermediate_size": 32,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "vocab_size": len(tokenizer),
+            "vocab_size_per_layer_input": len(tokenizer),
+            "hidden_size_per_layer_input": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+        },
+        audio_config=size | {"num_hidden_layers": 1, "subsampling_conv_channels": [8, 4], "output_proj_dims": 32},
+        vision_config=None,
+        **ids,
+    )
+    model = Gemma4ForConditionalGeneration(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = json.loads(Gemma4AudioFeatureExtractor().to_json_string()) | {"processor_class": "Gemma4Processor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("AUDIO", "<|audio|>"))
+    return folder
