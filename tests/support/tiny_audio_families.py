@@ -219,7 +219,7 @@ def make_gemma4(folder: Path) -> Path:
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": None,
         },
-        audio_config=size | {"num_hidden_layers": 1, "subsampling_conv_channels": [8, 4], "output_proj_dims": 32},
+        audio_config=size | {"num_hidden_layers": 1, "subsampling_conv_channels": [128, 4], "output_proj_dims": 32},
         vision_config=None,
         **ids,
     )

@@ -154,6 +154,40 @@ def test_votes_on_one_clip_do_not_count_as_independent() -> None:
     assert "no significant difference" in pair.verdict
 
 
+@pytest.mark.parametrize(("clips", "voters", "shown"), [(1, 2, False), (3, 2, False), (1, 1, False), (3, 30, False), (8, 8, True)])
+def test_agreement_of_few_proves_no_more_than_their_number(clips: int, voters: int, shown: bool) -> None:
+    """Everybody prefers the truth: the bootstrap has no spread, and its interval would be [100 %, 100 %]."""
+    study = made_study(2 * clips)  # two trials a song
+    key = made_key(study, SYSTEMS, [(f"clip {clip:02d}", "ground_truth", "random") for clip in range(clips)] * 2)
+    votes = [
+        made_vote(f"listener {voter:02d}", trial.id, "A" if key.assignments[trial.id].a == "ground_truth" else "B", "AB")
+        for voter in range(voters)
+        for trial in study.trials
+    ]
+    report = build_report(study, key, votes)
+    (pair,) = report.criterion("overall").pairs
+    assert pair.low is not None
+    facts = min(clips, voters) if voters > 1 else clips
+    assert pair.low == pytest.approx(facts / (facts + 1.959964**2))  # Wilson's lower bound of all of so many
+    assert pair.high == 1.0
+    assert report.gate.passed is shown
+    assert all(row.strength_low is None for row in report.criterion("overall").wins)
+
+
+def test_odd_studies_have_a_report() -> None:
+    study = made_study(4)
+    key = made_key(study, SYSTEMS, [("clip", "ground_truth", "random"), ("clip 2", "ground_truth", "three_stages")] * 2)
+    failure = Failure("judge:test", study.trials[0].id, "AB", "prose")
+    assert build_report(study, key, [], [failure]).gate.passed is None
+    one = [made_vote("listener", study.trials[0].id, "A", "AB")]
+    assert len(build_report(study, key, one).clips) == 1
+    ties = [made_vote(name, trial.id, "tie", "BA") for name in ("x", "y") for trial in study.trials]
+    report = build_report(study, key, ties)
+    assert report.gate.passed is None
+    assert all(pair.verdict == "no decided trial" for pair in report.criterion("overall").pairs)
+    assert report.criterion("overall").alpha is None
+
+
 def test_listeners_who_fail_the_silence_controls_can_be_left_out() -> None:
     pairs = many_pairs(4)
     study = made_study(len(pairs) + 4)

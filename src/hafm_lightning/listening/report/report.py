@@ -31,6 +31,7 @@ from hafm_lightning.listening.report.statistics import (
     krippendorff_alpha,
     resampled,
     share_of,
+    wilson,
 )
 from hafm_lightning.listening.report.verdicts import TIE, Verdict, Verdicts, verdicts_of
 from hafm_lightning.listening.study import SILENCE, Key, Study
@@ -200,6 +201,8 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
         known = any(verdict.confidence is not None for verdict in own)
         confidence = sum(verdict.confidence or 0.0 for verdict in won) if known else None
         low, high = interval_of(samples.strengths[:, index]) if len(samples.strengths) else (None, None)
+        if low == high:  # no spread was seen, which is no interval without width
+            low, high = None, None
         share = confidence / total if confidence is not None and total else None
         scaled = strengths is not None and not np.isnan(strengths).any()
         strength = float(strengths[index]) if strengths is not None and scaled else None
@@ -246,8 +249,13 @@ def _head_to_head(
     own = [verdict for verdict in verdicts if set(verdict.systems) == {first, second}]
     winners = Counter(verdict.winners[criterion] for verdict in own)
     share = share_of(winners[first], winners[first] + winners[second])
-    alone = len({verdict.trial for verdict in own}) == len(own) == len({verdict.song for verdict in own})
+    songs, voters = ({getattr(verdict, name) for verdict in own} for name in ("song", "voter"))
+    alone = len({verdict.trial for verdict in own}) == len(own) == len(songs)
     low, high = (None, None) if alone or not samples else interval_of(samples)
+    if low is not None and low == high and share.share is not None:
+        # All samples are equal, mostly because all votes agree: the bootstrap sees no spread. What was seen then is
+        # as much as independent songs, or independent listeners, would have shown.
+        low, high = wilson(share.share, min(len(songs), len(voters)) if len(voters) > 1 else len(songs))
     bounds = (share.low, share.high) if low is None or high is None else (low, high)
     return HeadToHead(first, second, share, winners[TIE], low, high, _sentence(first, second, share, bounds))
 
