@@ -56,6 +56,7 @@ def test_the_papers_counts_come_out_as_printed(paper: Any) -> None:
         "random": (29, 66, 0),
     }
     assert sum(row.wins for row in tables.wins) == 99
+    assert [f"{row.share_of_all:.1%}" for row in tables.wins] == ["36.4%", "34.3%", "29.3%"]
     assert {row.system: row.confidence for row in tables.wins} == PAPER_CONFIDENCE
     assert [round(100 * (row.confidence_share or 0), 1) for row in tables.wins] == [34.6, 34.1, 31.3]
     shares = {(pair.first, pair.second): pair.share for pair in tables.pairs}

@@ -48,6 +48,8 @@ PREFERENCE = "overall"
 class SystemWins:
     """Row of a system: trials that it was in, won, tied and lost; summed confidence of the wins, and its share.
 
+    ``share_of_all`` is its wins of the trials of all pairs, ties included, as in the paper's table 1.
+
     ``strength`` is its Bradley-Terry strength with the bootstrap interval; the strengths of all systems sum to 1.
     """
 
@@ -56,6 +58,7 @@ class SystemWins:
     wins: int
     ties: int
     losses: int
+    share_of_all: float
     confidence: float | None
     confidence_share: float | None
     strength: float | None
@@ -207,7 +210,7 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
         scaled = strengths is not None and not np.isnan(strengths).any()
         strength = float(strengths[index]) if strengths is not None and scaled else None
         counts = (len(own), len(won), ties, len(own) - len(won) - ties)
-        wins.append(SystemWins(system, *counts, confidence, share, strength, low, high))
+        wins.append(SystemWins(system, *counts, len(won) / len(verdicts), confidence, share, strength, low, high))
     pairs = tuple(
         _head_to_head(first, second, verdicts, criterion, samples.shares.get((first, second), []))
         for first, second in combinations(names, 2)
