@@ -19,7 +19,7 @@ from hafm_lightning.listening.vote import Failure, Vote
 from hafm_lightning.listening.votes import VoteStore
 
 DIES_AT = 4
-SCRIPT = f'''
+SCRIPT = f"""
 import hashlib, os, signal, sys
 from hafm_lightning.cli import main
 from hafm_lightning.listening.judge.audio_chat import AudioChatJudge
@@ -43,7 +43,7 @@ def recording(judge):
 for kind in (AudioChatJudge, CoherenceJudge):
     kind.judge = recording(kind.judge)
 sys.exit(main(sys.argv[1:]))
-'''
+"""
 
 
 def stored(study: Study, path: Path) -> tuple[list[Vote], list[Failure]]:

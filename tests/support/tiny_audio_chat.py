@@ -21,9 +21,7 @@ def answer_text(choice: str = "A", confidence: float = 4, criteria: tuple[str, .
     return json.dumps(dict.fromkeys(criteria, entry))
 
 
-def tiny_tokenizer(
-    *words: str, special: tuple[str, ...] = SPECIAL, named: Mapping[str, str] | None = None
-) -> Any:
+def tiny_tokenizer(*words: str, special: tuple[str, ...] = SPECIAL, named: Mapping[str, str] | None = None) -> Any:
     """A token a byte, ``special`` tokens, ``words`` as a token each, and special tokens with a name of their own."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -130,7 +130,10 @@ def make_flamingo(folder: Path, answers: str | None = None, music: bool = False)
     kind = "MusicFlamingo" if music else "AudioFlamingo3"
     special = ("<sound>", "<|sound_bos|>", "<|sound_eos|>")
     tokenizer = tiny_tokenizer(*([answers] if answers else []), special=SPECIAL + special)
-    ids = dict(zip(("audio_token_id", "audio_bos_token_id", "audio_eos_token_id"), _ids(tokenizer, special), strict=True))
+    names = ("audio_token_id", "audio_bos_token_id", "audio_eos_token_id")
+    ids = {
+        name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in zip(names, special, strict=True)
+    }
     config = getattr(transformers, f"{kind}Config")(
         audio_config={"model_type": "audioflamingo3_encoder"} | _encoder(),
         text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(tokenizer)},
@@ -158,10 +161,6 @@ def _encoder(**more: Any) -> dict[str, Any]:
         "max_source_positions": CHUNK_S * 50,
         **more,
     }
-
-
-def _ids(tokenizer: Any, tokens: tuple[str, ...]) -> list[int]:
-    return [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]
 
 
 def _audio_ids(tokenizer: Any, audio: str, image: str, video: str) -> dict[str, int]:

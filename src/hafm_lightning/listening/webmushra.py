@@ -103,7 +103,9 @@ def as_yaml(content: Any, indent: int = 0) -> str:
 
     So a list in a list begins on a line of its own, and every other value is JSON on one line.
     """
-    entries = [(f"{name}:", v) for name, v in content.items()] if isinstance(content, dict) else [("-", v) for v in content]
+    entries = (
+        [(f"{name}:", v) for name, v in content.items()] if isinstance(content, dict) else [("-", v) for v in content]
+    )
     lines = []
     for start, value in entries:
         if isinstance(value, dict | list) and value:

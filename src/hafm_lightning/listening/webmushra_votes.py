@@ -22,8 +22,8 @@ def read_webmushra(study: Study, path: Path) -> list[Vote]:
     """The votes in a ``paired_comparison.csv``; a trial that was not answered by every criterion is left out.
 
     webMUSHRA shuffles the sides for each listener and does not store the order, so the presentation is always ``AB``.
-    The file names listeners by what they typed, and holds the rows of one listener together. Where a name answers a page
-    again, another person begins: ``ann``, ``ann (2)``.
+    The file names listeners by what they typed, and holds the rows of one listener together. Where a name answers
+    a page again, another person begins: ``ann``, ``ann (2)``.
 
     Raises:
         RequestError: The file cannot be read, lacks a column, or holds answers to another study or page.

@@ -133,9 +133,7 @@ def test_a_template_that_does_not_place_the_sounds_is_refused(
         list(load(folder).judge([Presented(*NOISE[:3], rate_hz=RATE_HZ)]))
 
 
-def test_a_model_that_writes_its_placeholder_is_asked_again(
-    qwen2_audio: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_writes_its_placeholder_is_asked_again(qwen2_audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own text stands in the second prompt, where a placeholder would ask for a fourth sound."""
     judge = load(qwen2_audio)
     monkeypatch.setattr(judge.processor.tokenizer, "decode", lambda *given, **how: f"I heard {judge.audio_token}")

@@ -155,13 +155,17 @@ def test_votes_on_one_clip_do_not_count_as_independent() -> None:
     assert "no significant difference" in pair.verdict
 
 
-@pytest.mark.parametrize(("clips", "voters", "shown"), [(1, 2, False), (3, 2, False), (1, 1, False), (3, 30, False), (8, 8, True)])
+@pytest.mark.parametrize(
+    ("clips", "voters", "shown"), [(1, 2, False), (3, 2, False), (1, 1, False), (3, 30, False), (8, 8, True)]
+)
 def test_agreement_of_few_proves_no_more_than_their_number(clips: int, voters: int, shown: bool) -> None:
     """Everybody prefers the truth: the bootstrap has no spread, and its interval would be [100 %, 100 %]."""
     study = made_study(2 * clips)  # two trials a song
     key = made_key(study, SYSTEMS, [(f"clip {clip:02d}", "ground_truth", "random") for clip in range(clips)] * 2)
     votes = [
-        made_vote(f"listener {voter:02d}", trial.id, "A" if key.assignments[trial.id].a == "ground_truth" else "B", "AB")
+        made_vote(
+            f"listener {voter:02d}", trial.id, "A" if key.assignments[trial.id].a == "ground_truth" else "B", "AB"
+        )
         for voter in range(voters)
         for trial in study.trials
     ]
