@@ -83,5 +83,4 @@ def test_killed_ranks_are_continued_and_no_trial_is_judged_twice(
     asked = Counter(log.read_text().split())
     assert len(asked) == total
     twice = sum(asked.values()) - total
-    # the process that was not killed by itself may have been ended in the middle of one answer
-    assert twice <= (len(dying) == 1)
+    assert twice <= 1  # Lightning ends the other process, maybe in the middle of an answer that is then not stored

@@ -131,9 +131,7 @@ def make_flamingo(folder: Path, answers: str | None = None, music: bool = False)
     special = ("<sound>", "<|sound_bos|>", "<|sound_eos|>")
     tokenizer = tiny_tokenizer(*([answers] if answers else []), special=SPECIAL + special)
     names = ("audio_token_id", "audio_bos_token_id", "audio_eos_token_id")
-    ids = {
-        name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in zip(names, special, strict=True)
-    }
+    ids = {name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in zip(names, special, strict=True)}
     config = getattr(transformers, f"{kind}Config")(
         audio_config={"model_type": "audioflamingo3_encoder"} | _encoder(),
         text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(tokenizer)},

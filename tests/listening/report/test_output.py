@@ -60,6 +60,18 @@ def test_a_listeners_name_stays_text(report: Report) -> None:
     assert text.startswith("# a # b\n")
 
 
+def test_a_report_without_any_verdict_is_written(tmp_path: Path) -> None:
+    study = made_study(2)
+    key = made_key(
+        study, ("ground_truth", "random"), [("a", "ground_truth", "random"), ("a", "silence", "ground_truth")]
+    )
+    silence = [made_vote("deaf", study.trials[1].id, "tie", "AB"), made_vote("deaf", study.trials[0].id, "A", "AB")]
+    report = build_report(study, key, silence, [Failure("judge:x", study.trials[0].id, "AB", "prose")], most_failed=0)
+    assert report.facts["voters left out"] == 1
+    assert report.gate.passed is None
+    assert all(path.stat().st_size for path in write_report(report, tmp_path))
+
+
 def test_json_holds_plain_numbers(report: Report, tmp_path: Path) -> None:
     content = json.loads(write_report(report, tmp_path)[0].read_text(), parse_constant=pytest.fail)
     assert content["format"] == 1

@@ -20,7 +20,7 @@ SIZE = 64 << 20
 
 
 class Hasty(ImpatientProtocol):
-    headers_s = answer_s = 0.5
+    headers_s = answer_s = 1.0
 
 
 async def app(scope: Any, _receive: Any, send: Any) -> None:

@@ -252,13 +252,13 @@ def _head_to_head(
     own = [verdict for verdict in verdicts if set(verdict.systems) == {first, second}]
     winners = Counter(verdict.winners[criterion] for verdict in own)
     share = share_of(winners[first], winners[first] + winners[second])
-    songs, voters = ({getattr(verdict, name) for verdict in own} for name in ("song", "voter"))
+    songs = {verdict.song for verdict in own}
     alone = len({verdict.trial for verdict in own}) == len(own) == len(songs)
     low, high = (None, None) if alone or not samples else interval_of(samples)
     if low is not None and low == high and share.share is not None:
-        # All samples are equal, mostly because all votes agree: the bootstrap sees no spread. What was seen then is
-        # as much as independent songs, or independent listeners, would have shown.
-        low, high = wilson(share.share, min(len(songs), len(voters)) if len(voters) > 1 else len(songs))
+        # All samples are equal, mostly because all votes agree, so the bootstrap has no spread. Votes on one song
+        # may agree because of the song: what is shown is what so many songs with one vote each would show.
+        low, high = wilson(share.share, len(songs))
     bounds = (share.low, share.high) if low is None or high is None else (low, high)
     return HeadToHead(first, second, share, winners[TIE], low, high, _sentence(first, second, share, bounds))
 
