@@ -34,12 +34,13 @@ class ImpatientProtocol(H11Protocol):
             self._within(self.headers_s)
 
     def on_response_complete(self) -> None:
-        """Wait for nothing: uvicorn closes idle connections. A request that came early begins now."""
-        self._without_deadline()
+        """Wait until the answer has left: uvicorn counts it as complete while it still waits in a buffer."""
         before = self.cycle
         super().on_response_complete()
-        if self.cycle is not before:
+        if self.cycle is not before or self.transport.get_write_buffer_size():  # a request that came early began
             self._within(self.answer_s)
+        else:  # idle: uvicorn closes it
+            self._without_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""
