@@ -61,7 +61,7 @@ def _processor_class(config: Any) -> Any:
     if type(config) not in PROCESSOR_MAPPING:
         return AutoProcessor
     whole: Any = PROCESSOR_MAPPING[type(config)]
-    loaders = {"tokenizer": AutoTokenizer} | dict.fromkeys(SOUND_PARTS, AutoFeatureExtractor)
+    loaders: dict[str, Any] = {"tokenizer": AutoTokenizer, **dict.fromkeys(SOUND_PARTS, AutoFeatureExtractor)}
     if set(whole.get_attributes()) <= set(loaders):
         return AutoProcessor
 
