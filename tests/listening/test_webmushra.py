@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from tiny_study import SYSTEMS, make_tiny_study
 
 from hafm_lightning.errors import RequestError
-from hafm_lightning.listening.webmushra import CHOICES, LISTENER, export_webmushra, page_id
+from hafm_lightning.listening.webmushra import CHOICES, LISTENER, export_webmushra, page_id, webmushra_config
 
 NEEDED = {
     "consent": {"id", "name", "content", "mustConsent"},
@@ -45,6 +46,17 @@ def test_every_page_is_one_of_webmushras(tmp_path: Path) -> None:
     for page in pages:
         assert set(page) - {"type", "popupContent"} == NEEDED[page["type"]]
     assert pages[-1]["questionnaire"][0]["name"] == LISTENER
+
+
+def test_the_configuration_is_in_the_yaml_that_webmushras_parser_reads(tmp_path: Path) -> None:
+    """It takes a list that begins on the line of another dash (``- - random``), and folded lines, for plain text."""
+    study, _, root, config = exported(tmp_path)
+    lines = (root / "configs" / f"{study.study_id}.yaml").read_text().splitlines()
+    assert config == webmushra_config(study)
+    for line in lines:
+        start, _, value = line.strip().partition(" ")
+        assert start == "-" or (start.endswith(":") and start[:-1].isalpha()), line
+        assert not value or not isinstance(json.loads(value), dict | list), line
 
 
 def test_trials_come_in_random_order_and_their_criteria_together(tmp_path: Path) -> None:

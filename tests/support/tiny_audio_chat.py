@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def answer_text(choice: str = "A", confidence: float = 4, criteria: tuple[str, .
     return json.dumps(dict.fromkeys(criteria, entry))
 
 
-def tiny_tokenizer(*words: str) -> Any:
-    """A token a byte, the special tokens of Qwen2-Audio, and ``words`` as a token each."""
+def tiny_tokenizer(*words: str, special: tuple[str, ...] = SPECIAL, named: Mapping[str, str] | None = None) -> Any:
+    """A token a byte, ``special`` tokens, ``words`` as a token each, and special tokens with a name of their own."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -29,9 +30,12 @@ def tiny_tokenizer(*words: str) -> Any:
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    named = {} if named is None else {"extra_special_tokens": dict(named)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **named
+    )
 
 
 def make_qwen2_audio(folder: Path, answers: str | None = None, seed: int = 0) -> Path:
@@ -76,7 +80,7 @@ def make_qwen2_audio(folder: Path, answers: str | None = None, seed: int = 0) ->
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     if answers:
-        _make_certain(model, tokenizer, answers)
+        make_certain(model, tokenizer, answers)
     model.save_pretrained(folder)
     extractor = WhisperFeatureExtractor(feature_size=MELS, chunk_length=CHUNK_S)
     Qwen2AudioProcessor(extractor, tokenizer).save_pretrained(folder)
@@ -84,9 +88,10 @@ def make_qwen2_audio(folder: Path, answers: str | None = None, seed: int = 0) ->
 
 
 @torch.no_grad()
-def _make_certain(model: Any, tokenizer: Any, answer: str) -> None:
+def make_certain(model: Any, tokenizer: Any, answer: str) -> None:
+    """Give a model weights with which it writes ``answer`` after every prompt, and ends."""
     for name, parameter in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
+        if "o_proj" in name or "down_proj" in name:
             parameter.zero_()
     embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     (line_break,) = tokenizer("\n", add_special_tokens=False)["input_ids"]

@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
         raise RequestError("--judge stages needs --model: a model folder of `export`, or a Hub id")
     if arguments.judge == "coherence" and arguments.model is not None:
         raise RequestError("--judge coherence has no model; leave --model out, or choose another judge")
+    if arguments.judge != "audio_chat" and arguments.quantization != "none":
+        raise RequestError(f"--quantization is for --judge audio_chat; leave it out with {arguments.judge}")
     from hafm_lightning.listening.judge.running import judge_study
     from hafm_lightning.listening.study import KEY_FILE, Key, Study
 

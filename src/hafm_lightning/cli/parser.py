@@ -103,10 +103,10 @@ def whole(low: int, high: int = LARGEST_WHOLE) -> Callable[[str], int]:
     return parse
 
 
-def check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be created or written, before anything is computed; creates nothing."""
+def check_writable(out: Path, option: str = "--out") -> None:
+    """Refuse the folder of ``option`` if it cannot be created or written, before anything is computed; creates none."""
     try:
         with tempfile.TemporaryFile(dir=next(folder for folder in (out, *out.absolute().parents) if folder.exists())):
             pass
     except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from error
+        raise RequestError(f"{option} {out}: cannot be written ({error.strerror}); choose another folder") from error

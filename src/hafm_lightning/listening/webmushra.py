@@ -14,11 +14,10 @@ Choices:
 from __future__ import annotations
 
 import html
+import json
 import shutil
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
@@ -58,8 +57,7 @@ def export_webmushra(study: Study, folder: str | Path) -> Path:
                 target = folder / _resource(study, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(study.folder / name, target)  # with its time, which is the same for all
-        text = yaml.safe_dump(webmushra_config(study), sort_keys=False, allow_unicode=True, width=100)
-        write_atomic(config, text.encode())
+        write_atomic(config, as_yaml(webmushra_config(study)).encode())
     except OSError as error:
         raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     return config
@@ -98,6 +96,23 @@ def webmushra_config(study: Study) -> dict[str, Any]:
             },
         ],
     }
+
+
+def as_yaml(content: Any, indent: int = 0) -> str:
+    """Mappings and lists as YAML that webMUSHRA reads: its parser takes ``- - x`` and folded lines for plain text.
+
+    So a list in a list begins on a line of its own, and every other value is JSON on one line.
+    """
+    entries = (
+        [(f"{name}:", v) for name, v in content.items()] if isinstance(content, dict) else [("-", v) for v in content]
+    )
+    lines = []
+    for start, value in entries:
+        if isinstance(value, dict | list) and value:
+            lines.append(f"{' ' * indent}{start}\n{as_yaml(value, indent + 4)}")
+        else:
+            lines.append(f"{' ' * indent}{start} {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(lines)
 
 
 def page_id(trial: str, criterion: str) -> str:

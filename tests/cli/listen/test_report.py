@@ -65,17 +65,20 @@ def test_results_of_webmushra_become_votes(study: Study, tmp_path: Path, capsys:
     answers = {"rhythm": "correct", "harmony": "incorrect", "overall": "undecided"}
     with results.open("w", newline="") as file:
         writer = csv.writer(file)
-        head = ["session_test_id", "listener", "session_uuid", "trial_id", "choice_reference"]
-        writer.writerow([*head, "choice_non_reference", "choice_answer", "choice_time", "choice_comment"])
-        for trial in study.trials:
-            for criterion in CRITERIA[: 2 if trial is study.trials[-1] else 3]:  # the last trial was broken off
-                row = [study.study_id, "ann", "u-1", f"{trial.id}-{criterion}", "reference", "B"]
-                writer.writerow([*row, answers[criterion], 2500, ""])
+        # the columns that webMUSHRA's service/write.php writes for paired comparisons: no session, one name for two
+        head = ["session_test_id", "listener", "trial_id", "choice_reference", "choice_non_reference"]
+        writer.writerow([*head, "choice_answer", "choice_time", "choice_comment"])
+        for _ in range(2):
+            for trial in study.trials:
+                for criterion in CRITERIA[: 2 if trial is study.trials[-1] else 3]:  # the last trial was broken off
+                    row = [study.study_id, "ann", f"{trial.id}-{criterion}", "reference", "B"]
+                    writer.writerow([*row, answers[criterion], 2500, ""])
+        writer.writerow([study.study_id, "eve", f"{study.trials[0].id}-overall", "reference", "B", "unknown", 9, ""])
     assert main(["listen", "import", str(study.folder), str(results), "--votes", str(database)]) == 0
-    assert f"{len(study.trials) - 1} new votes" in capsys.readouterr().out
+    assert f"{2 * (len(study.trials) - 1)} new votes" in capsys.readouterr().out
     with VoteStore.for_study(database, study) as store:
         votes = store.votes()
-    assert {vote.voter for vote in votes} == {"ann u-1"}
+    assert {vote.voter for vote in votes} == {"ann", "ann (2)"}
     assert all(vote.choices == {"rhythm": "A", "harmony": "B", "overall": "tie"} for vote in votes)
     assert all(vote.seconds == 7.5 for vote in votes)
 
@@ -90,6 +93,7 @@ def test_results_of_webmushra_become_votes(study: Study, tmp_path: Path, capsys:
         (["--seed", "-1"], "starts at 0"),
         (["--voters", "nobody"], "no votes of nobody"),
         (["--key", "OTHER"], "another study"),
+        (["--output", "/proc/report"], "--output /proc/report: cannot be written"),
     ],
 )
 def test_wrong_requests_are_one_message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,33 @@ def test_every_cell_is_in_markdown_and_on_the_page(report: Report, tmp_path: Pat
         assert grid.rows
         for row in grid.rows:
             for cell in row:
-                assert cell.replace("|", "\\|") in text
+                assert cell.replace("<", "&lt;").replace("|", "\\|") in text
     for system in ("three_stages", "ground_truth", "random"):
         assert page.count(system) > 3
     assert page.count("<svg") >= 6  # shares and strengths for each criterion
     assert "<i>" not in page.replace("&lt;i&gt;", "")
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", page)
+
+
+def test_a_listeners_name_stays_text(report: Report) -> None:
+    name = "![x](http://example.org/x.png) <script>x</script> &lt; Ünï"
+    text = markdown(replace(report, voters=(replace(report.voters[0], voter=name),), title="a\n# b"))
+    assert "](" not in text
+    assert "<" not in text
+    assert "&amp;lt; Ünï" in text
+    assert text.startswith("# a # b\n")
+
+
+def test_a_report_without_any_verdict_is_written(tmp_path: Path) -> None:
+    study = made_study(2)
+    key = made_key(
+        study, ("ground_truth", "random"), [("a", "ground_truth", "random"), ("a", "silence", "ground_truth")]
+    )
+    silence = [made_vote("deaf", study.trials[1].id, "tie", "AB"), made_vote("deaf", study.trials[0].id, "A", "AB")]
+    report = build_report(study, key, silence, [Failure("judge:x", study.trials[0].id, "AB", "prose")], most_failed=0)
+    assert report.facts["voters left out"] == 1
+    assert report.gate.passed is None
+    assert all(path.stat().st_size for path in write_report(report, tmp_path))
 
 
 def test_json_holds_plain_numbers(report: Report, tmp_path: Path) -> None:

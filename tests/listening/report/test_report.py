@@ -56,6 +56,7 @@ def test_the_papers_counts_come_out_as_printed(paper: Any) -> None:
         "random": (29, 66, 0),
     }
     assert sum(row.wins for row in tables.wins) == 99
+    assert [f"{row.share_of_all:.1%}" for row in tables.wins] == ["36.4%", "34.3%", "29.3%"]
     assert {row.system: row.confidence for row in tables.wins} == PAPER_CONFIDENCE
     assert [round(100 * (row.confidence_share or 0), 1) for row in tables.wins] == [34.6, 34.1, 31.3]
     shares = {(pair.first, pair.second): pair.share for pair in tables.pairs}
@@ -152,6 +153,43 @@ def test_votes_on_one_clip_do_not_count_as_independent() -> None:
     assert pair.low is not None
     assert pair.low < 0.5
     assert "no significant difference" in pair.verdict
+
+
+@pytest.mark.parametrize(
+    ("clips", "voters", "shown"), [(1, 2, False), (3, 2, False), (1, 1, False), (3, 30, False), (8, 8, True)]
+)
+def test_agreement_about_few_songs_proves_no_more_than_their_number(clips: int, voters: int, shown: bool) -> None:
+    """Everybody prefers the truth: the bootstrap has no spread, and its interval would be [100 %, 100 %]."""
+    study = made_study(2 * clips)  # two trials a song
+    key = made_key(study, SYSTEMS, [(f"clip {clip:02d}", "ground_truth", "random") for clip in range(clips)] * 2)
+    votes = [
+        made_vote(
+            f"listener {voter:02d}", trial.id, "A" if key.assignments[trial.id].a == "ground_truth" else "B", "AB"
+        )
+        for voter in range(voters)
+        for trial in study.trials
+    ]
+    report = build_report(study, key, votes)
+    (pair,) = report.criterion("overall").pairs
+    assert pair.low is not None
+    assert pair.low == pytest.approx(clips / (clips + 1.959964**2))  # Wilson's lower bound where all of so many agree
+    assert pair.high == 1.0
+    assert report.gate.passed is shown
+    assert all(row.strength_low is None for row in report.criterion("overall").wins)
+
+
+def test_odd_studies_have_a_report() -> None:
+    study = made_study(4)
+    key = made_key(study, SYSTEMS, [("clip", "ground_truth", "random"), ("clip 2", "ground_truth", "three_stages")] * 2)
+    failure = Failure("judge:test", study.trials[0].id, "AB", "prose")
+    assert build_report(study, key, [], [failure]).gate.passed is None
+    one = [made_vote("listener", study.trials[0].id, "A", "AB")]
+    assert len(build_report(study, key, one).clips) == 1
+    ties = [made_vote(name, trial.id, "tie", "BA") for name in ("x", "y") for trial in study.trials]
+    report = build_report(study, key, ties)
+    assert report.gate.passed is None
+    assert all(pair.verdict == "no decided trial" for pair in report.criterion("overall").pairs)
+    assert report.criterion("overall").alpha is None
 
 
 def test_listeners_who_fail_the_silence_controls_can_be_left_out() -> None:

@@ -447,6 +447,18 @@ def test_listeners_joins_and_wrong_secrets_have_limits_of_their_own(served: Serv
     assert admin.get("/admin/counts", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 429
 
 
+def test_forged_cookies_do_not_keep_out_others_at_the_same_address(served: Served) -> None:
+    served.start()
+    honest = ScriptedListener(served.client("192.0.2.1"))
+    honest.join()
+    forger = served.client("192.0.2.1")
+    forger.cookies.set(f"listener-{served.study.study_id}", "A" * 43)
+    statuses = [forger.get("/api/state").status_code for _ in range(15)]
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+    assert honest.client.get("/api/state").status_code == 200
+
+
 def test_only_who_agrees_takes_part(served: Served) -> None:
     served.start()
     listener = ScriptedListener(served.client())

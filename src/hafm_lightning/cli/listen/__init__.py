@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "serve": "serve a study as a web page and collect votes",
     "report": "write tables, intervals and verdicts from votes",
     "import": "add votes from exported lines or from webMUSHRA",
+    "remove": "delete the votes of listeners or judges",
     "power": "print how many trials and listeners a question needs",
 }
 """Name -> a line of help. The module has the name, except ``importing``."""

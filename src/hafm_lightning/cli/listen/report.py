@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if not votes and not failures:
         raise RequestError(f"there are no votes on {arguments.study} yet\ncollect them with `listen serve` or `judge`")
     output = arguments.output or arguments.study / "report"
-    check_writable(output)
+    check_writable(output, "--output")
     report = build_report(study, key, votes, failures, most_failed=arguments.most_failed, seed=arguments.seed)
     paths = write_report(report, output)
     print(markdown(report))

@@ -23,6 +23,7 @@ from hafm_lightning.files import sha256_of, sha256_of_json
 from hafm_lightning.listening.judge.answers import again, parse_answer, question
 from hafm_lightning.listening.judge.base import Answer, Failed, Presented, Samples
 from hafm_lightning.listening.judge.families import FALLBACK_CLASSES, FAMILIES, Family, turn
+from hafm_lightning.listening.judge.processors import feature_extractor, first_line, load_processor
 from hafm_lightning.tokenizers.hub import fetch_folder
 
 PAPER_MODEL = "Qwen/Qwen2-Audio-7B-Instruct"
@@ -30,9 +31,6 @@ PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 """Files that are fetched from the Hub, and that decide the answers."""
 MOST_TOKENS = 512
 """Tokens of an answer; three opinions take about 150."""
-
-TEST_TEXT = "Which accompaniment matches the vocal better?"
-"""What a tokenizer must be able to read and write."""
 
 Dtype = Literal["bf16", "fp32"]
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -84,9 +82,9 @@ class AudioChatSource:
             _check_quantization(device)
         config = _config(self.folder)
         family = _family(config, self.folder)
-        processor = _processor(self.folder)
-        for name, value in (family.overrides or {}).items():
-            setattr(config, name, value)
+        processor = load_processor(self.folder, config)
+        if family.part:
+            config = getattr(config, family.part)
         dtype = _DTYPES[self.dtype]
         how: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True, "use_safetensors": True}
         if self.quantization == "4bit":
@@ -99,14 +97,13 @@ class AudioChatSource:
                 self.folder, output_loading_info=True, **how
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise RequestError(f"{self.model}: the weights cannot be loaded ({_line(error)})") from error
-        part = getattr(model, family.part) if family.part else model
+            raise RequestError(f"{self.model}: the weights cannot be loaded ({first_line(error)})") from error
         missing = sorted(loading.get("missing_keys") or ())
         if missing:  # they would be random numbers
             raise RequestError(f"{self.model}: {len(missing)} weights are missing, the first is {missing[0]}")
         if self.quantization == "none":
-            part = part.to(device)
-        return AudioChatJudge(part.eval(), processor, family, self.identity, self.criteria, self.most_tokens)
+            model = model.to(device)
+        return AudioChatJudge(model.eval(), processor, family, self.identity, self.criteria, self.most_tokens)
 
 
 class AudioChatJudge:
@@ -117,7 +114,9 @@ class AudioChatJudge:
     ) -> None:
         self.model, self.processor, self.family = model, processor, family
         self.identity, self.criteria, self.most_tokens = identity, tuple(criteria), most_tokens
-        self.rate_hz = int(processor.feature_extractor.sampling_rate)
+        self.extractor = feature_extractor(processor)
+        self.rate_hz = int(self.extractor.sampling_rate)
+        self.audio_token = str(getattr(processor, "audio_token", None) or "")
         self._generation = _greedy(model, processor, most_tokens)
 
     def judge(self, trials: Sequence[Presented]) -> Iterator[Answer | Failed]:
@@ -134,7 +133,9 @@ class AudioChatJudge:
         answer = parse_answer(text, self.criteria, complete=complete)
         if isinstance(answer, Answer):
             return answer
-        chat.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+        # a placeholder of a sound in the model's own text would ask for a fourth sound
+        own = text.replace(self.audio_token, "") if self.audio_token else text
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": own}]})
         chat.append({"role": "user", "content": [{"type": "text", "text": again(answer, self.criteria)}]})
         text, complete = self._write(chat, given)
         return parse_answer(text, self.criteria, complete=complete)
@@ -142,11 +143,7 @@ class AudioChatJudge:
     @torch.inference_mode()
     def _write(self, chat: Sequence[Any], sounds: Sequence[Samples]) -> tuple[str, bool]:
         """The model's text, and whether it ended by itself."""
-        prompt = self.processor.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False)
-        inputs = self.processor(
-            text=[prompt], audio=list(sounds), sampling_rate=self.rate_hz, return_tensors="pt", padding=True
-        )
-        inputs = inputs.to(self.model.device, self.model.dtype)
+        inputs = self.inputs(chat, sounds).to(self.model.device, self.model.dtype)
         written = self.model.generate(**inputs, generation_config=self._generation)
         new = written[0, inputs["input_ids"].shape[1] :]
         text = self.processor.tokenizer.decode(new, skip_special_tokens=True)
@@ -154,9 +151,30 @@ class AudioChatJudge:
         ends = ends if isinstance(ends, list) else [ends]
         return text, len(new) < self.most_tokens or int(new[-1]) in ends
 
+    def inputs(self, chat: Sequence[Any], sounds: Sequence[Samples]) -> Any:
+        """What the model is given: tokens of the prompt, and features of the sounds.
+
+        Raises:
+            RequestError: The chat template or the processor does not take these sounds.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            prompt = self.processor.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False)
+            placed = prompt.count(self.audio_token) if self.audio_token else len(sounds)
+            if placed != len(sounds):  # some processors would leave sounds out without an error
+                raise ValueError(f"its chat template placed {placed} sounds of {len(sounds)}")
+            # no `padding`: families differ in how they pad sounds, and one prompt needs none
+            return self.processor(text=[prompt], audio=list(sounds), sampling_rate=self.rate_hz, return_tensors="pt")
+        except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
+            raise RequestError(
+                f"this model does not take {len(sounds)} sounds in one prompt ({first_line(error)})\n"
+                f"choose one of the types {', '.join(FAMILIES)}, such as {PAPER_MODEL}"
+            ) from error
+
     def _check_length(self, sounds: Sequence[Samples]) -> None:
         # the extractor cuts longer sounds off without a word; where sounds are joined it takes several chunks
-        longest_s = float(getattr(self.processor.feature_extractor, "chunk_length", 0) or 0)
+        longest_s = float(getattr(self.extractor, "chunk_length", 0) or 0)
         longest_s = float(getattr(self.processor, "max_audio_len", 0) or longest_s)
         seconds = max(len(sound) for sound in sounds) / self.rate_hz
         if longest_s and seconds > longest_s:
@@ -191,7 +209,7 @@ def _config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(
-            f"{folder}: holds no model that transformers knows ({_line(error)})\n"
+            f"{folder}: holds no model that transformers knows ({first_line(error)})\n"
             f"name a folder or Hub id of an audio chat model, such as {PAPER_MODEL}"
         ) from error
 
@@ -217,26 +235,6 @@ def _family(config: Any, folder: Path) -> Family:
     )
 
 
-def _processor(folder: Path) -> Any:
-    """Feature extractor, tokenizer and chat template of a model."""
-    from transformers import AutoProcessor
-
-    advice = "the folder needs the files of its processor (preprocessor_config.json, tokenizer, chat template)"
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise RequestError(f"{folder}: has no processor ({_line(error)})\n{advice}") from error
-    # without the files of one part, transformers returns the other part alone
-    for part in ("feature_extractor", "tokenizer", "chat_template"):
-        if getattr(processor, part, None) is None:
-            raise RequestError(f"{folder}: its processor has no {part.replace('_', ' ')}\n{advice}")
-    # without its vocabulary, it returns a tokenizer that knows no word
-    ids = processor.tokenizer(TEST_TEXT, add_special_tokens=False)["input_ids"]
-    if processor.tokenizer.decode(ids).strip() != TEST_TEXT:
-        raise RequestError(f"{folder}: the tokenizer of its processor has no vocabulary\n{advice}")
-    return processor
-
-
 def _check_quantization(device: torch.device) -> None:
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -252,7 +250,3 @@ def _sha256(path: Path) -> str:
     # the Hub's cache names the files of weights by their sha256
     name = path.resolve().name
     return name if _SHA256.fullmatch(name) else sha256_of(path)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

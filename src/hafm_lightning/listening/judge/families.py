@@ -1,7 +1,7 @@
 """Audio chat models of transformers: which class loads each, and how it takes three sounds in one prompt.
 
-Most families take several sounds in a turn, each where the chat template places it. Audio Flamingo 3 takes one sound
-for a turn: there the three are joined, with a pause between them, and the prompt says when each begins.
+Most families take several sounds in a turn, each where the chat template places it. Audio Flamingo 3 and Music Flamingo
+take one sound: there the three are joined, with a pause between them, and the prompt gives the times of each.
 """
 
 from __future__ import annotations
@@ -26,26 +26,23 @@ class Family:
     Attributes:
         model_class: Its class in transformers.
         sounds: ``separate``: three sounds in one turn; ``joined``: one sound that holds all three.
-        part: Attribute that holds the part which writes text; empty where that is the whole model.
-        overrides: Settings of its configuration that differ from those of the folder.
+        part: Attribute of the configuration that describes the part which writes text, where ``model_class`` is the
+            class of this part alone; empty where it is that of the whole model.
     """
 
     model_class: str
     sounds: Literal["separate", "joined"] = "separate"
     part: str = ""
-    overrides: Mapping[str, Any] | None = None
 
 
-# the talkers of the Omni models speak; a judge writes
+# The Omni models are loaded without the parts that speak: a judge writes. The class of the whole Qwen2.5-Omni also
+# needs a pickle (spk_dict.pt), and cannot list the weights that are missing.
 FAMILIES: Mapping[str, Family] = {
     "qwen2_audio": Family("Qwen2AudioForConditionalGeneration"),
-    "qwen2_5_omni": Family(
-        "Qwen2_5OmniForConditionalGeneration", part="thinker", overrides={"enable_audio_output": False}
-    ),
-    "qwen3_omni_moe": Family(
-        "Qwen3OmniMoeForConditionalGeneration", part="thinker", overrides={"enable_audio_output": False}
-    ),
+    "qwen2_5_omni": Family("Qwen2_5OmniThinkerForConditionalGeneration", part="thinker_config"),
+    "qwen3_omni_moe": Family("Qwen3OmniMoeThinkerForConditionalGeneration", part="thinker_config"),
     "audioflamingo3": Family("AudioFlamingo3ForConditionalGeneration", sounds="joined"),
+    "musicflamingo": Family("MusicFlamingoForConditionalGeneration", sounds="joined"),
 }
 """``model_type`` in config.json -> family."""
 FALLBACK_CLASSES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")

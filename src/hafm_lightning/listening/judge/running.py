@@ -7,6 +7,7 @@ if that is asked for, since a deterministic judge fails in the same way again.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -159,9 +160,11 @@ class _Judging(pl.LightningModule):
         self._store: VoteStore | None = None
         self._bar: ProgressBar | None = None
         self._open = ExitStack()
+        self._parent = 0
 
     def setup(self, stage: str) -> None:
         """Load the judge on the device of this process, and open the votes."""
+        self._parent = os.getppid()
         self._judge = self.source.load(self.trainer.strategy.root_device)
         self._store = self._open.enter_context(VoteStore.for_study(self.votes, self.study))
 
@@ -181,6 +184,9 @@ class _Judging(pl.LightningModule):
         """Ask for one trial, and store each answer when it comes; returns their number."""
         assert self._judge is not None
         assert self._store is not None
+        if self.trainer.global_rank and os.getppid() != self._parent:
+            # a run that continues would ask for the same trials
+            raise RuntimeError("the first process was killed, so this one ends; its answers are stored")
         sounds, rate_hz = self._sounds(work.trial), self.study.rate_hz
         trials = [presented(sounds, rate_hz, order) for order in work.presentations]
         for order, answer in zip(work.presentations, self._judge.judge(trials), strict=True):

@@ -56,7 +56,7 @@ def grids_of(report: Report) -> list[Grid]:
 
 def markdown(report: Report) -> str:
     """The report as Markdown; the gate stands first."""
-    lines = [f"# {report.title}", "", report.gate.sentence, ""]
+    lines = [f"# {_plain(report.title)}", "", report.gate.sentence, ""]
     lines += [f"- {name}: {value}" for name, value in _facts(report)]
     for grid in grids_of(report):
         lines += ["", f"## {grid.title}", "", grid.about, ""]
@@ -115,7 +115,7 @@ def _wins(tables: CriterionTables) -> Grid:
     about += "strengths sum to 1. Confidence: the sum over won trials, and its share of all."
     if tables.alpha is not None:
         about += f" Agreement of the voters: Krippendorff's alpha {tables.alpha:.3f} (1 full agreement, 0 chance)."
-    head = ("system", "trials", "won", "share won", "ties", "lost", "confidence", "strength")
+    head = ("system", "trials", "won", "of its trials", "of all trials", "ties", "lost", "confidence", "strength")
     rows = tuple(_wins_row(row) for row in tables.wins)
     return Grid(f"Wins: {tables.criterion}", about, head, rows)
 
@@ -126,7 +126,7 @@ def _wins_row(row: SystemWins) -> tuple[str, ...]:
     if row.strength is not None and row.strength_low is not None and row.strength_high is not None:
         strength += f" [{row.strength_low:.3f}, {row.strength_high:.3f}]"
     won = row.wins / row.trials if row.trials else None
-    counts = (str(row.trials), str(row.wins), _share(won), str(row.ties), str(row.losses))
+    counts = (str(row.trials), str(row.wins), _share(won), _share(row.share_of_all), str(row.ties), str(row.losses))
     return (row.system, *counts, confidence, strength)
 
 
@@ -189,4 +189,9 @@ def _share(value: float | None) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text that stays text in Markdown: a name that a listener typed brings neither HTML nor a link or image."""
+    return " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")

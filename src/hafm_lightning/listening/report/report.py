@@ -32,6 +32,7 @@ from hafm_lightning.listening.report.statistics import (
     krippendorff_alpha,
     resampled,
     share_of,
+    wilson,
 )
 from hafm_lightning.listening.report.verdicts import TIE, Verdict, Verdicts, verdicts_of
 from hafm_lightning.listening.study import SILENCE, Key, Study
@@ -48,6 +49,8 @@ PREFERENCE = "overall"
 class SystemWins:
     """Row of a system: trials that it was in, won, tied and lost; summed confidence of the wins, and its share.
 
+    ``share_of_all`` is its wins of the trials of all pairs, ties included, as in the paper's table 1.
+
     ``strength`` is its Bradley-Terry strength with the bootstrap interval; the strengths of all systems sum to 1.
     """
 
@@ -56,6 +59,7 @@ class SystemWins:
     wins: int
     ties: int
     losses: int
+    share_of_all: float
     confidence: float | None
     confidence_share: float | None
     strength: float | None
@@ -201,11 +205,13 @@ def _tables(systems: Sequence[str], verdicts: Sequence[Verdict], criterion: str,
         known = any(verdict.confidence is not None for verdict in own)
         confidence = sum(verdict.confidence or 0.0 for verdict in won) if known else None
         low, high = interval_of(samples.strengths[:, index], samples.drawn) if len(samples.strengths) else (None, None)
+        if low == high:  # no spread was seen, which is no interval without width
+            low, high = None, None
         share = confidence / total if confidence is not None and total else None
         scaled = strengths is not None and not np.isnan(strengths).any()
         strength = float(strengths[index]) if strengths is not None and scaled else None
         counts = (len(own), len(won), ties, len(own) - len(won) - ties)
-        wins.append(SystemWins(system, *counts, confidence, share, strength, low, high))
+        wins.append(SystemWins(system, *counts, len(won) / len(verdicts), confidence, share, strength, low, high))
     pairs = tuple(
         _head_to_head(first, second, verdicts, criterion, samples.shares.get((first, second), []))
         for first, second in combinations(names, 2)
@@ -253,8 +259,13 @@ def _head_to_head(
     own = [verdict for verdict in verdicts if set(verdict.systems) == {first, second}]
     winners = Counter(verdict.winners[criterion] for verdict in own)
     share = share_of(winners[first], winners[first] + winners[second])
-    alone = len({verdict.trial for verdict in own}) == len(own) == len({verdict.song for verdict in own})
+    songs = {verdict.song for verdict in own}
+    alone = len({verdict.trial for verdict in own}) == len(own) == len(songs)
     low, high = (None, None) if alone or not samples else interval_of(samples, fewest(_owners(own)))
+    if low is not None and low == high and share.share is not None:
+        # All samples are equal, mostly because all votes agree, so the bootstrap has no spread. Votes on one song
+        # may agree because of the song: what is shown is what so many songs with one vote each would show.
+        low, high = wilson(share.share, len(songs))
     bounds = (share.low, share.high) if low is None or high is None else (low, high)
     return HeadToHead(first, second, share, winners[TIE], low, high, _sentence(first, second, share, bounds))
 

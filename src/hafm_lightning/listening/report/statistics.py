@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from hafm_lightning.evaluation.intervals import t_quantile
 
@@ -55,9 +55,17 @@ def share_of(wins: int, n: int, level: float = LEVEL) -> Share:
         raise ValueError(f"expected 0 <= wins <= n, got {wins} of {n}")
     if n == 0:
         return Share(0, 0, None, 0.0, 1.0, 1.0)
-    test = binomtest(wins, n)
-    interval = test.proportion_ci(level, method="wilson")
-    return Share(wins, n, wins / n, float(interval.low), float(interval.high), float(test.pvalue))
+    low, high = wilson(wins / n, n, level)
+    return Share(wins, n, wins / n, low, high, float(binomtest(wins, n).pvalue))
+
+
+def wilson(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's interval of a share seen in ``n`` independent trials; ``n`` need not be a whole number."""
+    z = float(norm.ppf((1 + level) / 2))
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
 def bradley_terry(wins: npt.ArrayLike) -> npt.NDArray[np.float64]:

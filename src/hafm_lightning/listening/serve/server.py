@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from hafm_lightning.errors import RequestError
 from hafm_lightning.listening.serve.admin import Admin
+from hafm_lightning.listening.serve.connections import ImpatientProtocol
 from hafm_lightning.listening.serve.desk import Desk
 from hafm_lightning.listening.serve.level import check_sizes
 from hafm_lightning.listening.serve.listeners import Listeners
@@ -97,6 +98,7 @@ def run(app: ASGIApp, settings: ServeSettings, server_socket: socket.socket) -> 
         timeout_keep_alive=15,
         timeout_graceful_shutdown=FINISH_S,
         lifespan="off",
+        http=ImpatientProtocol,
         ws="none",
     )
     before = signal.signal(signal.SIGTERM, terminate)  # uvicorn ends cleanly, then raises the signal again
