@@ -181,7 +181,13 @@ class _TritonAttention(torch.autograd.Function):
 
 
 def _launch(
-    kernel: Any, tiles: TileList, blocks: Blocks, like: Tensor, tensors: list[Any], lists: list[Tensor], numbers: list[Any]
+    kernel: Any,
+    tiles: TileList,
+    blocks: Blocks,
+    like: Tensor,
+    tensors: list[Any],
+    lists: list[Tensor],
+    numbers: list[Any],
 ) -> None:
     """Start a program for each line of tiles of each head of each clip."""
     batch, heads, steps, width = like.shape
