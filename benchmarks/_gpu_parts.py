@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hafm_lightning.kernels.cuda import triton_attention, triton_blocks
+from hafm_lightning.kernels.cuda.flex_tiles import build_failure
 from hafm_lightning.kernels.cuda.triton_attention import TritonBias
 from hafm_lightning.kernels.cuda.triton_blocks import Setting
 from hafm_lightning.modeling.layout import Conditioning, Pattern, SequenceLayout
@@ -84,9 +85,12 @@ def sweep(bias: TritonBias, table: Tensor, qkv: list[Tensor], device: str, repea
         setting = Setting(place, place)
         try:
             function = lambda s=setting: triton_attention._TritonAttention.apply(*qkv, table, bias, s)  # noqa: E731
-            times = time_both(function, qkv, device, max(1, repeats // 2))
-        except Exception as error:  # a size that a chip has no room for is a result
-            times = {"failure": (str(error).strip().splitlines() or [type(error).__name__])[0][:200]}
+            times: dict[str, Any] = dict(time_both(function, qkv, device, max(1, repeats // 2)))
+        except Exception as error:
+            reason = build_failure(error)  # a size that a chip has no room for is a result
+            if reason is None:
+                raise
+            times = {"failure": reason}
         found[kernel_name(setting)] = times
     return found
 

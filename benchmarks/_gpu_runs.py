@@ -73,7 +73,7 @@ def try_experiments(
         started = time.perf_counter()
         try:
             code: Any = run_command(arguments)
-        except (Exception, SystemExit):  # what fails is the result
+        except (Exception, SystemExit):  # noqa: BLE001 - what fails is the result
             code = traceback.format_exc().strip().splitlines()[-1][:300]
         found[name] = {"exit": code, "seconds": round(time.perf_counter() - started, 1)}
         if device == "cuda":

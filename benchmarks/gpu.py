@@ -2,7 +2,7 @@
 
     bash benchmarks/gpu.sh                                        # every part, each under its own time limit
     python benchmarks/gpu.py attention --json benchmarks/results/gpu_attention.json
-    python benchmarks/gpu.py parity --device cpu --tiny           # does it run? tiny shapes on a CPU, figures mean nothing
+    python benchmarks/gpu.py parity --device cpu --tiny           # does it run? The figures mean nothing
 
 Parts: ``parity`` (our kernels and PyTorch's operations against float64), ``attention`` (one layer beside FlexAttention
 without a bias and causal attention without a bias, the floor), ``experiments`` (two steps of every file under

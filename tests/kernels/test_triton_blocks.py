@@ -13,7 +13,7 @@ from hafm_lightning.modeling.relative_position import StepPositions
 
 H200 = Chip("H200", 232_448, (9, 0))
 SMALL = Chip("a chip with 100 kB", 101_376, (8, 6))
-TINY = Chip("a chip with 4 kB", 4096, (8, 0))
+TINY = Chip("a chip with 1 kB", 1024, (8, 0))
 OLD = Chip("a V100", 98_304, (7, 0))
 UNKNOWN = Chip("a chip of next year", 232_448, (13, 7))
 
@@ -93,7 +93,7 @@ def test_what_fits_is_tried_once_and_nothing_is_said(known, chip):
 def test_a_kernel_that_fails_all_the_same_gives_way_to_smaller_tiles_with_one_line(chip):
     out = "out of resource: shared memory, Required: 245760, Hardware limit: 232448"
     tried = chip(H200, lambda setting: ("backward", out) if setting.backward < 2 else None)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="falls back to") as warned:
         assert setting_on() == Setting(0, 2)
     assert len(tried) == 3
     (line,) = [str(warning.message) for warning in warned]
@@ -106,7 +106,7 @@ def test_a_kernel_that_fails_all_the_same_gives_way_to_smaller_tiles_with_one_li
 @pytest.mark.parametrize(
     ("known", "fails", "reason"),
     [
-        (TINY, lambda setting: None, "4096 bytes of shared memory are too few"),
+        (TINY, lambda setting: None, "1024 bytes of shared memory are too few"),
         (OLD, lambda setting: None, "compute capability 7.0, the kernels need 8.0"),
         (UNKNOWN, lambda setting: ("forward", "PTXAS error: sm_137 is not defined"), "sm_137 is not defined"),
     ],
