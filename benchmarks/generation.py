@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from _facts import kernels_started, machine, peak_memory_bytes
+from _facts import machine, peak_memory_bytes
 from _seams import seam_test
 
 from hafm_lightning.accompanist import Accompanist
@@ -34,11 +34,10 @@ from hafm_lightning.audio import Audio, resample, write_audio
 from hafm_lightning.kernels import for_inference
 from hafm_lightning.kernels.base import WeightPrecision
 from hafm_lightning.kernels.cpu.processor import multiplies_bf16
-from hafm_lightning.kernels.cuda import triton_attention
 from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
+from hafm_lightning.modeling.transformer import Transformer
 from hafm_lightning.stages import CoarseStage, FineStage, SemanticStage
 from hafm_lightning.tokenizers import Tokenizers
 from hafm_lightning.tokenizers.offline import OfflineAcousticTokenizer, OfflineSemanticTokenizer
@@ -55,8 +54,6 @@ PRESETS: Mapping[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """Name -> settings of the semantic, coarse and fine stages."""
-GPU_TARGETS = {"paper": (0.15, 38 * 0.6), "live": (0.15, 100.0)}
-"""Preset -> real-time factor of one clip, and times real time of 32 clips, that are wanted on an H200."""
 CONTEXT_STEPS = 150
 """Steps in the cache when a step is compared with MusicGen's."""
 STEPS_TIMED = 24
@@ -83,7 +80,7 @@ def main() -> None:
         "bandwidth": lambda: compare_bandwidth(arguments.rounds),
         "live": lambda: time_live(arguments.rounds),
         "song": lambda: time_song(arguments.song_s, arguments.model),
-        "gpu": lambda: time_gpu_presets(arguments.device),
+        "gpu": lambda: time_gpu(arguments.device),
     }
     results: dict[str, Any] = {"machine": machine(arguments.threads) | {"cpu_bf16": multiplies_bf16()}}
     for part in arguments.parts:
@@ -296,78 +293,13 @@ def write_toy_vocal(path: Path, duration_s: float) -> None:
     write_audio(path, toy_vocal(duration_s))
 
 
-def time_gpu_presets(device: str) -> Any:
-    """Steps beside their reading bound, and takes of both presets."""
+def time_gpu(device: str) -> Any:
+    """Steps beside their reading bound, and takes of both presets, on a GPU."""
     if device != "cuda" or not torch.cuda.is_available():
         return "not run"
-    return {"steps": measure_steps(device, tiny=False)} | {preset: time_gpu(device, preset) for preset in PRESETS}
+    from _gpu_generation import measure_steps, time_takes
 
-
-def time_gpu(device: str, preset: str = "paper") -> Any:
-    """A preset's stages at the paper's size on a GPU: one clip, and 32 at once."""
-    if device != "cuda" or not torch.cuda.is_available():
-        return "not run"
-    wanted_single, wanted_batch = GPU_TARGETS[preset]
-    band = random_band(preset, "cuda")
-    vocal = toy_vocal(CLIP_DURATION_S)
-    band.accompany(vocal)  # warm-up: kernels are chosen
-    single = statistics.median(band.accompany(vocal, seed=seed).real_time_factor for seed in range(3))
-    takes = band.accompany_batch([vocal] * 32, seeds=list(range(32)))
-    return {
-        "device": torch.cuda.get_device_name(),
-        "kernels": "CUDA graphs of decoding steps; whole sequences: " + attention_kernels(),
-        "real_time_factor_batch_1": round(single, 4),
-        "wanted_batch_1": wanted_single,
-        "times_real_time_batch_32": round(1 / takes[0].real_time_factor, 1),
-        "wanted_batch_32": wanted_batch,
-        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-    }
-
-
-def attention_kernels() -> str:
-    """What attended over whole sequences so far in this process."""
-    chosen = triton_attention.settings.found.values()
-    return ", ".join(sorted({f"Triton {setting.tiles}" if setting else "PyTorch's operations" for setting in chosen}))
-
-
-def measure_steps(device: str, tiny: bool) -> dict[str, Any]:
-    """One guided step of the aligned coarse stage, of 1 and of 32 clips, beside reading its weights and cache once."""
-    backbone = BackboneConfig(layers=1, width=16, heads=2, feedforward=24) if tiny else BackboneConfig()
-    stage = CoarseStage(pattern="flattened", conditioning="aligned", backbone=backbone)
-    model = for_inference(network_of(stage, "coarse").model, torch.device(device), "fp32" if tiny else "bf16")
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.backbone.parameters())
-    block = torch.ones(1 << (16 if tiny else 28), device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-
-    def seconds(function: Callable[[], Any], times: int) -> float:
-        function()
-        wait()
-        began = time.perf_counter()
-        for _ in range(times):
-            function()
-        wait()
-        return (time.perf_counter() - began) / times
-
-    bandwidth = 4 * block.numel() / seconds(block.sum, 8)
-    found: dict[str, Any] = {"gigabytes_a_second": round(bandwidth / 1e9, 1)}
-    for clips in (1, 32):
-        decoder = stage_decoder(model, CONTEXT_STEPS if tiny else 1500, clips)
-        step = stage_step(decoder)
-        for _ in range(STEPS_TIMED // 2):
-            step()
-        taken = seconds(step, STEPS_TIMED)
-        cache = decoder.cache
-        assert cache is not None
-        held = cache.entries[..., : decoder.step + 1, :].numel() * cache.entries.element_size()
-        floor = (weights + held) / bandwidth
-        found[f"{clips} clips"] = {
-            "steps_in_cache": decoder.step,
-            "milliseconds_a_step": round(1000 * taken, 3),
-            "milliseconds_reading": round(1000 * floor, 3),
-            "share_of_the_reading_bound": round(floor / taken, 3),
-            "kernels_a_step": kernels_started(step),
-        }
-    return found
+    return {"steps": measure_steps(device, tiny=False)} | {preset: time_takes(preset) for preset in PRESETS}
 
 
 def random_band(preset: str, device: str, precision: Precision = "auto") -> Accompanist:

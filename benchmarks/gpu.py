@@ -131,12 +131,12 @@ def training(scale: Scale, store: Store) -> dict[str, Any]:
 
 def generation(scale: Scale, store: Store) -> dict[str, Any]:
     """A coarse step beside the time in which its weights and cache can be read, and takes of the presets."""
-    import generation as takes
+    from _gpu_generation import measure_steps, time_takes
 
-    found: dict[str, Any] = {"steps": takes.measure_steps(scale.device, scale.tiny)}
+    found: dict[str, Any] = {"steps": measure_steps(scale.device, scale.tiny)}
     store(found)
     for preset in ("live", "paper"):
-        found[preset] = "not run" if scale.tiny else takes.time_gpu(scale.device, preset)
+        found[preset] = "not run" if scale.device == "cpu" else time_takes(preset)
         store(found)
     return found
 
