@@ -50,6 +50,7 @@ class Run:
         threads: CPU threads.
         memory_bytes: The most that a process may take on the CPU.
         conditioning: ``prefix`` or ``aligned``.
+        backbone: Size of the Transformer; the default is the paper's.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class Run:
     threads: int
     memory_bytes: int
     conditioning: str = "prefix"
+    backbone: BackboneConfig = BackboneConfig()
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ class Training:
     def __init__(self, run: Run) -> None:
         torch.manual_seed(0)
         self.run = run
-        self.stage = stage_of(run.stage, run.path, conditioning=run.conditioning).to(run.device).train()
+        self.stage = stage_of(run.stage, run.path, run.backbone, conditioning=run.conditioning).to(run.device).train()
         self.kernels: int | None = None
         self.optimizer = self.stage.configure_optimizers()
         scaled = run.device == "cuda" and run.precision == "16-mixed"

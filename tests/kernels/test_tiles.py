@@ -73,3 +73,8 @@ def test_a_plan_made_in_inference_serves_training():
         plan = TilePlan.of(module, positions, 16, 16)
     assert not plan.row.is_inference()
     assert not plan.patterns.is_inference()
+    with torch.inference_mode():
+        lists = [plan.by_query, plan.by_key]
+        rows = plan.rows_of_patterns
+    assert not any(tensor.is_inference() for each in lists for tensor in vars(each).values())
+    assert not any(tensor.is_inference() for tensor in rows)

@@ -158,16 +158,19 @@ class TilePlan:
         return lookup, everything[torch.tensor(first, dtype=torch.int64)].to(key.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def by_query(self) -> TileList:
         """For each tile of queries, the tiles of keys that it sees."""
         return TileList.of(self.row, self.lookup).to(self.row.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def by_key(self) -> TileList:
         """For each tile of keys, the tiles of queries that see it."""
         return TileList.of(self.row.t(), self.lookup.t()).to(self.row.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def rows_of_patterns(self) -> tuple[Tensor, Tensor]:
         """The rows that each pattern holds, without the masked one: where each begins ``[patterns + 1]``, and all."""
         edges, rows = [0], list[int]()

@@ -89,7 +89,8 @@ class TiledBias:
         lookups = tiles.pattern >= 0
         if of_patterns:
             places[lookups] = torch.tensor(of_patterns, dtype=torch.int32)[tiles.pattern[lookups].long()]
-        for row, start, stop in zip(tiles.run_row.tolist(), tiles.run_start, tiles.run_stop, strict=True):
+        runs = torch.stack((tiles.run_row, tiles.run_start, tiles.run_stop), dim=1)
+        for row, start, stop in runs.tolist():
             if start < stop:
                 places[start:stop] = place(bytes([row]) * TILE)
         rows = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8)

@@ -234,7 +234,8 @@ class Settings:
         chip = self.chip_of(device)
         reason = _unusable(device) or chip.misfit
         if reason is not None:
-            return self._without(chip, training, reason)
+            self._warn_without(chip, training, reason)
+            return None
         largest = Setting.largest(chip, padded(width), dtype.itemsize, training)
         setting, reason = largest, f"{chip.shared_bytes} bytes of shared memory are too few for the smallest tiles"
         while not setting.exhausted:
@@ -244,13 +245,14 @@ class Settings:
             of, reason = failure
             setting = setting.after_failure(of)
         if setting.exhausted:
-            return self._without(chip, training, reason)
+            self._warn_without(chip, training, reason)
+            return None
         if setting != largest:
             sizes = " and ".join(f"{kernel} tiles of {blocks}" for kernel, blocks in setting.tiles.items())
             self._warn(f"Triton attention on {chip.name} falls back to {sizes}: somewhat slower ({reason})")
         return setting
 
-    def _without(self, chip: Chip, training: bool, reason: str) -> None:
+    def _warn_without(self, chip: Chip, training: bool, reason: str) -> None:
         behind = "FlexAttention" if training else "PyTorch's operations on blocks of queries"
         self._warn(f"Triton attention cannot run on {chip.name}; {behind} stands in for it: slower ({reason})")
 
