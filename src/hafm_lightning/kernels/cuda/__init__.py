@@ -9,10 +9,11 @@ import torch
 from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
 from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
+from hafm_lightning.kernels.cuda.norms import DirectRMSNorm
 from hafm_lightning.kernels.cuda.triton_attention import TritonRelativePosition
 from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import Layer
+from hafm_lightning.modeling.transformer import Layer, RMSNorm
 
 
 class CudaBackend(Backend):
@@ -26,7 +27,7 @@ class CudaBackend(Backend):
         """As :meth:`Backend.for_inference`."""
         model = super().for_inference(model, precision)
         # conditions, known starts of windows and non-autoregressive passes are whole sequences: no mask of all pairs
-        swap(model, {RelativePosition: TritonRelativePosition, TokenModel: GraphTokenModel})
+        swap(model, {RelativePosition: TritonRelativePosition, RMSNorm: DirectRMSNorm, TokenModel: GraphTokenModel})
         return model
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:
