@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 if interpreted:
     pytest.importorskip("triton", reason="the extra triton is not installed")
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """The largest difference over the largest value. Numbers of bfloat16 are 2^-8 apart, those of float16 2^-11."""
 
 
@@ -45,7 +45,8 @@ def small(monkeypatch):
 
 
 def difference(found, true):
-    return float((found.double() - true.double()).abs().max() / true.double().abs().max())
+    largest = max(float(true.abs().max()), 0.1)  # gradients of a single step are zero but for rounding
+    return float((found.double() - true.double()).abs().max()) / largest
 
 
 def check(module, positions, qkv):

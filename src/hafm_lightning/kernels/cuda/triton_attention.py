@@ -98,7 +98,9 @@ def _alike(*inputs: Tensor) -> tuple[Tensor, ...]:
     """The inputs in one type that the kernels know, with the numbers of a head beside each other."""
     dtypes = {x.dtype for x in inputs}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    dtype = dtype if dtype in DTYPES else torch.float32
+    # Triton's interpreter has no products of bfloat16: it multiplies the bits as whole numbers
+    products = DTYPES if inputs[0].device.type == "cuda" else (torch.float16, torch.float32)
+    dtype = dtype if dtype in products else torch.float32
     converted = (x.to(dtype) for x in inputs)
     return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in converted)
 
