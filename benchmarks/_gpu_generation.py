@@ -74,7 +74,8 @@ def measure_steps(device: str, tiny: bool) -> dict[str, Any]:
         taken = seconds(step, STEPS_TIMED)
         cache = decoder.cache
         assert cache is not None
-        held = cache.entries[..., : decoder.step + 1, :].numel() * cache.entries.element_size()
+        parts = [part[:, :, :, : decoder.step + 1] for part in (cache.keys, cache.values)]
+        held = sum(part.numel() * part.element_size() for part in parts)
         floor = (weights + held) / bandwidth
         found[f"{clips} clips"] = {
             "steps_in_cache": decoder.step,
