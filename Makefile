@@ -4,6 +4,7 @@
 #   make demo        the whole chain on the toy band: synthesise, tokenize, fit, generate, score (DEMO_ARGS="--minutes 30")
 #   make test        the tests that take seconds (PYTEST_ARGS="-k layout")
 #   make test-avx2   those tests that depend on the processor, as on one with AVX2 and no more
+#   make test-triton the GPU's attention kernels in Triton's interpreter, on the CPU (Linux; the package unpacks to 1 GB)
 #   make test-all    also the slow ones, among them the page in a real browser
 #   make faults      the fault suite: kills, full disks, damaged files, fuzzing; under an hour (FAULTS_ARGS="--seed 1")
 #   make long        the long runs: 20,000 steps, 2,000 requests of the app, an hour of live streaming
@@ -24,6 +25,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$python && break; done)
 TORCH_INDEX ?=
+TRITON ?= triton==3.9.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FAULTS_ARGS ?=
@@ -34,7 +36,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constra
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help install demo test test-avx2 test-all faults long mutants coverage lint typecheck
+.PHONY: help install demo test test-avx2 test-triton test-all faults long mutants coverage lint typecheck
 .DEFAULT_GOAL := help
 
 help:
@@ -53,7 +55,11 @@ test: install
 test-avx2: install
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "cpu and not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/.installed-app
+# The variable must be set before Triton is first imported: a process of their own.
+test-triton: $(VENV)/.installed-triton
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/test_triton_attention.py $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-app test-triton
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Prints the table (kind, tries, held) and writes it into docs/faults.md; then the parsers with many made-up inputs.
@@ -90,4 +96,9 @@ $(VENV)/.installed: $(PROJECT_FILES)
 
 $(VENV)/.installed-app: $(VENV)/.installed
 	@$(PIP_INSTALL) --editable '.[dev,listen,app,ray,htdemucs,musdb]'
+	@touch $@
+
+# PyTorch's CUDA builds bring the Triton that fits them, so constraints.txt cannot pin it: what is there stays.
+$(VENV)/.installed-triton: $(VENV)/.installed
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP_INSTALL) '$(TRITON)'
 	@touch $@

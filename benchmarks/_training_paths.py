@@ -1,7 +1,8 @@
 """One training step by different paths, each in a process of its own: what :mod:`training` compares.
 
-``ours``            the stage as ``fit`` trains it: attention in compiled tiles on the CPU, FlexAttention and compiled
-                    layers on CUDA
+``ours``            the stage as ``fit`` trains it: attention in compiled tiles on the CPU, Triton kernels over classed
+                    tiles and compiled layers on CUDA
+``floor``           another function, as a bound: ours with causal attention without a bias
 ``plain``           the same with ``kernels: none``
 ``sdpa``            the same network, attention by ``scaled_dot_product_attention`` with mask and bias in one tensor
 ``materialised``    the same network, attention as written in a textbook: ``softmax(Q K^T + bias) V`` left to autograd
@@ -22,16 +23,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _facts import forget_peak_memory, peak_memory_bytes
+from _facts import forget_peak_memory, kernels_started, peak_memory_bytes
 from torch import Tensor, nn
 
+from hafm_lightning.kernels.cuda import triton_attention
 from hafm_lightning.modeling.attention import Mixer, WholeSequence
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 from hafm_lightning.modeling.transformer import BackboneConfig, Transformer
 from hafm_lightning.stages import STAGES, Stage
 from hafm_lightning.tokens import TokenBatch
 
-PATHS = ("ours", "plain", "sdpa", "materialised", "x-transformers")
+PATHS = ("ours", "floor", "plain", "sdpa", "materialised", "x-transformers")
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Precision of ``trainer.precision`` -> what autocast computes in; 32-true is not in it."""
 
@@ -47,6 +49,8 @@ class Run:
         precision: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
         threads: CPU threads.
         memory_bytes: The most that a process may take on the CPU.
+        conditioning: ``prefix`` or ``aligned``.
+        backbone: Size of the Transformer; the default is the paper's.
     """
 
     stage: str
@@ -55,6 +59,8 @@ class Run:
     precision: str
     threads: int
     memory_bytes: int
+    conditioning: str = "prefix"
+    backbone: BackboneConfig = BackboneConfig()
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,16 @@ class Answer:
         loss: Of the last step.
         peak_bytes: The most memory held so far: of the process on the CPU, of PyTorch's tensors on CUDA.
         failure: Why there are no figures, or an empty string.
+        kernels: Kernels that a step starts on a GPU; None elsewhere, and where they were not counted.
+        attention: Which kernels attend, as far as is known.
     """
 
     seconds: float = math.nan
     loss: float = math.nan
     peak_bytes: int = 0
     failure: str = ""
+    kernels: int | None = None
+    attention: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,24 @@ class WrittenOutRelativePosition(DenseRelativePosition):
     """A relative position whose sequences attend as written in a textbook."""
 
     written_out = True
+
+
+class Floor:
+    """Causal attention without a bias, by the fastest kernel that PyTorch has."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
+        """As :meth:`SequenceBias.attend <hafm_lightning.modeling.attention.SequenceBias.attend>`, but for the table."""
+        # nothing of the table is used; its gradient exists, as the optimizer expects
+        unused = table[:-1].sum().to(queries.dtype) * 0
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True) + unused
+
+
+class FloorRelativePosition(RelativePosition):
+    """A relative position without influence."""
+
+    def sequence_bias(self, positions: StepPositions) -> Floor:
+        """As :meth:`RelativePosition.sequence_bias`."""
+        return Floor()
 
 
 class NoRelativePosition(RelativePosition):
@@ -205,8 +233,10 @@ def stage_of(name: str, path: str, backbone: BackboneConfig = BackboneConfig(), 
     stage = STAGES[name](backbone=backbone, kernels="none" if path == "plain" else "auto", **settings)
     if path == "x-transformers":
         stage.model.backbone = XTransformersBackbone(backbone)
-    if path in ("sdpa", "materialised", "x-transformers"):
-        kinds = {"sdpa": DenseRelativePosition, "materialised": WrittenOutRelativePosition}
+    if path in ("floor", "sdpa", "materialised", "x-transformers"):
+        kinds = {
+            "floor": FloorRelativePosition, "sdpa": DenseRelativePosition, "materialised": WrittenOutRelativePosition,
+        }  # fmt: skip
         stage.model.relative_position.__class__ = kinds.get(path, NoRelativePosition)
     return stage
 
@@ -227,7 +257,8 @@ class Training:
     def __init__(self, run: Run) -> None:
         torch.manual_seed(0)
         self.run = run
-        self.stage = stage_of(run.stage, run.path).to(run.device).train()
+        self.stage = stage_of(run.stage, run.path, run.backbone, conditioning=run.conditioning).to(run.device).train()
+        self.kernels: int | None = None
         self.optimizer = self.stage.configure_optimizers()
         scaled = run.device == "cuda" and run.precision == "16-mixed"
         self.scaler = torch.amp.GradScaler(run.device, enabled=scaled)
@@ -240,7 +271,19 @@ class Training:
         for _ in range(turn.steps):
             loss = self._step(batch)
         self._wait()
-        return Answer((time.perf_counter() - began) / turn.steps, float(loss), self._peak())
+        seconds = (time.perf_counter() - began) / turn.steps
+        if self.kernels is None and self.run.device == "cuda":
+            self.kernels = kernels_started(lambda: self._step(batch))
+        return Answer(seconds, float(loss), self._peak(), kernels=self.kernels, attention=self._attention())
+
+    def _attention(self) -> str:
+        """Which kernels attend: those of the bias that the last step used."""
+        if self.run.path == "x-transformers":
+            return "x-transformers"
+        kinds = {type(bias).__name__ for bias in self.stage.model._biases.values()}
+        found = triton_attention.settings.found.items() if "TritonBias" in kinds else ()
+        tiles = [str(setting.tiles) if setting else "fallen back" for _, setting in found]
+        return ", ".join([*sorted(kinds), *tiles])
 
     def _step(self, batch: TokenBatch) -> Tensor:
         dtype = AUTOCAST.get(self.run.precision)

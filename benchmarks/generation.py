@@ -34,7 +34,7 @@ from hafm_lightning.audio import Audio, resample, write_audio
 from hafm_lightning.kernels import for_inference
 from hafm_lightning.kernels.base import WeightPrecision
 from hafm_lightning.kernels.cpu.processor import multiplies_bf16
-from hafm_lightning.modeling.decoding import Decoder
+from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import Transformer
@@ -127,18 +127,20 @@ def coarse_network(conditioning: Literal["prefix", "aligned"], precision: Weight
     return replace(network, model=for_inference(network.model, torch.device("cpu"), precision))
 
 
-def stage_decoder(model: TokenModel, context: int) -> Decoder:
-    """A decoder of a 10 s clip with about ``context`` steps in its cache."""
+def stage_decoder(model: TokenModel, context: int, clips: int = 1) -> Decoder:
+    """A decoder of clips of 10 s with about ``context`` steps in its cache."""
     layout = model.layout
     frames = layout.target.frames(CLIP_DURATION_S)
     conditions = {
-        stream.name: torch.randint(stream.vocabulary, (1, stream.codebooks, stream.frames(CLIP_DURATION_S)))
+        stream.name: torch.randint(
+            stream.vocabulary, (clips, stream.codebooks, stream.frames(CLIP_DURATION_S)), device=model.device
+        )
         for stream in layout.conditions
     }
     probe = Decoder(model, frames, SamplingOptions(), [0])
     known = max(1, (context - probe.plan.condition_steps) // layout.target.codebooks)
-    prefix = torch.randint(layout.target.vocabulary, (1, layout.target.codebooks, known))
-    decoder = Decoder(model, frames, SamplingOptions(), [0], prefix=prefix)
+    prefix = torch.randint(layout.target.vocabulary, (clips, layout.target.codebooks, known))
+    decoder = decoder_for(model)(model, frames, SamplingOptions(), list(range(clips)), prefix=prefix)
     decoder.condition(conditions)
     decoder.advance(known + 1)
     return decoder
@@ -292,22 +294,12 @@ def write_toy_vocal(path: Path, duration_s: float) -> None:
 
 
 def time_gpu(device: str) -> Any:
-    """The paper's stages on a GPU: one clip, and 32 at once."""
+    """Steps beside their reading bound, and takes of both presets, on a GPU."""
     if device != "cuda" or not torch.cuda.is_available():
         return "not run"
-    band = random_band("paper", "cuda")
-    vocal = toy_vocal(CLIP_DURATION_S)
-    band.accompany(vocal)  # warm-up: kernels are chosen
-    single = statistics.median(band.accompany(vocal, seed=seed).real_time_factor for seed in range(3))
-    takes = band.accompany_batch([vocal] * 32, seeds=list(range(32)))
-    return {
-        "device": torch.cuda.get_device_name(),
-        "real_time_factor_batch_1": round(single, 4),
-        "wanted_batch_1": 0.15,
-        "times_real_time_batch_32": round(1 / takes[0].real_time_factor, 1),
-        "wanted_batch_32": 100,
-        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-    }
+    from _gpu_generation import measure_steps, time_takes
+
+    return {"steps": measure_steps(device, tiny=False)} | {preset: time_takes(preset) for preset in PRESETS}
 
 
 def random_band(preset: str, device: str, precision: Precision = "auto") -> Accompanist:

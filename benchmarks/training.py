@@ -92,7 +92,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), help="default: 32-true on a CPU")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--paths", nargs="+", choices=PATHS, help="default: all; plain on CUDA only")
+    parser.add_argument("--paths", nargs="+", choices=PATHS, help="default: all; floor and plain on CUDA only")
+    parser.add_argument("--conditioning", choices=("prefix", "aligned"), default="prefix")
     parser.add_argument("--batch", type=int, help="clips; default: the paper's on CUDA, fewer on a CPU")
     parser.add_argument("--clip-s", type=float, default=CLIP_DURATION_S, help="length of a clip in seconds")
     parser.add_argument("--seconds", type=float, default=90.0, help="time for each shape; at least one round is taken")
@@ -104,12 +105,14 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "no CUDA device here: nothing was run\n")
     options.precision = options.precision or ("16-mixed" if options.device == "cuda" else "32-true")
-    options.paths = options.paths or [path for path in PATHS if path != "plain" or options.device == "cuda"]
+    on_cuda_alone = () if options.device == "cuda" else ("floor", "plain")
+    options.paths = options.paths or [path for path in PATHS if path not in on_cuda_alone]
     torch.set_num_threads(options.threads)
     facts = {
         "x_transformers": x_transformers(),
         "device": options.device,
         "precision": options.precision,
+        "conditioning": options.conditioning,
         "clip_s": options.clip_s,
     }
     report: dict[str, Any] = {}
@@ -141,7 +144,7 @@ def x_transformers() -> dict[str, Any] | None:
 def measure(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     """Every path's turns at one shape."""
     with torch.device("meta"):
-        stage = STAGES[SHAPES[shape]]()
+        stage = STAGES[SHAPES[shape]](conditioning=options.conditioning)
     clips = options.batch or (PAPER_CLIPS if options.device == "cuda" else CPU_CLIPS)[shape]
     contenders = [start(SHAPES[shape], path, clips, options) for path in options.paths]
     peaks = []
@@ -168,7 +171,8 @@ def start(stage: str, path: str, clips: int, options: argparse.Namespace) -> Con
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["_training_paths"])  # imported once, for all
     here, there = context.Pipe()
-    run = Run(stage, path, options.device, options.precision, options.threads, memory_bytes(options.memory_gib))
+    memory = memory_bytes(options.memory_gib)
+    run = Run(stage, path, options.device, options.precision, options.threads, memory, options.conditioning)
     process = context.Process(target=serve, args=(run, there), daemon=True)
     process.start()
     there.close()
@@ -211,6 +215,8 @@ def summary(stage: Stage, contenders: list[Contender], peak: float, options: arg
             "mfu": round(flops / peak, 3),
             "mfu_of_data_sheet": round(flops / sheet, 3) if sheet else None,
             "loss": round(contender.answers[-1].loss, 3),
+            "kernels_a_step": contender.answers[-1].kernels,
+            "attention": contender.answers[-1].attention,
         }
         if ours is not None and contender is not ours:
             ratios = [
@@ -244,9 +250,16 @@ def table(shape: str, found: dict[str, Any]) -> str:
             f"{path:<16}{row['clips']:>6}{seconds:>9.3f}{row['codes_a_second']:>10,.0f}"
             f"{row['sequence_steps_a_second']:>10,.0f}{row['peak_memory_gib']:>8.2f}{row['mfu']:>7.1%}{ratio:>16}"
         )
+    lines += [f"{path}: {kernels_used(row)}" for path, row in found["paths"].items() if row.get("attention")]
     facts = {"device": found["device"], "precision": found["precision"], **found["machine"]}
     lines.append(", ".join(f"{key} {value}" for key, value in facts.items() if value is not None))
     return "\n".join(lines)
+
+
+def kernels_used(row: dict[str, Any]) -> str:
+    """Which kernels a path attends with, and how many a step starts."""
+    count = row.get("kernels_a_step")
+    return f"attention by {row['attention']}" + (f"; {count} kernels a step" if count else "")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -25,8 +26,11 @@ TOP = 10
 
 def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each token in nats: logits ``[..., V]``, true ids ``[...]`` -> float32 ``[...]``."""
-    rows = logits.reshape(-1, logits.shape[-1]).float()  # vocabulary last and contiguous: the fast kernel
-    return F.cross_entropy(rows, targets.flatten(), reduction="none").view(targets.shape)
+    rows = logits.reshape(-1, logits.shape[-1])  # vocabulary last and contiguous: the fast kernel
+    # CUDA's kernel reads half precision and writes float32; autocast would make a float32 copy of the logits first
+    with torch.autocast("cuda", enabled=False) if rows.is_cuda else nullcontext():
+        logarithms = F.log_softmax(rows, dim=-1, dtype=torch.float32)
+        return F.nll_loss(logarithms, targets.flatten(), reduction="none").view(targets.shape)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from hafm_lightning.kernels.base import Twin
 from hafm_lightning.kernels.cpu.codegen.doors import ATTENTION_BACKWARD, ATTENTION_FORWARD, TILE, DoesNotFit, Door, room
+from hafm_lightning.kernels.tiles import TilePlan
 from hafm_lightning.modeling.attention import SequenceBias
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
@@ -29,8 +30,9 @@ from hafm_lightning.modeling.relative_position import RelativePosition, StepPosi
 class TiledBias:
     """Mask and bias of the ``positions`` of a sequence after ``module``, by tiles.
 
-    A key of a tile has a bias for each of the tile's queries, and most of these rows of 64 recur: with a bias by
-    distance, in all tiles along a diagonal. Each different one is kept once, at a *place*.
+    The tiles are those of :class:`~hafm_lightning.kernels.tiles.TilePlan`. A key of a tile has a bias for each of the
+    tile's queries, and most of these rows of 64 recur: in a constant tile all are alike, with a bias by distance they
+    are the same in all tiles along a diagonal. Each different one is kept once, at a *place*.
     """
 
     module: RelativePosition
@@ -74,26 +76,25 @@ class TiledBias:
     @classmethod
     def of(cls, module: RelativePosition, positions: StepPositions) -> TiledBias:
         """The tiles of a sequence that hold a pair that ``module`` allows."""
-        steps, known = positions.steps, dict[bytes, int]()
-        first, keys, places = [0], list[int](), list[int]()
-        for start in range(0, steps, TILE):
-            stop = min(start + TILE, steps)
-            looked_at = stop if module.causal and module.prefix_mask == "causal" else steps
-            rows = torch.full((TILE, -(-looked_at // TILE) * TILE), module.masked_row, dtype=torch.uint8)
-            rows[: stop - start, :looked_at] = module.rows(
-                positions, torch.arange(start, stop), torch.arange(looked_at)
-            )
-            visible = (rows != module.masked_row).any(0).view(-1, TILE).any(1).nonzero().flatten().tolist()
-            rows[stop - start :] = 0  # queries after the last step: any bias that is a number
-            columns = rows.t().contiguous().numpy().tobytes()
-            for key in visible:
-                for at in range(key * TILE * TILE, (key + 1) * TILE * TILE, TILE):
-                    places.append(known.setdefault(columns[at : at + TILE], len(known) * TILE))
-            keys += visible
-            first.append(len(keys))
-        by_place = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8)
-        by_key = torch.tensor(places, dtype=torch.int32).view(-1, TILE)
-        return cls(module, positions, by_place, torch.tensor(first), torch.tensor(keys), by_key)
+        plan, known = TilePlan.of(module, positions, TILE, TILE), dict[bytes, int]()
+        tiles = plan.by_query
+
+        def place(column: bytes) -> int:
+            return known.setdefault(column, len(known) * TILE)
+
+        of_patterns = [
+            [place(column.tobytes()) for column in pattern.t().contiguous().numpy()] for pattern in plan.patterns
+        ]
+        places = torch.empty(len(tiles.tile), TILE, dtype=torch.int32)
+        lookups = tiles.pattern >= 0
+        if of_patterns:
+            places[lookups] = torch.tensor(of_patterns, dtype=torch.int32)[tiles.pattern[lookups].long()]
+        runs = torch.stack((tiles.run_row, tiles.run_start, tiles.run_stop), dim=1)
+        for row, start, stop in runs.tolist():
+            if start < stop:
+                places[start:stop] = place(bytes([row]) * TILE)
+        rows = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8)
+        return cls(module, positions, rows, tiles.edges.long(), tiles.tile.long(), places)
 
 
 class TiledRelativePosition(Twin, RelativePosition):

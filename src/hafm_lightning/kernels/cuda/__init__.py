@@ -1,4 +1,4 @@
-"""CUDA: FlexAttention and compiled layers in training, decoding steps as CUDA graphs."""
+"""CUDA: Triton attention over classed tiles, compiled layers in training, decoding steps as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 
 from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
-from hafm_lightning.kernels.cuda.flex_attention import FlexRelativePosition
 from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
+from hafm_lightning.kernels.cuda.norms import DirectRMSNorm
+from hafm_lightning.kernels.cuda.triton_attention import TritonRelativePosition
 from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import Layer
+from hafm_lightning.modeling.transformer import Layer, RMSNorm
 
 
 class CudaBackend(Backend):
@@ -20,13 +21,13 @@ class CudaBackend(Backend):
 
     def for_training(self, model: TokenModel) -> None:
         """As :meth:`Backend.for_training`."""
-        swap(model, {RelativePosition: FlexRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
+        swap(model, {RelativePosition: TritonRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
         """As :meth:`Backend.for_inference`."""
         model = super().for_inference(model, precision)
-        # compiling FlexAttention for each of the few lengths of a take would last longer than the take
-        swap(model, {TokenModel: GraphTokenModel})
+        # conditions, known starts of windows and non-autoregressive passes are whole sequences: no mask of all pairs
+        swap(model, {RelativePosition: TritonRelativePosition, RMSNorm: DirectRMSNorm, TokenModel: GraphTokenModel})
         return model
 
     def best_precision(self, models: Sequence[TokenModel]) -> WeightPrecision:

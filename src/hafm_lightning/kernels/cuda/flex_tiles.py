@@ -104,9 +104,21 @@ _FAILURES = (
     ("torch._inductor.runtime.triton_compat", "OutOfResources"),
     ("torch._inductor.runtime.triton_compat", "PTXASError"),
     ("triton.compiler.errors", "CompilationError"),
+    ("triton.runtime.errors", "OutOfResources"),
+    ("triton.runtime.errors", "PTXASError"),
+    ("subprocess", "CalledProcessError"),  # the C compiler of Triton's launchers
 )
 """Module and class of errors that mean: no kernel with this setting on this device."""
-_FAILURE_TEXTS = ("No valid triton configs", "Cannot find a working triton installation", "out of resource")
+_FAILURE_TEXTS = (
+    "No valid triton configs",
+    "Cannot find a working triton installation",
+    "out of resource",
+    "Failed to find C compiler",
+    "Failed to compute PTX",
+    "PTX codegen error",
+    "no kernel image is available",
+    "0 active drivers",
+)
 """The same where PyTorch raises a RuntimeError, or its OutOfMemoryError for the chip's shared memory."""
 
 
