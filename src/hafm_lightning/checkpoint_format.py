@@ -103,6 +103,8 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     if odd:
         named = ", ".join(f"{key} {saved[key]!r:.40}" if key in saved else f"no {key}" for key in odd[:3])
         raise RequestError(f"{where}: its description of the stage is damaged ({named}); train or export it again")
+    if version < 1:
+        raise RequestError(f"{where}: its description of the stage is damaged (format {version}); export it again")
     described = checked(dict(saved), Description, where, "train or export it again", unknown="ignore")
     if described.duration_s is not None and not 0 < described.duration_s <= limits.current().audio_seconds:
         raise RequestError(f"{where}: its clips of {described.duration_s} s cannot be; train or export it again")

@@ -24,7 +24,7 @@ from hafm_lightning.accompanist.recommended import Recommended, read_recommended
 from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
 from hafm_lightning.checkpoint_format import tensor_problem
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied, printable, sha256_of, sha256_of_json
+from hafm_lightning.files import atomic_folder, is_occupied, sha256_of, sha256_of_json
 from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.base import check_file_digests, file_digests
@@ -151,7 +151,7 @@ def read_model_folder(
     if config["format"] == 1:
         note_without_digest(folder / CONFIG_FILE)
     else:
-        check_file_digests(folder / TOKENIZERS_FOLDER, config["files"], ADVICE)
+        check_file_digests(folder / TOKENIZERS_FOLDER, config.get("files", {}), ADVICE)
     networks = [_read_network(folder, role, described[role]) for role in roles]
     tokenizers = load_tokenizers(folder / TOKENIZERS_FOLDER, device=device)
     for network in networks:
@@ -230,8 +230,7 @@ def _read_network(folder: Path, role: Role, description: Mapping[str, Any]) -> S
         raise RequestError(f"{path} cannot be read ({error}); {ADVICE}") from error
     if digest != description["sha256"]:
         raise RequestError(
-            f"{path}: the file has sha256 {digest[:12]}, "
-            f"{CONFIG_FILE} lists {printable(str(description['sha256'])[:12])}; {ADVICE}"
+            f"{path}: the file has sha256 {digest[:12]}, {CONFIG_FILE} lists {description['sha256'][:12]!a}; {ADVICE}"
         )
     for key, value in state.items():
         if problem := tensor_problem(value, (torch.float32,)):

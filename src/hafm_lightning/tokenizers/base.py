@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied, printable, sha256_of
+from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
 from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 from hafm_lightning.untrusted import check_file, checked, child, read_json
@@ -316,7 +316,7 @@ def check_identity(folder: str | Path, identity: TokenizerIdentity, found: Token
     if found.sha256 != identity.sha256:
         raise RequestError(
             f"{folder}: the content has sha256 {found.sha256[:12]}, "
-            f"{DESCRIPTION_FILE} says {printable(identity.sha256[:12])}; "
+            f"{DESCRIPTION_FILE} says {identity.sha256[:12]!a}; "
             "the folder was changed or damaged: train the tokenizers again"
         )
     if found != identity:
