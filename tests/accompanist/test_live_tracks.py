@@ -12,10 +12,11 @@ from torch import Tensor
 
 from hafm_lightning import Accompanist
 from hafm_lightning.accompanist import LiveOptions
-from hafm_lightning.accompanist.live_tracks import FilledTrack, Track, WrittenTrack
+from hafm_lightning.accompanist.live_tracks import FilledTrack, NewestIds, Track, WrittenTrack
 from hafm_lightning.audio import Audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.tokens import VOCAL_SEMANTIC
 
 LIVE = LiveOptions(hop_s=0.2, listen_s=0.4, context_s=0.2)
 FRAMES = 300  # of the coarse stream: 4 s, ten windows
@@ -54,7 +55,7 @@ def test_tokens_do_not_depend_on_the_pieces_in_which_conditions_come(
     expected = whole.write(conditions)
     written = [pieces.write(until(conditions, 0.04 * step)) for step in range(1, 101)]
     assert torch.equal(torch.cat(written, dim=1), expected)
-    assert torch.equal(pieces.done, expected)
+    assert torch.equal(pieces.done.kept, expected)
     rate_hz = whole.target.rate_hz
     assert expected.shape[1] == 4 * rate_hz - whole.right_context
     assert len(expected[0, rate_hz:].unique()) > 10  # it goes on after the first window
@@ -73,10 +74,27 @@ def test_tokens_depend_on_no_condition_after_the_look_ahead(
     for step in range(1, 21):
         for track, streams in zip(tracks, (conditions, other), strict=True):
             track.write(until(streams, 0.2 * step))
-    one, two = (track.done for track in tracks)
+    one, two = (track.done.kept for track in tracks)
     safe = 2 * tracks[0].target.rate_hz - tracks[0].right_context
     assert torch.equal(one[:, :safe], two[:, :safe])
     assert not torch.equal(one[:, safe:], two[:, safe:])  # but it follows its conditions
+
+
+def test_ids_are_numbered_from_the_beginning_and_the_oldest_are_gone() -> None:
+    newest, everything = NewestIds(VOCAL_SEMANTIC, window=10), torch.zeros(1, 0, dtype=torch.int64)
+    most = 50 * (3 * 10 * 0.04 + 10)
+    for step in range(400):
+        ids = torch.arange(step * 7, step * 7 + 7)[None]
+        begin = max(0, everything.shape[1] - step % 3)  # some are written again
+        everything = torch.cat((everything[:, :begin], ids), dim=1)
+        newest.write(begin, ids)
+        assert newest.shape == everything.shape
+        assert torch.equal(newest[:, -300:], everything[:, -300:]) or everything.shape[1] < 300
+        assert newest.kept.shape[1] <= 2 * most
+    assert torch.equal(newest[:, 2000:2100], everything[:, 2000:2100])
+    assert newest[:, 10**6 :].shape == (1, 0)
+    with pytest.raises(IndexError, match="frame 3 is gone"):
+        newest[:, 3:9]
 
 
 def test_it_plays_on_through_rolling_windows(band: Accompanist) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hafm_lightning.accompanist.live_tracks import FilledTrack, LiveOptions, Track, WrittenTrack
+from hafm_lightning.accompanist.live_tracks import FilledTrack, Ids, LiveOptions, NewestIds, Track, WrittenTrack
 from hafm_lightning.accompanist.rendering import FADE_S, Renderer
 from hafm_lightning.accompanist.song import noise, surroundings
 from hafm_lightning.accompanist.stage_network import StageNetwork, condition_names, vocal_streams
@@ -61,7 +61,8 @@ class LiveSession:
             _IncrementalTokenizer(stream, tokenizer, live, seed, noise_sigma * (stream.name == VOCAL_SEMANTIC.name))
             for stream, tokenizer in vocal_streams(networks, tokenizers)
         ]
-        self._streams: dict[str, Tensor] = {}  # name -> ids [K, T] since the beginning
+        self._streams: dict[str, Ids] = {}
+        self._window = max(window, grid_units(live.listen_s))  # no part of a stream is read again after it
         if STYLE.name in condition_names(networks):
             self._streams[STYLE.name] = torch.full((1, 1), style_id)
         self._hop, self._edge = grid_units(live.hop_s), grid_units(live.edge_s)
@@ -125,8 +126,9 @@ class LiveSession:
 
     def _append(self, stream: TokenStream, ids: Tensor) -> None:
         """Add new ids ``[K, n]`` to a stream."""
-        before = self._streams.get(stream.name, ids[:, :0])
-        self._streams[stream.name] = torch.cat((before, ids), dim=1)
+        known = self._streams.setdefault(stream.name, NewestIds(stream, self._window))
+        if isinstance(known, NewestIds):
+            known.write(known.shape[1], ids)
 
 
 class _VocalBuffer:

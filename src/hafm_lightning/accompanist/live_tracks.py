@@ -16,7 +16,7 @@ from hafm_lightning.errors import RequestError
 from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.filling import Filler
 from hafm_lightning.modeling.sampling import SamplingOptions
-from hafm_lightning.tokens import nearest_frames
+from hafm_lightning.tokens import TokenStream, nearest_frames
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,46 @@ class LiveOptions:
             raise RequestError(f"live option listen_s must be at least hop_s + edge_s, got {self.listen_s}")
 
 
+class NewestIds:
+    """Ids of a stream since the beginning, ``[K, T]``, of which the newest are kept: hours take no more than minutes.
+
+    Frames are numbered from the beginning, as in a tensor of all ids.
+
+    Args:
+        stream: The stream.
+        window: Grid units that are read again at most; three times as many are kept, and 10 s.
+    """
+
+    def __init__(self, stream: TokenStream, window: int) -> None:
+        self.kept = torch.zeros(stream.codebooks, 0, dtype=torch.int64)
+        self._first = 0  # frame of the first kept id
+        self._most = frames_at(stream, 3 * window + grid_units(10.0))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(K, T)`` since the beginning."""
+        return self.kept.shape[0], self._first + self.kept.shape[1]
+
+    def __getitem__(self, place: tuple[slice, slice]) -> Tensor:
+        """``[:, first:end]``; IndexError where frames are gone."""
+        codebooks, frames = place
+        first, end, _ = frames.indices(self.shape[1])
+        if first < self._first:
+            raise IndexError(f"frame {first} is gone, {self._first} is the first that is kept")
+        return self.kept[codebooks, first - self._first : max(first, end) - self._first]
+
+    def write(self, first: int, ids: Tensor) -> None:
+        """Put ``ids [K, n]`` at frame ``first``, in place of what was there and after it."""
+        self.kept = torch.cat((self[:, self._first : first], ids), dim=1)
+        surplus = self.kept.shape[1] - self._most
+        if surplus > self._most:  # not at each step, so that a step rarely copies
+            self.kept, self._first = self.kept[:, surplus:].clone(), self._first + surplus
+
+
+Ids = Tensor | NewestIds
+"""Ids ``[K, T]`` since the beginning; those of a style are a tensor."""
+
+
 @dataclass(eq=False)
 class Track(ABC):
     """The tokens of one stage.
@@ -67,24 +107,25 @@ class Track(ABC):
         layout = self.network.model.layout
         self.target = layout.target
         self.timed = [stream for stream in layout.conditions if stream.rate_hz]  # all but the style
-        self.done = torch.zeros(self.target.codebooks, 0, dtype=torch.int64)
+        self.done = NewestIds(self.target, self.window)
         self.right_context = self.network.right_context
         # one unit more, since the frames that are ready may end within a unit
         self.look_ahead = self.network.right_context_units + 1
 
     @abstractmethod
-    def write(self, streams: Mapping[str, Tensor]) -> Tensor:
+    def write(self, streams: Mapping[str, Ids]) -> Tensor:
         """New ids ``[K, n]``, as many as ``streams`` (name -> ``[K, T]`` since the beginning) allow."""
 
-    def cut(self, streams: Mapping[str, Tensor], start: int, units: int) -> dict[str, Tensor]:
+    def cut(self, streams: Mapping[str, Ids], start: int, units: int) -> dict[str, Tensor]:
         """Conditions ``[1, K, T]`` for ``units`` grid units from ``start``; 0 after their ends, without effect."""
         conditions = {}
         for stream in self.network.model.layout.conditions:
-            ids = streams[stream.name]
             if stream.rate_hz:
                 first, frames = frames_at(stream, start), frames_at(stream, units)
-                ids = ids[:, first : first + frames]
+                ids = streams[stream.name][:, first : first + frames]
                 ids = F.pad(ids, (0, frames - ids.shape[1]))
+            else:
+                ids = streams[stream.name][:, :]
             conditions[stream.name] = ids[None]
         return conditions
 
@@ -101,12 +142,12 @@ class WrittenTrack(Track):
 
     def _decoder_after(self, written: int) -> Decoder:
         """A decoder for the window at ``_start``, whose first ``written`` frames are written."""
-        prefix = self.done[None, :, self.done.shape[1] - written :] if written else None
+        prefix = self.done[:, self.done.shape[1] - written :][None] if written else None
         seed = window_seed(self.seed, self.network.role, self._start)
         model = self.network.model
         return decoder_for(model)(model, self._frames, self.options, [seed], prefix=prefix)
 
-    def _writable(self, streams: Mapping[str, Tensor]) -> int:
+    def _writable(self, streams: Mapping[str, Ids]) -> int:
         """Frames of the window, from its beginning, whose conditions are complete."""
         writable = self._frames
         for stream in self.timed:
@@ -115,12 +156,12 @@ class WrittenTrack(Track):
             writable = min(writable, int((nearest < available).sum()) - self.right_context)
         return writable
 
-    def _condition_units(self, streams: Mapping[str, Tensor]) -> int:
+    def _condition_units(self, streams: Mapping[str, Ids]) -> int:
         """Grid units of the window, from its beginning, of the longest condition."""
         end = max(covering_units(streams[stream.name].shape[1], stream.rate_hz) for stream in self.timed)
         return min(self.window, end - self._start)
 
-    def write(self, streams: Mapping[str, Tensor]) -> Tensor:
+    def write(self, streams: Mapping[str, Ids]) -> Tensor:
         """See :meth:`Track.write`."""
         before = self.done.shape[1]
         while True:
@@ -129,7 +170,7 @@ class WrittenTrack(Track):
             if writable > self.done.shape[1] - start:
                 self._decoder.condition(self.cut(streams, self._start, self._condition_units(streams)))
                 codes = self._decoder.advance(writable)[0].cpu()
-                self.done = torch.cat((self.done[:, :start], codes), dim=1)
+                self.done.write(start, codes)
             if writable < keep:
                 return self.done[:, before:]
             overlap = self._keep // 2
@@ -148,7 +189,7 @@ class FilledTrack(Track):
         behind = aligned.behind if aligned is not None else 0
         self._left_context = covering_units(behind, self.target.rate_hz) + 1  # since frames begin within units
 
-    def write(self, streams: Mapping[str, Tensor]) -> Tensor:
+    def write(self, streams: Mapping[str, Ids]) -> Tensor:
         """See :meth:`Track.write`."""
         end = min(int(streams[stream.name].shape[1] / (stream.rate_hz * GRID_S)) for stream in self.timed)
         before = self.done.shape[1]
@@ -159,5 +200,5 @@ class FilledTrack(Track):
         start = max(0, int(before / (self.target.rate_hz * GRID_S)) - self._left_context)
         seed = window_seed(self.seed, self.network.role, end)
         codes = self._filler.fill(self.cut(streams, start, end - start), [seed], frames, new)[0].cpu()
-        self.done = torch.cat((self.done, codes), dim=1)
+        self.done.write(before, codes)
         return self.done[:, before:]
