@@ -103,7 +103,7 @@ def checked_metadata(checkpoint: Mapping[str, Any], where: str) -> dict[str, Any
     if odd:
         named = ", ".join(f"{key} {saved[key]!r:.40}" if key in saved else f"no {key}" for key in odd[:3])
         raise RequestError(f"{where}: its description of the stage is damaged ({named}); train or export it again")
-    if version < 1:
+    if saved["format"] < 1:
         raise RequestError(f"{where}: its description of the stage is damaged (format {version}); export it again")
     described = checked(dict(saved), Description, where, "train or export it again", unknown="ignore")
     if described.duration_s is not None and not 0 < described.duration_s <= limits.current().audio_seconds:
@@ -123,8 +123,11 @@ def role_of(metadata: Mapping[str, Any]) -> str | None:
 
     A subclass of a stage has the role of that stage. Files of earlier versions name the class alone.
     """
-    role = metadata.get("role")
-    return str(role) if role is not None else ROLE_OF_STAGE.get(str(metadata.get("stage")))
+    stage, role, class_path = str(metadata.get("stage")), metadata.get("role"), metadata.get("class_path")
+    if stage in ROLE_OF_STAGE:
+        return ROLE_OF_STAGE[stage]
+    contradicts = class_path is not None and str(class_path).rpartition(".")[2] != stage
+    return None if role is None or contradicts else str(role)
 
 
 def shape_of(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from hafm_lightning.errors import RequestError
 
@@ -112,6 +113,7 @@ def _check_names(names: Iterable[str], where: str) -> None:
 
 
 def _changed(changes: dict[str, float]) -> Limits:
-    kinds = {item.name: type(item.default) for item in fields(Limits)}
-    values = {name: kinds[name](value) for name, value in changes.items()}
-    return replace(Limits(), **values)
+    defaults = Limits()
+    whole = {item.name for item in fields(Limits) if isinstance(getattr(defaults, item.name), int)}
+    values: dict[str, Any] = {name: int(value) if name in whole else value for name, value in changes.items()}
+    return replace(defaults, **values)

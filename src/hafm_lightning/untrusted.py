@@ -187,14 +187,15 @@ def checked(
     if odd_names:
         text = _SURROGATES.sub(lambda found: chr(ord(found[0]) + _STAND_IN), text)
     try:
-        value = _adapter(schema).validate_json(text, strict=True, extra=unknown)
+        value: T = _adapter(schema).validate_json(text, strict=True, extra=unknown)
     except ValidationError as error:
         raise RequestError(f"{where} is damaged ({_first_of(error.errors(include_url=False))}); {advice}") from error
-    return _restored(value) if odd_names else value
+    restored: T = _restored(value) if odd_names else value
+    return restored
 
 
 @functools.lru_cache
-def _adapter(schema: type[T]) -> TypeAdapter[T]:
+def _adapter(schema: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(schema)

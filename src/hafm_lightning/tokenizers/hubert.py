@@ -181,10 +181,13 @@ class HubertTokenizer(base.SavedTokenizer):
         """
         identity, report = base.read_description(folder, HUBERT_KIND)
         source, revision = pretrained.saved_source(folder, report.get("origin"), weights)
-        settings = {name: identity.settings.get(name) for name in ("layer", "do_normalize")}
-        if type(settings["layer"]) is not int or type(settings["do_normalize"]) is not bool:
-            raise RequestError(f"{folder}: the settings of the tokenizer are damaged ({settings!r:.80}); {base.ADVICE}")
-        features = HubertFeatures.from_pretrained(source, revision=revision, device=device, **settings)
+        layer, normalize = (identity.settings.get(name) for name in ("layer", "do_normalize"))
+        if type(layer) is not int or type(normalize) is not bool:
+            damage = f"layer {layer!r:.40}, do_normalize {normalize!r:.40}"
+            raise RequestError(f"{folder}: the settings of the tokenizer are damaged ({damage}); {base.ADVICE}")
+        features = HubertFeatures.from_pretrained(
+            source, revision=revision, device=device, layer=layer, do_normalize=normalize
+        )
         features.origin = report.get("origin", features.origin)
         pretrained.check_weights(source, features.settings["weights_sha256"], folder, identity)
         tokenizer = cls(features, base.read_arrays(folder, {"centroids"})["centroids"], report)

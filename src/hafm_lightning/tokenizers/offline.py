@@ -62,7 +62,7 @@ class _OfflineTokenizer(base.SavedTokenizer):
         made_by, wanted = identity.settings.get("front_end"), frontends.FRONT_END_VERSION
         if made_by != wanted or settings.keys() != asdict(cls.settings_type()).keys():
             raise RequestError(
-                f"the offline tokenizer was made by front end {made_by}, this program has {wanted}: "
+                f"the offline tokenizer was made by front end {made_by!a:.40}, this program has {wanted}: "
                 "prepare the shards (or train the tokenizers) again"
             )
         where = f"{folder}: the settings of the tokenizer"

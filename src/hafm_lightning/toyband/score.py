@@ -116,8 +116,9 @@ class ToyTruth:
         truth = checked(content, cls, where, advice)
         if not (0 < truth.duration_s <= limits.current().audio_seconds and truth.tempo_bpm > 0):
             raise RequestError(f"{where} is damaged ({truth.duration_s} s, {truth.tempo_bpm} bpm); {advice}")
-        spans = (*truth.chords, *truth.notes, *truth.fills)
-        if any(span.start_s > span.end_s for span in spans) or any(not 0 <= it.root < 12 for it in truth.chords):
+        spans = [(it.start_s, it.end_s) for it in truth.chords]
+        spans += [(it.start_s, it.end_s) for it in truth.notes] + [(it.start_s, it.end_s) for it in truth.fills]
+        if any(start_s > end_s for start_s, end_s in spans) or any(not 0 <= it.root < 12 for it in truth.chords):
             raise RequestError(f"{where} is damaged (a part ends before it starts, or a wrong root); {advice}")
         return truth
 
