@@ -171,7 +171,8 @@ def test_what_is_written_depends_on_the_vocal_up_to_the_right_context_alone(band
         heard = [take.tokens["vocal_semantic"] for take in takes]
         first = int((heard[0] != heard[1]).any(axis=0).argmax())  # the first semantic frame that differs
         free = first // 2 - band.right_context  # a unit has two semantic frames and three acoustic ones
-        for name, rate in (("instrumental_coarse", 3), ("instrumental_fine", 3)):
+        # not the fine stage, which fills a window in the order of its confidence, over the whole window
+        for name, rate in (("instrumental_semantic", 2), ("instrumental_coarse", 3)):
             same = [take.tokens[name][:, : max(0, free) * rate] for take in takes]
             np.testing.assert_array_equal(*same, err_msg=f"{name}, cut at unit {cut}")
 
@@ -206,7 +207,7 @@ def test_arrays_are_vocals(band: Accompanist, kind: str) -> None:
     vocal = sing(0.2, 44100)
     expected = band.accompany(vocal, seed=1)
     take = band.accompany(as_array(kind, vocal), rate_hz=44100, seed=1)
-    tolerance = {"int16": 1e-4, "bfloat16 with gradients": 2e-3}.get(kind, 0)
+    tolerance = {"int16": 1e-4, "int32": 1e-7, "bfloat16 with gradients": 2e-3}.get(kind, 0)
     assert take.sample_rate_hz == 44100
     assert take.mix.samples.shape == expected.mix.samples.shape
     if not tolerance:
@@ -265,12 +266,13 @@ def test_noise_of_training_is_added_to_what_the_semantic_tokenizer_hears(
     band = Accompanist.from_checkpoints(**noisy.files(), device="cpu", precision="fp32")
     assert band.trained_noise_sigma == 0.02
     vocal = sing(1.0, 24000)
-    takes = {s: band.accompany(vocal, seed=1, vocal_noise=s) for s in ("auto", 0.02, 0, 0.3)}
+    bounded = min(0.02, 0.05 * float(np.abs(vocal.samples).max()))  # "auto" is at most a twentieth of the peak
+    takes = {s: band.accompany(vocal, seed=1, vocal_noise=s) for s in ("auto", bounded, 0, 0.3)}
     tokens = {setting: take.tokens["vocal_semantic"] for setting, take in takes.items()}
-    np.testing.assert_array_equal(tokens["auto"], tokens[0.02])
+    np.testing.assert_array_equal(tokens["auto"], tokens[bounded])
     assert (tokens["auto"] != tokens[0]).any()
     assert (tokens["auto"] != tokens[0.3]).any()
-    assert [take.record["vocal_noise_sigma"] for take in takes.values()] == [0.02, 0.02, 0, 0.3]
+    assert [take.record["vocal_noise_sigma"] for take in takes.values()] == pytest.approx([bounded, bounded, 0, 0.3])
     np.testing.assert_array_equal(band.accompany(vocal, seed=1).tokens["vocal_semantic"], tokens["auto"])
     assert (band.accompany(vocal, seed=2).tokens["vocal_semantic"] != tokens["auto"]).any()  # seeded
     soft = Audio(vocal.samples * np.float32(0.01 / np.abs(vocal.samples).max()), 24000)

@@ -132,7 +132,8 @@ def test_a_run_that_lives_is_refused_and_one_that_was_killed_is_continued(config
 @pytest.mark.slow
 def test_processes_that_lightning_starts_join_the_run_of_the_first(config, repository):
     arguments = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "1", *own_settings(5)]
-    environment = os.environ | {"PYTHONPATH": f"{repository / 'src'}:{repository / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"}
+    path = f"{repository / 'src'}:{repository / 'tests' / 'support'}"
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "hafm_lightning", "fit", "--config", str(config), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
