@@ -142,6 +142,7 @@ def _write_statistics(path: Path) -> None:
     from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
 
     embedding = LogMelEmbedding()
+    embedding.level = "loudness"  # as `evaluate` measures by default
     rows = np.random.default_rng(0).standard_normal((4 * embedding.dimensions, embedding.dimensions))
     provenance = {"embedding": "logmel", IDENTITY_KEY: embedding.identity, "clip_s": 1.0, "set": "noise"}
     GaussianStatistics.from_rows(rows, provenance).save(path)
