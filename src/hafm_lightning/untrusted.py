@@ -18,7 +18,7 @@ import stat
 import unicodedata
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
@@ -187,7 +187,8 @@ def checked(
     if odd_names:
         text = _SURROGATES.sub(lambda found: chr(ord(found[0]) + _STAND_IN), text)
     try:
-        value: T = _adapter(schema).validate_json(text, strict=True, extra=unknown)
+        adapter: TypeAdapter[T] = _adapter(cast(Any, schema))
+        value = adapter.validate_json(text, strict=True, extra=unknown)
     except ValidationError as error:
         raise RequestError(f"{where} is damaged ({_first_of(error.errors(include_url=False))}); {advice}") from error
     restored: T = _restored(value) if odd_names else value

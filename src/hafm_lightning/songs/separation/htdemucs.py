@@ -114,7 +114,7 @@ def _from_checkpoint(path: Path, network: Any) -> Any:
     most = limits.current()
     sizes: list[Any] = [*arguments, *options.values()]
     for value in sizes:
-        if isinstance(value, int | float | Fraction) and float(abs(value)) > most.width:
+        if isinstance(value, int | float | Fraction) and not -most.width <= value <= most.width:
             raise ValueError(f"a size of {value}, at most {most.width} are built")
     model = network(*arguments, **options)
     model.load_state_dict(state, strict=True)
