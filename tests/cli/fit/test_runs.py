@@ -154,7 +154,8 @@ def test_a_file_system_without_locks_is_told_and_the_fit_runs(config, monkeypatc
 
 
 def test_several_processes_of_a_run_of_one_are_refused(config, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29999")):
+        monkeypatch.setenv(name, value)
     assert main(["fit", "--config", str(config)]) == 2
     assert "trainer.devices" in capsys.readouterr().err
     assert not (config.parent / "logs").exists()

@@ -14,7 +14,6 @@ from tiny_shards import write_tiny_shards, write_tiny_split
 from hafm_lightning.cli import main
 from hafm_lightning.cli.fit.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.fit.training import read_config
-from hafm_lightning.files import sha256_of
 
 TINY_STAGE = {"backbone": {"layers": 1, "width": 16, "heads": 2, "feedforward": 24}, "conditioning": "aligned"}
 
@@ -318,11 +317,7 @@ def test_ids_out_of_range_are_refused_before_the_first_step(config, capsys, tmp_
 
     write_tiny_shards(tmp_path / "poisoned", train=(8,))
     write_tiny_split(tmp_path / "poisoned", "validation", (3,))
-    shard = tmp_path / "poisoned" / "train" / "shard-00000.safetensors"
-    before = sha256_of(shard)
-    poison(shard, offset_from_end=2)
-    manifest = shard.with_name("manifest.json")  # which lists the wrong shard, as its writer would
-    manifest.write_text(manifest.read_text().replace(before, sha256_of(shard)))
+    poison(tmp_path / "poisoned" / "train" / "shard-00000.safetensors", offset_from_end=2)
     message = refusal(capsys, "fit", "--config", str(config), "--data.root", str(tmp_path / "poisoned"))
     assert "5000" in message
     assert not (config.parent / "logs").exists()
