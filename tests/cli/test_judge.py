@@ -81,7 +81,7 @@ def test_an_audio_chat_model_judges_end_to_end(
         (["--judge", "stages"], "needs --model"),
         (["--judge", "coherence", "--model", "x"], "has no model"),
         (["--judge", "audio_chat", "--model", "nowhere/at/all"], "the folder does not exist"),
-        (["--judge", "coherence", "--devices", "0"], "--devices must be 1 or more"),
+        (["--judge", "coherence", "--devices", "0"], "--devices"),
         (["--judge", "coherence", "--key", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--judge", "coherence", "--quantization", "4bit"], "--quantization is for --judge audio_chat"),
         (["--judge", "oracle"], "invalid choice"),

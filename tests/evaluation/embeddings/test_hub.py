@@ -67,7 +67,7 @@ def test_clap_rows(tmp_path: Path) -> None:
 
     save_tiny_clap(tmp_path)
     embedding = load_embedding(
-        EmbeddingSource("clap", str(tmp_path), sha256(tmp_path / "model.safetensors"), window_s=1.0)
+        EmbeddingSource("clap", str(tmp_path), sha256(tmp_path / "model.safetensors"), window_s=1.0, level="recorded")
     )
     assert (embedding.rate_hz, embedding.dimensions) == (48000, 12)
     before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global generator is the point
@@ -92,7 +92,7 @@ def test_encodec_rows(tmp_path: Path) -> None:
     from transformers import EncodecModel
 
     save_tiny_encodec(tmp_path)
-    embedding = load_embedding(EmbeddingSource("encodec", str(tmp_path), window_s=0.4))
+    embedding = load_embedding(EmbeddingSource("encodec", str(tmp_path), window_s=0.4, level="recorded"))
     signal = sound(1.0, 24000)
     rows = embedding.rows(signal)
     assert rows.shape == (2, 16)  # 75 frames, 30 to a row

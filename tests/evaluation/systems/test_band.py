@@ -48,7 +48,8 @@ class FakeBand:
                 if self.reason == "raises":
                     raise RequestError("the vocal: is silent; there is nothing to accompany")
                 samples = samples * (np.float32("nan") if self.reason == "nan" else 0)
-            takes.append(SimpleNamespace(instrumental=Audio(samples[None], 24000), sample_rate_hz=24000))
+            sound = Audio(samples[None], 24000)
+            takes.append(SimpleNamespace(instrumental=sound, decoded=sound, sample_rate_hz=24000))
         return takes
 
 
@@ -78,7 +79,8 @@ def test_the_model_hears_a_short_clip_in_the_song_around_it(clips: list[MusicCli
             self, vocals: Sequence[Audio], *, seeds: Sequence[int], options: SamplingOptions, vocal_noise: float | str
         ) -> list[Any]:
             self.heard = [vocal.duration_s for vocal in vocals]
-            return [SimpleNamespace(instrumental=vocal.mono(), sample_rate_hz=vocal.rate_hz) for vocal in vocals]
+            mono = [vocal.mono() for vocal in vocals]
+            return [SimpleNamespace(instrumental=it, decoded=it, sample_rate_hz=it.rate_hz) for it in mono]
 
     band = Echo(set(), "")
     band.window = 100  # 4 s, in songs of 8 s
