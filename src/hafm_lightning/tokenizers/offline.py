@@ -69,7 +69,7 @@ class _OfflineTokenizer(base.SavedTokenizer):
         made_with = checked(settings, cls.settings_type, where, base.ADVICE)
         try:
             tokenizer = cls(base.read_arrays(folder, cls.array_names), made_with, report)
-        except (RuntimeError, IndexError, TypeError) as error:
+        except (RuntimeError, IndexError, TypeError, OverflowError) as error:
             raise RequestError(f"{folder}: its arrays do not fit its settings; {base.ADVICE}") from error
         base.check_identity(folder, identity, tokenizer.identity)
         return tokenizer

@@ -72,10 +72,11 @@ class StemCounts:
         """Count clips."""
         for measured in measurements:
             self.clips += 1
-            self.singing += measured["vocal_activity"]
+            vocals = measured.get("vocal_activity", 1.0)  # clips of other rules may not have it
+            self.singing += vocals
             self.bleed += measured.get("vocal_bleed", 0.0)
-            self.silent_vocals += measured["vocal_activity"] < _SILENT
-            self.silent_instrumentals += measured["instrumental_activity"] < _SILENT
+            self.silent_vocals += vocals < _SILENT
+            self.silent_instrumentals += measured.get("instrumental_activity", 1.0) < _SILENT
             low_end_db = measured.get("low_end_db", 0.0)
             self.low_end += low_end_db != 0
             self.low_vocals += low_end_db > _LOW_DB
