@@ -78,6 +78,8 @@ def test_the_commands_of_the_page_lead_to_a_take(tmp_path, monkeypatch, capsys):
             output = capsys.readouterr()
             assert "separation: mdx-net on CPUExecutionProvider" in output.err
             assert "broken.mp3: " in output.out
-            assert "1 hidden files" in (tmp_path / "data" / "my_songs" / "shards" / "quarantine.csv").read_text()
+            quarantine = (tmp_path / "data" / "my_songs" / "shards" / "quarantine.csv").read_text()
+            assert quarantine.count("quarantined,") == 1
+            assert "1 hidden files" in quarantine
     assert read_audio(tmp_path / "out" / "instrumental.wav").samples.any()
     assert read_audio(tmp_path / "out" / "mix.wav").duration_s == pytest.approx(3.0, abs=0.05)

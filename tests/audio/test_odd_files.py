@@ -263,3 +263,19 @@ def test_a_copy_with_a_length_holds_the_same_samples(tmp_path):
 def test_written_files_state_their_length(tmp_path):
     write_audio(tmp_path / "a.flac", Audio(noise(0.5).T.copy(), RATE_HZ))
     assert not has_no_length(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("kind", ["MP3", "WAV", "FLAC", "OGG", "AIFF"])
+@pytest.mark.parametrize("fork", ["._song.{}", ".AppleDouble/song.{}"])
+def test_a_resource_fork_beside_a_song_changes_nothing(tmp_path, kind, fork):
+    """libsndfile takes an MP3 with a resource fork beside it for another format."""
+    path = tmp_path / f"song.{kind.lower()}"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((22050, 2)), 44100, format=kind)
+    alone, window = read_audio(path), read_audio(path, start_s=0.2, duration_s=0.1)
+    beside = tmp_path / fork.format(kind.lower())
+    beside.parent.mkdir(exist_ok=True)
+    beside.write_bytes(b"\0\5\26\7" * 20)
+    assert not has_no_length(path)
+    np.testing.assert_array_equal(read_audio(path).samples, alone.samples)
+    np.testing.assert_array_equal(read_audio(path, start_s=0.2, duration_s=0.1).samples, window.samples)
+    assert probe_audio(path).frames == alone.samples.shape[1]

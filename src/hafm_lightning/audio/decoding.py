@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from hafm_lightning import limits
 from hafm_lightning.errors import RequestError
@@ -29,7 +30,7 @@ def left_to_ffmpeg(path: Path) -> bool:
     if shutil.which("ffmpeg") is None or not path.is_file() or path.stat().st_size == 0:
         return False
     try:
-        with soundfile.SoundFile(native(path)):
+        with readable_source(path) as source, soundfile.SoundFile(source):
             return False
     except soundfile.LibsndfileError:
         return True
@@ -40,6 +41,20 @@ def left_to_ffmpeg(path: Path) -> bool:
 def native(path: Path) -> str | bytes:
     """The path for soundfile: bytes, since a file name need not be UTF-8; text on Windows."""
     return str(path) if sys.platform == "win32" else os.fsencode(path)
+
+
+@contextmanager
+def readable_source(path: Path) -> Iterator[str | bytes | IO[bytes]]:
+    """What soundfile opens for reading: the path, or the open file where the name would mislead libsndfile.
+
+    libsndfile takes an MP3 for Sound Designer II if a macOS resource fork of its name lies beside it.
+    """
+    forks = (path.parent / f"._{path.name}", path.parent / ".AppleDouble" / path.name)
+    if not any(fork.exists() for fork in forks):
+        yield native(path)
+        return
+    with path.open("rb") as file:
+        yield file
 
 
 @contextmanager

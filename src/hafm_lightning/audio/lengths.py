@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hafm_lightning import limits
-from hafm_lightning.audio.decoding import native
+from hafm_lightning.audio.decoding import native, readable_source
 from hafm_lightning.audio.headers import MpegHeader, mpeg_frames
 from hafm_lightning.errors import RequestError
 
@@ -66,7 +66,7 @@ class Sound:
 @contextmanager
 def open_sound(path: Path) -> Iterator[Sound]:
     """The sound in a file that libsndfile reads; LibsndfileError for other files, RequestError beyond the limits."""
-    with _straight(native(path)) as file:
+    with readable_source(path) as source, _straight(source) as file:
         _check_format(path, file)
         stream = _mpeg_without_length(path, file)
         if stream is None:
@@ -205,7 +205,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=1024)
 def _count(path: Path, identity: tuple[int, ...]) -> int:
     """Frames of a file whose header states no true length: it is decoded in blocks. ``identity``: of the file."""
-    with _straight(native(path)) as file:
+    with readable_source(path) as source, _straight(source) as file:
         stream = _mpeg_without_length(path, file)
         if stream is None:
             return _decoded(path, file)
