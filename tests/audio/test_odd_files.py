@@ -265,6 +265,12 @@ def test_written_files_state_their_length(tmp_path):
     assert not has_no_length(tmp_path / "a.flac")
 
 
+def test_the_longest_name_is_read(tmp_path):
+    path = tmp_path / ("n" * 251 + ".wav")
+    soundfile.write(path, np.zeros(4410), 44100)
+    assert read_audio(path).samples.shape == (1, 4410)
+
+
 @pytest.mark.parametrize("kind", ["MP3", "WAV", "FLAC", "OGG", "AIFF"])
 @pytest.mark.parametrize("fork", ["._song.{}", ".AppleDouble/song.{}"])
 def test_a_resource_fork_beside_a_song_changes_nothing(tmp_path, kind, fork):

@@ -192,9 +192,10 @@ def do_name(name: str, bench: Bench) -> list[str]:
     beside = sorted(path.name for path in bench.inside.iterdir())
     if beside != ["model", "out", "songs"]:
         found.append(f"beside --out: {beside}")
-    if (bench.inside / "out" / "mix.wav").exists():
-        found.append("a take lies in --out itself")
-    if not found and ending.code != 0 and not name.startswith("."):
+    hidden = name.startswith(".")  # is skipped, so that the take of the only other vocal is --out itself
+    if (bench.inside / "out" / "mix.wav").exists() != hidden:
+        found.append("no take is in --out" if hidden else "a take lies in --out itself")
+    if not found and ending.code != 0:
         found.append(f"exit code {ending.code}")
     return found
 

@@ -43,14 +43,12 @@ FOR_ROOT = {"no permission"}
 """Kinds that need another user, which only root can become."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_tries_of_each_kind_hold(outcomes: dict[str, list[dict]], kind: str) -> None:
     fallen = [f"{outcome['name']}: {outcome['fell']}" for outcome in outcomes.get(kind, []) if outcome["fell"]]
     assert not fallen, "\n".join(fallen)
 
 
-@pytest.mark.slow
 def test_every_kind_is_tried(outcomes: dict[str, list[dict]]) -> None:
     assert set(outcomes) >= set(KINDS) - FOR_ROOT
 
