@@ -15,6 +15,7 @@ Choices:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ deviation of the quantization noise in a silent band; half of that noise lies ab
 about -95 dB re full scale per band."""
 PHASE_SEED = 0
 PITCH_CLASSES = 12
+LONGEST_WINDOW = 1 << 16
+"""Samples of a window at most: seconds of sound, where a clip has ten."""
+MOST_BANDS = 1 << 12
+"""Bands of a spectrum at most."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ class SemanticSettings:
     onset_weight: float = 0.2
     chroma_weight: float = 2.0
 
+    def __post_init__(self) -> None:
+        _check_counts(self, ("mel_window", "chroma_window"), SEMANTIC_HOP, LONGEST_WINDOW)
+        _check_counts(self, ("mel_bands", "cepstra", "onset_bands"), 1, MOST_BANDS)
+        if max(self.cepstra + 1, self.onset_bands) > self.mel_bands:
+            raise ValueError("cepstra + 1 and onset_bands must be at most mel_bands")
+        _check_bands(self, ("mel", "chroma"), SEMANTIC_SAMPLE_RATE_HZ)
+        _check_positive(self, ("mel_floor", "chroma_floor", "chroma_gate"))
+        _check_positive(self, ("cepstra_weight", "loudness_weight", "onset_weight", "chroma_weight"))
+
 
 @dataclass(frozen=True)
 class AcousticSettings:
@@ -67,6 +81,36 @@ class AcousticSettings:
     mel_high_hz: float = 12000.0  # upper edge of the highest band
     mel_floor: float = 1e-3  # magnitude added before the logarithm
     components: int = 64  # principal components that are quantized
+
+    def __post_init__(self) -> None:
+        _check_counts(self, ("window_hops",), 1, LONGEST_WINDOW // ACOUSTIC_HOP)
+        _check_counts(self, ("mel_bands", "components"), 1, MOST_BANDS)
+        if self.components > self.mel_bands:
+            raise ValueError("components must be at most mel_bands")
+        _check_bands(self, ("mel",), ACOUSTIC_SAMPLE_RATE_HZ)
+        _check_positive(self, ("mel_floor",))
+
+
+# A tokenizer's description may come from anywhere; these numbers decide what is divided by and how much is allocated.
+
+
+def _check_counts(settings: object, names: Sequence[str], low: int, high: int) -> None:
+    for name in names:
+        if not low <= getattr(settings, name) <= high:
+            raise ValueError(f"{name} must be from {low} to {high}, got {getattr(settings, name)!s:.40}")
+
+
+def _check_bands(settings: object, kinds: Sequence[str], rate_hz: int) -> None:
+    for kind in kinds:
+        low, high = getattr(settings, f"{kind}_low_hz"), getattr(settings, f"{kind}_high_hz")
+        if not 0 <= low < high <= rate_hz / 2:
+            raise ValueError(f"{kind}_low_hz and {kind}_high_hz must rise within 0 to {rate_hz / 2:g}")
+
+
+def _check_positive(settings: object, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(settings, name)!s:.40}")
 
 
 class SemanticFrontEnd:

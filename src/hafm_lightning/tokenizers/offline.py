@@ -60,7 +60,7 @@ class _OfflineTokenizer(base.SavedTokenizer):
         identity, report = base.read_description(folder, cls.kind)
         settings = {name: value for name, value in identity.settings.items() if name != "front_end"}
         made_by, wanted = identity.settings.get("front_end"), frontends.FRONT_END_VERSION
-        if made_by != wanted or settings.keys() != asdict(cls.settings_type()).keys():
+        if type(made_by) is not int or made_by != wanted or settings.keys() != asdict(cls.settings_type()).keys():
             raise RequestError(
                 f"the offline tokenizer was made by front end {made_by!a:.40}, this program has {wanted}: "
                 "prepare the shards (or train the tokenizers) again"

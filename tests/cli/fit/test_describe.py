@@ -142,7 +142,6 @@ def test_a_clip_of_no_length_is_refused(repository, capsys):
     for seconds in ("0", "-1", "0.05"):
         assert main(["describe", "--config", str(repository / "experiments/coarse.yaml"), "--clip_s", seconds]) == 2
         error = capsys.readouterr().err
-        assert "clip" in error
         assert len(error.splitlines()) <= 2
 
 
