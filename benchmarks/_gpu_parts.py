@@ -15,7 +15,8 @@ from torch import Tensor
 from hafm_lightning.kernels.cuda import triton_attention, triton_blocks
 from hafm_lightning.kernels.cuda.flex_tiles import build_failure
 from hafm_lightning.kernels.cuda.triton_attention import TritonBias
-from hafm_lightning.kernels.cuda.triton_blocks import Setting
+from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Kernel, Setting
+from hafm_lightning.kernels.cuda.triton_passes import BackwardPass, forward_pass
 from hafm_lightning.modeling.layout import Conditioning, Pattern, SequenceLayout
 from hafm_lightning.modeling.relative_position import PrefixMask, RelativePosition, RelativePositionKind, StepPositions
 
@@ -57,7 +58,7 @@ def measure_attention(device: str, frames: int, batch: int, repeats: int) -> dic
         if device == "cuda":
             ways["flex, causal, no bias"] = flex_without_bias(qkv)
         figures = {way: time_both(function, qkv, device, repeats) for way, function in ways.items()}
-        setting = triton_attention.settings.of(qkv[0], training=True)
+        setting = triton_attention.settings.of(qkv[0].device, qkv[0].dtype, 64, training=True)
         flex = figures.get("flex, causal, no bias", {}).get("both_ms")
         found[name] = {
             "steps": positions.steps,
@@ -79,19 +80,26 @@ def kernel_name(setting: Setting | None) -> str:
 
 
 def sweep(bias: TritonBias, table: Tensor, qkv: list[Tensor], device: str, repeats: int) -> dict[str, Any]:
-    """The same with each size of tiles that can be built: forward of the one list, backward of the other."""
-    found = {}
-    for place in range(len(triton_blocks.FORWARD) - 1):  # the smallest are for chips that have room for nothing else
-        setting = Setting(place, place)
-        try:
-            function = lambda s=setting: triton_attention._TritonAttention.apply(*qkv, table, bias, s)  # noqa: E731
-            times: dict[str, Any] = dict(time_both(function, qkv, device, max(1, repeats // 2)))
-        except Exception as error:
-            reason = build_failure(error)  # a size that a chip has no room for is a result
-            if reason is None:
-                raise
-            times = {"failure": reason}
-        found[kernel_name(setting)] = times
+    """Milliseconds of each kernel with each size of tiles that can be built (of queries with the table's)."""
+    queries, keys, values = (x.detach() for x in qkv)
+    spread, found = bias.spread(table.detach(), queries.dtype), dict[str, Any]()
+    first = triton_blocks.SIZES["forward"][0]
+    results = forward_pass(queries, keys, values, spread, bias.plan(first), first)
+    work = BackwardPass.of(torch.randn_like(queries), queries, keys, values, spread, *results)
+    ways: dict[Kernel, Callable[[Blocks], object]] = {
+        "forward": lambda blocks: forward_pass(queries, keys, values, spread, bias.plan(blocks), blocks),
+        "query_gradient": lambda blocks: work.by_query(bias.plan(blocks), blocks),
+        "key_gradient": lambda blocks: work.by_key(bias.plan(blocks), blocks),
+    }
+    for kernel, way in ways.items():
+        for blocks in triton_blocks.SIZES[kernel][:-1]:  # the smallest are for chips that have room for nothing else
+            try:
+                found[f"{kernel} {blocks}"] = round(median_ms(lambda w=way, b=blocks: w(b), device, repeats), 3)
+            except Exception as error:
+                reason = build_failure(error)  # a size that a chip has no room for is a result
+                if reason is None:
+                    raise
+                found[f"{kernel} {blocks}"] = reason
     return found
 
 
@@ -121,7 +129,7 @@ def time_both(function: Callable[[], Tensor], inputs: list[Tensor], device: str,
     }
 
 
-def median_ms(function: Callable[[], None], device: str, repeats: int) -> float:
+def median_ms(function: Callable[[], object], device: str, repeats: int) -> float:
     """Median time of a call, after three that are not counted."""
     for _ in range(min(3, repeats)):
         function()

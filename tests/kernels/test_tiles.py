@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import CASES, setting
 
-from hafm_lightning.kernels.tiles import TilePlan
+from hafm_lightning.kernels.tiles import ITEM_TILES, TilePlan
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
 SIZES = [(16, 16), (32, 16), (16, 64)]
@@ -78,3 +78,27 @@ def test_a_plan_made_in_inference_serves_training():
         rows = plan.rows_of_patterns
     assert not any(tensor.is_inference() for each in lists for tensor in vars(each).values())
     assert not any(tensor.is_inference() for tensor in rows)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_lookups_lie_beside_each_other_and_each_is_in_one_item(case):
+    module, positions, _ = setting(case, frames=33)
+    plan = TilePlan.of(module, positions, 16, 16)
+    equal, found = plan.equal_lookups, torch.full_like(plan.lookup, -1)
+    for pattern, start, stop in zip(equal.pattern, equal.start, equal.stop, strict=True):
+        assert 0 < stop - start <= ITEM_TILES
+        lines, columns = equal.line[start:stop].long(), equal.column[start:stop].long()
+        assert (found[lines, columns] == -1).all()
+        found[lines, columns] = pattern
+    assert torch.equal(found, plan.lookup)
+    assert len(equal.line) == (plan.lookup >= 0).sum()
+
+
+def test_biases_are_entries_of_the_table_by_query_and_by_key():
+    module, positions, _ = setting("causal-prefix-time", frames=18)
+    plan, table = TilePlan.of(module, positions, 16, 32), torch.randn(2, module.masked_row + 1)
+    biases = plan.biases(table)
+    assert biases.shape == (2, len(plan.patterns), 16, 32)
+    for head in range(2):
+        assert torch.equal(biases[head], table[head][plan.patterns.long()])
+    assert torch.equal(plan.biases(table, by_key=True), biases.transpose(2, 3))

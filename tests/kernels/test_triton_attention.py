@@ -4,6 +4,7 @@ They need ``TRITON_INTERPRET=1`` before Triton is first imported, so they run in
 test-triton``. The interpreter is slow, so sequences are short, and the distance from which on buckets are shared too.
 """
 
+import math
 import os
 from dataclasses import replace
 
@@ -13,7 +14,9 @@ from attention_cases import CASES, gradients, plain_attention, setting
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
 from hafm_lightning.kernels.base import swap
-from hafm_lightning.kernels.cuda import CudaBackend, triton_attention, triton_blocks
+from hafm_lightning.kernels.cuda import CudaBackend, compiled_layers, triton_attention, triton_blocks
+from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
+from hafm_lightning.kernels.cuda.feedforward import FilledGEGLU
 from hafm_lightning.kernels.cuda.triton_attention import Settings, TritonBias, TritonRelativePosition
 from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Setting
 from hafm_lightning.modeling import relative_position
@@ -21,6 +24,7 @@ from hafm_lightning.modeling.attention import PairBias
 from hafm_lightning.modeling.decoding import Decoder, generate
 from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.sampling import SamplingOptions
+from hafm_lightning.modeling.transformer import GEGLU, Layer
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(
@@ -36,8 +40,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Small tiles, and constant tiles in short sequences."""
-    monkeypatch.setattr(triton_blocks, "FORWARD", (Blocks(32, 16, 1, 1),))
-    monkeypatch.setattr(triton_blocks, "BACKWARD", (Blocks(16, 32, 1, 1),))
+    small_tiles = {"forward": (32, 16), "query_gradient": (16, 32), "key_gradient": (16, 16)}
+    sizes = {kernel: (Blocks(*size, 1, 1),) for kernel, size in small_tiles.items()}
+    monkeypatch.setattr(triton_blocks, "SIZES", sizes)
     monkeypatch.setattr(triton_attention, "settings", Settings())
     monkeypatch.setattr(triton_attention, "_failure", lambda *_: None)  # one test has it
     monkeypatch.setattr(relative_position, "MAX_DISTANCE_STEPS", 17)
@@ -45,8 +50,8 @@ def small(monkeypatch):
 
 
 def difference(found, true):
-    largest = max(float(true.abs().max()), 0.1)  # gradients of a single step are zero but for rounding
-    return float((found.double() - true.double()).abs().max()) / largest
+    largest = max(float(true.detach().abs().max()), 0.1)  # gradients of a single step are zero but for rounding
+    return float((found.detach().double() - true.detach().double()).abs().max()) / largest
 
 
 def check(module, positions, qkv):
@@ -75,11 +80,11 @@ def test_every_geometry_equals_float64_attention_in_values_gradients_and_tables(
     module, positions, qkv = setting(case, frames=FRAMES.get(case, 9), heads=1, width=16, batch=1)
     assert positions.steps % 16
     bias = check(module, positions, qkv.detach().to(dtype).requires_grad_())
-    assert len(bias.plans) == 2  # tiles of the forward pass, and of the backward pass
+    assert len(bias.plans) == 3  # a size of tiles for each kernel
     for plan in bias.plans.values():
         assert set(plan.row.unique().tolist()) >= CONSTANT_ROWS.get(case, set())
         assert plan.shares["look-up"] > 0
-        assert (plan.shares["skipped"] > 0) == module.causal
+        assert (plan.shares["skipped"] > 1e-6) == module.causal
 
 
 @pytest.mark.parametrize("steps", [1, 16, 33])
@@ -128,13 +133,11 @@ def test_what_is_no_number_shows():
 
 def test_zeros_pass_through_the_kernels_before_they_are_used(monkeypatch):
     monkeypatch.undo()
-    small_tiles = ("FORWARD", "BACKWARD")
-    for name in small_tiles:
-        monkeypatch.setattr(triton_blocks, name, (Blocks(16, 16, 1, 1),))
+    monkeypatch.setattr(triton_blocks, "SIZES", dict.fromkeys(triton_blocks.SIZES, (Blocks(16, 16, 1, 1),)))
     assert triton_attention._failure(Setting(), torch.device("cpu"), torch.float16, 16) is None
     with torch.inference_mode():
-        found = Settings().of(torch.zeros(1, 1, 4, 16), training=False)
-    assert found == Setting(0, None)
+        found = Settings().of(torch.device("cpu"), torch.float32, 16, training=False)
+    assert found == Setting.first(training=False)
 
 
 # --- in networks ----------------------------------------------------------------------------------------
@@ -154,6 +157,43 @@ def test_training_a_network_gives_the_gradients_of_the_plain_one():
         found.append([p.grad for p in model.parameters() if p.grad is not None])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_compiled_layer_is_one_graph_around_the_operator(monkeypatch):
+    """Attention is one call in it, for all layers and for another bias of the same length."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    function = torch.compile(compiled_layers._run_layer, dynamic=False, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(compiled_layers, "_compiled", lambda: function)
+    monkeypatch.setattr(compiled_layers, "_uncompiled", [])
+    config, found = tiny_config("delay", "aligned"), []
+    streams = tiny_streams(config.layout, 6, batch=1)
+    compiled = {RelativePosition: TritonRelativePosition, Layer: CompiledLayer, GEGLU: FilledGEGLU}
+    for twins in (compiled, compiled, {}):
+        model = tiny_model(config, kernels="none").train()
+        swap(model, twins)
+        model(streams).square().mean().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for one, another, plain in zip(*found, strict=True):
+        torch.testing.assert_close(one, plain, atol=1e-5, rtol=1e-4)
+        assert torch.equal(one, another)
+
+
+def test_a_table_is_spread_once_for_all_layers_and_anew_when_it_changes():
+    module, positions, _ = setting("causal", frames=30, heads=1, width=16, batch=1)
+    bias, table = TritonBias.of(module, positions), module.table().detach()
+    first = bias.spread(table, torch.float32)
+    assert bias.spread(table, torch.float32) is first
+    table.mul_(2)
+    second = bias.spread(table, torch.float32)
+    assert torch.equal(second.rows[:, :-1], 2 * first.rows[:, :-1])
+    del table
+    another = bias.spread(torch.full_like(module.table(), 0.5), torch.float32)
+    assert (another.rows == 0.5 * math.log2(math.e)).all()
+    with torch.inference_mode():
+        given = [torch.full((3, 1), value) for value in (1.0, 2.0)]
+        assert [float(bias.spread(x, torch.float32).rows[0, 0]) for x in given] == pytest.approx([1.442695, 2.88539])
 
 
 @pytest.mark.parametrize(("pattern", "conditioning"), [("delay", "prefix"), ("nonautoregressive", "prefix")])

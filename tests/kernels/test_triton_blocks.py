@@ -8,7 +8,7 @@ from attention_cases import gradients, plain_attention, setting
 
 from hafm_lightning.kernels.cuda import CudaBackend, triton_attention
 from hafm_lightning.kernels.cuda.triton_attention import Settings, TritonBias, TritonRelativePosition
-from hafm_lightning.kernels.cuda.triton_blocks import BACKWARD, FORWARD, Blocks, Chip, Setting, padded
+from hafm_lightning.kernels.cuda.triton_blocks import SIZES, Blocks, Chip, Setting, padded
 from hafm_lightning.modeling.relative_position import StepPositions
 
 H200 = Chip("H200", 232_448, (9, 0))
@@ -39,7 +39,7 @@ def chip(monkeypatch):
 
 
 def setting_on(dtype=torch.float16, width=64, training=True):
-    return triton_attention.settings.of(torch.empty(1, 1, 1, width, dtype=dtype), training)
+    return triton_attention.settings.of(torch.device("cpu"), dtype, width, training)
 
 
 def test_no_tile_needs_more_shared_memory_than_the_chip_has():
@@ -52,17 +52,15 @@ def test_no_tile_needs_more_shared_memory_than_the_chip_has():
                     assert blocks.shared_bytes(kernel, width, element_bytes) <= chip.shared_bytes
 
 
-def test_a_large_chip_gets_the_largest_tiles_and_a_small_one_smaller_ones():
-    assert Setting.largest(H200, 64, 2, training=True) == Setting(0, 0)
-    small = Setting.largest(SMALL, 64, 2, training=True)
-    assert small.forward > 0
-    assert small.backward is not None
-    assert small.backward > 0
-    assert Setting.largest(SMALL, 64, 2, training=False).backward is None
+def test_a_large_chip_gets_the_first_tiles_and_a_small_one_smaller_ones():
+    assert Setting.largest(H200, 64, 2, training=True) == Setting(0, 0, 0)
+    small = Setting.largest(SMALL, 128, 4, training=True)
+    assert all(place > 0 for place in small.places.values())
+    assert list(Setting.largest(SMALL, 64, 2, training=False).places) == ["forward"]
 
 
 def test_tiles_suit_the_kernels_and_shrink():
-    for kernel, tiles in (("forward", FORWARD), ("backward", BACKWARD)):
+    for kernel, tiles in SIZES.items():
         needs = [blocks.shared_bytes(kernel, 64, 2) for blocks in tiles]
         assert needs == sorted(set(needs), reverse=True)
         for blocks in tiles:
@@ -71,8 +69,14 @@ def test_tiles_suit_the_kernels_and_shrink():
 
 
 def test_the_need_counts_every_tile_that_is_loaded_ahead():
-    """Queries once, keys and values for each stage, and the scores in float32."""
-    assert Blocks(128, 64, 4, 3).shared_bytes("forward", 64, 2) == 128 * 64 * 2 + 3 * 2 * 64 * 64 * 2 + 128 * 64 * 4
+    """Its own tiles, two of the other side for each stage (for keys also two numbers of each query), weights."""
+    row, pairs = 64 * 2, 128 * 64
+    blocks = Blocks(128, 64, 4, 3)
+    assert blocks.shared_bytes("forward", 64, 2) == 128 * row + 3 * 2 * 64 * row + pairs * 2
+    assert blocks.shared_bytes("query_gradient", 64, 2) == 2 * 128 * row + 3 * 2 * 64 * row + pairs * 2
+    assert blocks.shared_bytes("key_gradient", 64, 2) == 2 * 64 * row + 3 * 2 * 128 * (row + 4) + pairs * 2
+    with_biases = Blocks(128, 64, 4, 1, lookup_stages=2)
+    assert with_biases.shared_bytes("forward", 64, 2) == 128 * row + 2 * (2 * 64 * row + pairs * 2) + pairs * 2
 
 
 @pytest.mark.parametrize(("width", "expected"), [(8, 16), (16, 16), (24, 32), (64, 64), (65, 128)])
@@ -92,13 +96,13 @@ def test_what_fits_is_tried_once_and_nothing_is_said(known, chip):
 
 def test_a_kernel_that_fails_all_the_same_gives_way_to_smaller_tiles_with_one_line(chip):
     out = "out of resource: shared memory, Required: 245760, Hardware limit: 232448"
-    tried = chip(H200, lambda setting: ("backward", out) if setting.backward < 2 else None)
+    tried = chip(H200, lambda setting: ("key_gradient", out) if setting.key_gradient < 2 else None)
     with pytest.warns(UserWarning, match="falls back to") as warned:
-        assert setting_on() == Setting(0, 2)
+        assert setting_on() == Setting(0, 0, 2)
     assert len(tried) == 3
     (line,) = [str(warning.message) for warning in warned]
     assert "H200" in line
-    assert f"backward tiles of {BACKWARD[2]}" in line
+    assert f"key_gradient tiles of {SIZES['key_gradient'][2]}" in line
     assert out in line
     assert "\n" not in line
 
@@ -138,7 +142,7 @@ def test_other_errors_are_raised(monkeypatch):
 
     monkeypatch.setattr(triton_attention, "_unusable", lambda device: None)
     monkeypatch.setattr(triton_attention, "settings", Settings())
-    monkeypatch.setattr(triton_attention._TritonAttention, "apply", breaks)
+    monkeypatch.setattr(triton_attention, "forward_pass", breaks)
     with pytest.raises(ZeroDivisionError):
         setting_on(torch.float32, 16)
 

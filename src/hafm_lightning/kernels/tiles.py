@@ -15,11 +15,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
+
+ITEM_TILES = 16
+"""Equal look-ups that one program adds up, before it shares the sum out among the rows of the bias table."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,41 @@ class TileList:
     def to(self, device: torch.device) -> TileList:
         """The same on a device."""
         return TileList(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class EqualTiles:
+    """The look-ups of a plan, equal ones beside each other, cut into items of :data:`ITEM_TILES` at most. All int32.
+
+    Attributes:
+        pattern: Pattern of each item, ``[items]``.
+        start: First look-up of each item, ``[items]``.
+        stop: Look-up after its last one, ``[items]``.
+        line: Tile of queries of each look-up, ``[look-ups]``.
+        column: Tile of keys of each look-up, ``[look-ups]``.
+    """
+
+    pattern: Tensor
+    start: Tensor
+    stop: Tensor
+    line: Tensor
+    column: Tensor
+
+    @classmethod
+    def of(cls, lookup: Tensor) -> EqualTiles:
+        """From the pattern of each look-up, ``[lines, columns]``; -1 for other tiles."""
+        places = (lookup >= 0).nonzero().cpu()
+        patterns = lookup.cpu()[places[:, 0], places[:, 1]]
+        order = patterns.argsort(stable=True)
+        items, first = list[tuple[int, int, int]](), 0
+        for number, equal in groupby(patterns[order].tolist()):
+            count = sum(1 for _ in equal)
+            parts = -(-count // ITEM_TILES)
+            edges = [first + count * part // parts for part in range(parts + 1)]
+            items += [(number, start, stop) for start, stop in pairwise(edges)]
+            first += count
+        columns = (*torch.tensor(items).view(-1, 3).t(), *places[order].t())
+        return cls(*(x.int().contiguous().to(lookup.device) for x in columns))
 
 
 @dataclass(frozen=True)
@@ -168,6 +207,32 @@ class TilePlan:
     def by_key(self) -> TileList:
         """For each tile of keys, the tiles of queries that see it."""
         return TileList.of(self.row.t(), self.lookup.t()).to(self.row.device)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def equal_lookups(self) -> EqualTiles:
+        """The look-ups, equal ones beside each other."""
+        return EqualTiles.of(self.lookup)
+
+    def biases(self, table: Tensor, by_key: bool = False) -> Tensor:
+        """The bias of each pair of each pattern from ``table [H, R + 1]``, in the table's type.
+
+        Returns:
+            ``[H, patterns, queries, keys]``; by key, ``[H, patterns, keys, queries]``.
+        """
+        rows = self._rows_by_key if by_key else self._rows_by_query
+        shape = (self.keys, self.queries) if by_key else (self.queries, self.keys)
+        return table.index_select(1, rows).view(len(table), -1, *shape)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def _rows_by_query(self) -> Tensor:
+        return self.patterns.flatten().int()
+
+    @cached_property
+    @torch.inference_mode(False)
+    def _rows_by_key(self) -> Tensor:
+        return self.patterns.transpose(1, 2).flatten().int()
 
     @cached_property
     @torch.inference_mode(False)

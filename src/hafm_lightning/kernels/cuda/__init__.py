@@ -8,12 +8,13 @@ import torch
 
 from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
 from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
+from hafm_lightning.kernels.cuda.feedforward import FilledGEGLU
 from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
 from hafm_lightning.kernels.cuda.norms import DirectRMSNorm
 from hafm_lightning.kernels.cuda.triton_attention import TritonRelativePosition
 from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.token_model import TokenModel
-from hafm_lightning.modeling.transformer import Layer, RMSNorm
+from hafm_lightning.modeling.transformer import GEGLU, Layer, RMSNorm
 
 
 class CudaBackend(Backend):
@@ -21,7 +22,8 @@ class CudaBackend(Backend):
 
     def for_training(self, model: TokenModel) -> None:
         """As :meth:`Backend.for_training`."""
-        swap(model, {RelativePosition: TritonRelativePosition, Layer: CompiledLayer, TokenModel: GraphTokenModel})
+        twins = {RelativePosition: TritonRelativePosition, Layer: CompiledLayer, GEGLU: FilledGEGLU}
+        swap(model, {**twins, TokenModel: GraphTokenModel})
 
     def for_inference(self, model: TokenModel, precision: WeightPrecision) -> TokenModel:
         """As :meth:`Backend.for_inference`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hafm_lightning.kernels.base import Twin
 from hafm_lightning.kernels.cuda.flex_tiles import build_failure
+from hafm_lightning.kernels.cuda.triton_attention import TritonBias, settings
 from hafm_lightning.modeling.attention import Mixer, WholeSequence
 from hafm_lightning.modeling.transformer import Layer
 
@@ -31,6 +32,17 @@ def _compiled() -> Callable[[Layer, Tensor, Mixer, int], Tensor]:
     return torch.compile(_run_layer, dynamic=False)
 
 
+def _traceable(mixer: WholeSequence, x: Tensor, layer: Layer) -> Mixer:
+    """The mixer as one operator, where the Triton kernels run; else as it is: the layer is compiled in two parts."""
+    if not isinstance(mixer.bias, TritonBias):
+        return mixer
+    kind, width = x.device.type, layer.attention.query_norm.weight.numel()
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if settings.of(x.device, dtype, width, training=True) is None:
+        return mixer
+    return WholeSequence(mixer.bias.traceable, mixer.table)
+
+
 _uncompiled: list[str] = []  # why layers cannot be compiled here, once that is known
 
 
@@ -41,7 +53,7 @@ class CompiledLayer(Twin, Layer):
         """As :meth:`Layer.forward`."""
         if self.training and torch.is_grad_enabled() and isinstance(mixer, WholeSequence) and not _uncompiled:
             try:
-                return _compiled()(self, x, mixer, first)
+                return _compiled()(self, x, _traceable(mixer, x, self), first)
             except Exception as error:
                 reason = build_failure(error)
                 if reason is None:

@@ -7,36 +7,43 @@ attention without bias. Lengths are arguments: nothing is compiled for a new one
   (inference, where compiling FlexAttention for each of a few lengths would take longer than the take). One line warns
   of each change.
 * **A setting is tried before it is used**, forward and backward, on zeros: :mod:`.triton_blocks` has the sizes.
-* **Gradients are the same in every run**: two passes for the backward, of which each program writes its own results;
-  table gradients are summed for each program, and then over programs in a fixed order.
+* **Gradients are the same in every run** (:mod:`.triton_passes`).
+* **One operator for a compiler**: a compiled layer holds attention as one call, so that what is around it is joined in
+  one graph; what the call needs, it finds by the number of the bias.
 
 Under ``TRITON_INTERPRET=1`` the same code runs on a CPU, for tests.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
 
 from hafm_lightning.kernels.base import Twin
 from hafm_lightning.kernels.cuda.flex_attention import FlexBias
 from hafm_lightning.kernels.cuda.flex_tiles import build_failure
 from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Chip, Kernel, Setting, padded
-from hafm_lightning.kernels.tiles import TileList, TilePlan
+from hafm_lightning.kernels.cuda.triton_passes import (
+    BackwardPass,
+    SpreadTable,
+    dense,
+    forward_pass,
+    outputs_like,
+    steps_first,
+)
+from hafm_lightning.kernels.tiles import TilePlan
 from hafm_lightning.modeling.attention import SequenceBias
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 
-LOG2_E = math.log2(math.e)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -47,6 +54,7 @@ class TritonBias:
     module: RelativePosition
     positions: StepPositions
     plans: dict[tuple[int, int], TilePlan] = field(default_factory=dict)
+    spreads: dict[object, tuple[Tensor, SpreadTable]] = field(default_factory=dict)  # of the last table alone
 
     @classmethod
     def of(cls, module: RelativePosition, positions: StepPositions) -> TritonBias:
@@ -60,6 +68,17 @@ class TritonBias:
             self.plans[size] = TilePlan.of(self.module, self.positions, *size)
         return self.plans[size]
 
+    def spread(self, table: Tensor, dtype: torch.dtype) -> SpreadTable:
+        """The bias table as the kernels read it; all layers of a step, forward and backward, share one."""
+        if table.is_inference():  # has no version by which to know it again
+            return SpreadTable.of(table, dtype)
+        key = (table.data_ptr(), table._version, dtype)
+        if key not in self.spreads:
+            self.spreads.clear()
+            # the table is kept with it: no other can take its place in memory
+            self.spreads[key] = (table.detach(), SpreadTable.of(table.detach(), dtype))
+        return self.spreads[key][1]
+
     @cached_property
     def plain(self) -> SequenceBias:
         """The same for PyTorch's operations."""
@@ -72,7 +91,14 @@ class TritonBias:
         with torch.inference_mode(False):
             return FlexBias.of(self.module, self.positions)
 
-    # a compiled layer calls it between two graphs
+    @cached_property
+    def traceable(self) -> TracedBias:
+        """The same as one operator, for compiled layers; :attr:`Settings.of` must have found tiles."""
+        number = next(_numbers)
+        _alive[number] = self
+        return TracedBias(torch.tensor(number))
+
+    # a compiled layer is given what is traceable, where there is tiles for it
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
         """As :meth:`SequenceBias.attend`, with sums in float32.
@@ -83,26 +109,113 @@ class TritonBias:
         if queries.shape[-2] != self.positions.steps:
             raise ValueError(f"these biases are for {self.positions.steps} steps, not for {queries.shape[-2]}")
         training = torch.is_grad_enabled() and any(x.requires_grad for x in (queries, keys, values, table))
-        inputs = _alike(queries, keys, values)
-        setting = settings.of(inputs[0], training)
-        if setting is None:
+        dtype = _dtype_of(queries, keys, values)
+        if settings.of(queries.device, dtype, queries.shape[-1], training) is None:
             behind = self.flex if training and queries.device.type == "cuda" else self.plain
             return behind.attend(queries, keys, values, table)
-        # the graph is built here or not at all: autocast must not touch the table
-        with torch.autocast(queries.device.type, enabled=False):
-            output: Tensor = _TritonAttention.apply(*inputs, table.float(), self, setting)  # type: ignore[no-untyped-call]
+        output: Tensor = self.traceable.attend(queries, keys, values, table)
+        return output
+
+
+_numbers = count()
+_alive: WeakValueDictionary[int, TritonBias] = WeakValueDictionary()
+"""The biases by number: what an operator is given are tensors, and its bias lives as long as the model that made it."""
+
+
+@dataclass(frozen=True)
+class TracedBias:
+    """A bias by its number, which a compiled layer takes as an input: another bias compiles nothing anew."""
+
+    number: Tensor
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor) -> Tensor:
+        """As :meth:`SequenceBias.attend`."""
+        dtype, training = _dtype_of(queries, keys, values), torch.is_grad_enabled()
+        inputs = (x.to(dtype) for x in (queries, keys, values))
+        output: Tensor = _attend(*inputs, table.float(), self.number, training)[0]
         return output.to(values.dtype)
 
 
-def _alike(*inputs: Tensor) -> tuple[Tensor, ...]:
-    """The inputs in one type that the kernels know, with the numbers of a head beside each other."""
+def _dtype_of(*inputs: Tensor) -> torch.dtype:
+    """The type that the kernels compute in."""
     dtypes = {x.dtype for x in inputs}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     # Triton's interpreter has no products of bfloat16: it multiplies the bits as whole numbers
     products = DTYPES if inputs[0].device.type == "cuda" else (torch.float16, torch.float32)
-    dtype = dtype if dtype in products else torch.float32
-    converted = (x.to(dtype) for x in inputs)
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in converted)
+    return dtype if dtype in products else torch.float32
+
+
+@torch.library.custom_op("hafm_lightning::attend", mutates_args=())
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, number: Tensor, training: bool
+) -> tuple[Tensor, Tensor]:
+    bias, setting = _found(number, queries, training)
+    blocks = setting.tiles["forward"]
+    spread = bias.spread(table, queries.dtype)
+    return forward_pass(dense(queries), dense(keys), dense(values), spread, bias.plan(blocks), blocks)
+
+
+@_attend.register_fake
+def _attend_shapes(
+    queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, number: Tensor, training: bool
+) -> tuple[Tensor, Tensor]:
+    return outputs_like(queries)
+
+
+@torch.library.custom_op("hafm_lightning::attend_backward", mutates_args=())
+def _attend_backward(
+    gradient: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    output: Tensor,
+    logarithms: Tensor,
+    number: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bias, setting = _found(number, queries, training=True)
+    by_query, by_key = setting.tiles["query_gradient"], setting.tiles["key_gradient"]
+    spread = bias.spread(table, queries.dtype)
+    work = BackwardPass.of(gradient, dense(queries), dense(keys), dense(values), spread, output, logarithms)
+    of_queries, of_table = work.by_query(bias.plan(by_query), by_query)
+    return of_queries, *work.by_key(bias.plan(by_key), by_key), of_table
+
+
+@_attend_backward.register_fake
+def _attend_backward_shapes(
+    gradient: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    output: Tensor,
+    logarithms: Tensor,
+    number: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    of_table = table.new_empty(table.shape[1], table.shape[0]).t()
+    return steps_first(queries), steps_first(queries), steps_first(queries), of_table
+
+
+def _found(number: Tensor, queries: Tensor, training: bool) -> tuple[TritonBias, Setting]:
+    bias = _alive.get(int(number))
+    setting = settings.of(queries.device, queries.dtype, queries.shape[-1], training)
+    if bias is None or setting is None:
+        raise RuntimeError(
+            "the bias of this attention is gone: keep the model that made it until its gradients are there"
+        )
+    return bias, setting
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    queries, keys, values, table, number, _ = inputs
+    ctx.save_for_backward(queries, keys, values, table, *output, number)
+
+
+def _gradients(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_attend_backward(gradient, *ctx.saved_tensors), None, None
+
+
+_attend.register_autograd(_gradients, setup_context=_keep)
 
 
 class TritonRelativePosition(Twin, RelativePosition):
@@ -113,109 +226,6 @@ class TritonRelativePosition(Twin, RelativePosition):
         return TritonBias.of(self, positions)
 
 
-def precision_of(dtype: torch.dtype) -> str:
-    """How a kernel multiplies numbers of a type: float32 as PyTorch is set to."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "ieee"
-
-
-class _TritonAttention(torch.autograd.Function):
-    """Gradients for queries, keys, values and the bias table."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, table: Tensor, bias: TritonBias, setting: Setting
-    ) -> Tensor:
-        from hafm_lightning.kernels.cuda.triton_attention_kernels import forward_kernel
-
-        blocks, (batch, heads, steps, width) = setting.tiles["forward"], queries.shape
-        output = _steps_first(queries)
-        logarithms = queries.new_empty(batch * heads, steps, dtype=torch.float32)
-        plan = bias.plan(blocks)
-        given = [x for each in (queries, keys, values, output) for x in (each, *each.stride()[:3])]
-        _launch(
-            forward_kernel, plan.by_query, blocks, queries,
-            [*given, logarithms, _powers_of_two(table)],
-            [*vars(plan.by_query).values(), plan.patterns],
-            [table.shape[0], LOG2_E / math.sqrt(width)],
-        )  # fmt: skip
-        ctx.save_for_backward(queries, keys, values, table, output, logarithms)
-        ctx.bias, ctx.blocks = bias, setting.tiles.get("backward")
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from hafm_lightning.kernels.cuda import triton_attention_kernels as kernels
-
-        queries, keys, values, table, output, logarithms = ctx.saved_tensors
-        blocks, plan = ctx.blocks, ctx.bias.plan(ctx.blocks)
-        batch, heads, steps, width = queries.shape
-        gradient = gradient.to(queries.dtype)
-        gradient = gradient if gradient.stride(-1) == 1 else gradient.contiguous()
-        levels = torch.empty_like(logarithms)
-        given = [x for each in (output, gradient) for x in (each, *each.stride()[:3])]
-        lines = plan.by_query.lines
-        kernels.level_kernel[(lines * batch * heads,)](
-            *given, levels, lines, heads, steps, HEAD=width, WIDTH=padded(width), QUERIES=blocks.queries
-        )
-        results = [_steps_first(queries) for _ in range(3)]
-        strides = results[0].stride()[:3]
-        parts = table.new_zeros(batch * heads * lines, table.shape[0])
-        given = [x for each in (queries, keys, values, gradient) for x in (each, *each.stride()[:3])]
-        given += [logarithms, levels, _powers_of_two(table)]
-        numbers = [table.shape[0], LOG2_E / math.sqrt(width), 1 / math.sqrt(width)]
-        _launch(
-            kernels.query_gradient_kernel, plan.by_query, blocks, queries,
-            [*given, results[0], *strides, parts],
-            [*vars(plan.by_query).values(), plan.patterns, *plan.rows_of_patterns],
-            numbers,
-        )  # fmt: skip
-        _launch(
-            kernels.key_gradient_kernel, plan.by_key, blocks, queries,
-            [*given, results[1], results[2], *strides],
-            [*vars(plan.by_key).values(), plan.patterns],
-            numbers,
-        )  # fmt: skip
-        over_tiles = parts.view(batch, heads, lines, -1).double().sum((0, 2)).float()  # [H, R + 1]
-        return *results, over_tiles.t(), None, None
-
-
-def _launch(
-    kernel: Any,
-    tiles: TileList,
-    blocks: Blocks,
-    like: Tensor,
-    tensors: list[Any],
-    lists: list[Tensor],
-    numbers: list[Any],
-) -> None:
-    """Start a program for each line of tiles of each head of each clip."""
-    batch, heads, steps, width = like.shape
-    if batch * heads == 0:
-        return
-    table_rows, *scales = numbers
-    *columns, order = lists[: len(vars(tiles))]
-    kernel[(tiles.lines * batch * heads,)](
-        *tensors, order, *columns, *lists[len(vars(tiles)) :],
-        tiles.lines, heads, steps, table_rows, *scales,
-        HEAD=width, WIDTH=padded(width), QUERIES=blocks.queries, KEYS=blocks.keys, PRECISION=precision_of(like.dtype),
-        num_warps=blocks.warps, num_stages=blocks.stages,
-    )  # fmt: skip
-
-
-def _steps_first(like: Tensor) -> Tensor:
-    """Room for ``[B, H, S, d]`` that lies in memory as ``[B, S, H, d]``: heads side by side for what follows."""
-    batch, heads, steps, width = like.shape
-    return like.new_empty(batch, steps, heads, width).transpose(1, 2)
-
-
-def _powers_of_two(table: Tensor) -> Tensor:
-    """The table ``[R + 1, H]`` for scores as powers of two, a row for each head."""
-    return (table.detach() * LOG2_E).t().contiguous()
-
-
 @dataclass
 class Settings:
     """The tiles found so far for each device, type, width of a head, and training or not."""
@@ -224,9 +234,8 @@ class Settings:
     warned: set[str] = field(default_factory=set)
     chip_of: Callable[[torch.device], Chip] = Chip.of
 
-    def of(self, queries: Tensor, training: bool) -> Setting | None:
+    def of(self, device: torch.device, dtype: torch.dtype, width: int, training: bool) -> Setting | None:
         """The tiles for such inputs; None where the kernels cannot run. Warns once of what differs from the best."""
-        device, dtype, width = queries.device, queries.dtype, queries.shape[-1]
         key = (device, dtype, width, training)
         if key not in self.found:
             self.found[key] = self._first_that_runs(device, dtype, width, training)
@@ -278,26 +287,28 @@ def _unusable(device: torch.device) -> str | None:
 def _failure(setting: Setting, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Kernel, str] | None:
     """Run the kernels on zeros, a few tiles long: which one cannot be built, and why."""
     steps = max(max(blocks.queries, blocks.keys) for blocks in setting.tiles.values()) + 16
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         module = RelativePosition(1, "index").to(device)
         positions = StepPositions(torch.zeros(steps, dtype=torch.int64), torch.arange(steps), 0)
         positions = StepPositions(positions.segment.to(device), positions.ticks.to(device), 0)
-        qkv = torch.zeros(3, 1, 1, steps, width, device=device, dtype=dtype, requires_grad=setting.backward is not None)
-        bias, reached = TritonBias(module, positions), "forward"
+        queries, keys, values = torch.zeros(3, 1, 1, steps, width, device=device, dtype=dtype)
+        bias, tiles = TritonBias(module, positions), setting.tiles
+        table = SpreadTable.of(module.table(), dtype)
+        reached: Kernel = "forward"
         try:
-            # a checkpointed layer's hooks must not see these tensors
-            with saved_tensors_hooks(lambda x: x, lambda x: x), torch.autocast(device.type, enabled=False):
-                output = _TritonAttention.apply(*qkv, module.table(), bias, setting)  # type: ignore[no-untyped-call]
-                reached = "backward"
-                if setting.backward is not None:
-                    torch.autograd.grad(output, [qkv], torch.zeros_like(output))
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)  # what fails on the way fails here
+            blocks = tiles["forward"]
+            found = forward_pass(queries, keys, values, table, bias.plan(blocks), blocks)
+            work = BackwardPass.of(torch.zeros_like(queries), queries, keys, values, table, *found)
+            for reached, method in (("query_gradient", work.by_query), ("key_gradient", work.by_key)):
+                if reached in tiles:
+                    method(bias.plan(tiles[reached]), tiles[reached])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # what fails on the way fails here
         except Exception as error:
             reason = build_failure(error)
             if reason is None:
                 raise
-            return ("forward" if reached == "forward" else "backward"), reason
+            return reached, reason
     return None
 
 

@@ -2,7 +2,10 @@
 
 Each program takes one tile of queries (or, for the gradients of keys and values, of keys) of one head of one clip, and
 walks through its list of tiles: first the runs of constant tiles, whose bias is one number and which need no mask, then
-the look-ups, whose rows come from a pattern and choose from the head's table; the masked row of that table is -inf.
+the look-ups, whose bias comes from a pattern: the head's entry for each pair of a tile, -inf for a masked one.
+
+A look-up is spread out before the kernels start, once for each pattern and head, because a gather from the table inside
+of a loop is slow: on an H200 a tile that gathered took as long as seven constant ones.
 
 Lengths, lists and distances between rows are arguments at run time, so that one compilation serves every length. Scores
 are kept as powers of two: ``scale`` and the table hold a factor log2(e). Sums are float32.
@@ -16,7 +19,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_LENGTHS = ["lines", "heads", "steps", "table_rows"]
+_LENGTHS = [
+    "lines",
+    "heads",
+    "steps",
+    "table_rows",
+    "patterns",
+    "items",
+    "clips",
+    "clips_at_once",
+    "shares",
+    "first_share",
+]
 
 
 @triton.jit
@@ -53,18 +67,9 @@ def _store_rows(
 
 @triton.jit
 def _pattern(patterns, number, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """Row of the table for each pair of a look-up, ``[QUERIES, KEYS]``."""
+    """What a pattern holds for each pair of a look-up, ``[QUERIES, KEYS]``: a bias, or a row of the table."""
     query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
-    at = patterns + number.to(tl.int64) * (QUERIES * KEYS) + query[:, None] * KEYS + key[None, :]
-    return tl.load(at).to(tl.int32)
-
-
-@triton.jit
-def _pattern_by_key(patterns, number, QUERIES: tl.constexpr, KEYS: tl.constexpr):
-    """The same, ``[KEYS, QUERIES]``."""
-    query, key = tl.arange(0, QUERIES), tl.arange(0, KEYS)
-    at = patterns + number.to(tl.int64) * (QUERIES * KEYS) + query[None, :] * KEYS + key[:, None]
-    return tl.load(at).to(tl.int32)
+    return tl.load(patterns + number.to(tl.int64) * (QUERIES * KEYS) + query[:, None] * KEYS + key[None, :])
 
 
 @triton.jit
@@ -86,9 +91,10 @@ def forward_kernel(
     value, value_b, value_h, value_s,
     output, output_b, output_h, output_s,
     logarithm, table,
-    order, edges, lookups, tile, pattern, run_edges, run_row, run_start, run_stop, patterns,
-    lines, heads, steps, table_rows, scale,
+    order, edges, lookups, tile, pattern, run_edges, run_row, run_start, run_stop, biases,
+    lines, heads, steps, table_rows, patterns, scale,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Output and the logarithm (base 2) of each query's sum of weights, for a tile of queries."""
     program = tl.program_id(0)
@@ -98,6 +104,7 @@ def forward_kernel(
     key += clip * key_b + head * key_h
     value += clip * value_b + head * value_h
     table += head * table_rows
+    biases += head * patterns * (QUERIES * KEYS)
     first = line * QUERIES
     queries = _rows(query + clip * query_b + head * query_h, first, query_s, steps, QUERIES, HEAD, WIDTH, False)
     largest = tl.full([QUERIES], float("-inf"), tl.float32)
@@ -111,11 +118,11 @@ def forward_kernel(
             scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale + bias
             values = _rows(value, at, value_s, steps, KEYS, HEAD, WIDTH, True)
             largest, total, mixed = _absorb(scores, values, largest, total, mixed, PRECISION)
-    for n in range(tl.load(lookups + line), tl.load(edges + line + 1)):
+    for n in tl.range(tl.load(lookups + line), tl.load(edges + line + 1), num_stages=AHEAD):
         at = tl.load(tile + n) * KEYS
         keys = _rows(key, at, key_s, steps, KEYS, HEAD, WIDTH, False)
-        rows = _pattern(patterns, tl.load(pattern + n), QUERIES, KEYS)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale + tl.load(table + rows)
+        bias = _pattern(biases, tl.load(pattern + n), QUERIES, KEYS)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale + bias
         values = _rows(value, at, value_s, steps, KEYS, HEAD, WIDTH, False)
         largest, total, mixed = _absorb(scores, values, largest, total, mixed, PRECISION)
     mixed = mixed / total[:, None]
@@ -154,15 +161,12 @@ def query_gradient_kernel(
     logarithm, level, table,
     grad_query, grad_b, grad_h, grad_s,
     grad_table,
-    order, edges, lookups, tile, pattern, run_edges, run_row, run_start, run_stop, patterns, row_edges, row_list,
-    lines, heads, steps, table_rows, scale, score_scale,
+    order, edges, lookups, tile, pattern, run_edges, run_row, run_start, run_stop, biases,
+    lines, heads, steps, table_rows, patterns, scale, score_scale, shares,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of a tile of queries, and this tile's share in the gradient of the head's bias table.
-
-    Each program adds to rows of its own, from one thread in the order of its list: no two programs wait for each other,
-    and the sums are the same in every run.
-    """
+    """Gradient of a tile of queries, and the share of its constant tiles in the gradient of the head's bias table."""
     program = tl.program_id(0)
     line = tl.load(order + program % lines)
     number = program // lines
@@ -170,7 +174,8 @@ def query_gradient_kernel(
     key += clip * key_b + head * key_h
     value += clip * value_b + head * value_h
     table += head * table_rows
-    grad_table += (number.to(tl.int64) * lines + line) * table_rows
+    biases += head * patterns * (QUERIES * KEYS)
+    grad_table += (head * shares + clip * lines + line) * table_rows
     first = line * QUERIES
     queries = _rows(query + clip * query_b + head * query_h, first, query_s, steps, QUERIES, HEAD, WIDTH, False)
     slopes = _rows(
@@ -195,22 +200,17 @@ def query_gradient_kernel(
             grad_scores = weights * (changes - levels[:, None])
             sums += tl.sum(grad_scores, 1)
             result = tl.dot(grad_scores.to(keys.dtype), keys, result, input_precision=PRECISION)
-        tl.atomic_add(grad_table + row, tl.sum(sums, 0), sem="relaxed")
-    for n in range(tl.load(lookups + line), tl.load(edges + line + 1)):
+        tl.store(grad_table + row, tl.sum(sums, 0))  # a line has one run of each row
+    for n in tl.range(tl.load(lookups + line), tl.load(edges + line + 1), num_stages=AHEAD):
         at = tl.load(tile + n) * KEYS
-        number_of_pattern = tl.load(pattern + n)
         keys = _rows(key, at, key_s, steps, KEYS, HEAD, WIDTH, False)
         values = _rows(value, at, value_s, steps, KEYS, HEAD, WIDTH, False)
-        rows = _pattern(patterns, number_of_pattern, QUERIES, KEYS)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale + tl.load(table + rows)
+        bias = _pattern(biases, tl.load(pattern + n), QUERIES, KEYS)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale + bias
         weights = tl.exp2(scores - logarithms[:, None])
         changes = tl.dot(slopes, tl.trans(values), input_precision=PRECISION)
         grad_scores = weights * (changes - levels[:, None])
         result = tl.dot(grad_scores.to(keys.dtype), keys, result, input_precision=PRECISION)
-        for m in range(tl.load(row_edges + number_of_pattern), tl.load(row_edges + number_of_pattern + 1)):
-            row = tl.load(row_list + m)
-            share = tl.sum(tl.sum(tl.where(rows == row, grad_scores, 0.0), 1), 0)
-            tl.atomic_add(grad_table + row, share, sem="relaxed")
     grad_query += clip * grad_b + head * grad_h
     _store_rows(grad_query, first, grad_s, steps, result * score_scale, QUERIES, HEAD, WIDTH)
 
@@ -234,11 +234,12 @@ def key_gradient_kernel(
     gradient, gradient_b, gradient_h, gradient_s,
     logarithm, level, table,
     grad_key, grad_value, grad_b, grad_h, grad_s,
-    order, edges, lookups, tile, pattern, run_edges, run_row, run_start, run_stop, patterns,
-    lines, heads, steps, table_rows, scale, score_scale,
+    order, edges, lookups, tile, pattern, run_edges, run_row, run_start, run_stop, biases,
+    lines, heads, steps, table_rows, patterns, scale, score_scale,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of keys and of its values; the lists hold tiles of queries."""
+    """Gradients of a tile of keys and of its values; the lists hold tiles of queries, ``biases`` tiles ``[K, Q]``."""
     program = tl.program_id(0)
     line = tl.load(order + program % lines)
     number = program // lines
@@ -248,6 +249,7 @@ def key_gradient_kernel(
     logarithm += number.to(tl.int64) * steps
     level += number.to(tl.int64) * steps
     table += head * table_rows
+    biases += head * patterns * (QUERIES * KEYS)
     first = line * KEYS
     keys = _rows(key + clip * key_b + head * key_h, first, key_s, steps, KEYS, HEAD, WIDTH, False)
     values = _rows(value + clip * value_b + head * value_h, first, value_s, steps, KEYS, HEAD, WIDTH, False)
@@ -266,18 +268,69 @@ def key_gradient_kernel(
             grad_keys, grad_values = _collect(
                 scores, logarithms, queries, values, slopes, levels, grad_keys, grad_values, PRECISION
             )
-    for n in range(tl.load(lookups + line), tl.load(edges + line + 1)):
+    for n in tl.range(tl.load(lookups + line), tl.load(edges + line + 1), num_stages=AHEAD):
         at = tl.load(tile + n) * QUERIES
         step = at + tl.arange(0, QUERIES)
         queries = _rows(query, at, query_s, steps, QUERIES, HEAD, WIDTH, False)
         slopes = _rows(gradient, at, gradient_s, steps, QUERIES, HEAD, WIDTH, False)
         logarithms = tl.load(logarithm + step, mask=step < steps, other=float("inf"))
         levels = tl.load(level + step, mask=step < steps, other=0.0)
-        rows = _pattern_by_key(patterns, tl.load(pattern + n), QUERIES, KEYS)
-        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale + tl.load(table + rows)
+        bias = _pattern(biases, tl.load(pattern + n), KEYS, QUERIES)
+        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale + bias
         grad_keys, grad_values = _collect(
             scores, logarithms, queries, values, slopes, levels, grad_keys, grad_values, PRECISION
         )
     offset = clip * grad_b + head * grad_h
     _store_rows(grad_key + offset, first, grad_s, steps, grad_keys * score_scale, KEYS, HEAD, WIDTH)
     _store_rows(grad_value + offset, first, grad_s, steps, grad_values, KEYS, HEAD, WIDTH)
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def table_gradient_kernel(
+    query, query_b, query_h, query_s,
+    key, key_b, key_h, key_s,
+    value, value_b, value_h, value_s,
+    gradient, gradient_b, gradient_h, gradient_s,
+    logarithm, level,
+    grad_table,
+    item_pattern, item_start, item_stop, line_of, column_of, biases, rows_of, row_edges, row_list,
+    items, heads, clips, clips_at_once, steps, table_rows, patterns, scale, shares, first_share,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The share of some look-ups in the gradient of the head's bias table: equal tiles of some clips, in a row.
+
+    Gradients of their scores add up pair by pair, and then once for each row of the table, in an order that is the same
+    in every run; each program has sums of its own.
+    """
+    program = tl.program_id(0)
+    item, head = program % items, (program // items) % heads
+    first_clip = program // (items * heads) * clips_at_once
+    number = tl.load(item_pattern + item)
+    start = tl.load(item_start + item)
+    tiles = tl.load(item_stop + item) - start
+    biases += head.to(tl.int64) * patterns * (QUERIES * KEYS)
+    bias = _pattern(biases, number, QUERIES, KEYS).to(tl.float32)
+    sums = tl.zeros([QUERIES, KEYS], tl.float32)
+    for n in range(tiles * tl.minimum(clips_at_once, clips - first_clip)):
+        clip = (first_clip + n // tiles).to(tl.int64)
+        first = tl.load(line_of + start + n % tiles) * QUERIES
+        at = tl.load(column_of + start + n % tiles) * KEYS
+        queries = _rows(query + clip * query_b + head * query_h, first, query_s, steps, QUERIES, HEAD, WIDTH, False)
+        slopes = _rows(
+            gradient + clip * gradient_b + head * gradient_h, first, gradient_s, steps, QUERIES, HEAD, WIDTH, False
+        )
+        keys = _rows(key + clip * key_b + head * key_h, at, key_s, steps, KEYS, HEAD, WIDTH, False)
+        values = _rows(value + clip * value_b + head * value_h, at, value_s, steps, KEYS, HEAD, WIDTH, False)
+        step = first + tl.arange(0, QUERIES)
+        at_step = (clip * heads + head) * steps + step
+        logarithms = tl.load(logarithm + at_step, mask=step < steps, other=float("inf"))  # weight 0
+        levels = tl.load(level + at_step, mask=step < steps, other=0.0)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale + bias
+        weights = tl.exp2(scores - logarithms[:, None])
+        sums += weights * (tl.dot(slopes, tl.trans(values), input_precision=PRECISION) - levels[:, None])
+    share = first_share + program // (items * heads) * items + item
+    grad_table += (head.to(tl.int64) * shares + share) * table_rows
+    rows = _pattern(rows_of, number, QUERIES, KEYS)
+    for m in range(tl.load(row_edges + number), tl.load(row_edges + number + 1)):
+        row = tl.load(row_list + m)
+        tl.store(grad_table + row, tl.sum(tl.sum(tl.where(rows == row, sums, 0.0), 1), 0))

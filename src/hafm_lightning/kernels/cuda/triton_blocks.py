@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-Kernel = Literal["forward", "backward"]
+Kernel = Literal["forward", "query_gradient", "key_gradient"]
 
 OLDEST = (8, 0)
 """Compute capability from which on tiles are loaded ahead (Ampere); older chips are left to PyTorch's operations."""
@@ -28,12 +28,14 @@ class Blocks:
         keys: Keys of a tile, likewise.
         warps: Warps of 32 threads in a program.
         stages: Tiles loaded ahead, plus one.
+        lookup_stages: The same for look-ups, whose bias is loaded too.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    lookup_stages: int = 1
 
     def __str__(self) -> str:
         return f"{self.queries} x {self.keys}, {self.stages} stage{'s' if self.stages > 1 else ''}"
@@ -42,37 +44,29 @@ class Blocks:
         """Shared memory that a program needs at most.
 
         Args:
-            kernel: Forward kernel, or the larger of the two backward ones.
+            kernel: Which kernel.
             width: Width of a head, as padded.
             element_bytes: Bytes of a number of queries, keys and values.
         """
         row, pairs = width * element_bytes, self.queries * self.keys
-        if kernel == "forward":
-            own, ahead = self.queries * row, 2 * self.keys * row  # keys and values
-            written = pairs * max(element_bytes, 4)  # weights on their way to the second product, or rows to scores
-        else:
-            longest = max(self.queries, self.keys)
-            own, ahead = 2 * longest * row, 2 * longest * row + 2 * longest * 4  # with logarithms and levels
-            written = 2 * pairs * element_bytes + pairs * 4  # weights and gradients of scores, and one transposed
-        return own + self.stages * ahead + written
+        numbers = {"forward": 1, "query_gradient": 2, "key_gradient": 2}[kernel]  # tiles of its own: queries and slopes
+        own, other = (self.keys, self.queries) if kernel == "key_gradient" else (self.queries, self.keys)
+        ahead = 2 * other * (row + (4 if kernel == "key_gradient" else 0))  # with logarithms and levels of queries
+        lookup = ahead + pairs * element_bytes
+        written = pairs * element_bytes  # weights or gradients of scores on their way to a product
+        return numbers * own * row + max(self.stages * ahead, self.lookup_stages * lookup) + written
 
 
-FORWARD = (
-    Blocks(128, 128, 8, 3),
-    Blocks(128, 64, 4, 3),
-    Blocks(64, 64, 4, 2),
-    Blocks(32, 32, 2, 1),
-    Blocks(16, 16, 1, 1),
-)
-"""Tiles of the forward kernel in the order in which they are tried."""
-BACKWARD = (
-    Blocks(128, 64, 8, 3),
-    Blocks(64, 64, 4, 2),
-    Blocks(64, 32, 4, 1),
-    Blocks(32, 32, 2, 1),
-    Blocks(16, 16, 1, 1),
-)
-"""The same for the backward kernels."""
+SIZES: dict[Kernel, tuple[Blocks, ...]] = {
+    "forward": (Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 2), Blocks(32, 32, 2, 1), Blocks(16, 16, 1, 1)),
+    "query_gradient": (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 1), Blocks(32, 32, 2, 1), Blocks(16, 16, 1, 1)),
+    "key_gradient": (Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 1), Blocks(32, 32, 2, 1), Blocks(16, 16, 1, 1)),
+}
+"""Tiles of each kernel in the order in which they are tried.
+
+The first of each was the fastest, or within 3 % of it, of nine on an H200 (float16, head width 64, 12 clips of 3000 and
+4000 steps): larger ones keep fewer programs on a processor, and more of their tiles are look-ups.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,35 +103,50 @@ class Chip:
 
 @dataclass(frozen=True)
 class Setting:
-    """A place in both lists of tiles; past the end of the one that counts, no kernel is left."""
+    """A place in the list of each kernel; past the end of one, no tiles are left.
+
+    Attributes:
+        forward: Place of the forward kernel.
+        query_gradient: Place of the kernel for gradients of queries; None where no gradient is needed.
+        key_gradient: The same for keys and values.
+    """
 
     forward: int = 0
-    backward: int | None = 0  # None where no gradient is needed
+    query_gradient: int | None = 0
+    key_gradient: int | None = 0
+
+    @classmethod
+    def first(cls, training: bool) -> Setting:
+        """The first tiles of each list."""
+        return cls() if training else cls(0, None, None)
+
+    @property
+    def places(self) -> dict[Kernel, int]:
+        """Place of each kernel that is needed."""
+        places: dict[Kernel, int | None] = {
+            "forward": self.forward, "query_gradient": self.query_gradient, "key_gradient": self.key_gradient,
+        }  # fmt: skip
+        return {kernel: place for kernel, place in places.items() if place is not None}
 
     @property
     def exhausted(self) -> bool:
-        """Whether every size has failed."""
-        return self.forward >= len(FORWARD) or (self.backward is not None and self.backward >= len(BACKWARD))
+        """Whether every size of a kernel has failed."""
+        return any(place >= len(SIZES[kernel]) for kernel, place in self.places.items())
 
     @property
     def tiles(self) -> dict[Kernel, Blocks]:
         """The tiles in use."""
-        chosen: dict[Kernel, Blocks] = {"forward": FORWARD[self.forward]}
-        return chosen if self.backward is None else chosen | {"backward": BACKWARD[self.backward]}
+        return {kernel: SIZES[kernel][place] for kernel, place in self.places.items()}
 
     def after_failure(self, of: Kernel) -> Setting:
         """With the next smaller tiles for one kernel."""
-        if of == "forward":
-            return replace(self, forward=self.forward + 1)
-        assert self.backward is not None
-        return replace(self, backward=self.backward + 1)
+        return replace(self, **{of: self.places[of] + 1})
 
     @classmethod
     def largest(cls, chip: Chip, width: int, element_bytes: int, training: bool) -> Setting:
         """The largest tiles that a chip has room for; exhausted where none fit."""
-        setting = cls(backward=0 if training else None)
-        kernels: tuple[Kernel, ...] = ("forward", "backward") if training else ("forward",)
-        for kernel in kernels:
+        setting = cls.first(training)
+        for kernel in setting.places:
             while not setting.exhausted and (
                 setting.tiles[kernel].shared_bytes(kernel, width, element_bytes) > chip.shared_bytes
             ):
