@@ -187,12 +187,13 @@ class FusedStep:
 
         options = self._options
         greedy = options.temperature == 0 or options.top_k == 1
+        kept = min(options.top_k or self._vocabulary, self._vocabulary)
         draw_kernel[(self._clips, self._tokens)](
             self._logits, self._uniform, self._grid, self._index, self._clips, self._grid.shape[2],
-            min(options.top_k or self._vocabulary, self._vocabulary), float(options.guidance),
-            float(options.temperature), LARGEST_UNIFORM,
+            kept, float(options.guidance), float(options.temperature), LARGEST_UNIFORM,
             TOKENS=self._tokens, VOCABULARY=self._vocabulary, PADDED=padded(self._vocabulary),
-            GUIDED=self._rows > self._clips, GREEDY=greedy, UNKNOWN=UNKNOWN,
+            GUIDED=self._rows > self._clips, GREEDY=greedy,
+            LIMITED=kept < self._vocabulary, UNKNOWN=UNKNOWN,
         )  # fmt: skip
 
     def _product(

@@ -207,7 +207,7 @@ def _ordered(numbers):
 def draw_kernel(
     logits, uniform, grid, step, clips, steps, top_k, guidance, temperature, largest_uniform,
     TOKENS: tl.constexpr, VOCABULARY: tl.constexpr, PADDED: tl.constexpr, GUIDED: tl.constexpr, GREEDY: tl.constexpr,
-    UNKNOWN: tl.constexpr,
+    LIMITED: tl.constexpr, UNKNOWN: tl.constexpr,
 ):  # fmt: skip
     """Draw one token of one clip, as ``sampling.choose`` does, into the grid where it is unknown."""
     clip, token = tl.program_id(0), tl.program_id(1)
@@ -225,12 +225,14 @@ def draw_kernel(
         drawn = tl.minimum(tl.min(likeliest, 0), VOCABULARY - 1)
     else:
         scores = tl.div_rn(scores, temperature)
-        ordered = _ordered(scores)
-        least = tl.full([], 0, tl.int64)
-        for bit in range(32):  # the largest number that top_k scores reach
-            higher = least + (tl.full([], 2147483648, tl.int64) >> bit)
-            least = tl.where(tl.sum((ordered >= higher).to(tl.int32), 0) >= top_k, higher, least)
-        kept = inside & (ordered >= least)
+        kept = inside
+        if LIMITED:
+            ordered = _ordered(scores)
+            least = tl.full([], 0, tl.int64)
+            for bit in range(32):  # the largest number that top_k scores reach
+                higher = least + (tl.full([], 2147483648, tl.int64) >> bit)
+                least = tl.where(tl.sum((ordered >= higher).to(tl.int32), 0) >= top_k, higher, least)
+            kept = inside & (ordered >= least)
         weight = tl.where(kept, tl.exp(scores - tl.max(scores, 0)), 0.0)
         weight = weight / tl.sum(weight, 0)
         cumulative = tl.cumsum(weight, 0)
