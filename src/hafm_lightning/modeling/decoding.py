@@ -78,7 +78,7 @@ class Decoder:
         self.steps_per_frame = layout.target.codebooks // width  # more than 1 where each step writes one codebook
         known = torch.full((self.batch, layout.target.codebooks, frames), UNKNOWN)
         if prefix is not None:
-            check_prefix(prefix, (self.batch, layout.target.codebooks, frames))
+            check_prefix(prefix, (self.batch, layout.target.codebooks, frames), layout.target.vocabulary)
             known[:, :, : prefix.shape[-1]] = prefix.cpu()
         grid = interleave(known, layout.pattern)
         unwritten = (grid == UNKNOWN).any(0).any(0)  # [S_t]

@@ -38,6 +38,8 @@ SHORT = 256
 MOST_PARTS = 32
 PROGRAMS_A_PROCESSOR = 4
 """Programs of attention that a processor works on at once."""
+NUMBERS_AT_ONCE = 4096
+"""Numbers of keys, and as many of values, that a program of attention reads at once."""
 MOST_DRAWN_FROM = 4096
 """Larger vocabularies are drawn from by PyTorch's operations."""
 ALIGNMENT = 32
@@ -127,7 +129,7 @@ class FusedStep:
         device, dtype = model.device, model.head_weight.dtype
         self._tiles, self._precision = ProductTiles.of(self._rows, dtype), precision_of(dtype)
         self._interpreted = device.type != "cuda"  # where products of bfloat16 do not exist
-        self._keys_at_once = max(16, min(128, 4096 // padded(self._head_width)))
+        self._keys_at_once = max(16, min(128, NUMBERS_AT_ONCE // padded(self._head_width)))
         wanted = PROGRAMS_A_PROCESSOR * processors(device) / (self._rows * self._heads)
         parts = min(MOST_PARTS, max(1, round(wanted)))
         self._span = -(-math.ceil(self._capacity / parts) // self._keys_at_once) * self._keys_at_once
@@ -234,9 +236,7 @@ class FusedStep:
             KEYS=self._keys_at_once, WHOLE=parts == 1,
         )  # fmt: skip
         if parts > 1:
-            join_kernel[(pairs,)](
-                self._sums, self._mixed, parts, HEAD=self._head_width, WIDTH=width, PARTS=MOST_PARTS
-            )
+            join_kernel[(pairs,)](self._sums, self._mixed, parts, HEAD=self._head_width, WIDTH=width, PARTS=MOST_PARTS)
 
 
 def processors(device: torch.device) -> int:
