@@ -1,7 +1,7 @@
 """Decoding on CUDA: steps that are functions of tensors alone, recorded as graphs; and decoding without float64.
 
-The step function runs here without graphs and in PyTorch's operations, which stand in where Triton's kernels cannot run;
-the graphs themselves need a GPU.
+The step function runs here without graphs, in PyTorch's operations, which stand in where Triton's kernels cannot run.
+The graphs themselves need a GPU.
 """
 
 import warnings

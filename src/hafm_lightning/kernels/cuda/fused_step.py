@@ -1,7 +1,7 @@
 """A decoding step on CUDA as a chain of about 70 Triton kernels, from the last step's token to this one's.
 
-:mod:`.step_kernels` holds the kernels, this module their arguments: weights, cache, and scratch memory that is allocated
-once, so that a recorded step allocates nothing. Choices:
+:mod:`.step_kernels` holds the kernels, this module their arguments: weights, cache, and scratch memory that is
+allocated once, so that a recorded step allocates nothing. Choices:
 
 * the residual stream is float32; all other vectors have the type of the weights;
 * attention runs in as many parts as fill the device, joined by a second kernel; where a few hundred steps are visible,
@@ -179,7 +179,8 @@ class FusedStep:
         outputs = self._vocabulary if one_book else self._tokens * self._vocabulary
         self._product(
             self._x, self._head, outputs, self._logits.flatten(1),
-            norm=self._final_norm.weight.detach(), epsilon=self._final_norm.epsilon, books=self._books if one_book else 0,
+            norm=self._final_norm.weight.detach(), epsilon=self._final_norm.epsilon,
+            books=self._books if one_book else 0,
         )  # fmt: skip
         return self._logits
 

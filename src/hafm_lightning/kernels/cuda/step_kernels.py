@@ -5,8 +5,8 @@ So neighbours are joined: norms go into the products that read them, GEGLU and r
 query and key norms and the writing of the cache into attention, and a token is drawn in one kernel.
 
 The step number is read from a tensor, and with it the codebook and all that is seen: one recorded step serves all
-steps. Sums are float32. As in :mod:`.triton_attention_kernels`, scores are powers of two (``scale`` and the table hold a
-factor log2(e)), the masked row of the table is -inf, and lengths are arguments at run time.
+steps. Sums are float32. As in :mod:`.triton_attention_kernels`, scores are powers of two (``scale`` and the table hold
+a factor log2(e)), the masked row of the table is -inf, and lengths are arguments at run time.
 """
 
 from __future__ import annotations
