@@ -1,8 +1,10 @@
 """Decoding on CUDA: steps that are functions of tensors alone, recorded as graphs; and decoding without float64.
 
-The step function runs here without graphs; the graphs themselves need a GPU.
+The step function runs here without graphs, in PyTorch's operations, which stand in where Triton's kernels cannot run.
+The graphs themselves need a GPU.
 """
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,10 @@ from tiny_models import tiny_config, tiny_model, tiny_streams
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hafm_lightning.kernels.base import swap
-from hafm_lightning.kernels.cuda.graphs import GraphDecoder, GraphTokenModel, StaticDecoder
+from hafm_lightning.kernels.cuda import fused_step, graphs
+from hafm_lightning.kernels.cuda.fused_step import StepSettings
+from hafm_lightning.kernels.cuda.graphs import FusedDecoder, GraphDecoder, GraphTokenModel, StaticDecoder
+from hafm_lightning.kernels.cuda.triton_blocks import Chip
 from hafm_lightning.modeling import relative_position
 from hafm_lightning.modeling.decoding import Decoder, decoder_for, generate
 from hafm_lightning.modeling.token_model import TokenModel
@@ -25,7 +30,7 @@ def recorded_rows(monkeypatch):
 
 
 class Replayed(StaticDecoder):
-    """What Python knew when a codebook's step was first computed is what it knows at all later ones, as in a graph."""
+    """What Python knew when a kind of step was first computed is what it knows at all later ones, as in a graph."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
@@ -35,7 +40,7 @@ class Replayed(StaticDecoder):
         if self.step == 0:
             super()._compute(codebook)
             return
-        now, self.step = self.step, self.recorded.setdefault(codebook, self.step)
+        now, self.step = self.step, self.recorded.setdefault((codebook, self.visible), self.step)
         super()._compute(codebook)
         self.step = now
 
@@ -43,8 +48,11 @@ class Replayed(StaticDecoder):
 @pytest.mark.parametrize("known", [0, 1])
 @pytest.mark.parametrize("kind", [StaticDecoder, Replayed])
 @pytest.mark.parametrize(("pattern", "conditioning", "bias"), EVERY)
-def test_steps_of_static_shape_depend_on_tensors_alone(pattern, conditioning, bias, kind, known, recorded_rows):
+def test_steps_of_static_shape_depend_on_tensors_alone(
+    pattern, conditioning, bias, kind, known, recorded_rows, monkeypatch
+):
     """Step number, grid, conditions and cache are tensors; more aligned conditions go into the same one."""
+    monkeypatch.setattr(graphs, "SHORTEST", 4)
     model, streams, conditions = setting(pattern, conditioning, bias)
     prefix = streams[TARGET][:, :, :known] if known else None
     runs = []
@@ -61,7 +69,10 @@ def test_steps_of_static_shape_depend_on_tensors_alone(pattern, conditioning, bi
     assert torch.equal(runs[0][0], runs[1][0])
     torch.testing.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-5)
     if kind is Replayed:
-        assert len(decoder.recorded) == (4 if pattern == "flattened" else 1)
+        assert {codebook for codebook, _ in decoder.recorded} == ({0, 1, 2, 3} if pattern == "flattened" else {0})
+        for (_, visible), step in decoder.recorded.items():  # each reads no more than twice what is written
+            written = decoder.plan.condition_steps + step + 1
+            assert written <= visible <= min(max(4, 2 * written), decoder.plan.steps)
 
 
 def test_the_decoder_follows_the_class_of_the_network():
@@ -86,7 +97,78 @@ def test_graphs_give_the_tokens_of_plain_steps_on_cuda(pattern, conditioning, bi
             decoder.condition(conditions)
         runs.append(decoder.advance(FRAMES))
     assert torch.equal(*runs)
-    assert len(decoder._graphs) == (4 if pattern == "flattened" else 1)
+    assert decoder.fused is not None
+    assert set(decoder._graphs) == {1}  # all codebooks, in one part of attention
+
+
+OLD_CHIP = Chip("an old chip", 49152, (7, 5))
+
+
+@pytest.mark.parametrize(
+    "reason", ["the package triton is not installed", "compute capability 7.5", "no kernel image is available"]
+)
+def test_without_triton_pytorchs_operations_stand_in_with_one_warning(reason, monkeypatch):
+    """Where the package is missing, on an old chip, and where a kernel cannot be built; each is tried once."""
+    model, streams, conditions = setting("delay")
+    tried = []
+
+    class Unbuildable:
+        draws = True
+
+        def __init__(self, *_):
+            tried.append(self)
+
+        def parts(self, visible):
+            return 1
+
+        def logits(self, parts):
+            raise RuntimeError("Triton Error [CUDA]: no kernel image is available")
+
+    usable = None if "installed" not in reason else reason
+    chip = OLD_CHIP if "7.5" in reason else replace(OLD_CHIP, capability=(9, 0))
+    monkeypatch.setattr(fused_step, "unusable", lambda device: usable)
+    monkeypatch.setattr(fused_step, "settings", StepSettings(chip_of=lambda device: chip))
+    monkeypatch.setattr(fused_step, "FusedStep", Unbuildable)
+    prefix, found = streams[TARGET][:, :, :1], []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for kind in (Decoder, FusedDecoder, FusedDecoder):
+            decoder = kind(model, FRAMES, GUIDED, [0, 1], prefix=prefix)
+            decoder.condition(conditions)
+            found.append(decoder.advance(FRAMES))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    (line,) = [str(warning.message) for warning in caught]
+    assert chip.name in line
+    assert reason in line
+    assert len(tried) == ("image" in reason)
+
+
+def test_a_mistake_in_a_kernel_is_raised_and_leaves_the_tokens_as_they_were(monkeypatch):
+    model, _, conditions = setting("delay")
+
+    class Broken:
+        draws = True
+
+        def __init__(self, decoder, index):
+            self.grid = decoder.grid
+
+        def parts(self, visible):
+            return 1
+
+        def logits(self, parts):
+            self.grid.fill_(1)
+            raise ZeroDivisionError("a mistake in the kernel")
+
+    monkeypatch.setattr(fused_step, "unusable", lambda device: None)
+    monkeypatch.setattr(fused_step, "settings", StepSettings())
+    monkeypatch.setattr(fused_step, "FusedStep", Broken)
+    decoder = FusedDecoder(model, FRAMES, GUIDED, [0, 1])
+    decoder.condition(conditions)
+    before = decoder.grid.clone()
+    with pytest.raises(ZeroDivisionError):
+        decoder.advance(1)
+    assert torch.equal(decoder.grid, before)
 
 
 class WithoutFloat64(TorchDispatchMode):

@@ -30,7 +30,7 @@ def chip(monkeypatch):
             tried.append(setting)
             return fails(setting)
 
-        monkeypatch.setattr(triton_attention, "_unusable", lambda device: None)
+        monkeypatch.setattr(triton_attention, "unusable", lambda device: None)
         monkeypatch.setattr(triton_attention, "_failure", failure)
         monkeypatch.setattr(triton_attention, "settings", Settings(chip_of=lambda device: chip))
         return tried
@@ -140,7 +140,7 @@ def test_other_errors_are_raised(monkeypatch):
     def breaks(*_):
         raise ZeroDivisionError("a mistake in the kernel")
 
-    monkeypatch.setattr(triton_attention, "_unusable", lambda device: None)
+    monkeypatch.setattr(triton_attention, "unusable", lambda device: None)
     monkeypatch.setattr(triton_attention, "settings", Settings())
     monkeypatch.setattr(triton_attention, "forward_pass", breaks)
     with pytest.raises(ZeroDivisionError):

@@ -320,6 +320,13 @@ def test_requests_that_do_not_fit_are_refused():
         generate(model, {name: conditions[name] for name in ("vocal_semantic", "instrumental_fine")}, PLAIN, [0, 1])
     with pytest.raises(ValueError, match=r"prefix must be \[2, 4, at most 6\]"):
         generate(model, conditions, PLAIN, [0, 1], prefix=streams[TARGET][:, :2])
+    for wrong in (-1, model.layout.target.vocabulary):
+        prefix = streams[TARGET][:, :, :2].clone()
+        prefix[1, 3, 1] = wrong
+        for pattern in ("parallel", "nonautoregressive"):
+            other, _, given = setting(pattern)
+            with pytest.raises(ValueError, match=rf"prefix must hold ids 0\.\.1023, got {wrong}"):
+                generate(other, given, PLAIN, [0, 1], prefix=prefix)
     with pytest.raises(ValueError, match="call condition"):
         Decoder(model, FRAMES, PLAIN, [0, 1]).advance(1)
     decoder = Decoder(model, FRAMES, PLAIN, [0, 1])

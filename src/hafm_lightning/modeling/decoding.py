@@ -78,7 +78,7 @@ class Decoder:
         self.steps_per_frame = layout.target.codebooks // width  # more than 1 where each step writes one codebook
         known = torch.full((self.batch, layout.target.codebooks, frames), UNKNOWN)
         if prefix is not None:
-            check_prefix(prefix, (self.batch, layout.target.codebooks, frames))
+            check_prefix(prefix, (self.batch, layout.target.codebooks, frames), layout.target.vocabulary)
             known[:, :, : prefix.shape[-1]] = prefix.cpu()
         grid = interleave(known, layout.pattern)
         unwritten = (grid == UNKNOWN).any(0).any(0)  # [S_t]
@@ -191,6 +191,10 @@ class Decoder:
             x = x + self.clocked.index_select(1, frame.view(1))
         book = codebook if self.steps_per_frame > 1 else None
         logits = self.model.step_logits(x, self._attending(x.dtype), book)  # [R, W, V]
+        self._draw(logits)
+
+    def _draw(self, logits: Tensor) -> None:
+        """Draw the current step's tokens from logits ``[R, W, V]`` into the grid, where they are unknown."""
         drawn = choose(guided(logits, self.rows, self.options), self._of_step(self.uniform, 2), self.options)
         forced = self._of_step(self.grid, 2)  # [B, W]
         self._store(torch.where(forced == UNKNOWN, drawn, forced))

@@ -43,7 +43,7 @@ def fill(
     streams, rows, codes, uniform = _begin(model, conditions, options, seeds, frames)
     known = 0
     if prefix is not None:
-        check_prefix(prefix, (len(seeds), target.codebooks, frames))
+        check_prefix(prefix, (len(seeds), target.codebooks, frames), target.vocabulary)
         known = prefix.shape[-1]
         codes[:, :, :known] = prefix.to(codes)
     before, clocked = model.prefix(streams, frames), model.frame_conditions(streams, frames)

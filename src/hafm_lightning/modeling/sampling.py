@@ -145,8 +145,11 @@ def guided(logits: Tensor, rows: int, options: SamplingOptions) -> Tensor:
     return guide(conditioned, unconditioned, options.guidance)
 
 
-def check_prefix(prefix: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raise ValueError unless ``prefix [B, K, T0]`` fits a target of ``shape`` (B, K, T)."""
+def check_prefix(prefix: Tensor, shape: tuple[int, int, int], vocabulary: int) -> None:
+    """Raise ValueError unless ``prefix [B, K, T0]`` holds ids and fits a target of ``shape`` (B, K, T)."""
     batch, codebooks, frames = shape
     if prefix.dim() != 3 or prefix.shape[:2] != (batch, codebooks) or prefix.shape[2] > frames:
         raise ValueError(f"prefix must be [{batch}, {codebooks}, at most {frames}], got {tuple(prefix.shape)}")
+    wrong = prefix[(prefix < 0) | (prefix >= vocabulary)]
+    if len(wrong):  # a kernel on a GPU could not say so
+        raise ValueError(f"prefix must hold ids 0..{vocabulary - 1}, got {int(wrong[0])}")

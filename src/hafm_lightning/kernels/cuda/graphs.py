@@ -1,12 +1,18 @@
-"""Decoding on CUDA: a step is recorded once for each codebook as a graph, and replayed.
+"""Decoding on CUDA: steps recorded as graphs, and replayed.
 
-A step starts some four hundred kernels of a few microseconds; a graph starts them all at once. It runs the same kernels
-at the same addresses each time, so nothing in a step may depend on Python's numbers: :class:`StaticDecoder` keeps the
-step number in a tensor, and attention looks at the whole cache, of which the bias masks what is not yet written.
+A graph starts all kernels of a step at once. It runs the same kernels at the same addresses each time, so nothing in a
+step may depend on Python's numbers: the step number is a tensor. There are two kinds of steps:
+
+* the chain of Triton kernels of :mod:`.fused_step`, in which one graph serves all codebooks, and two serve all lengths;
+* where that cannot run, PyTorch's operations (:class:`StaticDecoder`): a graph for each codebook and each power of two
+  of visible steps. Attention looks at that many steps of the cache; the bias masks what is not yet written.
+
+Graphs are recorded when they are first needed, and share their memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +20,14 @@ import torch
 from torch import Tensor
 
 from hafm_lightning.kernels.base import Twin
+from hafm_lightning.kernels.cuda import fused_step
+from hafm_lightning.kernels.cuda.fused_step import FusedStep
 from hafm_lightning.modeling.cache import CachedSteps
 from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.token_model import TokenModel
+
+SHORTEST = 256
+"""Steps of the cache that attention looks at, at least."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,20 @@ class StaticSteps(CachedSteps):
 
 
 class StaticDecoder(Decoder):
-    """A decoder whose steps, but for the very first, are one function of tensors."""
+    """A decoder whose steps, but for the very first, are functions of tensors, one for each :attr:`visible`."""
 
     @cached_property
     def _index(self) -> Tensor:
         """The current step, int64 ``[1]``."""
         return torch.zeros(1, dtype=torch.int64, device=self.device)
+
+    @property
+    def visible(self) -> int:
+        """Steps that attention looks at: a power of two, or all."""
+        written, visible = self.plan.condition_steps + self.step + 1, SHORTEST
+        while visible < written:
+            visible *= 2
+        return min(visible, self.plan.steps)
 
     def _advance_one(self) -> None:
         self._index.fill_(self.step)
@@ -46,7 +65,7 @@ class StaticDecoder(Decoder):
 
     def _attending(self, dtype: torch.dtype) -> CachedSteps:
         assert self.cache is not None
-        first, rows = self.plan.condition_steps, self._of_step(self.rows_of_step, 0)
+        first, rows = self.plan.condition_steps, self._of_step(self.rows_of_step, 0)[: self.visible]
         bias = self.table.index_select(1, rows)[:, None].to(dtype)
         return StaticSteps(self.cache, first + self.step, bias, first + self._index)
 
@@ -57,34 +76,65 @@ class StaticDecoder(Decoder):
         self.grid.index_copy_(2, self._index, tokens[..., None])
 
 
-class GraphDecoder(StaticDecoder):
+class FusedDecoder(StaticDecoder):
+    """A decoder whose steps are chains of Triton kernels, where they can run."""
+
+    @cached_property
+    def fused(self) -> FusedStep | None:
+        """The fused step; None where PyTorch's operations stand in."""
+        return fused_step.settings.step_of(self, self._index)
+
+    def _compute(self, codebook: int) -> None:
+        if self.fused is None:
+            super()._compute(codebook)
+        else:
+            self._run(self.fused, self.fused.parts(self.visible))
+
+    def _run(self, fused: FusedStep, parts: int) -> None:
+        logits = fused.logits(parts)
+        if fused.draws:
+            fused.draw()
+        else:
+            self._draw(logits)
+
+
+class GraphDecoder(FusedDecoder):
     """A decoder that records its steps as CUDA graphs and replays them."""
 
     @cached_property
-    def _graphs(self) -> dict[int, torch.cuda.CUDAGraph]:
-        """The recorded step of each codebook."""
+    def _graphs(self) -> dict[object, torch.cuda.CUDAGraph]:
+        """The recorded steps: by parts of attention, or by codebook and visible steps."""
         return {}
 
+    @cached_property
+    def _pool(self) -> tuple[int, int]:
+        return torch.cuda.graph_pool_handle()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
     def _compute(self, codebook: int) -> None:
-        if self.step == 0:  # its input is no token
+        fused = self.fused
+        if fused is None and self.step == 0:  # its input is no token
             super()._compute(codebook)
             return
-        if codebook not in self._graphs:
-            self._graphs[codebook] = self._record(codebook)
-        self._graphs[codebook].replay()
+        if fused is None:
+            key: object = (codebook, self.visible)
+        else:
+            key = fused.parts(self.visible)
+        if key not in self._graphs:
+            self._graphs[key] = self._record(lambda: super(GraphDecoder, self)._compute(codebook))
+        self._graphs[key].replay()
 
-    def _record(self, codebook: int) -> torch.cuda.CUDAGraph:
-        """The step as a graph, for all later steps of a codebook."""
+    def _record(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """The step as a graph, for all later steps of its kind."""
         saved = self.grid.clone()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # warm-up outside the graph, as recording demands
-            super()._compute(codebook)
+            step()
         torch.cuda.current_stream().wait_stream(side)
         self.grid.copy_(saved)  # the step's tokens are unknown again; its cache entry is simply rewritten
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            super()._compute(codebook)
+        with torch.cuda.graph(graph, pool=self._pool):
+            step()
         return graph
 
 

@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -31,7 +30,7 @@ from torch import Tensor
 from hafm_lightning.kernels.base import Twin
 from hafm_lightning.kernels.cuda.flex_attention import FlexBias
 from hafm_lightning.kernels.cuda.flex_tiles import build_failure
-from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Chip, Kernel, Setting, padded
+from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Chip, Kernel, Setting, padded, unusable
 from hafm_lightning.kernels.cuda.triton_passes import (
     BackwardPass,
     SpreadTable,
@@ -243,7 +242,7 @@ class Settings:
 
     def _first_that_runs(self, device: torch.device, dtype: torch.dtype, width: int, training: bool) -> Setting | None:
         chip = self.chip_of(device)
-        reason = _unusable(device) or chip.misfit
+        reason = unusable(device) or chip.misfit
         if reason is not None:
             self._warn_without(chip, training, reason)
             return None
@@ -271,17 +270,6 @@ class Settings:
         if line not in self.warned:
             self.warned.add(line)
             warnings.warn(line, stacklevel=2)
-
-
-def _unusable(device: torch.device) -> str | None:
-    """Why Triton cannot be used at all, or None."""
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
-    if device.type == "cuda":
-        return None
-    from triton import knobs
-
-    return None if knobs.runtime.interpret else f"{device.type} devices have Triton's interpreter alone"
 
 
 def _failure(setting: Setting, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Kernel, str] | None:

@@ -9,6 +9,7 @@ estimate, and a kernel that fails all the same gives way to the next smaller one
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -157,3 +158,14 @@ class Setting:
 def padded(width: int) -> int:
     """The width of a head as the kernels compute it: a power of two, at least 16."""
     return max(16, 1 << (width - 1).bit_length())
+
+
+def unusable(device: torch.device) -> str | None:
+    """Why Triton cannot be used at all, or None."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type == "cuda":
+        return None
+    from triton import knobs
+
+    return None if knobs.runtime.interpret else f"{device.type} devices have Triton's interpreter alone"
