@@ -56,7 +56,7 @@ def fit_command(shards: Path, root: Path, device: str, tiny: bool) -> list[str]:
     """Deterministic steps of the recommended semantic stage with four layers, saved every :data:`SAVED_EVERY`."""
     settings: dict[str, Any] = {f"model.backbone.{key}": value for key, value in TINY.items()} if tiny else {}
     settings |= {
-        "model.backbone.layers": 2 if tiny else 4, "data.root": shards, "data.batch_size": 2 if tiny else 12,
+        "model.backbone.layers": 2 if tiny else 4, "data.root": shards, "data.global_batch_size": 2 if tiny else 12,
         "checkpoints.every_steps": SAVED_EVERY, "trainer.max_steps": STEPS, "trainer.deterministic": "true",
         "trainer.limit_val_batches": 0, "trainer.logger": "false", "trainer.default_root_dir": root,
     }  # fmt: skip
@@ -148,7 +148,7 @@ def fit_as_the_paper(
         root = folder / precision
         settings: dict[str, Any] = {f"model.backbone.{key}": value for key, value in TINY.items()} if tiny else {}
         settings |= on_device(device) | {
-            "trainer.precision": precision, "data.root": shards, "data.batch_size": 2 if tiny else 4,
+            "trainer.precision": precision, "data.root": shards, "data.global_batch_size": 2 if tiny else 4,
             "trainer.accumulate_grad_batches": 3, "trainer.gradient_clip_val": 1.0, "trainer.max_steps": 8,
             "trainer.val_check_interval": 12, "trainer.limit_val_batches": 2, "trainer.log_every_n_steps": 1,
             "trainer.enable_checkpointing": "false", "trainer.default_root_dir": root,

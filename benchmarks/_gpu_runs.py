@@ -87,7 +87,7 @@ def try_experiments(
         }  # fmt: skip
         if tiny:
             settings |= {f"model.backbone.{key}": value for key, value in TINY.items()}
-            settings |= {"data.batch_size": 2, "data.crop_s": "null", "trainer.precision": "32-true"}
+            settings |= {"data.global_batch_size": 2, "data.crop_s": "null", "trainer.precision": "32-true"}
         started = time.perf_counter()
         found[name] = first_steps(["fit", "--config", str(config), *as_options(settings)])
         found[name]["seconds"] = round(time.perf_counter() - started, 1)
