@@ -5,10 +5,11 @@
     python benchmarks/gpu.py parity --device cpu --tiny           # does it run? The figures mean nothing
 
 Parts: ``parity`` (our kernels and PyTorch's operations against float64), ``attention`` (one layer beside FlexAttention
-without a bias and causal attention without a bias, the floor), ``experiments`` (two steps of every file under
-experiments/), ``training`` (a step of each stage as ``fit`` takes it), ``generation`` (steps and takes), ``resume`` (a
-killed run against a whole one). Figures are written as they are found, so that a part that runs out of time leaves what
-it has; ``finished`` says whether it ended by itself.
+without a bias and causal attention without a bias, the floor), ``training`` (a step of each stage as ``fit`` takes it),
+``experiments`` (two steps of every file under experiments/), ``generation`` (steps and takes), ``loss`` (50 steps
+beside float32 on the CPU), ``fit_real`` (a run with accumulated and clipped gradients and validation), ``resume`` (a
+killed and continued run against a whole one). Figures are written as they are found, so that a part that runs out of
+time leaves what it has; ``finished`` says whether it ended by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from _facts import machine
 
-PARTS = ("parity", "attention", "experiments", "training", "generation", "resume")
+PARTS = ("parity", "attention", "training", "experiments", "generation", "loss", "fit_real", "resume")
 SHAPES = (
     ("coarse aligned", "CoarseStage", "aligned", 12, 75.0),
     ("coarse prefix", "CoarseStage", "prefix", 12, 110.0),
@@ -73,21 +74,39 @@ def attention(scale: Scale, store: Store) -> dict[str, Any]:
 
 def experiments(scale: Scale, store: Store) -> dict[str, Any]:
     """Two steps of every file under experiments/."""
-    from _gpu_runs import try_experiments, write_random_shards
+    from _gpu_runs import try_experiments, write_learnable_shards
 
     with tempfile.TemporaryDirectory() as folder:
-        shards = write_random_shards(Path(folder) / "shards", *((4, 0.4) if scale.tiny else (72, 10.0)))
+        shards = write_learnable_shards(Path(folder) / "shards", *((4, 0.4) if scale.tiny else (72, 10.0)))
         return try_experiments(shards, scale.device, scale.tiny, scale.seconds, store)
 
 
 def resume(scale: Scale, store: Store) -> dict[str, Any]:
     """How far a killed and continued run is from a whole one."""
-    from _gpu_runs import compare_resumed, write_random_shards
+    from _gpu_fits import compare_resumed
+    from _gpu_runs import write_learnable_shards
 
     del store
     with tempfile.TemporaryDirectory() as folder:
-        shards = write_random_shards(Path(folder) / "shards", *((12, 0.4) if scale.tiny else (72, 10.0)))
+        shards = write_learnable_shards(Path(folder) / "shards", *((12, 0.4) if scale.tiny else (72, 10.0)))
         return compare_resumed(shards, Path(folder), scale.device, scale.tiny)
+
+
+def fit_real(scale: Scale, store: Store) -> dict[str, Any]:
+    """A run of the coarse stage at the paper's size, with validation."""
+    from _gpu_fits import fit_as_the_paper
+    from _gpu_runs import write_learnable_shards
+
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_learnable_shards(Path(folder) / "shards", *((12, 0.4) if scale.tiny else (48, 10.0)))
+        return fit_as_the_paper(shards, Path(folder), scale.device, scale.tiny, store)
+
+
+def loss(scale: Scale, store: Store) -> dict[str, Any]:
+    """How far the loss of mixed precision is from float32 on the CPU."""
+    from _gpu_loss import compare_losses
+
+    return compare_losses(scale.device, scale.tiny, store)
 
 
 def training(scale: Scale, store: Store) -> dict[str, Any]:
@@ -234,11 +253,11 @@ def training_lines(found: dict[str, Any]) -> list[str]:
 
 
 def experiments_lines(found: dict[str, Any]) -> list[str]:
-    """How many files train, and what the others say."""
-    ended = {name: row["exit"] for name, row in found.items() if isinstance(row, dict)}
-    good = [name for name, code in ended.items() if code == 0]
-    others = {name: row for name, row in found.items() if name not in good}
-    took = [found[name]["seconds"] for name in good]
+    """How many files train, and what the others, and those with messages of the compiler, say."""
+    rows = {name: row for name, row in found.items() if isinstance(row, dict)}
+    good = [name for name, row in rows.items() if row["exit"] == 0]
+    others = {name: row for name, row in found.items() if name not in good or "compiler" in row}
+    took = [rows[name]["seconds"] for name in good]
     middle = f", {statistics.median(took)} s each" if took else ""
     return [f"{len(good)} of {len(found)} files take two steps{middle}", *summarised(others)]
 

@@ -11,16 +11,20 @@ Choices:
   optimizer step ended, whichever hook saves it. After the last batch of an epoch the epoch counts as done.
 * With accumulated gradients a validation, and with it a save, can fall between two batches of a step. No checkpoint
   holds the gradients of half a step: the continued run repeats the batches of that step, with the same numbers.
+* A step that is divided otherwise (``global_batch_size`` on another number of devices) keeps its clips; Lightning's
+  counters of batches are changed to the new batches. The random numbers of a batch are others then.
 * A validation that was due but not finished is marked, and the continued run begins with it; Lightning would skip it.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import random
 import warnings
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from hafm_lightning.callbacks.ema import EMA, TRAINING_WEIGHTS
 from hafm_lightning.errors import RequestError
 from hafm_lightning.training.internals import ends_training, finishes_step, loop_state_after_batch, validation_follows
+from hafm_lightning.training.protocols import DividesBatches
 
 
 def seed_step(seed: int, batch: int, rank: int) -> None:
@@ -40,6 +45,17 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
     torch.manual_seed((int(words[0]) << 32) | int(words[1]))
     np.random.seed(int(words[2]))  # noqa: NPY002  (libraries draw from the global generator)
     random.seed(int(words[3]))
+
+
+def count_batches_again(loops: dict[str, Any], for_each: Fraction) -> None:
+    """Change Lightning's counters of training batches, in place, to batches of which ``for_each`` replace one.
+
+    Mid-epoch counts are whole steps, and stay whole. A short last step of an epoch rounds up, so that the epoch counts
+    as done.
+    """
+    progress = loops["epoch_loop.batch_progress"]
+    for counter in (progress["total"], progress["current"]):
+        counter.update({name: math.ceil(count * for_each) for name, count in counter.items()})
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,9 @@ class ExactResume(Callback):
             data = {key: checkpoint[key]} if key in checkpoint else {}
             loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
             self._position = Position(saved["batches"], saved["epoch"], loops, data)
+        source = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(source, DividesBatches) and source.batches_for_each != 1:  # Lightning reads the loops after this
+            count_batches_again(checkpoint["loops"]["fit_loop"], source.batches_for_each)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run a validation that the stopped run did not finish."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
+from hafm_lightning.data_modules.batch_division import divide
 from hafm_lightning.data_modules.token_shards import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.configuration import PreparationConfig
@@ -30,7 +31,7 @@ class Musdb18(TokenShards):
         path: str,
         root: str,
         tokenizers_from: str,
-        batch_size: int,
+        batch_size: int | None = None,
         eval_batch_size: int | None = None,
         clip_s: float = CLIP_DURATION_S,
         hop_s: float | None = None,
@@ -39,6 +40,7 @@ class Musdb18(TokenShards):
         seed: int = 0,
         workers: int = 0,
         preparation_workers: int = 0,
+        global_batch_size: int | None = None,
     ) -> None:
         """Store the request; songs are read by :meth:`prepare_data`.
 
@@ -46,8 +48,8 @@ class Musdb18(TokenShards):
             path: The folder that holds ``train/`` and ``test/``, with a folder of stems for each song.
             root: Where the shards go; a finished one is used as it is, also when ``path`` is not there.
             tokenizers_from: The ``tokenizers`` folder beside the shards that the stage was trained on.
-            batch_size: Training clips a step and process.
-            eval_batch_size: Clips a validation or test batch; by default ``batch_size``.
+            batch_size: Training clips of a batch on one process. Either this or ``global_batch_size`` is given.
+            eval_batch_size: Clips of a validation or test batch; by default those of a training batch.
             clip_s: Length of a clip in seconds: 10 as in training, 3 as in the paper's evaluation.
             hop_s: From one clip's start to the next; by default ``clip_s``.
             allow_partial: Accept a copy with fewer than 100 + 50 songs.
@@ -55,8 +57,17 @@ class Musdb18(TokenShards):
             seed: Of the order of clips and the places of crops.
             workers: Loader processes.
             preparation_workers: Processes that tokenize; 0 is one for each core.
+            global_batch_size: Training clips of a step, over all processes and accumulated batches.
         """
-        super().__init__(root, batch_size, eval_batch_size=eval_batch_size, crop_s=crop_s, seed=seed, workers=workers)
+        super().__init__(
+            root,
+            batch_size,
+            eval_batch_size=eval_batch_size,
+            crop_s=crop_s,
+            seed=seed,
+            workers=workers,
+            global_batch_size=global_batch_size,
+        )
         self.prepare_data_per_node = False
         self.path = Path(path).expanduser()
         self.request = PreparationConfig(
@@ -74,6 +85,8 @@ class Musdb18(TokenShards):
 
     def check_request(self, command: str, trainer: Trainer, module: LightningModule) -> None:
         """Refuse a request that cannot be prepared; check finished shards."""
+        if command == "fit":
+            divide(self.batch_size, self.global_batch_size, trainer)
         if not self._has_songs():
             super().check_request(command, trainer, module)
 

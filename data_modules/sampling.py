@@ -5,8 +5,8 @@
 Choices:
 
 * Random numbers are raw words of Philox, which no upgrade of numpy can change in the middle of a run.
-* Training divides the global batch: global batch ``i`` is the same set of clips on any number of processes, as long as
-  ``batch_size * world`` is the same, and every process makes the same number of steps.
+* Training divides the global batch: step ``i`` has the same set of clips on any number of processes and accumulated
+  batches, as long as their product with ``batch_size`` is the same. Every process makes the same number of steps.
 * Evaluation distributes batches without padding or repetition. Pairs with a clip of another song are chosen over the
   whole split, so that neither batch size nor processes change a metric.
 * The samplers yield batches, not clips: ``DataLoader(..., batch_size=None, sampler=order)``.
@@ -121,18 +121,22 @@ class TrainingOrder(ClipOrder):
             evenly; fewer than one clip a process are left out, since every process must take the step.
         epoch: The epoch of the next iteration.
         repeated: Whether every epoch has the clips and crops of the first one.
+        per_step: Batches of a process that make one step; with ``drop_last`` an epoch has whole steps alone.
     """
 
     shuffle: bool = True
     drop_last: bool = True
     epoch: int = 0
     repeated: bool = False
+    per_step: int = 1
     _resume: tuple[int, int] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         """Batches in a whole epoch, also in the epoch that a resumed run enters in the middle."""
         full, rest = divmod(self.clips, self.batch_size * self.world)
-        return full + int(not self.drop_last and rest >= self.world)
+        if self.drop_last:
+            return full - full % self.per_step
+        return full + int(rest >= self.world)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration (called by Lightning)."""

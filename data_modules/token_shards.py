@@ -7,13 +7,16 @@ Choices:
 
 * All ids are checked once, when a split is opened (about 0.2 s for the paper's 0.7 GB), never per batch.
 * The checkpoint holds the number of finished batches and all that the order depends on. A run that would continue
-  differently (other data, batch size, processes) is refused by name; ``allow_changes`` permits it.
+  differently (other data, other batches) is refused by name; ``allow_changes`` permits it. With ``global_batch_size``
+  a run may continue on another number of processes, or with other accumulation: its next step has the same clips.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from hafm_lightning.data_modules.batch_division import check_sizes, divide
 from hafm_lightning.data_modules.clip_batches import ClipBatches, check_manifests, check_split
 from hafm_lightning.data_modules.sampling import EvaluationOrder, RepeatedOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
@@ -43,7 +47,7 @@ class TokenShards(LightningDataModule):
     def __init__(
         self,
         root: str,
-        batch_size: int,
+        batch_size: int | None = None,
         eval_batch_size: int | None = None,
         crop_s: float | None = None,
         seed: int = 0,
@@ -53,13 +57,14 @@ class TokenShards(LightningDataModule):
         streams: list[str] | None = None,
         cache_dir: str | None = None,
         allow_changes: bool = False,
+        global_batch_size: int | None = None,
     ) -> None:
         """Store the request; files are opened by :meth:`setup`.
 
         Args:
             root: Folder (or remote address) that ``prepare`` wrote, with ``train/``, ``validation/``, ``test/``.
-            batch_size: Training clips a step and process.
-            eval_batch_size: Clips a validation or test batch; by default ``batch_size``.
+            batch_size: Training clips of a batch on one process. Either this or ``global_batch_size`` is given.
+            eval_batch_size: Clips of a validation or test batch; by default those of a training batch.
             crop_s: Length of random crops in seconds, a multiple of 0.04; by default whole clips.
             seed: Of the order of clips and the places of crops.
             workers: Loader processes; 0 loads in the training process, which is the fastest for shards on a local
@@ -71,16 +76,20 @@ class TokenShards(LightningDataModule):
             allow_changes: Whether to continue a checkpoint of other data, batch size or number of processes, although
                 the uninterrupted run would have continued differently. On the command line, ``--allow_changes true``
                 sets it for every data module.
+            global_batch_size: Training clips of a step, over all processes and all batches whose gradients are
+                accumulated; it must divide by both. So a run takes the same steps on 1, 2 or 4 devices.
         """
         super().__init__()
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
+        check_sizes(batch_size, global_batch_size)
+        if (eval_batch_size is not None and eval_batch_size < 1) or workers < 0:
             raise RequestError(
-                f"data.batch_size is {batch_size}, data.eval_batch_size {eval_batch_size}, data.workers {workers}\n"
+                f"data.eval_batch_size is {eval_batch_size}, data.workers {workers}\n"
                 "batch sizes start at 1 and workers at 0"
             )
         self.root, self.cache_dir, self.streams = root, cache_dir, streams
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.batch_size, self.global_batch_size, self.eval_batch_size = batch_size, global_batch_size, eval_batch_size
+        self.division = divide(batch_size, global_batch_size, None)
+        self.batches_for_each = Fraction(1)
         self.crop_s, self.shuffle, self.drop_last = crop_s, shuffle, drop_last
         self.seed, self.workers, self.allow_changes = seed, workers, allow_changes
         self._splits: dict[str, ClipBatches] = {}
@@ -115,6 +124,8 @@ class TokenShards(LightningDataModule):
         self._check(command, trainer, module)
 
     def _check(self, command: str, trainer: Trainer | None, module: LightningModule | None) -> None:
+        if command == "fit":
+            self.division = divide(self.batch_size, self.global_batch_size, trainer)
         self._open(SPLIT_OF[command])
         if command == "fit" and (trainer is None or trainer.limit_val_batches != 0):
             self._open("validation")
@@ -157,14 +168,17 @@ class TokenShards(LightningDataModule):
         return self.trainer is not None and bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
 
     def _order(self) -> TrainingOrder:
-        clips, place = len(self._open("train")), self._place("train")
-        settings = {"shuffle": self.shuffle, "drop_last": self.drop_last, "repeated": self._overfits}
-        order = TrainingOrder(clips, self.batch_size, **settings, **place)
+        clips, share = len(self._open("train")), self.division
+        settings: dict[str, Any] = {"shuffle": self.shuffle, "drop_last": self.drop_last, "repeated": self._overfits}
+        settings |= self._place("train") | {"world": share.processes}
+        order = TrainingOrder(clips, share.batch_size, per_step=share.accumulated if share.is_global else 1, **settings)
         if not len(order):
+            parts = share.processes * (share.accumulated if share.is_global else 1)
+            name, most = ("global_batch_size", parts) if share.is_global else ("batch_size", 1)
             raise RequestError(
                 f"split 'train' of {self.root} has {clips} clips, fewer than one step takes "
-                f"({self.batch_size} a process, {order.world} processes)\n"
-                f"use --data.batch_size {max(clips // order.world, 1)} or smaller, or --data.drop_last false"
+                f"({share.batch_size} a process, {share.processes} processes)\n"
+                f"use --data.{name} {max(clips // parts, 1) * most} or smaller, or --data.drop_last false"
             )
         return order
 
@@ -182,7 +196,8 @@ class TokenShards(LightningDataModule):
     def _evaluation_loader(self, split: str, paired: bool) -> DataLoader[TokenBatch]:
         names = self._open(split).reader.clip_ids
         others = other_song_clips(names) if paired and len({song_of(name) for name in names}) > 1 else None
-        order = EvaluationOrder(len(names), self.eval_batch_size, others=others, **self._place(split))
+        size = self.division.batch_size if self.eval_batch_size is None else self.eval_batch_size
+        order = EvaluationOrder(len(names), size, others=others, **self._place(split))
         return self._loader(split, order)
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
@@ -220,7 +235,9 @@ class TokenShards(LightningDataModule):
         if self.trainer is None or "train" not in self._splits:
             return {}
         epoch, batches = self._next_batch()
-        return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **self._order_depends_on()}
+        share = self.division
+        sizes = {"batch_size": share.batch_size, "processes": share.processes, "accumulated": share.accumulated}
+        return {"version": STATE_VERSION, "epoch": epoch, "batches": batches, **sizes, **self._order_depends_on()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a checkpoint's position; RequestError if the uninterrupted run would take other batches."""
@@ -232,14 +249,22 @@ class TokenShards(LightningDataModule):
         )
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        settings = self._order_depends_on()
+        settings, accumulated = self._order_depends_on(), int(state.get("accumulated", 1))
+        if "global_batch_size" in settings and "global_batch_size" not in state:
+            clips = int(state.get("batch_size", 0)) * int(state.get("processes", 0)) * accumulated
+            state = state | {"global_batch_size": clips}
         changed = [f"{key} {state.get(key)} -> {now}" for key, now in settings.items() if state.get(key) != now]
         if (changed or state.get("version") != STATE_VERSION) and not self.allow_changes:
             raise RequestError(
                 f"the checkpoint cannot be continued exactly; changed: {', '.join(changed) or 'the state version'}\n"
                 "set it back, or continue with the changes: --allow_changes true"
             )
-        self._position = (int(state["epoch"]), min(int(state["batches"]), len(self._order())))
+        # a checkpoint is one of a finished step: its batches are whole steps, but at the end of an epoch
+        self.batches_for_each = (
+            Fraction(self.division.accumulated, accumulated) if self.division.is_global else Fraction(1)
+        )
+        batches = math.ceil(int(state["batches"]) * self.batches_for_each)
+        self._position = (int(state["epoch"]), min(batches, len(self._order())))
 
     def _next_batch(self) -> tuple[int, int]:
         """Epoch and index of the first training batch that no finished step has used."""
@@ -258,11 +283,12 @@ class TokenShards(LightningDataModule):
     def _order_depends_on(self) -> dict[str, Any]:
         manifest = self._open("train").reader.manifest
         contents = hashlib.sha256("\n".join(shard.sha256 for shard in manifest.shards).encode()).hexdigest()
+        share = self.division
+        sizes = {"batch_size": share.batch_size, "processes": share.processes}
         return {
             "shards": contents[:16],
             "clips": manifest.clips,
-            "batch_size": self.batch_size,
-            "processes": 1 if self.trainer is None else self.trainer.world_size,
+            **({"global_batch_size": share.clips} if share.is_global else sizes),
             "seed": self.seed,
             "crop_s": self.crop_s,
             "shuffle": self.shuffle,

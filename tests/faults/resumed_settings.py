@@ -47,6 +47,7 @@ OTHER: dict[str, Any] = {
     "data.class_path": "hafm_lightning.data_modules.MusdbStems",
     f"{DATA}.root": "prepared",
     f"{DATA}.batch_size": 2,
+    f"{DATA}.global_batch_size": 3,
     f"{DATA}.eval_batch_size": 2,
     f"{DATA}.seed": 6,
     f"{DATA}.crop_s": 0.12,

@@ -19,7 +19,7 @@ _SMALL = {
     "model.backbone.width": 32,
     "model.backbone.heads": 2,
     "model.backbone.feedforward": 64,
-    "data.batch_size": 2,
+    "data.global_batch_size": 2,
     "trainer.max_steps": 2,
     "trainer.precision": "32-true",
     "trainer.accelerator": "cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,6 +54,14 @@ class ShardSource(Protocol):
     @property
     def manifests(self) -> Mapping[str, Any]:
         """Split -> manifest (:class:`~hafm_lightning.shards.manifest.Manifest`) of the splits opened so far."""
+
+
+@runtime_checkable
+class DividesBatches(Protocol):
+    """A data module that divides a step over processes and batches, in a continued run perhaps other than before."""
+
+    batches_for_each: Fraction
+    """Batches of this run that hold the clips of one batch of the checkpoint that it continues."""
 
 
 @runtime_checkable

@@ -284,7 +284,8 @@ REFUSED = {
 }
 ELSEWHERE = {
     "model.class_path": "below", "data.class_path": "another data module", "model.conditions": "test_training.py",
-    "data.root": "below", "trainer.devices": "test_exact_resume.py", "trainer.num_nodes": "as devices",
+    "data.root": "below", "data.global_batch_size": "test_batch_division.py",
+    "trainer.devices": "test_exact_resume.py", "trainer.num_nodes": "as devices",
     **dict.fromkeys(("data.path", "data.tokenizers_from", "data.clip_s", "data.hop_s"), "Musdb18: other shards"),
 }  # fmt: skip
 

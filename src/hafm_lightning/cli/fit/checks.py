@@ -14,7 +14,7 @@ TUNERS: dict[type[pl.Callback], str] = {
     LearningRateFinder: "it sets a rate that neither the configuration nor the checkpoints know\n"
     "compare a few short runs: --model.optimizer.learning_rate 3e-4 --trainer.max_steps 200, and `curves`",
     BatchSizeFinder: "it changes the batches of a run that has begun\n"
-    "`describe --data.batch_size 8` estimates the memory of a batch; a trial: --trainer.fast_dev_run true",
+    "`describe --data.global_batch_size 8` estimates the memory of a batch; a trial: --trainer.fast_dev_run true",
 }
 """Callbacks of Lightning's tuner, which change settings behind the configuration, and what to do instead."""
 ENDS = ("max_steps", "max_epochs", "limit_train_batches")

@@ -54,7 +54,7 @@ TABLE: Mapping[Treatment, str] = {
         model.backbone.layers model.backbone.width model.backbone.heads model.backbone.feedforward
     """,
     "data": """
-        data.root data.batch_size data.crop_s data.seed data.shuffle data.drop_last
+        data.root data.batch_size data.global_batch_size data.crop_s data.seed data.shuffle data.drop_last
         data.path data.tokenizers_from data.clip_s data.hop_s
         trainer.devices trainer.num_nodes
     """,
