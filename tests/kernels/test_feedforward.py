@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hafm_lightning.kernels.base import swap
-from hafm_lightning.kernels.cuda.feedforward import FilledGEGLU
+from hafm_lightning.kernels.cuda.compiled_layers import FilledGEGLU
 from hafm_lightning.modeling.transformer import GEGLU
 
 

@@ -14,11 +14,11 @@ from attention_cases import CASES, gradients, plain_attention, setting
 from tiny_models import tiny_config, tiny_model, tiny_streams
 
 from hafm_lightning.kernels.base import swap
-from hafm_lightning.kernels.cuda import CudaBackend, compiled_layers, triton_attention, triton_blocks
-from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
-from hafm_lightning.kernels.cuda.feedforward import FilledGEGLU
+from hafm_lightning.kernels.cuda import CudaBackend, compiled_layers, triton_attention, triton_blocks, triton_trial
+from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer, FilledGEGLU
 from hafm_lightning.kernels.cuda.triton_attention import Settings, TritonBias, TritonRelativePosition
 from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Setting
+from hafm_lightning.kernels.cuda.triton_trial import first_failure
 from hafm_lightning.modeling import relative_position
 from hafm_lightning.modeling.attention import PairBias
 from hafm_lightning.modeling.decoding import Decoder, generate
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(
 )
 if interpreted:
     pytest.importorskip("triton", reason="the extra triton is not installed")
+    from hafm_lightning.kernels.cuda import triton_attention_kernels
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """The largest difference over the largest value. Numbers of bfloat16 are 2^-8 apart, those of float16 2^-11."""
@@ -44,7 +45,7 @@ def small(monkeypatch):
     sizes = {kernel: (Blocks(*size, 1, 1),) for kernel, size in small_tiles.items()}
     monkeypatch.setattr(triton_blocks, "SIZES", sizes)
     monkeypatch.setattr(triton_attention, "settings", Settings())
-    monkeypatch.setattr(triton_attention, "_failure", lambda *_: None)  # one test has it
+    monkeypatch.setattr(triton_attention, "first_failure", lambda *_: None)  # one test has it
     monkeypatch.setattr(relative_position, "MAX_DISTANCE_STEPS", 17)
     monkeypatch.setattr(relative_position, "MAX_DISTANCE_TICKS", 9)
 
@@ -131,13 +132,40 @@ def test_what_is_no_number_shows():
     assert output.isnan().any(-1)[0, 0].nonzero().flatten().tolist() == [30]
 
 
-def test_zeros_pass_through_the_kernels_before_they_are_used(monkeypatch):
+@pytest.fixture
+def smallest(monkeypatch):
+    """The smallest tiles, which are tried as those of a chip are; distances as long as in this module's networks."""
     monkeypatch.undo()
     monkeypatch.setattr(triton_blocks, "SIZES", dict.fromkeys(triton_blocks.SIZES, (Blocks(16, 16, 1, 1),)))
-    assert triton_attention._failure(Setting(), torch.device("cpu"), torch.float16, 16) is None
+    for module in (relative_position, triton_trial):
+        monkeypatch.setattr(module, "MAX_DISTANCE_STEPS", 17)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_kernels_are_compared_with_pytorch_before_they_are_used(dtype, smallest):
+    assert first_failure(Setting(), torch.device("cpu"), dtype, 16) is None
     with torch.inference_mode():
-        found = Settings().of(torch.device("cpu"), torch.float32, 16, training=False)
+        found = Settings().of(torch.device("cpu"), dtype, 16, training=False)
     assert found == Setting.first(training=False)
+
+
+@pytest.mark.parametrize("of", ["forward", "query_gradient", "table_gradient", "key_gradient"])
+def test_a_kernel_that_computes_something_else_is_not_used(of, smallest):
+    """A compiler's mistake: a result that is never written."""
+    smallest.setattr(triton_attention_kernels, f"{of}_kernel", NothingWritten())
+    kernel, reason = first_failure(Setting(), torch.device("cpu"), torch.float32, 16)
+    assert kernel == {"table_gradient": "query_gradient"}.get(of, of)
+    assert "its results differ from PyTorch's by" in reason
+    with pytest.warns(UserWarning, match="its results differ from PyTorch's"):
+        assert Settings().of(torch.device("cpu"), torch.float32, 16, training=True) is None
+
+
+class NothingWritten:
+    """A kernel that leaves what it should write as it is."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **settings: None
 
 
 # --- in networks ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_cases import gradients, plain_attention, setting
 
-from hafm_lightning.kernels.cuda import CudaBackend, triton_attention
+from hafm_lightning.kernels.cuda import CudaBackend, triton_attention, triton_trial
 from hafm_lightning.kernels.cuda.triton_attention import Settings, TritonBias, TritonRelativePosition
 from hafm_lightning.kernels.cuda.triton_blocks import SIZES, Blocks, Chip, Setting, padded
 from hafm_lightning.modeling.relative_position import StepPositions
@@ -31,7 +31,7 @@ def chip(monkeypatch):
             return fails(setting)
 
         monkeypatch.setattr(triton_attention, "unusable", lambda device: None)
-        monkeypatch.setattr(triton_attention, "_failure", failure)
+        monkeypatch.setattr(triton_attention, "first_failure", failure)
         monkeypatch.setattr(triton_attention, "settings", Settings(chip_of=lambda device: chip))
         return tried
 
@@ -142,7 +142,7 @@ def test_other_errors_are_raised(monkeypatch):
 
     monkeypatch.setattr(triton_attention, "unusable", lambda device: None)
     monkeypatch.setattr(triton_attention, "settings", Settings())
-    monkeypatch.setattr(triton_attention, "forward_pass", breaks)
+    monkeypatch.setattr(triton_trial, "forward_pass", breaks)
     with pytest.raises(ZeroDivisionError):
         setting_on(torch.float32, 16)
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from hafm_lightning.kernels.base import Backend, WeightPrecision, swap
-from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer
-from hafm_lightning.kernels.cuda.feedforward import FilledGEGLU
+from hafm_lightning.kernels.cuda.compiled_layers import CompiledLayer, FilledGEGLU
 from hafm_lightning.kernels.cuda.graphs import GraphTokenModel
 from hafm_lightning.kernels.cuda.norms import DirectRMSNorm
 from hafm_lightning.kernels.cuda.triton_attention import TritonRelativePosition

@@ -6,7 +6,7 @@ attention without bias. Lengths are arguments: nothing is compiled for a new one
 * **What stands behind them**: smaller tiles, then FlexAttention (training) or PyTorch's operations in blocks of queries
   (inference, where compiling FlexAttention for each of a few lengths would take longer than the take). One line warns
   of each change.
-* **A setting is tried before it is used**, forward and backward, on zeros: :mod:`.triton_blocks` has the sizes.
+* **A setting is tried before it is used**, forward and backward, and compared with PyTorch (:mod:`.triton_trial`).
 * **Gradients are the same in every run** (:mod:`.triton_passes`).
 * **One operator for a compiler**: a compiled layer holds attention as one call, so that what is around it is joined in
   one graph; what the call needs, it finds by the number of the bias.
@@ -29,8 +29,7 @@ from torch import Tensor
 
 from hafm_lightning.kernels.base import Twin
 from hafm_lightning.kernels.cuda.flex_attention import FlexBias
-from hafm_lightning.kernels.cuda.flex_tiles import build_failure
-from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Chip, Kernel, Setting, padded, unusable
+from hafm_lightning.kernels.cuda.triton_blocks import Blocks, Chip, Setting, padded, unusable
 from hafm_lightning.kernels.cuda.triton_passes import (
     BackwardPass,
     SpreadTable,
@@ -39,6 +38,7 @@ from hafm_lightning.kernels.cuda.triton_passes import (
     outputs_like,
     steps_first,
 )
+from hafm_lightning.kernels.cuda.triton_trial import first_failure
 from hafm_lightning.kernels.tiles import TilePlan
 from hafm_lightning.modeling.attention import SequenceBias
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
@@ -249,7 +249,7 @@ class Settings:
         largest = Setting.largest(chip, padded(width), dtype.itemsize, training)
         setting, reason = largest, f"{chip.shared_bytes} bytes of shared memory are too few for the smallest tiles"
         while not setting.exhausted:
-            failure = _failure(setting, device, dtype, width)
+            failure = first_failure(setting, device, dtype, width)
             if failure is None:
                 break
             of, reason = failure
@@ -270,34 +270,6 @@ class Settings:
         if line not in self.warned:
             self.warned.add(line)
             warnings.warn(line, stacklevel=2)
-
-
-def _failure(setting: Setting, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Kernel, str] | None:
-    """Run the kernels on zeros, a few tiles long: which one cannot be built, and why."""
-    steps = max(max(blocks.queries, blocks.keys) for blocks in setting.tiles.values()) + 16
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        module = RelativePosition(1, "index").to(device)
-        positions = StepPositions(torch.zeros(steps, dtype=torch.int64), torch.arange(steps), 0)
-        positions = StepPositions(positions.segment.to(device), positions.ticks.to(device), 0)
-        queries, keys, values = torch.zeros(3, 1, 1, steps, width, device=device, dtype=dtype)
-        bias, tiles = TritonBias(module, positions), setting.tiles
-        table = SpreadTable.of(module.table(), dtype)
-        reached: Kernel = "forward"
-        try:
-            blocks = tiles["forward"]
-            found = forward_pass(queries, keys, values, table, bias.plan(blocks), blocks)
-            work = BackwardPass.of(torch.zeros_like(queries), queries, keys, values, table, *found)
-            for reached, method in (("query_gradient", work.by_query), ("key_gradient", work.by_key)):
-                if reached in tiles:
-                    method(bias.plan(tiles[reached]), tiles[reached])
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)  # what fails on the way fails here
-        except Exception as error:
-            reason = build_failure(error)
-            if reason is None:
-                raise
-            return reached, reason
-    return None
 
 
 settings = Settings()
