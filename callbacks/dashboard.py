@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -94,6 +95,8 @@ class Dashboard(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, HasClock):
                 logger.start_clock()
+            if isinstance(logger, WandbLogger) and isinstance(pl_module, TokenSource):
+                logger.log_hyperparams({"tokenizers": {k: dict(v) for k, v in pl_module.tokenizers.items()}})
         self._peak = peak_flops(pl_module.device, str(trainer.precision))
         if self._peak is None:
             rank_zero_info(f"no speed/mfu: the peak FLOP/s of this {pl_module.device.type} device are not known")

@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from hafm_lightning.callbacks.checkpoints import BEST_NAME
 from hafm_lightning.files import write_atomic
 from hafm_lightning.modeling.token_scores import score_names
 from hafm_lightning.tokens import COARSE_CODEBOOKS
@@ -135,6 +136,7 @@ class WandbDashboard(WandbLogger):
         group: str | None = None,
         tags: list[str] | None = None,
         save_dir: str | None = None,
+        log_model: bool = False,
     ) -> None:
         """Describe the run; nothing is contacted yet.
 
@@ -146,11 +148,13 @@ class WandbDashboard(WandbLogger):
             group: Runs to show together, such as the three stages of one model.
             tags: Labels.
             save_dir: Where W&B writes; by default the run folder.
+            log_model: Whether the best checkpoint becomes an artifact of the W&B run when training ends.
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
         self._id_file: Path | None = None
         self._given: dict[str, Any] = {"name": name, "project": project, "entity": entity, "group": group, "tags": tags}
         self._given |= {"save_dir": save_dir, "id": secrets.token_hex(4), "mode": self.chosen_mode}
+        self.sends_model, self._folder = log_model, Path()
         self._rows = LastRow()
         super().__init__(**{**self._given, "save_dir": save_dir or "."})
 
@@ -162,12 +166,24 @@ class WandbDashboard(WandbLogger):
 
     def use_run_folder(self, folder: Path) -> None:
         """Keep files and the run's id in the run folder."""
-        self._id_file = folder / WANDB_ID_FILE
+        self._id_file, self._folder = folder / WANDB_ID_FILE, folder
         self._given["save_dir"] = self._given["save_dir"] or folder
         self._given["name"] = self._given["name"] or "/".join(folder.parts[-2:])
         if self._id_file.is_file():
             self._given["id"] = self._id_file.read_text(encoding="utf-8").strip()
         super().__init__(**self._given)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End of the run: the best checkpoint becomes an artifact, if that is wanted."""
+        super().finalize(status)
+        best = self._folder / "checkpoints" / BEST_NAME
+        if self.sends_model and status == "success" and wandb_run(self) is not None and best.is_file():
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model")
+            artifact.add_file(str(best), policy="immutable")  # it is not copied: nothing writes to it any more
+            self.experiment.log_artifact(artifact, aliases=["best", "latest"])
 
     @property
     def experiment(self) -> Any:
@@ -199,6 +215,9 @@ class WandbDashboard(WandbLogger):
             summary = "min,last" if name.startswith("loss") else "max,last"
             for split in ("train", "val", "test"):
                 run.define_metric(f"{split}/{name}", summary=summary, step_metric="trainer/global_step")
+        for pattern in ("fad_*", "semantic_centroid_frechet", "loss*"):
+            run.define_metric(f"music/{pattern}", summary="min,last", step_metric="trainer/global_step")
+        run.define_metric("music/accuracy*", summary="max,last", step_metric="trainer/global_step")
         if self._id_file is not None:
             write_atomic(self._id_file, f"{settings['id']}\n".encode())
 

@@ -21,7 +21,7 @@ Choices:
 * Processes share the clips, and all numbers are summed states: they are the same on 1 and on N processes.
 * Each clip has a seed of its own, and the run's generators are restored: losses with and without this callback are
   equal bit for bit.
-* Weights & Biases gets a table with sound and spectrograms; the same files are written to ``<log folder>/music/``, with
+* Weights & Biases gets sounds and spectrograms; the same files are written to ``<log folder>/music/``, with
   ``protocol.json``: segments, embeddings with their hashes, sampling and seed.
 """
 
@@ -331,11 +331,13 @@ class MusicEvaluation(Callback):
                 continue
             import wandb
 
-            table = wandb.Table(columns=["clip", *SOUNDS, "spectrograms"])
-            for clip_id, stem in written:
-                sounds = [wandb.Audio(f"{stem}.{name}.wav", caption=f"{clip_id} {name}") for name in SOUNDS]
-                table.add_data(clip_id, *sounds, wandb.Image(f"{stem}.png"))
-            logger.experiment.log({"music/samples": table, "trainer/global_step": trainer.global_step})
+            # media in a table would lie in a cache of this machine, and be lost where another one sends the run
+            media: dict[str, Any] = {
+                f"music/{name}": [wandb.Audio(f"{stem}.{name}.wav", caption=clip_id) for clip_id, stem in written]
+                for name in SOUNDS
+            }
+            media["music/spectrograms"] = [wandb.Image(f"{stem}.png", caption=clip_id) for clip_id, stem in written]
+            logger.experiment.log({**media, "trainer/global_step": trainer.global_step})
 
 
 def music_folder(trainer: pl.Trainer) -> Path:

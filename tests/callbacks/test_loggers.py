@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch import LightningModule
 from tiny_shards import write_tiny_shards
 
 from hafm_lightning.callbacks import CsvLog, WandbDashboard
 from hafm_lightning.callbacks.loggers import chosen_mode, read_rows
 from hafm_lightning.data_modules import TokenShards
-from hafm_lightning.training.internals import wandb_settings
+from hafm_lightning.training.internals import set_wandb_run, wandb_settings
 
 
 @pytest.fixture
@@ -125,3 +127,47 @@ def test_a_row_that_comes_twice_is_written_once(tmp_path):
         log.log_metrics(metrics, step)
     rows = read_rows(tmp_path / "metrics.csv")
     assert [(row["step"], row["a"]) for row in rows] == [("0", "1.0"), ("0", "1.0"), ("1", "1.0"), ("1", "2.0")]
+
+
+class Recorded:
+    """A W&B run that keeps what it is given."""
+
+    id = "a1b2"
+
+    def __init__(self):
+        self.artifacts = []
+
+    def log_artifact(self, artifact, aliases):
+        self.artifacts.append((artifact, aliases))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "sent"), [(True, "success", 1), (True, "failed", 0), (False, "success", 0)]
+)
+def test_the_best_checkpoint_becomes_an_artifact_where_that_is_wanted(wanted, status, sent, tmp_path):
+    logger = WandbDashboard(mode="offline", log_model=wanted)
+    logger.use_run_folder(tmp_path)
+    run = Recorded()
+    set_wandb_run(logger, run)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    logger.finalize(status)
+    assert len(run.artifacts) == sent
+    for artifact, aliases in run.artifacts:
+        assert artifact.type == "model"
+        assert list(artifact.manifest.entries) == ["best.ckpt"]
+        assert "best" in aliases
+
+
+def test_the_configuration_of_a_wandb_run_names_the_tokenizers(tmp_path):
+    from hafm_lightning.callbacks import Dashboard
+
+    class Module(LightningModule):
+        tokenizers = {"semantic": {"kind": "hubert", "sha256": "c3"}}
+        tokenizers_folder = None
+
+    logger, given = WandbDashboard(mode="offline"), []
+    logger.log_hyperparams = given.append
+    trainer = SimpleNamespace(loggers=[logger], precision="32-true")
+    Dashboard().on_train_start(trainer, Module())
+    assert given == [{"tokenizers": {"semantic": {"kind": "hubert", "sha256": "c3"}}}]
