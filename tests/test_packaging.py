@@ -20,6 +20,9 @@ from packaging.version import Version
 
 PACKAGE = "hafm_lightning"
 LEAVES = ("callbacks", "data_modules")
+CONFIGURATIONS = "experiments"
+LINKED = (*LEAVES, CONFIGURATIONS)
+"""Folders at the top of the repository that are packages of the installation."""
 NAMED_BY_THE_USER = {
     "torch",
     "lightning",
@@ -75,14 +78,14 @@ def modules_on_disk(repository: Path) -> set[str]:
 def test_setup_cfg_lists_every_package_on_disk(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
     listed = set(setup_cfg["options"]["packages"].split())
     on_disk = {str(Path(module).parent).replace(os.sep, ".") for module in modules_on_disk(repository)}
-    assert listed == on_disk
+    assert listed == on_disk | {f"{PACKAGE}.{CONFIGURATIONS}"}
 
 
 def checkout(repository: Path, target: Path, *, links: bool) -> Path:
-    """A copy of what the build needs, with or without the two links under src."""
-    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", *(() if links else ("callbacks", "data_modules")))
+    """A copy of what the build needs, with or without the three links under src."""
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", *(() if links else LINKED))
     shutil.copytree(repository / "src", target / "src", symlinks=True, ignore=skip)
-    for leaf in LEAVES:
+    for leaf in LINKED:
         shutil.copytree(repository / leaf, target / leaf, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(repository / name, target / name)
@@ -126,7 +129,10 @@ def data_on_disk(repository: Path) -> set[str]:
         for path in source.rglob("*")
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     )
-    return {path.relative_to(source.parent).as_posix() for path in found}
+    configurations = (repository / CONFIGURATIONS).rglob("*.yaml")
+    return {path.relative_to(source.parent).as_posix() for path in found} | {
+        f"{PACKAGE}/{path.relative_to(repository).as_posix()}" for path in configurations
+    }
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with the links", "without the links"])
@@ -229,6 +235,8 @@ def test_constraints_pin_each_direct_dependency_once_and_in_range(
         assert name not in pins, f"{pin.name} is pinned twice for Python {python}"
         pins[name] = Version(specifier.version)
     for requirement in declared_requirements(setup_cfg):
+        if requirement.marker is not None and not requirement.marker.evaluate({"python_version": python, "extra": ""}):
+            continue
         if requirement.name == "triton":  # each CUDA build of PyTorch asks for one version; the Makefile has the CPU's
             assert "triton" not in pins
             continue
