@@ -159,6 +159,42 @@ def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_p
     assert data_files(wheel) == data_on_disk(repository)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_an_installation_works_without_the_repository(repository: Path, tmp_path: Path, kind: str) -> None:
+    """Installed with pip into an empty folder; started in another one, where no file of the repository can be seen."""
+    source = checkout(repository, tmp_path / "checkout", links=True)
+    built = build(kind, source, tmp_path / "dist")
+    shutil.rmtree(source)
+    target, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "--target", str(target), str(built)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(target)}
+        command = [sys.executable, "-m", PACKAGE, *words]
+        ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{words}: {ran.stderr[-2000:]}"
+        return ran.stdout
+
+    where = [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"]
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    found = subprocess.run(where, cwd=work, env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).is_relative_to(target)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version"))
+    assert "usage: python -m hafm_lightning COMMAND" in run("--help")
+    shipped = sorted(path.relative_to(repository) for path in (repository / CONFIGURATIONS).rglob("*.yaml"))
+    assert all(str(name) in run("configs") for name in shipped[:1])
+    run("configs", "--copy", ".")
+    for name in shipped:
+        assert (work / name).read_bytes() == (repository / name).read_bytes()
+    description = run("describe", "--config", f"{CONFIGURATIONS}/quickstart/coarse.yaml")
+    assert '"parameters"' in description
+    assert "generate" in run("generate", "--help")
+
+
 def test_a_plain_install_pulls_no_cuda_only_package(setup_cfg: configparser.ConfigParser) -> None:
     plain = requirements(setup_cfg["options"]["install_requires"])
     for extra in ("dev", "app", "ray", "separation", "htdemucs", "musdb"):
@@ -249,7 +285,7 @@ def test_constraints_leave_torchvision_out(constraints: list[Requirement]) -> No
     assert "torchvision" not in {pin.name for pin in constraints}
 
 
-@pytest.mark.parametrize("target", ["install", "demo", "test", "test-triton", "test-all", "lint", "typecheck"])
+@pytest.mark.parametrize("target", ["install", "demo", "test", "test-triton", "test-all", "docs", "lint", "typecheck"])
 def test_every_make_target_starts_from_nothing(repository: Path, tmp_path: Path, target: str) -> None:
     for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
         shutil.copy(repository / name, tmp_path / name)

@@ -54,9 +54,7 @@ def looked_from(path: Path) -> str:
 def read_tree(file: Path) -> yaml.MappingNode:
     """The syntax tree of a configuration file; RequestError if it is missing, broken or empty."""
     if not file.is_file():
-        raise RequestError(
-            f"configuration file {file} does not exist{looked_from(file)}\n{SHIPPED_CONFIGURATIONS}"
-        )
+        raise RequestError(f"configuration file {file} does not exist{looked_from(file)}\n{SHIPPED_CONFIGURATIONS}")
     try:
         text = file.read_text(encoding="utf-8")
         yaml.safe_load(text)

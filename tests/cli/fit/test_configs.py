@@ -85,4 +85,4 @@ def test_the_first_line_of_a_configuration_is_a_sentence(name):
 
 def test_the_link_of_the_checkout_leads_to_the_folder(repository):
     assert (repository / "src" / "hafm_lightning" / "experiments").resolve() == repository / "experiments"
-    assert shipped_configurations()[0].parent == Path(".")
+    assert shipped_configurations()[0].parent == Path()
