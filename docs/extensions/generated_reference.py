@@ -5,8 +5,8 @@
 ``command-help WORDS``
     What ``python -m hafm_lightning WORDS --help`` prints.
 ``settings CLASS``
-    A table of the keys of a dataclass, or of the arguments of a class: type, default, meaning. With ``:prefix:`` the keys
-    are those below another key; dataclasses inside it are opened, with dotted keys.
+    A table of the keys of a dataclass, or of the arguments of a class: type, default, meaning. With
+    ``:prefix:`` the keys are those below another key; dataclasses inside it are opened, with dotted keys.
 """
 
 from __future__ import annotations

@@ -112,6 +112,5 @@ def test_the_page_can_be_followed(page: Path, after_the_demo: Path, monkeypatch:
     for name in made[page.stem]:
         assert (after_the_demo / name).exists(), name
     if page.stem == "your_own_loss":
-        assert (
-            "val/weight_norm" in (after_the_demo / "logs/weight_norm/run-000/metrics.csv").read_text().splitlines()[0]
-        )
+        logged = (after_the_demo / "logs/weight_norm/run-000/metrics.csv").read_text(encoding="utf-8")
+        assert "val/weight_norm" in logged.splitlines()[0]
