@@ -66,6 +66,10 @@ def test_the_pages_show_every_command():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_shown_command_is_understood(name, only_parse, readers_modules, monkeypatch):
     command, *arguments = COMMANDS[name]
+    if command == "--version" or "--help" in arguments:
+        monkeypatch.undo()  # help ends the parsing by itself
+        assert cli.main([command, *arguments]) == cli.DONE
+        return
     if command == "listen" and arguments[0] == "build":
         command = f"listen {arguments.pop(0)}"
     if command in LIGHTNING:
@@ -74,16 +78,13 @@ def test_every_shown_command_is_understood(name, only_parse, readers_modules, mo
         assert read_config(command, arguments).model is not None
     elif command in SETTINGS and "--verify" not in arguments:
         monkeypatch.setenv("MUSDB18_HQ", "songs")
-        if "--help" in arguments:
-            assert cli.main([*command.split(), *arguments]) == cli.DONE
-            return
         if command == "evaluate":
             arguments = with_lists(arguments)
         if command == "listen build":
             arguments = full_arguments(arguments)
         read = read_settings(SETTINGS[command], arguments)
         assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
-    elif command == "describe" or "--help" in arguments:
+    elif command == "describe":
         assert cli.main([command, *arguments]) == cli.DONE
     else:
         with pytest.raises(Parsed):
