@@ -75,7 +75,7 @@ mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutants.py $(MUTANTS_ARGS)
 
 docs: $(VENV)/.installed-docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --quiet --builder html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fresh-env --fail-on-warning --quiet --builder html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 # Fails below the `fail_under` of pyproject.toml, which also lists the modules. Children of the tests are not measured.

@@ -46,6 +46,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "hafm_lightning"
-html_static_path = ["audio"]
+html_static_path = ["audio", "style"]
+html_css_files = ["site.css"]
 html_theme_options = {"source_repository": repository_url, "source_branch": "main", "source_directory": "docs/"}
 html_show_sphinx = False

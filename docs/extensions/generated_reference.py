@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import pkgutil
 import re
@@ -44,12 +43,13 @@ class Key(NamedTuple):
 def plain_type(hint: Any) -> str:
     """A type in the words that users write: module names left out."""
     text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), text)
     return re.sub(r"[\w.]+\.(?=\w)", "", text).replace("NoneType", "null").replace("None", "null")
 
 
 def plain_default(value: Any) -> str:
     """A default as it would stand in YAML; empty where there is none."""
-    if value in (inspect.Parameter.empty, dataclasses.MISSING):
+    if value is dataclasses.MISSING:
         return "required"
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
@@ -65,20 +65,32 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def keys_of(kind: type[Any], prefix: str = "") -> Iterator[Key]:
-    """A row for each argument of ``kind``; those that are dataclasses are replaced by their own rows."""
+def arguments_of(function: Any) -> dict[str, Any]:
+    """The arguments of a method with their defaults; autodoc puts source text into the signature alone."""
+    names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    given = function.__defaults__ or ()
+    without = dict.fromkeys(names[: len(names) - len(given)], dataclasses.MISSING)
+    return without | dict(zip(names[len(without) :], given, strict=True))
+
+
+def keys_of(kind: type[Any], prefix: str = "", given: Any = None) -> Iterator[Key]:
+    """A row for each argument of ``kind``; those that are dataclasses are replaced by their own rows.
+
+    ``given`` is the object of that class that a larger class has as its default.
+    """
     documented = [docstring_parser.parse_from_object(kind), docstring_parser.parse(kind.__init__.__doc__ or "")]
     meanings = {p.arg_name: p.description or "" for text in documented for p in text.params}
     hints = typing.get_type_hints(kind if dataclasses.is_dataclass(kind) else kind.__init__)
     if dataclasses.is_dataclass(kind):
         defaults = {field.name: default_of(field) for field in dataclasses.fields(kind)}
+        if dataclasses.is_dataclass(given):
+            defaults = {name: getattr(given, name) for name in defaults}
     else:
-        parameters = inspect.signature(kind.__init__).parameters
-        defaults = {name: parameter.default for name, parameter in parameters.items() if name in hints}
+        defaults = arguments_of(kind.__init__)
     for name, default in defaults.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
-            yield from keys_of(typing.cast("type[Any]", hint), f"{prefix}{name}.")
+            yield from keys_of(typing.cast("type[Any]", hint), f"{prefix}{name}.", default)
             continue
         meaning = ROLE.sub(r"\1", " ".join(meanings.get(name, "").split()))
         if not meaning:

@@ -15,7 +15,7 @@ import soundfile
 from shipped import SMALL_STAGE
 from shown import DOCS, ROOT, TUTORIALS, Block, blocks, words_of
 
-from hafm_lightning.cli import main
+from hafm_lightning.cli import DONE, FAILED, main
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,8 @@ def carry_out(block: Block, names: dict[str, object]) -> None:
             if words[:2] == ("listen", "serve"):  # what listeners would leave
                 shutil.copy("rehearsal.sqlite", Path(words[2]) / "votes.sqlite")
         elif words is not None:
-            assert main([*words, *ADDED.get(words[0], [])]) == 0, line
+            wanted = {DONE, FAILED} if words[0] == "doctor" else {DONE}  # it reports this machine
+            assert main([*words, *ADDED.get(words[0], [])]) in wanted, line
         elif line.startswith("python "):
             (script,) = shlex.split(line)[1:]
             exec(compile(Path(script).read_text(encoding="utf-8"), script, "exec"), {"__name__": "__main__"})
