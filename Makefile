@@ -9,12 +9,13 @@
 #   make faults      the fault suite: kills, full disks, damaged files, fuzzing; under an hour (FAULTS_ARGS="--seed 1")
 #   make long        the long runs: 20,000 steps, 2,000 requests of the app, an hour of live streaming
 #   make mutants     are the tests of a module blind to a change in it (MUTANTS_ARGS="modeling/layout.py")
+#   make docs        the documentation as a site in docs/_build/html; a warning is an error (Python 3.11 or newer)
 #   make coverage    the tests with the branches of the core that they reach; 92 % are needed
 #   make lint        ruff: rules and formatting
 #   make typecheck   mypy --strict on the package
 #   make install     only the environment
 #
-# TORCH_INDEX=URL adds a package index, such as PyTorch's CPU one (README.md, "Installing"). PYTHON=... picks the interpreter.
+# TORCH_INDEX=URL adds a package index, such as PyTorch's CPU one (docs/how_to/install.md). PYTHON=... picks the interpreter.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +37,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constra
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-.PHONY: help install demo test test-avx2 test-triton test-all faults long mutants coverage lint typecheck
+.PHONY: help install demo test test-avx2 test-triton test-all faults long mutants docs coverage lint typecheck
 .DEFAULT_GOAL := help
 
 help:
@@ -74,6 +75,10 @@ long: $(VENV)/.installed-app
 mutants: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/mutants.py $(MUTANTS_ARGS)
 
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fresh-env --fail-on-warning --quiet --builder html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 # Fails below the `fail_under` of pyproject.toml, which also lists the modules. Children of the tests are not measured.
 coverage: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -96,7 +101,13 @@ $(VENV)/.installed: $(PROJECT_FILES)
 	@touch $@
 
 $(VENV)/.installed-app: $(VENV)/.installed
-	@$(PIP_INSTALL) --editable '.[dev,listen,app,ray,htdemucs,musdb]'
+	@$(PIP_INSTALL) --editable '.[dev,listen,app,ray,htdemucs,musdb,docs]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "make docs needs Python 3.11 or newer: make docs VENV=.venv-docs PYTHON=python3.11" >&2; exit 2; }
+	@$(PIP_INSTALL) --editable '.[dev,listen,docs]'
 	@touch $@
 
 # PyTorch's CUDA builds bring the Triton that fits them, so constraints.txt cannot pin it: what is there stays.

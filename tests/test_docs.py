@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from shown import PAGES, ROOT, TUTORIALS, commands_of, fenced, write_modules
 
 from hafm_lightning import cli
 from hafm_lightning.cli.evaluate import with_lists
@@ -19,30 +18,9 @@ from hafm_lightning.evaluation.settings import EvaluateSettings
 from hafm_lightning.listening.trials.settings import ListenSettings
 from hafm_lightning.preparation.configuration import PreparationConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").glob("*.md")
-)
 CONFIGURATIONS = sorted((ROOT / "experiments").rglob("*.yaml"))
 LIGHTNING = ("fit", "validate", "test", "predict")
 SETTINGS = {"prepare": PreparationConfig, "evaluate": EvaluateSettings, "listen build": ListenSettings}
-
-
-def fenced(text: str) -> Iterator[str]:
-    """Lines of the blocks of code, with continued lines joined."""
-    for block in re.findall(r"^```\w*\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        yield from block.replace("\\\n", " ").splitlines()
-
-
-def commands_of(path: Path) -> Iterator[tuple[str, ...]]:
-    """Every command line of this program that a file shows, after ``-m hafm_lightning``."""
-    text = path.read_text(encoding="utf-8")
-    inline = re.findall(r"`(python -m hafm_lightning [^`\n]*)`", text)
-    lines = [*fenced(text), *inline] if path.suffix == ".md" else [line.lstrip("# ") for line in text.splitlines()]
-    for line in lines:
-        match = re.search(r"-m hafm_lightning (.*)", line)
-        if match and re.match(r"[\w=/]*\s*(python|torchrun|srun)", line):
-            yield tuple(shlex.split(match[1], comments=True))
 
 
 def shown_commands() -> dict[str, tuple[str, ...]]:
@@ -73,13 +51,25 @@ def only_parse(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture
+def readers_modules(tmp_path, monkeypatch):
+    """The classes that tutorials have the reader write can be imported."""
+    for page in TUTORIALS:
+        write_modules(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 def test_the_pages_show_every_command():
     assert set(cli.available()) <= {words[0] for words in COMMANDS.values()}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
+def test_every_shown_command_is_understood(name, only_parse, readers_modules, monkeypatch):
     command, *arguments = COMMANDS[name]
+    if command == "--version" or "--help" in arguments:
+        monkeypatch.undo()  # help ends the parsing by itself
+        assert cli.main([command, *arguments]) == cli.DONE
+        return
     if command == "listen" and arguments[0] == "build":
         command = f"listen {arguments.pop(0)}"
     if command in LIGHTNING:
@@ -88,16 +78,13 @@ def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
         assert read_config(command, arguments).model is not None
     elif command in SETTINGS and "--verify" not in arguments:
         monkeypatch.setenv("MUSDB18_HQ", "songs")
-        if "--help" in arguments:
-            assert cli.main([*command.split(), *arguments]) == cli.DONE
-            return
         if command == "evaluate":
             arguments = with_lists(arguments)
         if command == "listen build":
             arguments = full_arguments(arguments)
         read = read_settings(SETTINGS[command], arguments)
         assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
-    elif command == "describe" or "--help" in arguments:
+    elif command == "describe":
         assert cli.main([command, *arguments]) == cli.DONE
     else:
         with pytest.raises(Parsed):
@@ -115,7 +102,7 @@ def test_the_options_of_the_table_of_experiments_are_understood():
         read_config("fit", [*config, *shlex.split(words)])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
@@ -126,7 +113,7 @@ def test_links_and_files_that_a_page_names_exist(page):
         assert (ROOT / named).exists(), f"{page.name} names {named}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_anchors_lead_to_headings(page):
     text = page.read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", text):

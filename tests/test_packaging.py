@@ -20,6 +20,9 @@ from packaging.version import Version
 
 PACKAGE = "hafm_lightning"
 LEAVES = ("callbacks", "data_modules")
+CONFIGURATIONS = "experiments"
+LINKED = (*LEAVES, CONFIGURATIONS)
+"""Folders at the top of the repository that are packages of the installation."""
 NAMED_BY_THE_USER = {
     "torch",
     "lightning",
@@ -75,14 +78,14 @@ def modules_on_disk(repository: Path) -> set[str]:
 def test_setup_cfg_lists_every_package_on_disk(repository: Path, setup_cfg: configparser.ConfigParser) -> None:
     listed = set(setup_cfg["options"]["packages"].split())
     on_disk = {str(Path(module).parent).replace(os.sep, ".") for module in modules_on_disk(repository)}
-    assert listed == on_disk
+    assert listed == on_disk | {f"{PACKAGE}.{CONFIGURATIONS}"}
 
 
 def checkout(repository: Path, target: Path, *, links: bool) -> Path:
-    """A copy of what the build needs, with or without the two links under src."""
-    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", *(() if links else ("callbacks", "data_modules")))
+    """A copy of what the build needs, with or without the three links under src."""
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info", *(() if links else LINKED))
     shutil.copytree(repository / "src", target / "src", symlinks=True, ignore=skip)
-    for leaf in LEAVES:
+    for leaf in LINKED:
         shutil.copytree(repository / leaf, target / leaf, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(repository / name, target / name)
@@ -126,7 +129,10 @@ def data_on_disk(repository: Path) -> set[str]:
         for path in source.rglob("*")
         if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     )
-    return {path.relative_to(source.parent).as_posix() for path in found}
+    configurations = (repository / CONFIGURATIONS).rglob("*.yaml")
+    return {path.relative_to(source.parent).as_posix() for path in found} | {
+        f"{PACKAGE}/{path.relative_to(repository).as_posix()}" for path in configurations
+    }
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["with the links", "without the links"])
@@ -151,6 +157,42 @@ def test_a_wheel_built_from_the_sdist_holds_every_module(repository: Path, tmp_p
     wheel = build("wheel", unpacked, tmp_path / "wheels")
     assert python_files(wheel) == modules_on_disk(repository)
     assert data_files(wheel) == data_on_disk(repository)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_an_installation_works_without_the_repository(repository: Path, tmp_path: Path, kind: str) -> None:
+    """Installed with pip into an empty folder; started in another one, where no file of the repository can be seen."""
+    source = checkout(repository, tmp_path / "checkout", links=True)
+    built = build(kind, source, tmp_path / "dist")
+    shutil.rmtree(source)
+    target, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run([*pip, "--target", str(target), str(built)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    def run(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(target)}
+        command = [sys.executable, "-m", PACKAGE, *words]
+        ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{words}: {ran.stderr[-2000:]}"
+        return ran.stdout
+
+    where = [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"]
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    found = subprocess.run(where, cwd=work, env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).is_relative_to(target)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", run("--version"))
+    assert "usage: python -m hafm_lightning COMMAND" in run("--help")
+    shipped = sorted(path.relative_to(repository) for path in (repository / CONFIGURATIONS).rglob("*.yaml"))
+    assert all(str(name) in run("configs") for name in shipped[:1])
+    run("configs", "--copy", ".")
+    for name in shipped:
+        assert (work / name).read_bytes() == (repository / name).read_bytes()
+    description = run("describe", "--config", f"{CONFIGURATIONS}/quickstart/coarse.yaml")
+    assert '"parameters"' in description
+    assert "generate" in run("generate", "--help")
 
 
 def test_a_plain_install_pulls_no_cuda_only_package(setup_cfg: configparser.ConfigParser) -> None:
@@ -229,6 +271,8 @@ def test_constraints_pin_each_direct_dependency_once_and_in_range(
         assert name not in pins, f"{pin.name} is pinned twice for Python {python}"
         pins[name] = Version(specifier.version)
     for requirement in declared_requirements(setup_cfg):
+        if requirement.marker is not None and not requirement.marker.evaluate({"python_version": python, "extra": ""}):
+            continue
         if requirement.name == "triton":  # each CUDA build of PyTorch asks for one version; the Makefile has the CPU's
             assert "triton" not in pins
             continue
@@ -241,7 +285,7 @@ def test_constraints_leave_torchvision_out(constraints: list[Requirement]) -> No
     assert "torchvision" not in {pin.name for pin in constraints}
 
 
-@pytest.mark.parametrize("target", ["install", "demo", "test", "test-triton", "test-all", "lint", "typecheck"])
+@pytest.mark.parametrize("target", ["install", "demo", "test", "test-triton", "test-all", "docs", "lint", "typecheck"])
 def test_every_make_target_starts_from_nothing(repository: Path, tmp_path: Path, target: str) -> None:
     for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
         shutil.copy(repository / name, tmp_path / name)

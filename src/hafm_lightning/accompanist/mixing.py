@@ -1,4 +1,4 @@
-"""Accompaniment and vocal as one sound, in which the singer stays as loud as they sang.
+"""Accompaniment and vocal as one sound, in which the singer stays as loud as they sang::
 
     voice   lowered only as far as its own true peak is above the ceiling
     band    BS.1770 loudness of the voice, then the gain that was asked for, then a limiter that looks ahead: where the

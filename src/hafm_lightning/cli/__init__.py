@@ -45,6 +45,7 @@ COMMANDS = {
     "test": ("fit.training:test", "score a checkpoint on the test clips"),
     "predict": ("fit.training:predict", "write the loss of every test clip"),
     "describe": ("fit.describe:main", "print parameters, steps, FLOPs and memory of a configuration as JSON"),
+    "configs": ("fit.configs:main", "list the configurations that come with the package, or copy them"),
     "curves": ("fit.curves:main", "draw loss and accuracy of runs as PNG and SVG"),
     "prepare": ("prepare:main", "turn songs into shards of tokens; a stopped run continues"),
     "generate": ("generate:main", "make the accompaniment of a vocal, and the mix"),

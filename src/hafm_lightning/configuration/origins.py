@@ -14,6 +14,10 @@ from hafm_lightning.errors import RequestError
 SPEC = ("class_path", "init_args", "dict_kwargs")
 """Keys that name a class and its arguments; messages leave them out of a key's path."""
 CONFIG_OPTIONS = ("--config", "-c")
+SHIPPED_CONFIGURATIONS = (
+    "the shipped ones are in experiments/; `python -m hafm_lightning configs --copy .` writes them here"
+)
+"""Advice for messages about a missing configuration."""
 MERGE_TAG = "tag:yaml.org,2002:merge"
 """Of the key ``<<``, which takes over the keys of another mapping."""
 
@@ -50,9 +54,7 @@ def looked_from(path: Path) -> str:
 def read_tree(file: Path) -> yaml.MappingNode:
     """The syntax tree of a configuration file; RequestError if it is missing, broken or empty."""
     if not file.is_file():
-        raise RequestError(
-            f"configuration file {file} does not exist{looked_from(file)}\nthe shipped ones are in experiments/"
-        )
+        raise RequestError(f"configuration file {file} does not exist{looked_from(file)}\n{SHIPPED_CONFIGURATIONS}")
     try:
         text = file.read_text(encoding="utf-8")
         yaml.safe_load(text)
@@ -69,8 +71,7 @@ def read_tree(file: Path) -> yaml.MappingNode:
     tree = tree_of(text, Source(str(file)))
     if not isinstance(tree, yaml.MappingNode):
         raise RequestError(
-            f"configuration file {file} holds no settings (YAML with one `key: value` a line)\n"
-            "the shipped ones are in experiments/"
+            f"configuration file {file} holds no settings (YAML with one `key: value` a line)\n{SHIPPED_CONFIGURATIONS}"
         )
     return tree
 

@@ -21,7 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hafm_lightning.configuration.keys import KIND, KeyCheck, kind_of, unknown_key, wrong_value
-from hafm_lightning.configuration.origins import KeyPath, Option, Origins, options_of, without_spec
+from hafm_lightning.configuration.origins import (
+    SHIPPED_CONFIGURATIONS,
+    KeyPath,
+    Option,
+    Origins,
+    options_of,
+    without_spec,
+)
 from hafm_lightning.configuration.signatures import any_of, choices_of, kinds_of
 from hafm_lightning.configuration.values import takes_null, value_as, words_of
 from hafm_lightning.errors import RequestError
@@ -56,7 +63,7 @@ def read_settings(kind: type[T], arguments: Sequence[str]) -> T:
     origins = Origins(options)
     KeyCheck(typing.get_type_hints(kind), ["--config"], numbered=True).options(options)
     if not origins.files:
-        raise RequestError("no configuration\nname one with --config; the shipped ones are in experiments/")
+        raise RequestError(f"no configuration\nname one with --config; {SHIPPED_CONFIGURATIONS}")
     try:
         values = _merged(options)
     except yaml.YAMLError as error:

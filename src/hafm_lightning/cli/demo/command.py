@@ -26,6 +26,7 @@ from hafm_lightning.audio import read_audio
 from hafm_lightning.cli import DONE
 from hafm_lightning.cli import main as run_command
 from hafm_lightning.cli.demo.fits import Fit, lanes, run_fits
+from hafm_lightning.cli.fit.configs import FOLDER, shipped_folder
 from hafm_lightning.cli.fit.runs import best_checkpoint, newest_run
 from hafm_lightning.cli.fit.training import StageCLI
 from hafm_lightning.cli.parser import PROGRAM, Parser, check_writable
@@ -78,9 +79,7 @@ class Places:
         """A configuration; RequestError where it is missing."""
         path = self.experiments / f"{name}.yaml"
         if not path.is_file():
-            raise RequestError(
-                f"{path} does not exist\nrun the demo in the repository's folder, or name it: --experiments DIR"
-            )
+            raise RequestError(f"{path} does not exist\nname a folder that holds the demo's files: --experiments DIR")
         return path
 
 
@@ -93,20 +92,25 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--experiments",
         type=Path,
-        default=Path("experiments/quickstart"),
         metavar="DIR",
-        help="folder of the configurations (default: experiments/quickstart)",
+        help="folder of the configurations (default: experiments/quickstart here, or else those of the installation)",
     )
     parser.add_argument("--fresh", action="store_true", help="train again, even if an earlier demo's model exists")
     arguments = parser.parse_args(argv)
     if not arguments.minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {arguments.minutes:g}")
     check_writable(arguments.out)
-    places = Places(arguments.experiments, arguments.out)
+    places = Places(arguments.experiments or quickstart_folder(), arguments.out)
     for name in ("prepare", *STAGES, CARD_CONFIG):
         places.config(name)
     with held(places.out / LOCK_NAME, f"{places.out}", "wait for it, or choose another folder: --out DIR", erase=True):
         return run(places, arguments.minutes, arguments.fresh)
+
+
+def quickstart_folder() -> Path:
+    """The quickstart's configurations: those below the working directory, which may have been changed, come first."""
+    here = Path(FOLDER) / "quickstart"
+    return here if here.is_dir() else shipped_folder() / "quickstart"
 
 
 def run(places: Places, minutes: float, fresh: bool) -> int:
