@@ -140,5 +140,3 @@ def add_options(parser: argparse.ArgumentParser, actions: Iterable[argparse.Acti
             added.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif any(word in metavar for word in FILES) or not action.option_strings:
             added.complete = shtab.FILE  # type: ignore[attr-defined]
-
-

@@ -382,4 +382,3 @@ def run(command: str, arguments: Sequence[str]) -> int:
                 raise KeyboardInterrupt from None
             raise
     return 0
-
