@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+__all__ = ["PLAIN_INTERVAL_S", "ProgressBar", "format_duration", "progress"]
+
 PLAIN_INTERVAL_S = 10.0
 """Seconds between two plain lines."""
 

@@ -25,6 +25,37 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+__all__ = [
+    "ACOUSTIC_CODEBOOKS",
+    "ACOUSTIC_RATE_HZ",
+    "ACOUSTIC_VOCABULARY",
+    "BEGIN",
+    "CLIP_DURATION_S",
+    "COARSE_CODEBOOKS",
+    "EMPTY",
+    "FRAME_GRID_S",
+    "INSTRUMENTAL_COARSE",
+    "INSTRUMENTAL_CODES",
+    "INSTRUMENTAL_FINE",
+    "INSTRUMENTAL_SEMANTIC",
+    "NULL",
+    "SEMANTIC_RATE_HZ",
+    "SEMANTIC_VOCABULARY",
+    "SPECIAL_TOKENS",
+    "STREAMS",
+    "STYLE",
+    "TICK_RATE_HZ",
+    "VOCAL_ACOUSTIC",
+    "VOCAL_SEMANTIC",
+    "TokenBatch",
+    "TokenStream",
+    "check_ids",
+    "join_codes",
+    "nearest_frames",
+    "split_codes",
+    "stream_named",
+]
+
 SEMANTIC_RATE_HZ = 50
 """Frames a second of HuBERT's features (one every 20 ms)."""
 ACOUSTIC_RATE_HZ = 75

@@ -1,4 +1,4 @@
-"""What `evaluate` prints: for each table its main columns as aligned text, and the verdicts; the files hold the rest."""
+"""What `evaluate` prints: of each table the main columns, aligned, and the verdicts; the files hold the rest."""
 
 from __future__ import annotations
 

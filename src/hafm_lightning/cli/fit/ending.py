@@ -33,7 +33,7 @@ def ending(run: Path, config: Path | None, role: str | None, monitor: str | None
 
 
 def next_command(run: Path, config: Path | None, role: str | None) -> str:
-    """The stage that is still missing, or what all stages can do together; the curves of the run where neither is known.
+    """The stage that is still missing, or what all stages can do together; the run's curves where neither is known.
 
     The stages of a model are known by the names of their folders of runs: ``logs/coarse`` is beside ``logs/semantic``.
     """

@@ -77,7 +77,7 @@ class Record:
         return max((max(one.steps) for one in self.series.values() if one.steps), default=None)
 
     def score(self, name: str) -> float | None:
-        """A score at the best ``val/loss``: the last value that was logged up to that step; else the last one of all."""
+        """A score at the best ``val/loss``: the last value logged up to that step, else the last of all."""
         series = self.series.get(name)
         if series is None or not series.values:
             return None

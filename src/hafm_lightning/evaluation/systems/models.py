@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from hafm_lightning.accompanist.model_folder import CONFIG_FILE
+from hafm_lightning.checkpoint_format import best_in
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.settings import EvaluateSettings
 from hafm_lightning.evaluation.systems.band import ModelSource
 
 ROLES = ("semantic", "coarse", "fine")
-RUN = re.compile(r"run-(\d+)")
 
 
 def main_source(settings: EvaluateSettings) -> ModelSource:
@@ -28,7 +27,7 @@ def other_sources(settings: EvaluateSettings) -> dict[str, ModelSource]:
         folder = Path(text).expanduser()
         stages = ("", "", "")
         if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
-            semantic, coarse, fine = (best_of(folder / role) for role in ROLES)
+            semantic, coarse, fine = (best_in(folder / role) for role in ROLES)
             if not semantic or not coarse:
                 raise RequestError(
                     f"models.{name}: {text} is no model folder, and holds no runs `semantic` and `coarse`\n"
@@ -37,13 +36,3 @@ def other_sources(settings: EvaluateSettings) -> dict[str, ModelSource]:
             stages, text = (semantic, coarse, fine), ""
         sources[name] = ModelSource(text, *stages, *how, stages=3 if text or stages[2] else 2)
     return sources
-
-
-def best_of(runs: Path) -> str:
-    """``best.ckpt`` of the newest run that has one, in a folder of runs or in a run; empty if there is none."""
-    numbered = [(int(match[1]), path) for path in runs.glob("run-*") if (match := RUN.fullmatch(path.name))]
-    for folder in (runs, *(path for _, path in sorted(numbered, reverse=True))):
-        best = folder / "checkpoints" / "best.ckpt"
-        if best.is_file():
-            return str(best)
-    return ""
