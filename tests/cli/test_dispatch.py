@@ -295,7 +295,9 @@ def test_the_console_script_is_the_module(monkeypatch, capsys):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize(("program", "shown"), [("/usr/bin/hafm", "hafm"), ("/x/__main__.py", "python -m hafm_lightning")])
+@pytest.mark.parametrize(
+    ("program", "shown"), [("/usr/bin/hafm", "hafm"), ("/x/__main__.py", "python -m hafm_lightning")]
+)
 def test_help_names_the_program_as_it_was_typed(program, shown):
     code = f"import sys; sys.argv = [{program!r}]; from hafm_lightning.cli import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -31,7 +31,22 @@ from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 from hafm_lightning.processes.launchers import drop_left_over
 
-__all__ = ["DONE", "ERROR_LINES", "FAILED", "INTERRUPTED", "TERMINATED", "WRONG_REQUEST", "available", "find", "main"]
+__all__ = [
+    "COMMANDS",
+    "DONE",
+    "ERROR_LINES",
+    "FAILED",
+    "INTERRUPTED",
+    "OTHER_WORDS",
+    "TERMINATED",
+    "WRONG_REQUEST",
+    "available",
+    "find",
+    "main",
+    "meant",
+    "run",
+    "usage",
+]
 
 DEBUG_FLAG = "--debug"
 """Every command takes it: a traceback before the lines of an error."""

@@ -24,26 +24,38 @@ from omegaconf import OmegaConf
 from hafm_lightning.cli.parser import Parser, check_writable
 from hafm_lightning.cli.runs.records import SCORES
 from hafm_lightning.configuration.origins import Option, options_of
+from hafm_lightning.configuration.suggestions import guess
 from hafm_lightning.errors import RequestError
 from hafm_lightning.files import write_atomic
 
 RANGE = ".."
 LOGARITHMIC_FROM = 10.0
 """Ratio of a range's ends from which on its logarithm is drawn evenly."""
+SECTIONS = ("model", "data", "trainer", "checkpoints", "dashboard", "seed_everything")
+"""First parts of the keys that can be searched."""
 LOGGER = "--trainer.logger=hafm_lightning.callbacks.WandbDashboard"
 
 
 def main(argv: Sequence[str]) -> int:
     """Check the keys, and write the sweep."""
     parser = Parser("sweep", str(__doc__))
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the configuration of every run")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration of every run")
     parser.add_argument("--out", type=Path, default=Path("sweep.yaml"), metavar="FILE", help="default: sweep.yaml")
     parser.add_argument("--method", choices=("grid", "random"), help="default: grid, or random where there is a range")
     parser.add_argument("--metric", choices=tuple(SCORES), default="val/loss", help="the score (default: val/loss)")
     parser.add_argument("--name", default="", help="name of the sweep (default: that of the configuration)")
     options, rest = parser.parse_known_args(argv)
+    keys = options_of(rest)
+    for option in keys:
+        if option.path[0] not in SECTIONS:
+            near = guess(
+                option.name.partition(".")[0], [*parser._option_string_actions, *(f"--{name}" for name in SECTIONS)]
+            )
+            raise RequestError(f"unknown option {option.name!r}\n{near}")
+    if options.config is None:
+        raise RequestError("no configuration\nname one with --config, such as --config experiments/coarse.yaml")
     check_writable(options.out.parent)
-    parameters = {".".join(option.path): parameter(option) for option in options_of(rest)}
+    parameters = {".".join(option.path): parameter(option) for option in keys}
     if not any("value" not in one for one in parameters.values()):
         raise RequestError(
             "nothing to search: name at least one key with several values\n"
