@@ -103,7 +103,7 @@ def test_load_takes_whatever_was_written(live_band: TinyBand, tmp_path: Path) ->
     band = hafm_lightning.load(root, device="cpu")
     assert isinstance(band, Accompanist)
     assert [network.role for network in band.networks] == ["semantic", "coarse", "fine"]
-    files = [word for role in ("semantic", "coarse", "fine") for word in (f"--{role}", str(root / role))]
+    files = [word for role in ("semantic", "coarse", "fine") for word in (f"--{role}", str(root / role / "run-001"))]
     assert cli.main(["export", *files, "--out", str(tmp_path / "model")]) == cli.DONE
     again = hafm_lightning.load(str(tmp_path / "model"), device="cpu")
     assert isinstance(again, Accompanist)

@@ -37,12 +37,8 @@ def card() -> Card:
 def test_it_shows_the_main_columns_and_the_verdicts() -> None:
     text = summary(card())
     (table,) = card().tables
-    assert [column.key for column in main_columns(table)] == [
-        *("fad_logmel", "chroma_cosine", "onset_f1", "beat_f_measure", "chord_accuracy"),
-        *[key for key in ("kd_logmel",)][:0],
-    ] + [column.key for column in main_columns(table)][5:]
-    assert len(main_columns(table)) == 6
-    assert {"key_score", "empty"}.isdisjoint(column.key for column in main_columns(table))
+    shown = ["fad_logmel", "kd_logmel", "chroma_cosine", "onset_f1", "beat_f_measure", "chord_accuracy"]
+    assert [column.key for column in main_columns(table)] == shown
     assert "0.500" in text
     assert "[0.400" not in text, "intervals are in the files"
     assert "- the model is half way" in text
