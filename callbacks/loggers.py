@@ -31,6 +31,8 @@ from hafm_lightning.training.internals import set_wandb_run, wandb_run, wandb_se
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-run-id.txt"
+WANDB_ID_VARIABLE = "WANDB_RUN_ID"
+"""Set by W&B's sweep agents, which wait for the run of that id, and by people; it comes before the id in the file."""
 FIRST_COLUMNS = ["step", "epoch", "seconds"]
 """Optimizer step, epoch, and seconds of training, those of earlier parts of a continued run included."""
 
@@ -152,8 +154,9 @@ class WandbDashboard(WandbLogger):
         """
         self.chosen_mode, self._reason = chosen_mode(mode)
         self._id_file: Path | None = None
+        self._outer_id = os.environ.get(WANDB_ID_VARIABLE, "")
         self._given: dict[str, Any] = {"name": name, "project": project, "entity": entity, "group": group, "tags": tags}
-        self._given |= {"save_dir": save_dir, "id": secrets.token_hex(4), "mode": self.chosen_mode}
+        self._given |= {"save_dir": save_dir, "id": self._outer_id or secrets.token_hex(4), "mode": self.chosen_mode}
         self.sends_model, self._folder = log_model, Path()
         self._rows = LastRow()
         super().__init__(**{**self._given, "save_dir": save_dir or "."})
@@ -169,7 +172,7 @@ class WandbDashboard(WandbLogger):
         self._id_file, self._folder = folder / WANDB_ID_FILE, folder
         self._given["save_dir"] = self._given["save_dir"] or folder
         self._given["name"] = self._given["name"] or "/".join(folder.parts[-2:])
-        if self._id_file.is_file():
+        if self._id_file.is_file() and not self._outer_id:
             self._given["id"] = self._id_file.read_text(encoding="utf-8").strip()
         super().__init__(**self._given)
 

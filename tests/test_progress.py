@@ -65,6 +65,8 @@ def test_a_terminal_shows_parts_of_units_and_an_eta_where_units_take_minutes(mon
         assert task.time_remaining == pytest.approx(10 * 300)  # 1.25 of 1.5 h are left, at 0.125 h in 300 s
         display.refresh()
     assert "0.25/1.5" in stream.getvalue()
+    # it was "0:10:00 left 0:50:00", which reads as ten minutes left
+    assert re.search(r"\d:\d\d:\d\d\S* elapsed, \S*0:50:00\S* left", stream.getvalue())
 
 
 def test_an_unknown_total_shows_the_count_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m hafm_lightning COMMAND ...``: see :mod:`hafm_lightning.cli`."""
+"""``python -m hafm_lightning COMMAND ...``, and the console script ``hafm``: see :mod:`hafm_lightning.cli`."""
 
 from __future__ import annotations
 
@@ -6,5 +6,11 @@ import sys
 
 from hafm_lightning.cli import main
 
-if __name__ == "__main__":
+
+def hafm() -> None:
+    """The console script."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    hafm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,27 @@ from hafm_lightning.shards.manifest import stream_description
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers, describe_difference
 from hafm_lightning.tokens import STREAMS
 from hafm_lightning.untrusted import checked
+
+__all__ = [
+    "ADVICE",
+    "BEST_FILE",
+    "CHECKPOINT_FORMAT",
+    "DESCRIPTION",
+    "FLOAT_TYPES",
+    "METADATA_KEY",
+    "ONLY_IN_TRAINING",
+    "ROLE_OF_STAGE",
+    "RUN_NAME",
+    "Description",
+    "best_in",
+    "check_continues",
+    "check_weights",
+    "checked_metadata",
+    "read_checkpoint",
+    "role_of",
+    "shape_of",
+    "tensor_problem",
+]
 
 CHECKPOINT_FORMAT = 2
 """Version of a checkpoint: 2 ends with a digest of its bytes (:mod:`hafm_lightning.sealing`)."""
@@ -42,6 +64,9 @@ DESCRIPTION: Mapping[str, type | tuple[type, ...]] = {
 """Its entries, as ``Stage.metadata`` writes them."""
 ROLE_OF_STAGE = {"SemanticStage": "semantic", "CoarseStage": "coarse", "FineStage": "fine"}
 """Class -> role, for files that do not name the role."""
+RUN_NAME = re.compile(r"run-(\d+)")
+BEST_FILE = Path("checkpoints", "best.ckpt")
+"""The best checkpoint in a run folder."""
 ONLY_IN_TRAINING = ("dropout", "checkpoint_layers")
 """Settings of the backbone that change no weight's name or shape."""
 
@@ -181,4 +206,14 @@ def tensor_problem(value: Tensor, dtypes: Collection[torch.dtype]) -> str:
     # NaN and infinities are among the extremes, which one pass finds: twenty times as fast as isfinite().all()
     if value.is_floating_point() and value.numel() and not all(map(math.isfinite, map(float, torch.aminmax(value)))):
         return f"hold {int((~torch.isfinite(value)).sum())} NaN or infinite values"
+    return ""
+
+
+def best_in(runs: str | Path) -> str:
+    """The best checkpoint in a run folder, or in the newest run that has one in a folder of runs; empty if none has."""
+    folder = Path(runs)
+    numbered = [(int(match[1]), path) for path in folder.glob("run-*") if (match := RUN_NAME.fullmatch(path.name))]
+    for run in (folder, *(path for _, path in sorted(numbered, reverse=True))):
+        if (run / BEST_FILE).is_file():
+            return str(run / BEST_FILE)
     return ""

@@ -6,6 +6,8 @@ of the work and exits with code 1.
 
 from __future__ import annotations
 
+__all__ = ["RequestError"]
+
 
 class RequestError(ValueError):
     """The request cannot be served as it stands.

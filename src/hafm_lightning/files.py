@@ -22,6 +22,23 @@ from typing import Any
 
 from hafm_lightning.errors import RequestError
 
+__all__ = [
+    "CACHE_VARIABLE",
+    "TEMPORARY_PREFIX",
+    "atomic_file",
+    "atomic_folder",
+    "cache_folder",
+    "expanded",
+    "is_occupied",
+    "printable",
+    "remove_unfinished",
+    "sha256_of",
+    "sha256_of_json",
+    "sync_folder",
+    "write_atomic",
+    "write_json",
+]
+
 TEMPORARY_PREFIX = ".writing-"
 """Names of unfinished files and folders start with this. After the process has died, they may be deleted."""
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from hafm_lightning.errors import RequestError
 
+__all__ = ["NAMES", "VARIABLE", "Limits", "current", "using"]
+
 VARIABLE = "HAFM_LIMITS"
 """Environment variable with changed limits: ``name=value``, separated by spaces or commas."""
 

@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from hafm_lightning.errors import RequestError
 from hafm_lightning.training.internals import unscale_before_step
 
+__all__ = ["FUSED_DEVICES", "OptimizerConfig", "adamw", "follow_settings"]
+
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Types of devices for which torch has a fused AdamW."""
 

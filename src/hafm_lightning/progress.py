@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+__all__ = ["PLAIN_INTERVAL_S", "ProgressBar", "format_duration", "progress"]
+
 PLAIN_INTERVAL_S = 10.0
 """Seconds between two plain lines."""
 
@@ -51,7 +53,11 @@ def progress(description: str, total: float | None = None, unit: str = "", done:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as ``m:ss``, or ``h:mm:ss`` from an hour on."""
+    """Seconds as ``m:ss``, or ``h:mm:ss`` from an hour on.
+
+    >>> format_duration(75), format_duration(3725)
+    ('1:15', '1:02:05')
+    """
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -116,8 +122,9 @@ def _rich_columns(quiet: bool = False) -> Progress:
         CountColumn(),
         rich.TextColumn("{task.fields[unit]}"),
         rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
+        rich.TextColumn("elapsed,"),  # without a word of its own, "left" belongs to the time before it
         rich.TimeRemainingColumn(),
+        rich.TextColumn("left"),
         rich.TextColumn("{task.fields[note]}"),
         console=Console(stderr=True, quiet=quiet),
         speed_estimate_period=24 * 3600.0,  # Rich's default of 30 s gives no ETA if a unit takes minutes

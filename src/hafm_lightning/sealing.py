@@ -18,6 +18,8 @@ from typing import IO
 from hafm_lightning.errors import RequestError
 from hafm_lightning.untrusted import open_file
 
+__all__ = ["check_seal", "note_without_digest", "seal"]
+
 _END = b"PK\x05\x06"  # begins the last record of a zip file, which has 22 bytes and the comment
 _END_BYTES, _LENGTH_BYTES = 22, 2
 _PREFIX = b"sha256="

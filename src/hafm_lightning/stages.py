@@ -70,6 +70,8 @@ from hafm_lightning.training.step_weights import StepWeights, check_training
 from hafm_lightning.training.token_means import TokenMeans
 from hafm_lightning.untrusted import checked
 
+__all__ = ["STAGES", "CoarseStage", "FineStage", "SemanticStage", "Stage", "load_stage"]
+
 
 class Stage(NotesMoves, pl.LightningModule):
     """One stage in training.

@@ -25,6 +25,37 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+__all__ = [
+    "ACOUSTIC_CODEBOOKS",
+    "ACOUSTIC_RATE_HZ",
+    "ACOUSTIC_VOCABULARY",
+    "BEGIN",
+    "CLIP_DURATION_S",
+    "COARSE_CODEBOOKS",
+    "EMPTY",
+    "FRAME_GRID_S",
+    "INSTRUMENTAL_COARSE",
+    "INSTRUMENTAL_CODES",
+    "INSTRUMENTAL_FINE",
+    "INSTRUMENTAL_SEMANTIC",
+    "NULL",
+    "SEMANTIC_RATE_HZ",
+    "SEMANTIC_VOCABULARY",
+    "SPECIAL_TOKENS",
+    "STREAMS",
+    "STYLE",
+    "TICK_RATE_HZ",
+    "VOCAL_ACOUSTIC",
+    "VOCAL_SEMANTIC",
+    "TokenBatch",
+    "TokenStream",
+    "check_ids",
+    "join_codes",
+    "nearest_frames",
+    "split_codes",
+    "stream_named",
+]
+
 SEMANTIC_RATE_HZ = 50
 """Frames a second of HuBERT's features (one every 20 ms)."""
 ACOUSTIC_RATE_HZ = 75
@@ -86,6 +117,11 @@ class TokenStream:
 
         Raises:
             ValueError: The duration is not a positive whole number of this stream's frames.
+
+        >>> stream_named("vocal_semantic").frames(10.0)
+        500
+        >>> stream_named("instrumental_coarse").frames(10.0)
+        750
         """
         if not 0 < duration_s < math.inf:
             raise ValueError(f"duration must be positive and finite, got {duration_s} s")
@@ -143,7 +179,12 @@ def stream_named(name: str) -> TokenStream:
 
 
 def split_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes ``[..., 8, T]`` -> coarse ``[..., 4, T]`` and fine ``[..., 4, T]``. Inverse: :func:`join_codes`."""
+    """Codes ``[..., 8, T]`` -> coarse ``[..., 4, T]`` and fine ``[..., 4, T]``. Inverse: :func:`join_codes`.
+
+    >>> coarse, fine = split_codes(torch.arange(8).reshape(1, 8, 1))
+    >>> coarse.flatten().tolist(), fine.flatten().tolist()
+    ([0, 1, 2, 3], [4, 5, 6, 7])
+    """
     if codes.shape[-2] != ACOUSTIC_CODEBOOKS:
         raise ValueError(f"expected {ACOUSTIC_CODEBOOKS} codebooks, got shape {tuple(codes.shape)}")
     return codes[..., :COARSE_CODEBOOKS, :], codes[..., COARSE_CODEBOOKS:, :]
@@ -159,6 +200,9 @@ def nearest_frames(source: TokenStream, target: TokenStream, target_frames: int)
 
     A clip-level source gives zeros. The result is not clipped to the source's length; since both streams cover the
     same duration, it never exceeds it.
+
+    >>> nearest_frames(stream_named("vocal_semantic"), stream_named("instrumental_coarse"), 6).tolist()
+    [0, 1, 1, 2, 3, 3]
     """
     index = torch.arange(target_frames, dtype=torch.int64)
     if not source.rate_hz:

@@ -26,6 +26,8 @@ from hafm_lightning.errors import RequestError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+__all__ = ["T", "check_file", "checked", "child", "file_stem", "open_file", "parse_json", "read_json"]
+
 T = TypeVar("T")
 
 # Both alternatives of each group succeed at the end of the text too, so that no match fails and the scan is linear.

@@ -171,3 +171,22 @@ def test_the_configuration_of_a_wandb_run_names_the_tokenizers(tmp_path):
     trainer = SimpleNamespace(loggers=[logger], precision="32-true")
     Dashboard().on_train_start(trainer, Module())
     assert given == [{"tokenizers": {"semantic": {"kind": "hubert", "sha256": "c3"}}}]
+
+
+def test_the_run_that_a_sweep_agent_waits_for_is_the_run(tmp_path, monkeypatch):
+    """The logger drew an id of its own, so that the agent's run stayed empty and the sweep without a score."""
+    monkeypatch.setenv("WANDB_RUN_ID", "agents-run")
+    logger = WandbDashboard(project="test", mode="offline")
+    assert logger._given["id"] == "agents-run"
+    (tmp_path / "wandb-run-id.txt").write_text("earlier\n")
+    logger.use_run_folder(tmp_path)
+    assert logger._given["id"] == "agents-run"
+    assert logger.experiment.id == "agents-run"
+    import wandb
+
+    wandb.finish()
+    assert (tmp_path / "wandb-run-id.txt").read_text().strip() == "agents-run"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    again = WandbDashboard(project="test", mode="offline")
+    again.use_run_folder(tmp_path)
+    assert again._given["id"] == "agents-run"

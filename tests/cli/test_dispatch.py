@@ -235,3 +235,70 @@ def test_a_misspelt_option_is_answered_with_the_nearest(arguments, words, capsys
 def test_every_command_explains_itself(name, capsys):
     assert cli.main([name, "--help"]) == cli.DONE
     assert name in capsys.readouterr().out
+
+
+ALL_COMMANDS = sorted(cli.COMMANDS)
+
+
+def slips(word):
+    """A letter left out, doubled, or exchanged with the next one."""
+    yield from (word[:i] + word[i + 1 :] for i in range(1, len(word)))
+    yield from (word[:i] + word[i] + word[i:] for i in range(len(word)))
+    yield from (word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(len(word) - 1))
+
+
+@pytest.mark.parametrize("name", ALL_COMMANDS)
+def test_a_slip_of_the_hand_in_any_command_is_recognised(name):
+    for word in set(slips(name)) - {name}:
+        with pytest.raises(RequestError, match=rf"did you mean .*'{name}'"):
+            cli.find(word)
+
+
+def test_words_of_other_programs_lead_to_the_command(capsys):
+    """`train` was answered by the list of all commands alone."""
+    assert cli.main(["train", "--config", "x"]) == cli.WRONG_REQUEST
+    assert capsys.readouterr().err.startswith("error: unknown command 'train'; did you mean 'fit'?\n")
+    for name, words in cli.OTHER_WORDS.items():
+        assert name in cli.COMMANDS
+        for word in words:
+            assert word not in cli.COMMANDS
+            assert cli.meant(word, ALL_COMMANDS) == [name]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["fitt"]])
+def test_help_answers_at_once(arguments):
+    """`fit --help` imported PyTorch and took half a minute."""
+    code = (
+        "import sys, resource; from hafm_lightning import cli; "
+        f"cli.main({arguments!r}); used = resource.getrusage(resource.RUSAGE_SELF); "
+        "print(used.ru_utime + used.ru_stime, 'torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *loaded = done.stdout.splitlines()[-1].split()
+    assert loaded == ["False", "False"]
+    assert float(seconds) < 2
+
+
+def test_the_console_script_is_the_module(monkeypatch, capsys):
+    import configparser
+    from pathlib import Path
+
+    from hafm_lightning import __main__
+
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).resolve().parents[2] / "setup.cfg", encoding="utf-8")
+    assert parser["options.entry_points"]["console_scripts"].split() == ["hafm", "=", "hafm_lightning.__main__:hafm"]
+    monkeypatch.setattr(sys, "argv", ["hafm", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        __main__.hafm()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"), [("/usr/bin/hafm", "hafm"), ("/x/__main__.py", "python -m hafm_lightning")]
+)
+def test_help_names_the_program_as_it_was_typed(program, shown):
+    code = f"import sys; sys.argv = [{program!r}]; from hafm_lightning.cli import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"usage: {shown} COMMAND" in done.stdout

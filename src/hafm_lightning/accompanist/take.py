@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,6 +70,16 @@ class Take:
         }
         return json.dumps(facts)
 
+    def _repr_html_(self) -> str:
+        """Players of mix and accompaniment, for notebooks; the sound is in the page itself."""
+        players = []
+        for name, audio in {"mix": self.mix, "accompaniment": self.instrumental}.items():
+            data = base64.b64encode(sound_bytes(audio, "FLAC")).decode()
+            label = f"{name}, {audio.duration_s:.1f} s"
+            player = f'<audio controls aria-label="{label}" src="data:audio/flac;base64,{data}"></audio>'
+            players.append(f"<figure><figcaption>{label}</figcaption>{player}</figure>")
+        return "".join(players)
+
     def save(self, folder: str | Path) -> Path:
         """Write `instrumental.wav`, `mix.wav` (16-bit) and `take.json`, all or none of them; returns the folder.
 
@@ -77,7 +88,7 @@ class Take:
         """
         target = Path(folder)
         sounds = {INSTRUMENTAL_FILE: self.instrumental, MIX_FILE: self.mix}
-        contents = {name: wav_bytes(audio) for name, audio in sounds.items()}
+        contents = {name: sound_bytes(audio, "WAV") for name, audio in sounds.items()}
         outputs = {
             name: {"sha256": hashlib.sha256(content).hexdigest(), "seconds": round(sounds[name].duration_s, 6)}
             for name, content in contents.items()
@@ -95,8 +106,8 @@ class Take:
         return target
 
 
-def wav_bytes(audio: Audio) -> bytes:
-    """A 16-bit WAV file; ValueError if the samples hold NaN or infinity, or exceed full scale."""
+def sound_bytes(audio: Audio, container: Literal["WAV", "FLAC"]) -> bytes:
+    """A 16-bit WAV or FLAC file; ValueError if the samples hold NaN or infinity, or exceed full scale."""
     import soundfile
 
     peak = float(np.abs(audio.samples).max(initial=0.0))
@@ -104,7 +115,7 @@ def wav_bytes(audio: Audio) -> bytes:
         raise ValueError(f"samples of a take reach {peak:.4f}, full scale is 1")
     whole = np.clip(np.rint(audio.samples.T * np.float64(32768)), -32768, 32767).astype(np.int16)
     content = io.BytesIO()
-    soundfile.write(content, whole, audio.rate_hz, subtype="PCM_16", format="WAV")
+    soundfile.write(content, whole, audio.rate_hz, subtype="PCM_16", format=container)
     return content.getvalue()
 
 

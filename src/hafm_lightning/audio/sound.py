@@ -137,7 +137,11 @@ def warn_of_cancellation(name: object, channel: int) -> None:
 
 
 def resample(samples: npt.NDArray[Any], from_hz: float, to_hz: float) -> Samples:
-    """Change the sample rate of ``[..., L]``; returns float32 ``[..., round(L * to_hz / from_hz)]``."""
+    """Change the sample rate of ``[..., L]``; returns float32 ``[..., round(L * to_hz / from_hz)]``.
+
+    >>> resample(np.zeros((2, 44100)), 44100, 24000).shape
+    (2, 24000)
+    """
     import soxr
 
     if not (from_hz > 0 and to_hz > 0):

@@ -5,19 +5,52 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NoReturn
 
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
-PROGRAM = "python -m hafm_lightning"
+SCRIPT = "hafm"
+"""The console script of setup.cfg."""
+PROGRAM = SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m hafm_lightning"
+"""What the user typed before the command, for help and for commands to type next."""
 NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan).*", re.IGNORECASE)
 """A value that is a number, not an option."""
 LARGEST_WHOLE = (1 << 63) - 1
 """Larger whole numbers do not fit the libraries behind the options."""
+
+
+_only_made: ContextVar[bool] = ContextVar("only_made", default=False)
+
+
+class ParserMade(Exception):
+    """Carries a parser out of the command that has made it; see :func:`only_parsers`."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__(parser.prog)
+        self.parser = parser
+
+
+@contextmanager
+def only_parsers() -> Iterator[None]:
+    """Within the block a command raises :class:`ParserMade` where it would parse its arguments."""
+    token = _only_made.set(True)
+    try:
+        yield
+    finally:
+        _only_made.reset(token)
+
+
+def hand_over(parser: argparse.ArgumentParser) -> None:
+    """Raise :class:`ParserMade` within :func:`only_parsers`; else do nothing."""
+    if _only_made.get():
+        raise ParserMade(parser)
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,9 +80,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse; an unknown option is reported before a missing one, which may be the same one misspelt."""
+        """Parse; an unknown option is reported before a missing one, which may be the same one misspelt.
+
+        ``--top_k`` is ``--top-k``: keys of configurations have underscores, and both kinds stand side by side.
+        """
+        hand_over(self)
+        args = self._as_declared(sys.argv[1:] if args is None else args)
         waiting = ""  # an option before, whose value comes next
-        for argument in args or ():
+        for argument in args:
             name = argument.partition("=")[0]
             if argument == "--":
                 break
@@ -65,11 +103,25 @@ class Parser(argparse.ArgumentParser):
             waiting = name if takes_value else ""
         return super().parse_args(args, namespace)
 
+    def _as_declared(self, args: Sequence[str]) -> list[str]:
+        """The arguments with every option's dashes and underscores as the parser has them, up to ``--``."""
+        spellings = {name.replace("_", "-"): name for name in self._option_string_actions if name.startswith("--")}
+        end = list(args).index("--") if "--" in args else len(args)
+        declared = []
+        for argument in args[:end]:
+            name, equals, value = argument.partition("=")
+            known = name in self._option_string_actions
+            right = name if known or not name.startswith("--") else spellings.get(name.replace("_", "-"), name)
+            declared.append(f"{right}{equals}{value}")
+        return [*declared, *args[end:]]
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse; NaN, infinity and numbers beyond 64 bits are refused for every option."""
-        found, rest = super().parse_known_args(args, namespace)
+        hand_over(self)
+        declared = self._as_declared(sys.argv[1:] if args is None else args)
+        found, rest = super().parse_known_args(declared, namespace)
         for action in self._actions:
             given = getattr(found, action.dest, None)
             for value in given if isinstance(given, list | tuple) else [given]:

@@ -4,3 +4,7 @@
 ``values`` compares a value with a type, ``keys`` checks every key and value, and ``settings`` makes frozen dataclasses
 for ``prepare`` and ``evaluate``; ``fit`` has LightningCLI.
 """
+
+from __future__ import annotations
+
+__all__ = ["keys", "origins", "settings", "signatures", "suggestions", "values"]

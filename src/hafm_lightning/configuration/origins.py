@@ -174,6 +174,21 @@ def options_of(arguments: Sequence[str]) -> list[Option]:
     return options
 
 
+def with_dashes(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``key=value`` as ``--key=value``, for parsers that know options alone."""
+    written: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--":
+            return [*written, argument, *waiting]
+        is_option = argument.startswith("-")
+        written.append(argument if is_option or "=" not in argument else f"--{argument}")
+        if is_option and "=" not in argument and waiting and not waiting[0].startswith("--"):
+            written.append(waiting.pop(0))
+    return written
+
+
 class Origins:
     """Where the keys of a configuration were set; RequestError if a file of the command line is missing or broken."""
 

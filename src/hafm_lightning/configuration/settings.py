@@ -213,8 +213,8 @@ def _has_choices(hint: Any) -> bool:
     return bool(choices_of(hint)) or any(map(_has_choices, kinds_of(hint).elements))
 
 
-def explain(kind: type[Any], program: str, description: str) -> str:
-    """The help of a command: type, default and meaning of every setting, and the dataclasses that ``kind`` can name."""
+def parser_for(kind: type[Any], program: str, description: str) -> ArgumentParser:
+    """A parser with an option for every setting, for help and completion; :func:`parse_settings` parses."""
     parser = ArgumentParser(prog=program, description=description, usage=f"{program} --config FILE [--KEY VALUE ...]")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; may be repeated, the last one wins")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print the settings that a run would have, and stop")
@@ -223,7 +223,12 @@ def explain(kind: type[Any], program: str, description: str) -> str:
         # a file for one section, the help of one class
         if action.metavar in ("CONFIG", "CLASS_PATH_OR_NAME") or action.option_strings[0].endswith(".help"):
             action.help = SUPPRESS
-    pages = [parser.format_help()]
+    return parser
+
+
+def explain(kind: type[Any], program: str, description: str) -> str:
+    """The help of a command: type, default and meaning of every setting, and the dataclasses that ``kind`` can name."""
+    pages = [parser_for(kind, program, description).format_help()]
     for title, target in _pages_of(kind, ()):
         page = ArgumentParser(prog=program, usage="", add_help=False)
         page.add_class_arguments(target, nested_key=None)

@@ -12,7 +12,11 @@ CLEAR_LEAD = 0.1
 
 
 def nearest(word: str, known: Sequence[str]) -> list[str]:
-    """At most three known names that ``word`` may mean; one if it is much more similar than the others."""
+    """At most three known names that ``word`` may mean; one if it is much more similar than the others.
+
+    >>> nearest("evalute", ["fit", "evaluate", "validate"])
+    ['evaluate']
+    """
 
     def bare(text: str) -> str:
         return text.replace("-", "").replace("_", "").lower()

@@ -4,3 +4,23 @@ Start at :mod:`hafm_lightning.evaluation.evaluate` (one run from settings to car
 on arrays (:mod:`~hafm_lightning.evaluation.distances.frechet`, :mod:`~hafm_lightning.evaluation.coherence.scores`).
 `docs/evaluation.md` explains what each number can and cannot show.
 """
+
+from __future__ import annotations
+
+__all__ = [
+    "card",
+    "coherence",
+    "contrasts",
+    "distances",
+    "embeddings",
+    "evaluate",
+    "intervals",
+    "protocol",
+    "seeds",
+    "segments",
+    "settings",
+    "stage",
+    "systems",
+    "token_scores",
+    "tuning",
+]

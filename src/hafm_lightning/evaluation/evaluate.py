@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hafm_lightning.evaluation.protocol.set_scores import SetColumns
 from hafm_lightning.evaluation.protocol.table import (
     contrasts_of,
     difference_table,
+    model_table,
     players_of,
     speed_cells,
     system_table,
@@ -43,15 +45,25 @@ from hafm_lightning.evaluation.segments import (
 )
 from hafm_lightning.evaluation.settings import EvaluateSettings, ProtocolSettings
 from hafm_lightning.evaluation.systems.band import Band, ModelSource
-from hafm_lightning.evaluation.systems.base import LABELS, GroundTruth, OtherVocal, RandomPairing, System, ThroughCodec
+from hafm_lightning.evaluation.systems.base import (
+    LABELS,
+    MODEL_PREFIX,
+    GroundTruth,
+    OtherVocal,
+    RandomPairing,
+    System,
+    ThroughCodec,
+)
 from hafm_lightning.evaluation.systems.controls import CONTROLS
 from hafm_lightning.evaluation.systems.generations import Generations
+from hafm_lightning.evaluation.systems.models import main_source, other_sources
 from hafm_lightning.evaluation.systems.retrieval import Retrieval
 from hafm_lightning.evaluation.systems.separated import SeparatedVocals
 from hafm_lightning.evaluation.token_scores.probes import probe_plots
 from hafm_lightning.evaluation.token_scores.scores import stored_clips
 from hafm_lightning.evaluation.token_scores.table import token_table
 from hafm_lightning.files import sha256_of_json, write_json
+from hafm_lightning.modeling.sampling import SamplingOptions
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.token_scores import song_of
 from hafm_lightning.page.figures import Plot
@@ -59,6 +71,7 @@ from hafm_lightning.processes.locks import LOCK_NAME, held
 from hafm_lightning.processes.pool import LocalPool, SerialPool, local_pool
 from hafm_lightning.shards import open_shards
 from hafm_lightning.tokenizers import load_tokenizers
+from hafm_lightning.tokens import TokenBatch
 
 SET_METRICS = {"fad", "kd", "apa"}
 """Metrics that need embeddings."""
@@ -97,8 +110,7 @@ class Evaluation:
         self.separated: SeparatedVocals | None = None
         if "separated" in self.systems:
             self.separated = SeparatedVocals(settings.separated, settings.separation)
-        paths = (settings.model, settings.semantic, settings.coarse, settings.fine, settings.tokenizers)
-        self.source = ModelSource(*paths, settings.device, settings.precision)
+        self.source, self.others = main_source(settings), other_sources(settings)
         self.models: dict[ModelSource, Accompanist] = {}
 
     def run(self) -> Card:
@@ -133,7 +145,7 @@ class Evaluation:
     def _protocol(self, protocol: ProtocolSettings, clips: SelectedClips) -> list[Table]:
         """The tables of one protocol: play every system, score what it played, fill the columns."""
         settings, folder, seed = self.settings, self.output / protocol.name, self.settings.seed
-        played = self.play(folder, clips)
+        played = self.play(folder, clips) | self._play_others(folder, clips)
         columns = clip_columns(settings.metrics)
         scores = score_played(clips, played, folder / "scores", self.pool) if columns else {}
         sets = []
@@ -171,6 +183,9 @@ class Evaluation:
         controls = [name for name in settings.differences if name in scores]
         if controls and settings.players in scores:
             tables.append(difference_table(table, contrasts, settings.players, controls))
+        models = [name for name in played if name == "three_stages" or name.startswith(MODEL_PREFIX)]
+        if self.others and len(models) > 1:
+            tables.append(model_table(table, contrasts, models))
         return tables
 
     def play(self, folder: Path, clips: SelectedClips) -> dict[str, Generations]:
@@ -184,6 +199,24 @@ class Evaluation:
             played[name] = Generations(folder, self._system(name, clips, played))
             played[name].make(clips, self.settings.batch_clips, self.pool)
         return {name: played[name] for name in self.systems if name in played}
+
+    def _play_others(self, folder: Path, clips: SelectedClips) -> dict[str, Generations]:
+        """Sounds of the models that are compared, with the seeds and sampling of the first one."""
+        played = {}
+        for name, source in self.others.items():
+            row, label = f"{MODEL_PREFIX}{name}", f"{LABELS['three_stages']}: {name}"
+            played[row] = Generations(folder, self.band(source, row, self.settings.sampling, label))
+            played[row].make(clips, self.settings.batch_clips, self.pool)
+        return played
+
+    def band(self, source: ModelSource, name: str, sampling: SamplingOptions, label: str = "") -> Band:
+        """A model as the row ``name``."""
+        band = self._model(source)
+        separated = self.separated if name == "separated" else None
+        # several processes on one GPU would share its memory
+        worker_source = source if band.device.type == "cpu" else None
+        seed, noise = self.settings.seed, name != "clean_vocal"
+        return Band(band, sampling, seed, name, separated, worker_source, noise=noise, label=label)
 
     def _system(self, name: str, clips: SelectedClips, played: dict[str, Generations]) -> System:
         """One row; ``other_vocal`` uses the row ``three_stages`` of ``played``."""
@@ -202,11 +235,7 @@ class Evaluation:
             model = played["three_stages"]
             return OtherVocal(clips, model.system.identity, model.outcome)
         source = replace(self.source, stages=2 if name == "two_stages" else 3)
-        band = self._model(source)
-        separated = self.separated if name == "separated" else None
-        # several processes on one GPU would share its memory
-        worker_source = source if band.device.type == "cpu" else None
-        return Band(band, settings.sampling, settings.seed, name, separated, worker_source, noise=name != "clean_vocal")
+        return self.band(source, name, settings.sampling)
 
     def _model(self, source: ModelSource) -> Accompanist:
         """A model, loaded once."""
@@ -222,7 +251,7 @@ class Evaluation:
         wanted = [name for name in ("tokens", "probes") if name in settings.metrics]
         if not wanted:
             return [], []
-        if not settings.has_model:
+        if not settings.has_model and not self.others:
             self.absent["tokens and probes"] = "no `model` and no checkpoints"
             return [], []
         segments = clips.segments[: settings.token_clips or None]
@@ -232,7 +261,30 @@ class Evaluation:
         if len(set(songs)) < 2 or ("probes" in wanted and len(set(segment_songs)) < 2):
             self.absent["tokens and probes"] = "another song's vocal needs clips of at least two songs"
             return [], []
-        source = replace(self.source, precision="fp32", stages=3 if settings.model or settings.fine else 2)
+        sources = {name: replace(source, precision="fp32") for name, source in self.others.items()}
+        if settings.has_model:
+            main = replace(self.source, precision="fp32", stages=3 if settings.model or settings.fine else 2)
+            sources = {"": main} | sources
+        tables: list[Table] = []
+        plots: list[Plot] = []
+        for name, source in sources.items():
+            # probes take long: of the first model alone
+            found = self._tokens_of(source, clips, stored, songs, wanted if not plots else ["tokens"])
+            tables += [replace(it, name=f"{it.name}: {name}") if name else it for it in found.tables]
+            plots += found.plots
+        return tables, plots
+
+    def _tokens_of(
+        self,
+        source: ModelSource,
+        clips: SelectedClips,
+        stored: TokenBatch | None,
+        songs: list[str],
+        wanted: Sequence[str],
+    ) -> Card:
+        """Token table and probes of one model, computed once; ``wanted`` names which of the two."""
+        settings, split = self.settings, self.settings.token_split
+        segments = clips.segments[: settings.token_clips or None]
         model, sigma = self._model(source), settings.vocal_noise_sigma
         loaded, context_s = model.networks, float(model.window * GRID_S)
         identity = [
@@ -249,8 +301,7 @@ class Evaluation:
             identity += [stored.clip_ids, sha256_of_json({n: ids.tolist() for n, ids in stored.streams.items()})]
         file = self.output / "tokens" / f"{sha256_of_json(identity)[:16]}.json"
         if file.is_file():
-            card = load_card(file)
-            return card.tables, card.plots
+            return load_card(file)
         networks: dict[str, TokenModel] = {network.role: network.model for network in loaded}
         conditions = [stream.name for model in networks.values() for stream in model.layout.conditions]
         music = [clips.load(segment) for segment in segments] if stored is None or "probes" in wanted else []
@@ -268,8 +319,9 @@ class Evaluation:
         if batch is not None and "probes" in wanted:
             separated = None if self.separated is None else self.separated.mono
             plots = probe_plots(networks, music, batch, self.tokenizers, sigma, separated, context_s)
-        write_json(file, Card("tokens", {}, tables, plots).as_dict())
-        return tables, plots
+        card = Card("tokens", {}, tables, plots)
+        write_json(file, card.as_dict())
+        return card
 
     def _facts(self) -> dict[str, Any]:
         settings, sampling, identities = self.settings, self.settings.sampling, self.tokenizers.identities()
@@ -288,6 +340,8 @@ class Evaluation:
         if settings.has_model:
             checkpoints = filter(None, (settings.semantic, settings.coarse, settings.fine))
             facts["model"] = settings.model or ", ".join(checkpoints)
+        if self.others:
+            facts["models compared"] = settings.models
         if self.separated is not None:
             facts["separated vocals"] = self.separated.identity
         return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
+from itertools import product
 
 from hafm_lightning.evaluation.embeddings import EMBEDDINGS, EmbeddingSource
 from hafm_lightning.evaluation.segments import SegmentSettings
@@ -46,6 +47,34 @@ class ProtocolSettings:
 
 
 @dataclass(frozen=True)
+class TuningSettings:
+    """What ``evaluate --tune-sampling`` tries: every combination of the three lists, and ``sampling`` itself.
+
+    Attributes:
+        guidance: Scales of classifier-free guidance.
+        temperature: Divisors of the logits.
+        top_k: Numbers of likeliest tokens.
+        split: Songs to try on: of these, only songs that no stage was trained on, as far as ``shards`` tell.
+        songs: Most songs, one segment of each.
+    """
+
+    guidance: tuple[float, ...] = (1.0, 1.5, 3.0)
+    temperature: tuple[float, ...] = (0.7, 0.9)
+    top_k: tuple[int, ...] = (100, 250)
+    split: str = "train"
+    songs: int = 24
+
+    def __post_init__(self) -> None:
+        self.options()
+        if self.songs < 2:
+            raise ValueError(f"songs must be 2 or more, for intervals, got {self.songs}")
+
+    def options(self) -> list[SamplingOptions]:
+        """Every combination."""
+        return [SamplingOptions(*values) for values in product(self.guidance, self.temperature, self.top_k)]
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """What is evaluated, on what, and how.
 
@@ -60,6 +89,8 @@ class EvaluateSettings:
         coarse: Checkpoint of the coarse stage.
         fine: Checkpoint of the fine stage; empty leaves three stages out.
         model: An exported model folder or Hub id, in place of the three checkpoints.
+        models: Name -> another model that the card compares with it: an exported folder, a Hub id, or a folder with the
+            runs ``semantic``, ``coarse`` and ``fine``. All play with the same ``sampling`` and seeds.
         split: Split whose songs are evaluated.
         systems: Rows of the card, in this order.
         metrics: Groups of columns, in any order.
@@ -68,6 +99,7 @@ class EvaluateSettings:
         reference_clips: Segments of the ``train`` reference.
         statistics: Embedding name -> statistics file that replaces the reference for FAD.
         sampling: Guidance, temperature and top-k.
+        tuning: What ``--tune-sampling`` tries.
         seed: Seed of every random choice.
         batch_clips: Clips generated at once; 1 gives the speed that a single user sees.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
@@ -98,6 +130,7 @@ class EvaluateSettings:
     coarse: str = ""
     fine: str = ""
     model: str = ""
+    models: dict[str, str] = field(default_factory=dict)
     split: str = "test"
     systems: tuple[str, ...] = tuple(name for name in LABELS if name not in OPTIONAL_SYSTEMS)
     metrics: tuple[str, ...] = METRICS
@@ -106,6 +139,7 @@ class EvaluateSettings:
     reference_clips: int = 200
     statistics: dict[str, str] = field(default_factory=dict)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
     seed: int = 0
     batch_clips: int = 1
     device: str = "auto"
@@ -136,6 +170,9 @@ class EvaluateSettings:
             raise ValueError("systems: other_vocal uses the takes of three_stages; name both")
         if self.token_split and not self.shards:
             raise ValueError("token_split needs `shards`, which hold the tokens")
+        odd = [name for name in self.models if not re.fullmatch(r"[\w-]+", name)]
+        if odd:
+            raise ValueError(f"models: names are of letters, digits, '-' and '_', got {', '.join(odd)}")
         names = [protocol.name for protocol in self.protocols]
         if not names or len(set(names)) < len(names) or not all(re.fullmatch(r"[\w-]+", name) for name in names):
             raise ValueError(f"protocols need distinct names of letters, digits, '-' and '_', got {names}")

@@ -15,6 +15,8 @@ from hafm_lightning.kernels.cpu import CpuBackend
 from hafm_lightning.kernels.cuda import CudaBackend
 from hafm_lightning.modeling.token_model import TokenModel
 
+__all__ = ["BACKENDS", "Kernels", "backend_for", "for_inference", "for_training"]
+
 Kernels = Literal["auto", "none"]
 """``auto``: the kernels of the device that a network is on; ``none``: PyTorch's operations."""
 

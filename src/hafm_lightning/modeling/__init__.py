@@ -5,3 +5,19 @@ No Lightning and no audio here. Read in this order: ``layout`` (tokens -> steps)
 stage's network), ``sampling``, ``filling``, ``decoding``. Nothing here depends on the device; the package
 ``kernels`` exchanges modules for faster ones.
 """
+
+from __future__ import annotations
+
+__all__ = [
+    "attention",
+    "cache",
+    "conditioning",
+    "decoding",
+    "filling",
+    "layout",
+    "relative_position",
+    "sampling",
+    "token_model",
+    "token_scores",
+    "transformer",
+]

@@ -41,6 +41,12 @@ def interleave(codes: Tensor, pattern: Pattern) -> Tensor:
 
     ``W`` is 1 for ``flattened`` and ``K`` otherwise. Places of the delay grid that belong to no frame hold
     :data:`~hafm_lightning.tokens.EMPTY`. Inverse: :func:`deinterleave`.
+
+    >>> codes = torch.tensor([[[1, 2, 3], [4, 5, 6]]])  # two codebooks, three frames
+    >>> interleave(codes, "flattened").tolist()
+    [[[1, 4, 2, 5, 3, 6]]]
+    >>> (interleave(codes, "delay") != EMPTY).int().tolist()
+    [[[1, 1, 1, 0], [0, 1, 1, 1]]]
     """
     batch, codebooks, frames = codes.shape
     if pattern == "flattened":
@@ -58,6 +64,10 @@ def deinterleave(grid: Tensor, pattern: Pattern, codebooks: int) -> Tensor:
 
     Raises:
         ValueError: The number of steps is not one that the pattern makes.
+
+    >>> codes = torch.tensor([[[1, 2, 3], [4, 5, 6]]])
+    >>> torch.equal(deinterleave(interleave(codes, "delay"), "delay", codebooks=2), codes)
+    True
     """
     batch, _, steps = grid.shape
     if pattern == "flattened":

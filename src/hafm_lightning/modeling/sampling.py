@@ -35,6 +35,9 @@ class SamplingOptions:
         temperature: Divides the logits; 0 always takes the likeliest token.
         top_k: Draw among this many likeliest tokens; None for all.
         top_p: Draw among the likeliest tokens that together reach this probability; None for all.
+
+    >>> SamplingOptions(guidance=1.5, top_k=100)
+    SamplingOptions(guidance=1.5, temperature=0.9, top_k=100, top_p=None)
     """
 
     guidance: float = 3.0

@@ -5,3 +5,20 @@ steps: ``survey`` and ``plan`` (songs and their shards), ``tokenizer_training``,
 Beside them: ``quality`` (filter and duplicates), ``run_state`` (to continue), ``engine`` (where the work runs), and
 ``verification`` of the result.
 """
+
+from __future__ import annotations
+
+__all__ = [
+    "cap",
+    "configuration",
+    "engine",
+    "pipeline",
+    "plan",
+    "quality",
+    "report",
+    "run_state",
+    "shard_work",
+    "survey",
+    "tokenizer_training",
+    "verification",
+]

@@ -27,6 +27,24 @@ from hafm_lightning.shards.reader import map_shard as map_shard
 from hafm_lightning.shards.remote import RemoteSource
 from hafm_lightning.shards.writer import write_shard as write_shard
 
+__all__ = [
+    "MANIFEST_NAME",
+    "REQUIRED_STREAMS",
+    "SPLITS",
+    "STORED_STREAMS",
+    "Ids",
+    "Manifest",
+    "ShardInfo",
+    "ShardReader",
+    "clip_id",
+    "map_shard",
+    "open_shards",
+    "row_shape",
+    "song_of",
+    "stream_description",
+    "write_shard",
+]
+
 
 def open_shards(root: str | Path, split: str, cache_dir: str | Path | None = None) -> ShardReader:
     """Open a split of the output of ``prepare``: a folder, or a remote root (``s3://``, ``gs://``, ``hf://``, ``https://``).

@@ -1,1 +1,5 @@
 """The `demo` command."""
+
+from __future__ import annotations
+
+__all__ = ["command", "fits"]

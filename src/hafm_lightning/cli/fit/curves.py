@@ -131,10 +131,28 @@ def figure_names(paths: Sequence[Path], out: Path | None) -> list[Path]:
     return [out / name for name in names]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Draw each run, and print the files."""
+def save_figure(figure: Figure, name: Path) -> list[Path]:
+    """Write a figure as ``name.png`` and ``name.svg``, the same bytes each time; returns the files.
+
+    Raises:
+        RequestError: A file cannot be written.
+    """
     from matplotlib import rc_context
 
+    targets = [name.with_name(f"{name.name}.{ending}") for ending in FORMATS]
+    for target, ending in zip(targets, FORMATS, strict=True):
+        picture = io.BytesIO()
+        with rc_context({"svg.hashsalt": name.name}):  # random ids and dates would make equal figures differ
+            figure.savefig(picture, dpi=150, format=ending, metadata={"Date": None} if ending == "svg" else {})
+        try:
+            write_atomic(target, picture.getvalue())
+        except OSError as error:
+            raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another --out") from error
+    return targets
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw each run, and print the files."""
     parser = Parser("curves", __doc__)
     run_help = "a run folder, the folder above it (draws its newest run), or a metrics.csv"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=run_help)
@@ -143,14 +161,6 @@ def main(argv: Sequence[str]) -> int:
     paths = [metrics_file(run) for run in options.runs]
     figures = [draw(read_series(path), "/".join(path.resolve().parent.parts[-2:])) for path in paths]
     for figure, name in zip(figures, figure_names(paths, options.out), strict=True):
-        for ending in FORMATS:
-            target = name.with_name(f"{name.name}.{ending}")
-            picture = io.BytesIO()
-            with rc_context({"svg.hashsalt": name.name}):  # random ids and dates would make equal figures differ
-                figure.savefig(picture, dpi=150, format=ending, metadata={"Date": None} if ending == "svg" else {})
-            try:
-                write_atomic(target, picture.getvalue())
-            except OSError as error:
-                raise RequestError(f"{target}: cannot be written ({error.strerror}); choose another --out") from error
+        for target in save_figure(figure, name):
             print(target)
     return 0

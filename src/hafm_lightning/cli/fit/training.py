@@ -19,7 +19,6 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,12 +39,13 @@ from hafm_lightning.cli.fit.checks import (
     check_seed,
     comes_from_lightning,
 )
+from hafm_lightning.cli.fit.ending import ending
 from hafm_lightning.cli.fit.errors import ParserStop, StageParser, explain
 from hafm_lightning.cli.fit.runs import AUTO, BEST, best_checkpoint, claim, claimed_run, is_first, joined_run, say
 from hafm_lightning.cli.fit.saved_config import SavedConfig, follow_changes
-from hafm_lightning.cli.parser import PROGRAM
+from hafm_lightning.cli.parser import PROGRAM, hand_over
 from hafm_lightning.configuration.keys import KeyCheck
-from hafm_lightning.configuration.origins import Origins, options_of
+from hafm_lightning.configuration.origins import Origins, options_of, with_dashes
 from hafm_lightning.configuration.settings import interpolation_error
 from hafm_lightning.configuration.signatures import Group
 from hafm_lightning.errors import RequestError
@@ -92,7 +92,7 @@ class StageCLI(LightningCLI):
         # ${...} are resolved after the last option; LightningCLI keeps all keys one section deeper than files do
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         description = f"{COMMANDS[command][1].capitalize()}."
-        within = [REFERENCE.sub(rf"${{{command}.\1}}", argument) for argument in arguments]
+        within = [REFERENCE.sub(rf"${{{command}.\1}}", argument) for argument in with_dashes(arguments)]
         super().__init__(
             save_config_callback=SavedConfig,
             trainer_defaults={"use_distributed_sampler": False},
@@ -120,6 +120,7 @@ class StageCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; mistakes are reported with file and line."""
         actions = parser._subcommands_action._name_parser_map[self.command]._actions  # type: ignore[union-attr]
+        hand_over(parser._subcommands_action._name_parser_map[self.command])  # type: ignore[union-attr]
         switches = [name for action in actions for name in action.option_strings]
         for action in actions:
             if action.dest == "ckpt_path":  # Lightning's text names values that are refused here
@@ -271,6 +272,17 @@ class StageCLI(LightningCLI):
         if self.command == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._join()
         super()._run_subcommand(self.command)
+        if self.command == "fit" and is_first() and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._tell_the_end()
+
+    def _tell_the_end(self) -> None:
+        """Print the run folder, the best checkpoint and the next command."""
+        kind = callback_class("Checkpoints")
+        keeper = next((it for it in self.trainer.callbacks if isinstance(it, kind)), None)  # type: ignore[attr-defined]
+        score = (keeper.monitor, keeper.best_score) if keeper is not None else (None, None)
+        config = self.origins.files[0] if self.origins.files else None
+        role = getattr(self.model, "role", None)
+        print("\n".join(ending(Path(self.trainer.default_root_dir), config, role, *score)), flush=True)
 
     def _join(self) -> None:
         """Continue from the same checkpoint as the first process, which alone writes to the run folder."""
@@ -370,6 +382,3 @@ def run(command: str, arguments: Sequence[str]) -> int:
                 raise KeyboardInterrupt from None
             raise
     return 0
-
-
-fit, validate, test, predict = (partial(run, command) for command in ("fit", "validate", "test", "predict"))

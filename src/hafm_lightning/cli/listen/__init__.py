@@ -10,6 +10,8 @@ from hafm_lightning.cli.parser import PROGRAM
 from hafm_lightning.configuration.suggestions import did_you_mean, nearest
 from hafm_lightning.errors import RequestError
 
+__all__ = ["MODULES", "SUBCOMMANDS", "main"]
+
 SUBCOMMANDS = {
     "build": "make a study: clips, systems, trials, key",
     "serve": "serve a study as a web page and collect votes",

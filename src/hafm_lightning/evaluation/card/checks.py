@@ -20,6 +20,7 @@ from typing import Any
 from hafm_lightning.evaluation.card.card import Column, Row
 from hafm_lightning.evaluation.contrasts import Contrasts
 from hafm_lightning.evaluation.intervals import FEW_SONGS, Interval
+from hafm_lightning.evaluation.systems.base import MODEL_PREFIX
 
 UNJUDGED = ("real_time_factor", "peak_memory_mib", "beats_found", "lost")
 """Columns that do not describe the music."""
@@ -187,7 +188,7 @@ def _standing(
     positions: dict[str, dict[str, Any]] = {}
     if top is None or "random" not in names:
         return verdicts, positions
-    for name in (name for name in labels if name in MODELS):
+    for name in (name for name in labels if name in MODELS or name.startswith(MODEL_PREFIX)):
         parts = []
         for column in columns:
             if not column.informative or column.key.startswith(DISTANCES):

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from hafm_lightning.audio import Samples, resample
 
+__all__ = ["ANALYSIS_RATE_HZ", "at_analysis_rate"]
+
 ANALYSIS_RATE_HZ = 22050
 
 

@@ -11,6 +11,8 @@ from hafm_lightning.evaluation.embeddings.hub import ClapEmbedding, EncodecEmbed
 from hafm_lightning.evaluation.embeddings.log_mel import LogMelEmbedding
 from hafm_lightning.evaluation.embeddings.vggish import VGGishEmbedding
 
+__all__ = ["EMBEDDINGS", "EmbeddingSource", "load_embedding"]
+
 
 @dataclass(frozen=True)
 class EmbeddingSource:

@@ -17,7 +17,6 @@ from hafm_lightning.evaluation.intervals import FEW_SONGS, mean_interval
 from hafm_lightning.evaluation.protocol.clip_scores import ClipScores
 from hafm_lightning.evaluation.protocol.columns import Cells, speed_columns
 from hafm_lightning.evaluation.segments import Segment, SelectedClips, clip_file_stem
-from hafm_lightning.evaluation.systems.base import LABELS
 from hafm_lightning.evaluation.systems.generations import Generations
 
 
@@ -32,7 +31,7 @@ def system_table(
         failures = Counter(filter(None, reasons))
         values = {column.key: cells[column][system] for column in columns}
         counts = (len(clips.segments), failures.total(), dict(failures))
-        rows.append(Row(system, LABELS[system], *counts, made.system.facts, values))
+        rows.append(Row(system, made.system.label, *counts, made.system.facts, values))
     selection, settings = clips.selection, clips.selection.settings
     about = [
         f"{len(clips.segments)} vocal-active segments of {clips.duration_s:g} s from {len(set(clips.songs))} of "
@@ -87,20 +86,37 @@ def speed_cells(clips: SelectedClips, played: Mapping[str, Generations], batch_c
 def difference_table(table: Table, contrasts: Contrasts, system: str, controls: Sequence[str]) -> Table:
     """Scores of ``system`` minus those of each control, clip by clip, in the columns of ``table``."""
     columns = [column for column in table.columns if column.better and column.key in contrasts.clips]
+    return _paired(f"{table.name}: differences", table, columns, contrasts, [(system, other) for other in controls])
+
+
+def model_table(table: Table, contrasts: Contrasts, models: Sequence[str]) -> Table:
+    """Each of ``models`` minus the first one, on the same clips, in every column whose rows can be compared."""
+    compared = {*contrasts.clips, *contrasts.sets}
+    columns = [column for column in table.columns if column.better and column.key in compared]
+    first, *others = models
+    return _paired(f"{table.name}: models compared", table, columns, contrasts, [(other, first) for other in others])
+
+
+def _paired(
+    name: str, table: Table, columns: Sequence[Column], contrasts: Contrasts, pairs: Sequence[tuple[str, str]]
+) -> Table:
+    """A row for each pair: the first system minus the second."""
+    labels = {row.system: row.label for row in table.rows}
     rows = []
-    for control in controls:
-        lost = contrasts.failed.get(control, set())
-        failures = {f"{LABELS[control]} failed: a difference of 0 at most": len(lost)} if lost else {}
+    for system, other in pairs:
+        lost = contrasts.failed.get(other, set())
+        failures = {f"{labels[other]} failed: a difference of 0 at most": len(lost)} if lost else {}
         values = {}
         for column in columns:
-            gap = contrasts.difference(column.key, system, control)
-            values[column.key] = Value(None, note="needs clips of two songs")
+            gap = contrasts.difference(column.key, system, other)
+            few = "no interval from so few songs" if column.key in contrasts.sets else "needs clips of two songs"
+            values[column.key] = Value(None, note=few)
             if gap is not None:
                 values[column.key] = Value.of(gap, "" if gap.excludes_zero else "the interval contains 0")
-        label = f"{LABELS[system]} − {LABELS[control]}"
-        rows.append(Row(f"{system}-{control}", label, len(contrasts.songs), len(lost), failures, {}, values))
+        label = f"{labels[system]} − {labels[other]}"
+        rows.append(Row(f"{system}-{other}", label, len(contrasts.songs), len(lost), failures, {}, values))
     about = ["paired differences clip by clip; intervals are over songs, 95 %"]
-    return Table(f"{table.name}: differences", about, columns, rows, unit="difference")
+    return Table(name, about, list(columns), rows, unit="difference")
 
 
 def contrasts_of(
@@ -136,9 +152,7 @@ def players_of(
     players = []
     for rank in dict.fromkeys(round(rank - 1e-9) for rank in np.linspace(0, last, count)):
         segment, score = clips.segments[order[rank]], float(values[order[rank]])
-        title = (
-            f"{LABELS[made.system.name]}: {names.get(rank, f'rank {rank + 1} of {len(order)}')} by {ranked_by.label}"
-        )
+        title = f"{made.system.label}: {names.get(rank, f'rank {rank + 1} of {len(order)}')} by {ranked_by.label}"
         sounds = _write_sounds(made, clips, segment, folder)
         players.append(Player(title, made.system.name, segment.clip_id, score, sounds))
     return players

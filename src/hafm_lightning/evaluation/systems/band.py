@@ -70,8 +70,9 @@ class Band(System):
         seed: A clip's own seed is computed from this and its id.
         name: Row.
         separated: Vocals that the model gets in place of the clean ones.
-        noise: Whether the semantic tokenizer hears the vocal with the noise of training, as in generation.
         source: Where worker processes load the model, at their first batch; None if they do not play.
+        noise: Whether the semantic tokenizer hears the vocal with the noise of training, as in generation.
+        label: Heading of the row; empty for the one of ``name``.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Band(System):
         separated: SeparatedVocals | None = None,
         source: ModelSource | None = None,
         noise: bool = True,
+        label: str = "",
     ) -> None:
         self.band, self.sampling, self.seed = band, sampling, seed
         self.vocal = read_vocal if separated is None else separated.read
@@ -100,6 +102,7 @@ class Band(System):
         }
         super().__init__(name, facts)
         self.facts, self.parallel = facts, source is not None
+        self.label = label or self.label
         self._arguments = (source, sampling, seed, name, None if separated is None else separated.arguments, noise)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -44,6 +44,8 @@ LABELS: Mapping[str, str] = {
     "separated": "three stages, separated vocals",  # separated from the mixture, in place of clean ones
 }
 """Every system, in the order of the card's rows."""
+MODEL_PREFIX = "model-"
+"""Begins the row of a model that a card compares with others (``models`` in its settings), before the model's name."""
 MODEL_SYSTEMS = ("two_stages", "three_stages", "clean_vocal", "other_vocal", "separated")
 """Systems that need a model."""
 
@@ -70,6 +72,7 @@ class System(ABC):
 
     Attributes:
         identity: sha256 over name and parts.
+        label: Heading of the row.
         facts: For the card: hashes, seed, sampling.
         parallel: Whether worker processes play it; most systems are cheaper in one process.
     """
@@ -78,6 +81,7 @@ class System(ABC):
 
     def __init__(self, name: str, *parts: Any) -> None:
         self.name, self.identity = name, sha256_of_json([name, *parts])
+        self.label = LABELS.get(name, name)
         self.facts: dict[str, Any] = {}
 
     @abstractmethod

@@ -18,7 +18,7 @@ import torch
 from hafm_lightning.audio import Audio, Samples, read_audio, write_audio
 from hafm_lightning.errors import RequestError
 from hafm_lightning.evaluation.segments import Segment, SelectedClips, clip_file_stem
-from hafm_lightning.evaluation.systems.base import LABELS, Outcome, System, play_segments
+from hafm_lightning.evaluation.systems.base import Outcome, System, play_segments
 from hafm_lightning.files import sha256_of, write_json
 from hafm_lightning.processes.pool import LocalPool, SerialPool
 from hafm_lightning.progress import progress
@@ -105,7 +105,7 @@ class Generations:
         read = clips.load if pool.processes == 1 else clips.reader
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        title, total = f"{self.root.name}: {LABELS[self.system.name]}", len(clips.segments)
+        title, total = f"{self.root.name}: {self.system.label}", len(clips.segments)
         with progress(title, total, unit="clips", done=total - len(todo)) as bar:
             for index, (outcomes, memory_mib) in pool.map(partial(play_segments, self.system, read), batches):
                 for segment, outcome in zip(batches[index], outcomes, strict=True):

@@ -19,6 +19,8 @@ from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import GEGLU, RMSNorm
 
+__all__ = ["CpuBackend"]
+
 
 class CpuBackend(Backend):
     """CPUs of any kind."""

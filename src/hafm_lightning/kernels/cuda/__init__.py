@@ -15,6 +15,8 @@ from hafm_lightning.modeling.relative_position import RelativePosition
 from hafm_lightning.modeling.token_model import TokenModel
 from hafm_lightning.modeling.transformer import GEGLU, Layer, RMSNorm
 
+__all__ = ["CudaBackend"]
+
 
 class CudaBackend(Backend):
     """NVIDIA GPUs."""

@@ -4,3 +4,7 @@
 for whoever runs the study) behind ``guard.py`` (limits and headers of every request). ``desk.py`` decides what a
 listener may do; ``listeners.py`` keeps who takes part, beside the votes. ``static/`` holds the pages.
 """
+
+from __future__ import annotations
+
+__all__ = ["admin", "connections", "desk", "guard", "level", "listeners", "rates", "routes", "server", "settings"]

@@ -12,6 +12,8 @@ import warnings
 from functools import lru_cache
 from importlib.util import find_spec
 
+__all__ = ["available"]
+
 
 @lru_cache(maxsize=1)
 def available() -> bool:
