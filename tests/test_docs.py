@@ -9,7 +9,7 @@ import pytest
 from shown import PAGES, ROOT, TUTORIALS, commands_of, fenced, write_modules
 
 from hafm_lightning import cli
-from hafm_lightning.cli.evaluate import with_lists
+from hafm_lightning.cli.evaluate import with_lists, without_switches
 from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.cli.listen.build import full_arguments
 from hafm_lightning.cli.parser import Parser
@@ -64,7 +64,7 @@ def test_the_pages_show_every_command():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_shown_command_is_understood(name, only_parse, readers_modules, monkeypatch):
+def test_every_shown_command_is_understood(name, only_parse, readers_modules, monkeypatch, tmp_path):
     command, *arguments = COMMANDS[name]
     if command == "--version" or "--help" in arguments:
         monkeypatch.undo()  # help ends the parsing by itself
@@ -79,11 +79,13 @@ def test_every_shown_command_is_understood(name, only_parse, readers_modules, mo
     elif command in SETTINGS and "--verify" not in arguments:
         monkeypatch.setenv("MUSDB18_HQ", "songs")
         if command == "evaluate":
-            arguments = with_lists(arguments)
+            arguments = with_lists(without_switches(arguments))
         if command == "listen build":
             arguments = full_arguments(arguments)
         read = read_settings(SETTINGS[command], arguments)
         assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
+    elif command == "sweep":
+        assert cli.main([command, *arguments, "--out", str(tmp_path / "sweep.yaml")]) == cli.DONE
     elif command == "describe":
         assert cli.main([command, *arguments]) == cli.DONE
     else:

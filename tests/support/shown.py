@@ -49,10 +49,11 @@ def fenced(text: str) -> Iterator[str]:
 
 
 def words_of(line: str) -> tuple[str, ...] | None:
-    """The words after ``-m hafm_lightning`` of a command line of this program; None for any other line."""
-    match = re.search(r"-m hafm_lightning (.*)", line)
-    if match and re.match(r"[\w=/]*\s*(python|torchrun|srun)", line):
-        return tuple(shlex.split(match[1], comments=True))
+    """The words after ``-m hafm_lightning`` or ``hafm`` of a command line of this program; None for any other line."""
+    match = re.search(r"(?:-m hafm_lightning|^\s*hafm) (.*)", line)
+    if match and re.match(r"[\w=/]*\s*(python|torchrun|srun|hafm)", line):
+        words = shlex.split(match[1], comments=True)
+        return tuple(words[: words.index(">")] if ">" in words else words)
     return None
 
 
