@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hafm_lightning import cli
-from hafm_lightning.cli.evaluate import with_lists
+from hafm_lightning.cli.evaluate import with_lists, without_switches
 from hafm_lightning.cli.fit.training import read_config
 from hafm_lightning.cli.listen.build import full_arguments
 from hafm_lightning.cli.parser import Parser
@@ -40,9 +40,10 @@ def commands_of(path: Path) -> Iterator[tuple[str, ...]]:
     inline = re.findall(r"`(python -m hafm_lightning [^`\n]*)`", text)
     lines = [*fenced(text), *inline] if path.suffix == ".md" else [line.lstrip("# ") for line in text.splitlines()]
     for line in lines:
-        match = re.search(r"-m hafm_lightning (.*)", line)
-        if match and re.match(r"[\w=/]*\s*(python|torchrun|srun)", line):
-            yield tuple(shlex.split(match[1], comments=True))
+        match = re.search(r"(?:-m hafm_lightning|^\s*hafm) (.*)", line)
+        if match and re.match(r"[\w=/]*\s*(python|torchrun|srun|hafm)", line):
+            words = shlex.split(match[1], comments=True)
+            yield tuple(words[: words.index(">")] if ">" in words else words)
 
 
 def shown_commands() -> dict[str, tuple[str, ...]]:
@@ -78,7 +79,7 @@ def test_the_pages_show_every_command():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
+def test_every_shown_command_is_understood(name, only_parse, monkeypatch, tmp_path):
     command, *arguments = COMMANDS[name]
     if command == "listen" and arguments[0] == "build":
         command = f"listen {arguments.pop(0)}"
@@ -92,11 +93,13 @@ def test_every_shown_command_is_understood(name, only_parse, monkeypatch):
             assert cli.main([*command.split(), *arguments]) == cli.DONE
             return
         if command == "evaluate":
-            arguments = with_lists(arguments)
+            arguments = with_lists(without_switches(arguments))
         if command == "listen build":
             arguments = full_arguments(arguments)
         read = read_settings(SETTINGS[command], arguments)
         assert read == build(SETTINGS[command], as_plain(read, all_kinds=False))
+    elif command == "sweep":
+        assert cli.main([command, *arguments, "--out", str(tmp_path / "sweep.yaml")]) == cli.DONE
     elif command == "describe" or "--help" in arguments:
         assert cli.main([command, *arguments]) == cli.DONE
     else:
