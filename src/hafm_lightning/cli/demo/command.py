@@ -125,7 +125,7 @@ def run(places: Places, minutes: float, fresh: bool) -> int:
     card = make_card(places, preparation)
     facts = {
         "training steps": plan.steps,
-        "minutes of the demo": plan.minutes,
+        "minutes asked for": plan.minutes,
         "seconds of this run": round(time.monotonic() - began, 1),
     }
     write_card(replace(card, title="A band for a voice: the demo", facts=facts | card.facts), places.card)

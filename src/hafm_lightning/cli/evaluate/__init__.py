@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hafm_lightning.cli.evaluate.command import main, with_best_checkpoints, with_lists
+from hafm_lightning.cli.evaluate.command import main, with_best_checkpoints, with_lists, without_switches
 
-__all__ = ["main", "with_best_checkpoints", "with_lists"]
+__all__ = ["main", "with_best_checkpoints", "with_lists", "without_switches"]

@@ -35,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from hafm_lightning.evaluation.settings import EvaluateSettings
 
     details, tune = (bool(set(flag) & set(argv)) for flag in (DETAILS, TUNE))
-    arguments = with_lists([argument for argument in argv if argument not in (*DETAILS, *TUNE)])
-    settings = parse_settings(EvaluateSettings, arguments, f"{PROGRAM} evaluate", DESCRIPTION)
+    settings = parse_settings(EvaluateSettings, with_lists(without_switches(argv)), f"{PROGRAM} evaluate", DESCRIPTION)
     settings = with_best_checkpoints(settings)
     if not tune and not settings.systems and not settings.models and not {"tokens", "probes"} & set(settings.metrics):
         raise RequestError("nothing to do: name at least one system, or the metrics `tokens` or `probes`")
@@ -79,6 +78,11 @@ def with_best_checkpoints(settings: S) -> S:
     roles = {role: Path(getattr(settings, role)) for role in ("semantic", "coarse", "fine") if getattr(settings, role)}
     best: dict[str, Any] = {role: str(best_checkpoint(path)) for role, path in roles.items() if path.is_dir()}
     return dataclasses.replace(settings, **best)
+
+
+def without_switches(argv: Sequence[str]) -> list[str]:
+    """The settings among the arguments: without the switches that this command alone has."""
+    return [argument for argument in argv if argument not in (*DETAILS, *TUNE)]
 
 
 def with_lists(argv: Sequence[str], lists: Collection[str] = NAME_LISTS) -> list[str]:

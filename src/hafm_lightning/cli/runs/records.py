@@ -147,7 +147,7 @@ def parameters_of(folder: Path) -> int | None:
     if not isinstance(state, Mapping):
         return None
     weights = {value.data_ptr(): value.numel() for value in state.values() if value.is_floating_point()}
-    return sum(weights.values())
+    return int(sum(weights.values()))
 
 
 def differing_settings(records: Sequence[Record]) -> dict[str, list[Any]]:
