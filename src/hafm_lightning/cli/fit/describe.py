@@ -10,6 +10,7 @@ flops_per_step           forward and backward pass of a step, over all devices
 sent_mib_per_step        what each device sends to average gradients in float32 over all (DDP)
 memory_gib               estimated peak of training on one batch: on a GPU with mixed precision, and on the CPU (the
                          whole process, at the configured precision)
+gpu_memory_parts_gib     what the bytes in use on the GPU hold
 hours                    predicted for trainer.max_steps on the GPU of --gpu, with the milliseconds of a step; without
                          validation and waiting for other devices; null for unknown GPUs and in full precision
 """
@@ -37,8 +38,6 @@ Path = Literal["cpu", "cpu-mixed", "cuda-mixed"]
 
 MOST_CLIP_S = 3600.0
 GIB = 2**30
-BYTES_PER_PARAMETER = 16
-"""Weight, gradient and AdamW's two moments in float32."""
 PROCESS_GIB = 0.5
 """Memory of Python, PyTorch and Lightning on the CPU without a model."""
 HELD_PER_BYTE_IN_USE = {"cpu": 1.35, "gpu": 1.1}
@@ -50,11 +49,12 @@ LAYER_BYTES: dict[Path, tuple[int, int, int, int]] = {
     "cpu": (40, 12, 12, 8),
     # the same with half-precision copies for the products, attention itself in float32
     "cpu-mixed": (54, 8, 12, 8),
-    # attention in half precision, which keeps the log-sum-exp of each query
-    "cuda-mixed": (34, 8, 12, 8),
+    # compiled layers compute norms and gates again in the backward pass, and keep what enters a product: half-precision
+    # norms' outputs, queries, keys and values before and after their norms, mixed values; one float32 stream
+    "cuda-mixed": (20, 6, 12, 8),
 }
 """Bytes that autograd keeps of a layer at each step: for each of the width, of GEGLU's inner width, and of the heads;
-and a rest."""
+and a rest. On CUDA near what was measured (:data:`~hafm_lightning.cli.fit.predicted_time.MEASURED`)."""
 LOGIT_BYTES: dict[Path, int] = {"cpu": 16, "cpu-mixed": 20, "cuda-mixed": 20}
 """For each logit: the stacked logits, rows for the cross-entropy, log-probabilities, gradients of the backward pass."""
 
@@ -69,14 +69,25 @@ def activation_bytes(config: TokenModelConfig, clips: int, frames: int, path: Pa
     return steps * backbone.layers * kept
 
 
-def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames: int, path: Path) -> int:
-    """Peak bytes of a training step: at the start of the backward pass, or in the optimizer's step if that is more."""
+def memory_parts(config: TokenModelConfig, parameters: int, clips: int, frames: int, path: Path) -> dict[str, int]:
+    """Bytes in use by what they hold; gradients come as activations go, so that the peak is less than the sum."""
     layout = config.layout
     codebooks = 1 if layout.pattern == "nonautoregressive" else layout.target.codebooks
-    logits = clips * frames * codebooks * layout.target.vocabulary * LOGIT_BYTES[path]
-    halves = 0 if path == "cpu" else 2 * parameters
-    backward = 12 * parameters + halves + activation_bytes(config, clips, frames, path) + logits
-    return max(backward, BYTES_PER_PARAMETER * parameters)
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "moments": 8 * parameters,
+        "half_precision_weights": 0 if path == "cpu" else 2 * parameters,
+        "activations": activation_bytes(config, clips, frames, path),
+        "logits": clips * frames * codebooks * layout.target.vocabulary * LOGIT_BYTES[path],
+    }
+
+
+def training_bytes(config: TokenModelConfig, parameters: int, clips: int, frames: int, path: Path) -> int:
+    """Peak bytes of a training step: at the start of the backward pass, or in the optimizer's step if that is more."""
+    parts = memory_parts(config, parameters, clips, frames, path)
+    step = parts["weights"] + parts["gradients"] + parts["moments"]
+    return max(sum(parts.values()) - parts["gradients"], step)
 
 
 def devices_of(devices: list[int] | str | int, accelerator: str) -> int:
@@ -144,6 +155,12 @@ def describe(arguments: Sequence[str], clip_s: float | None = None, gpu: str | N
     name = this_gpu() if gpu is None else gpu
     on_cpu = training_bytes(model, parameters, clips, frames, "cpu-mixed" if mixed else "cpu")
     on_gpu = training_bytes(model, parameters, clips, frames, "cuda-mixed")
+    parts = memory_parts(model, parameters, clips, frames, "cuda-mixed")
+    if devices > 1:
+        parts["averaged_gradients"] = 4 * parameters  # in DDP's buckets
+        on_gpu += parts["averaged_gradients"]
+    if batches["accumulate_grad_batches"] > 1:
+        on_gpu += parts["gradients"]  # those of the earlier batches, while the next one's activations are held
     return {
         "stage": type(stage).__name__,
         "parameters": parameters,
@@ -165,6 +182,7 @@ def describe(arguments: Sequence[str], clip_s: float | None = None, gpu: str | N
             "gpu": round(on_gpu * HELD_PER_BYTE_IN_USE["gpu"] / GIB, 2),
             "cpu": round(PROCESS_GIB + on_cpu * HELD_PER_BYTE_IN_USE["cpu"] / GIB, 2),
         },
+        "gpu_memory_parts_gib": {part: round(size / GIB, 2) for part, size in parts.items()},
         "hours": predicted_hours(model, batches, frames, config.trainer.max_steps, name) if mixed else None,
     }
 

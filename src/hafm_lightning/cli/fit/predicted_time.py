@@ -36,14 +36,15 @@ class MeasuredStep:
     conditioning: str
     clips: int
     milliseconds: float
+    memory_gib: float
 
 
 MEASURED = (
-    MeasuredStep("h200", "CoarseStage", "aligned", 12, 112.9),
-    MeasuredStep("h200", "FineStage", "aligned", 36, 289.6),
-    MeasuredStep("h200", "SemanticStage", "aligned", 36, 96.8),
+    MeasuredStep("h200", "CoarseStage", "aligned", 12, 112.9, 9.1),
+    MeasuredStep("h200", "FineStage", "aligned", 36, 289.6, 25.8),
+    MeasuredStep("h200", "SemanticStage", "aligned", 36, 96.8, 4.9),
 )
-"""Wall-clock times by ``benchmarks/gpu.sh`` (part ``training``)."""
+"""Wall-clock times, and the most that PyTorch's tensors held, by ``benchmarks/gpu.sh`` (part ``training``)."""
 REFERENCE, SPEED = "h200", Speed(products=99e12, attention=308e12, host_s=0.0081)
 """The constants, from :data:`MEASURED`. The fine stage fills the GPU: its 289.6 ms are kernels. Of the semantic stage's
 96.8 ms kernels took 42.5; the rest was waiting for the host. These two times of kernels give ``products`` and
@@ -62,7 +63,8 @@ def batch_seconds(config: TokenModelConfig, clips: int, frames: int, chip: str) 
         chip: A key of :data:`~hafm_lightning.training.gpus.PEAK_TFLOPS`.
     """
     ratio = PEAK_TFLOPS[chip]["half"] / PEAK_TFLOPS[REFERENCE]["half"]
-    attention = 3 * config.attention_flops(clips, frames)
-    products = 3 * config.forward_flops(clips, frames) - attention
+    passes = 4 if config.backbone.checkpoint_layers else 3  # forward, twice as much backward, and forward again
+    attention = passes * config.attention_flops(clips, frames)
+    products = passes * config.forward_flops(clips, frames) - attention
     kernels = (products / SPEED.products + attention / SPEED.attention) / ratio
     return max(kernels, SPEED.host_s * config.backbone.layers)
