@@ -59,7 +59,7 @@ test-avx2: install
 # The variable must be set before Triton is first imported: a process of their own.
 test-triton: $(VENV)/.installed-triton
 	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/test_triton_attention.py tests/kernels/test_step_kernels.py \
-		tests/kernels/test_fused_step.py $(PYTEST_ARGS)
+		tests/kernels/test_fused_step.py tests/kernels/test_triton_ddp.py $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-app test-triton
 	$(PYTEST) $(PYTEST_ARGS)

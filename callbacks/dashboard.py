@@ -28,6 +28,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.gpus import PEAK_TFLOPS, chip_of
 from hafm_lightning.training.internals import finishes_step, writes_row
 from hafm_lightning.training.protocols import CountsFlops, HasClock, TokenSource
 
@@ -40,35 +41,14 @@ PAPER_VALUES = {
 """Best cross-entropy on the validation clips (nats), and top-1 accuracy at that point: figures 4 to 6 and section 4."""
 PAPER_TOKENIZERS = {"semantic": "hubert", "acoustic": "encodec"}
 
-PEAK_TFLOPS: dict[str, dict[str, float]] = {
-    # chip: matrix TFLOP/s without sparsity, from the vendors' data sheets
-    "b200": {"half": 2250, "tf32": 1125, "single": 75},
-    "h200": {"half": 989, "tf32": 495, "single": 67},
-    "h100 nvl": {"half": 835, "tf32": 418, "single": 60},
-    "h100 pcie": {"half": 756, "tf32": 378, "single": 51},
-    "h100": {"half": 989, "tf32": 495, "single": 67},
-    "a100": {"half": 312, "tf32": 156, "single": 19.5},
-    "a40": {"half": 149.7, "tf32": 74.8, "single": 37.4},
-    "a10": {"half": 125, "tf32": 62.5, "single": 31.2},
-    "a6000": {"half": 154.8, "tf32": 77.4, "single": 38.7},
-    "l40s": {"half": 362, "tf32": 183, "single": 91.6},
-    "l40": {"half": 181, "tf32": 90.5, "single": 90.5},
-    "l4": {"half": 121, "tf32": 60, "single": 30.3},
-    "rtx 4090": {"half": 165.2, "tf32": 82.6, "single": 82.6},
-    "rtx 3090": {"half": 71, "tf32": 35.6, "single": 35.6},
-    "v100": {"half": 125, "tf32": 15.7, "single": 15.7},
-    "t4": {"half": 65, "tf32": 8.1, "single": 8.1},
-}
-
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Peak FLOP/s of a device at a trainer's ``precision``; None where it is unknown."""
     if device.type != "cuda":
         return None
-    words = torch.cuda.get_device_name(device).lower().replace("-", " ").split()
+    chip = chip_of(torch.cuda.get_device_name(device))
     single = "single" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    chips = [chip for chip in PEAK_TFLOPS if set(chip.split()) <= set(words)]
-    return PEAK_TFLOPS[chips[0]]["half" if "16" in precision else single] * 1e12 if chips else None
+    return PEAK_TFLOPS[chip]["half" if "16" in precision else single] * 1e12 if chip else None
 
 
 class Dashboard(Callback):

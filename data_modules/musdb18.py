@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 
-from hafm_lightning.data_modules.batch_division import divide
 from hafm_lightning.data_modules.token_shards import TokenShards
 from hafm_lightning.errors import RequestError
 from hafm_lightning.preparation.configuration import PreparationConfig
@@ -21,6 +20,7 @@ from hafm_lightning.shards import MANIFEST_NAME, SPLITS
 from hafm_lightning.songs import MusdbHQ
 from hafm_lightning.songs.clips import ClipSettings
 from hafm_lightning.tokens import CLIP_DURATION_S
+from hafm_lightning.training.batch_division import divide
 
 
 class Musdb18(TokenShards):

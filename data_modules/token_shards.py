@@ -25,7 +25,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from hafm_lightning.data_modules.batch_division import check_sizes, divide
 from hafm_lightning.data_modules.clip_batches import ClipBatches, check_manifests, check_split
 from hafm_lightning.data_modules.sampling import EvaluationOrder, RepeatedOrder, TrainingOrder, crop_choices
 from hafm_lightning.errors import RequestError
@@ -34,6 +33,7 @@ from hafm_lightning.modeling.token_scores import other_song_clips, song_of
 from hafm_lightning.shards import Manifest, open_shards
 from hafm_lightning.tokenizers.compatibility import check_same_tokenizers
 from hafm_lightning.tokens import TokenBatch
+from hafm_lightning.training.batch_division import check_sizes, divide
 
 SPLIT_OF = {"fit": "train", "validate": "validation", "test": "test", "predict": "test"}
 """Split that each of Lightning's functions reads; fitting reads ``validation`` too, unless it is switched off."""

@@ -99,10 +99,13 @@ class TokenModelConfig:
         for_attention, after = 3 * width * width, width * width + 3 * width * backbone.inner_width
         products = backbone.layers * plan.steps * (for_attention + after)
         products -= plan.condition_steps * after  # the last layer's, whose results nothing uses
-        attention = backbone.layers * 2 * width * self.visible_pairs(frames)
         codebooks = 1 if layout.pattern == "nonautoregressive" else layout.target.codebooks
         heads = frames * codebooks * width * layout.target.vocabulary
-        return 2.0 * clips * (products + attention + heads)
+        return 2.0 * clips * (products + heads) + self.attention_flops(clips, frames)
+
+    def attention_flops(self, clips: int, frames: int) -> float:
+        """The part of :meth:`forward_flops` that attention takes: two products for the pairs that see each other."""
+        return 4.0 * clips * self.backbone.layers * self.backbone.width * self.visible_pairs(frames)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dict; inverse: :meth:`from_dict`."""

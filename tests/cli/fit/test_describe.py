@@ -12,11 +12,14 @@ from tiny_shards import write_tiny_shards
 from torch.utils.flop_counter import FlopCounterMode
 
 from hafm_lightning.cli.fit.describe import GIB, activation_bytes, describe, training_bytes
+from hafm_lightning.cli.fit.predicted_time import MEASURED, SPEED, batch_seconds
+from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import for_training
 from hafm_lightning.modeling.relative_position import RelativePosition, StepPositions
 from hafm_lightning.modeling.token_model import TokenModel, TokenModelConfig
 from hafm_lightning.modeling.token_scores import token_cross_entropy
 from hafm_lightning.modeling.transformer import BackboneConfig
+from hafm_lightning.stages import STAGES
 from hafm_lightning.tokens import CLIP_DURATION_S, STREAMS
 
 CLIPS, FRAMES = 2, 30
@@ -131,9 +134,88 @@ def test_describe_tells_the_papers_sizes(repository, capsys, name, millions, ste
     assert round(facts["parameters"] / 1e6, 1) == millions
     assert facts["sequence_steps"] == steps
     assert facts["clip_s"] == 10.0
-    assert facts["batch_size"] == (12 if "coarse" in name else 36)
+    assert facts["global_batch_size"] == facts["batch_size"] == (12 if "coarse" in name else 36)
+    assert (facts["devices"], facts["accumulate_grad_batches"], facts["sent_mib_per_step"]) == (1, 1, 0)
     assert facts["flops_per_step"] > 6 * 0.9 * facts["parameters"] * facts["batch_size"] * steps
-    assert 5 < facts["memory_gib"]["gpu"] < 141
+    assert 4 < facts["memory_gib"]["gpu"] < 141
+
+
+def described(repository, name, *options):
+    return describe(["--config", str(repository / "experiments" / f"{name}.yaml"), *options])
+
+
+@pytest.mark.parametrize(("devices", "accumulated", "clips"), [("4", "1", 9), ("[0, 1]", "3", 6), ("1", "3", 12)])
+def test_a_step_means_the_same_on_any_number_of_devices(repository, devices, accumulated, clips):
+    options = ["--trainer.devices", devices, "--trainer.accumulate_grad_batches", accumulated]
+    facts, alone = described(repository, "aligned/fine", *options), described(repository, "aligned/fine")
+    assert (facts["global_batch_size"], facts["batch_size"]) == (36, clips)
+    for name in ("tokens_per_step", "flops_per_step", "parameters"):
+        assert facts[name] == alone[name]
+    assert facts["memory_gib"]["gpu"] < alone["memory_gib"]["gpu"]
+    held = sum(facts["gpu_memory_parts_gib"].values())
+    held -= facts["gpu_memory_parts_gib"]["gradients"] if accumulated == "1" else 0
+    assert facts["memory_gib"]["gpu"] == pytest.approx(1.1 * held, abs=0.05)
+    assert ("averaged_gradients" in facts["gpu_memory_parts_gib"]) == (facts["devices"] > 1)
+    share = (facts["devices"] - 1) / facts["devices"]  # of a ring: each part is sent once to sum and once to spread
+    assert facts["sent_mib_per_step"] == pytest.approx(2 * share * 4 * facts["parameters"] / 2**20, abs=0.1)
+
+
+def test_a_step_that_does_not_divide_is_not_described(repository):
+    with pytest.raises(RequestError, match="does not divide over 8 processes"):
+        described(repository, "aligned/fine", "--trainer.devices", "8")
+
+
+def test_a_batch_of_each_device_is_described(repository):
+    options = ["--data.global_batch_size", "null", "--data.batch_size", "5", "--trainer.devices", "2"]
+    facts = described(repository, "aligned/fine", *options, "--trainer.accumulate_grad_batches", "3")
+    assert (facts["global_batch_size"], facts["batch_size"]) == (30, 5)
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row.chip} {row.stage} {row.conditioning}")
+def test_predicted_times_are_near_the_measured_ones(row):
+    with torch.device("meta"):
+        config = STAGES[row.stage](conditioning=row.conditioning, kernels="none").model.config
+    frames = config.layout.target.frames(CLIP_DURATION_S)
+    assert 1000 * batch_seconds(config, row.clips, frames, row.chip) == pytest.approx(row.milliseconds, rel=0.25)
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row.chip} {row.stage} {row.conditioning}")
+def test_described_gpu_memory_is_near_the_measured_one(repository, row):
+    name = f"{row.conditioning}/{row.stage.removesuffix('Stage').lower()}"
+    facts = described(repository, name, "--data.global_batch_size", str(row.clips))
+    assert facts["memory_gib"]["gpu"] == pytest.approx(row.memory_gib, rel=0.1)
+    parts = facts["gpu_memory_parts_gib"]
+    assert parts["moments"] == pytest.approx(8 * facts["parameters"] / GIB, abs=0.01)
+    in_use = sum(size for part, size in parts.items() if part != "gradients")
+    assert in_use * 1.1 == pytest.approx(facts["memory_gib"]["gpu"], abs=0.05)
+
+
+def test_hours_are_those_of_all_steps(repository, capsys):
+    from hafm_lightning.cli import main
+
+    config = ["--config", str(repository / "experiments" / "aligned" / "fine.yaml")]
+    assert main(["describe", *config, "--gpu", "NVIDIA H200", "--trainer.accumulate_grad_batches", "3"]) == 0
+    hours = json.loads(capsys.readouterr().out)["hours"]
+    assert hours["gpu"] == "h200"
+    assert hours["hours"] == pytest.approx(400_000 * hours["step_ms"] / 3.6e6, rel=0.01)
+    assert main(["describe", *config, "--gpu", "a100"]) == 0
+    slower = json.loads(capsys.readouterr().out)["hours"]
+    assert slower["step_ms"] > 2 * hours["step_ms"], "a third of the peak, and the batch is the whole step's"
+    assert main(["describe", *config, "--gpu", "A40", "--trainer.precision", "32-true"]) == 0
+    assert json.loads(capsys.readouterr().out)["hours"] is None, "measured in half precision alone"
+    assert main(["describe", *config, "--gpu", "Voodoo"]) == 2
+    assert "known are B200, H200" in capsys.readouterr().err
+
+
+def test_more_work_takes_more_time_and_a_little_work_the_hosts(repository):
+    """A step of few clips is no faster than its kernels can be started."""
+    times = [
+        described(repository, "aligned/coarse", "--data.global_batch_size", str(clips)) for clips in (1, 2, 12, 24)
+    ]
+    config = STAGES["CoarseStage"](conditioning="aligned", kernels="none").model.config
+    one, two, twelve, more = (batch_seconds(config, row["batch_size"], 750, "h200") for row in times)
+    assert one == two == 12 * SPEED.host_s
+    assert more == pytest.approx(2 * twelve, rel=0.05)
 
 
 def test_a_clip_of_no_length_is_refused(repository, capsys):
@@ -160,7 +242,7 @@ sys.exit(code)
 def test_described_memory_is_what_fit_takes(repository, tmp_path, name, clips, precision):
     """Two steps of the paper's stages on clips of 10 s: the process's peak, within a fifth."""
     shards = write_tiny_shards(tmp_path / "shards", train=(4,), validation=(2,), test=(1,), duration_s=CLIP_DURATION_S)
-    arguments = ["--config", str(repository / "experiments" / f"{name}.yaml"), "--data.batch_size", str(clips)]
+    arguments = ["--config", str(repository / "experiments" / f"{name}.yaml"), "--data.global_batch_size", str(clips)]
     arguments += ["--trainer.precision", precision]
     estimated = describe(arguments)["memory_gib"]["cpu"]
     run = ["--data.root", str(shards), "--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path / "logs")]

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from tiny_shards import write_tiny_shards
 
 from hafm_lightning.data_modules import TokenShards
-from hafm_lightning.data_modules.batch_division import divide
 from hafm_lightning.data_modules.sampling import TrainingOrder
 from hafm_lightning.errors import RequestError
+from hafm_lightning.training.batch_division import divide
 
 STEPS = 7
 GLOBAL = {"data__batch_size": None, "data__global_batch_size": 4, "trainer__max_steps": STEPS} | {
