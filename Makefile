@@ -35,7 +35,8 @@ JOBS ?= 2
 
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+# Compiled modules are kept whatever the shell says: dozens of the tests' children import the package.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 .PHONY: help install demo test test-avx2 test-triton test-all faults long mutants docs coverage lint typecheck
 .DEFAULT_GOAL := help

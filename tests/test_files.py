@@ -226,3 +226,29 @@ def test_a_user_without_a_home_has_a_cache(tmp_path: Path, monkeypatch) -> None:
     assert files.expanded(tmp_path) == tmp_path
     monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
     assert files.cache_folder() == tmp_path
+
+
+def test_names_of_a_folder_are_of_one_moment_while_it_is_replaced(tmp_path, monkeypatch):
+    """Between two looks another process moves the folder away, or puts a new one there: read again, not mixed."""
+    folder = tmp_path / "model"
+    assert files.names_in(folder) == frozenset()
+    for name in ("config.json", "weights"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
+    real, looks = os.listdir, []
+
+    def listing(path):
+        looks.append(path)
+        if len(looks) == 1:  # half removed, and replaced behind our back
+            (folder / "config.json").unlink()
+            found = real(path)
+            folder.rename(tmp_path / "old")
+            folder.mkdir()
+            (folder / "config.json").touch()
+            return found
+        return real(path)
+
+    monkeypatch.setattr(files.os, "listdir", listing)
+    assert files.names_in(folder) == {"config.json"}
+    assert len(looks) == 2
+    assert files.names_in(folder / "config.json") == {"config.json"}

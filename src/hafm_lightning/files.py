@@ -218,6 +218,24 @@ def is_occupied(path: Path) -> bool:
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
+def names_in(path: Path) -> frozenset[str]:
+    """Names in a folder, all of one moment; none if it is absent, the path's own name if ``path`` is a file.
+
+    Another process may replace the folder meanwhile, as :func:`atomic_folder` does: then it is read again.
+    """
+    while True:
+        try:
+            before = path.stat()
+            names = frozenset(os.listdir(path))
+            after = path.stat()
+        except FileNotFoundError:
+            return frozenset()
+        except NotADirectoryError:
+            return frozenset((path.name,))
+        if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino):
+            return names
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, with the same bytes for the same content."""
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)

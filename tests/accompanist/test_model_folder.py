@@ -206,6 +206,33 @@ def test_exports_into_one_folder_at_once_leave_the_whole_model_of_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model-False", "model-True"]
 
 
+def test_a_model_that_is_moved_away_meanwhile_is_no_strange_folder(
+    folder: Path, live_band: TinyBand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another export moves the model away between two looks at it, which is the moment in which it replaces it."""
+    target, is_file, listed = copy(folder, tmp_path / "model"), Path.is_file, os.listdir
+
+    def away() -> None:
+        if target.exists():
+            target.rename(tmp_path / "moved")
+
+    def look(path: Path) -> bool:
+        if path.parent == target:
+            away()
+        return is_file(path)
+
+    def names(path: Any) -> list[str]:
+        found = listed(path)
+        if Path(path) == target:
+            away()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", look)
+    monkeypatch.setattr(files.os, "listdir", names)
+    export_band(live_band, target, overwrite=True)
+    assert "config.json" in listed(target)
+
+
 def export_band(band: TinyBand, target: Path, overwrite: bool) -> None:
     from hafm_lightning.accompanist.stage_network import networks_from_checkpoints, tokenizers_folder
     from hafm_lightning.tokenizers import load_tokenizers

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -199,6 +202,23 @@ def test_compiled_heads_of_a_vocabulary_that_fills_no_whole_block(seen: list[tor
         logits.append(torch.stack(seen))
     assert logits[1].shape[-1] == 500
     torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
+
+
+FIRST_STEP = """
+import torch
+torch.set_num_threads(1)
+from hafm_lightning.kernels.cpu.processor import has
+assert has("step fp32")
+print(torch.get_num_threads())
+"""
+
+
+@steps_of("fp32")
+def test_the_first_compiled_step_of_a_process_leaves_pytorchs_number_of_threads() -> None:
+    """Numba's pool starts with it, and sets OpenMP's number of threads to that of the processors."""
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", FIRST_STEP], env=environment, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("1", 0), done.stderr
 
 
 @steps_of("fp32")

@@ -24,7 +24,7 @@ from hafm_lightning.accompanist.recommended import Recommended, read_recommended
 from hafm_lightning.accompanist.stage_network import STAGE_OF_ROLE, Role, StageNetwork, build_network, check_networks
 from hafm_lightning.checkpoint_format import tensor_problem
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied, sha256_of, sha256_of_json
+from hafm_lightning.files import atomic_folder, names_in, sha256_of, sha256_of_json
 from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokenizers import Tokenizers, load_tokenizers, save_tokenizers
 from hafm_lightning.tokenizers.base import check_file_digests, file_digests
@@ -96,9 +96,10 @@ def write_model_folder(
     target = Path(folder)
 
     def is_complete() -> bool:
-        if is_occupied(target) and not (target / CONFIG_FILE).is_file():
+        names = names_in(target)
+        if names and CONFIG_FILE not in names:
             raise RequestError(f"{target} exists and is no model folder; name another one")
-        if is_occupied(target) and not overwrite:
+        if names and not overwrite:
             raise RequestError(f"{target} already holds a model; name another folder, or replace it with --overwrite")
         return False
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hafm_lightning.audio import RESAMPLER
 from hafm_lightning.errors import RequestError
-from hafm_lightning.files import atomic_folder, is_occupied, sha256_of
+from hafm_lightning.files import atomic_folder, names_in, sha256_of
 from hafm_lightning.sealing import note_without_digest
 from hafm_lightning.tokens import ACOUSTIC_RATE_HZ, SEMANTIC_RATE_HZ
 from hafm_lightning.untrusted import check_file, checked, child, read_json
@@ -198,7 +198,8 @@ def write_folder(
     def is_complete() -> bool:
         if target.exists() and not target.is_dir():
             raise RequestError(f"{target} is a file; a tokenizer needs a folder")
-        if is_occupied(target) and not (target / DESCRIPTION_FILE).is_file():
+        names = names_in(target)
+        if names and DESCRIPTION_FILE not in names:
             raise RequestError(f"{target} is not empty and holds no tokenizer; name another folder")
         try:
             same = read_description(target)[0].sha256 == identity.sha256

@@ -99,6 +99,11 @@ class CompiledStep:
 
         self._set_threads: Any = numba.set_num_threads
         self._most_threads: int = cast(Any, numba.config).NUMBA_NUM_THREADS
+        # Numba's pool sets OpenMP's number of threads, PyTorch's too, when it starts: PyTorch's is given back.
+        threads = torch.get_num_threads()
+        self._set_threads(min(threads, self._most_threads))
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         self._step: Any = step_kernel.decode_step
         self._phases, block = step_kernel.PHASES * len(layers) + 1, step_kernel.OUTPUTS_AT_ONCE
         self._weights = [
