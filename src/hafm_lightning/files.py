@@ -226,7 +226,7 @@ def names_in(path: Path) -> frozenset[str]:
     while True:
         try:
             before = path.stat()
-            names = frozenset(os.listdir(path))
+            names = frozenset(os.listdir(path))  # noqa: PTH208  (one call, whatever the version of Python)
             after = path.stat()
         except FileNotFoundError:
             return frozenset()
