@@ -181,7 +181,8 @@ def test_predicted_times_are_near_the_measured_ones(row):
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row.chip} {row.stage} {row.conditioning}")
 def test_described_gpu_memory_is_near_the_measured_one(repository, row):
-    name = f"{row.conditioning}/{row.stage.removesuffix('Stage').lower()}"
+    folder = "aligned/" if row.conditioning == "aligned" else ""
+    name = f"{folder}{row.stage.removesuffix('Stage').lower()}"
     facts = described(repository, name, "--data.global_batch_size", str(row.clips))
     assert facts["memory_gib"]["gpu"] == pytest.approx(row.memory_gib, rel=0.1)
     parts = facts["gpu_memory_parts_gib"]
