@@ -99,7 +99,7 @@ def test_noise_of_training_is_added_to_what_the_semantic_tokenizer_hears(
         torch.save(checkpoint, path)
     band = Accompanist.from_checkpoints(**noisy.files(), device="cpu", precision="fp32")
     assert band.trained_noise_sigma == 0.02
-    vocal = sing(0.4, 24000)
+    vocal = sing(1.0, 24000)
     bounded = min(0.02, 0.05 * float(np.abs(vocal.samples).max()))  # "auto" is at most a twentieth of the peak
     takes = {s: band.accompany(vocal, seed=1, vocal_noise=s) for s in ("auto", bounded, 0, 0.3)}
     tokens = {setting: take.tokens["vocal_semantic"] for setting, take in takes.items()}
