@@ -10,8 +10,10 @@ import pytest
 import torch
 from tiny_decoding import FRAMES, GUIDED, TARGET, setting
 
-from hafm_lightning.kernels.cuda import fused_step, graphs
-from hafm_lightning.kernels.cuda.fused_step import ProductTiles, StepSettings
+from hafm_lightning.kernels.cuda import graphs
+from hafm_lightning.kernels.cuda.decoding import fused_step, step_trial
+from hafm_lightning.kernels.cuda.decoding.fused_step import ProductTiles
+from hafm_lightning.kernels.cuda.decoding.step_trial import StepSettings
 from hafm_lightning.kernels.cuda.graphs import FusedDecoder
 from hafm_lightning.modeling.decoding import Decoder
 from hafm_lightning.modeling.sampling import SamplingOptions
@@ -32,7 +34,7 @@ ODD = BackboneConfig(layers=2, width=36, heads=3, feedforward=25)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Several parts in short sequences; large tiles, since the interpreter's time is that of programs."""
-    monkeypatch.setattr(fused_step, "settings", StepSettings())
+    monkeypatch.setattr(step_trial, "settings", StepSettings())
     monkeypatch.setattr(fused_step, "SHORT", 16)
     monkeypatch.setattr(fused_step, "NUMBERS_AT_ONCE", 256)
     monkeypatch.setattr(fused_step, "processors", lambda device: 16)
@@ -109,5 +111,5 @@ def test_bfloat16_stays_beside_float32():
         decoder = FusedDecoder(model, FRAMES, GREEDY, [0, 1], prefix=streams[TARGET][:, :, :5])
         decoder.condition(conditions)
         decoder.advance(FRAMES)
-        found.append(decoder.fused._logits.clone())
+        found.append(decoder.fused.last_logits.clone())
     assert float((found[0] - found[1]).abs().max()) < 0.05 * float(found[1].abs().max())
