@@ -4,8 +4,9 @@ A graph starts all kernels of a step at once. It runs the same kernels at the sa
 step may depend on Python's numbers: the step number is a tensor. There are two kinds of steps:
 
 * the chain of Triton kernels of :mod:`.decoding.fused_step`: one graph serves all codebooks, two serve all lengths;
-* where that cannot run or is not right, PyTorch's operations (:class:`StaticDecoder`): a graph for each codebook and each
-  power of two of visible steps. Attention looks at that many steps of the cache; the bias masks what is not yet written.
+* where that cannot run or is not right, PyTorch's operations (:class:`StaticDecoder`): a graph for each codebook and
+  each power of two of visible steps. Attention looks at that many steps of the cache; the bias masks what is not yet
+  written.
 
 Graphs are recorded when they are first needed, and share their memory.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,8 +109,8 @@ class GraphDecoder(FusedDecoder):
         return {}
 
     @cached_property
-    def _pool(self) -> tuple[int, int]:
-        return torch.cuda.graph_pool_handle()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+    def _pool(self) -> Any:  # its type differs between versions of PyTorch
+        return torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call, unused-ignore]
 
     def _compute(self, codebook: int) -> None:
         fused = self.fused

@@ -198,7 +198,8 @@ class FusedStep:
             self.last_logits, self._uniform, self._grid, self._index, self._clips, self._grid.shape[2],
             self._kept, float(options.guidance), float(options.temperature), LARGEST_UNIFORM,
             TOKENS=self._tokens, VOCABULARY=self._vocabulary, PADDED=padded(self._vocabulary),
-            GUIDED=self._rows > self._clips, GREEDY=self._greedy, LIMITED=self._kept < self._vocabulary, UNKNOWN=UNKNOWN,
+            GUIDED=self._rows > self._clips, GREEDY=self._greedy,
+            LIMITED=self._kept < self._vocabulary, UNKNOWN=UNKNOWN,
         )  # fmt: skip
 
     def _product(

@@ -130,7 +130,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 @dataclass
 class StepSettings:
-    """Why fused steps are not used, for each device, type, network and kind of step that was tried; None where they are."""
+    """Why fused steps are not used, or None, by device, type, network and kind of step that was tried."""
 
     found: dict[object, str | None] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
