@@ -64,6 +64,12 @@ def forget_peak_memory() -> None:
 
 def kernels_started(function: Callable[[], object]) -> int | None:
     """How many kernels a call starts on the GPU, those of replayed graphs among them; None without a GPU."""
+    times = kernel_times_us(function)
+    return None if times is None else len(times)
+
+
+def kernel_times_us(function: Callable[[], object]) -> list[float] | None:
+    """Microseconds of each kernel that a call starts on the GPU, as :func:`kernels_started` counts them."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.synchronize()
@@ -72,4 +78,5 @@ def kernels_started(function: Callable[[], object]) -> int | None:
         function()
         torch.cuda.synchronize()
     on_device = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
+    kernels = [event for event in on_device if not event.name.startswith(("Memcpy", "Memset"))]
+    return [event.time_range.elapsed_us() for event in kernels]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 if interpreted:
     pytest.importorskip("triton", reason="the extra triton is not installed")
-    from hafm_lightning.kernels.cuda import step_kernels
+    from hafm_lightning.kernels.cuda.decoding import step_kernels
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """The largest difference over the largest value; numbers of bfloat16 are 2^-8 apart."""

@@ -117,6 +117,8 @@ _FAILURE_TEXTS = (
     "Failed to compute PTX",
     "PTX codegen error",
     "no kernel image is available",
+    "PassManager::run failed",
+    "failed to translate module to LLVM IR",
     "0 active drivers",
 )
 """The same where PyTorch raises a RuntimeError, or its OutOfMemoryError for the chip's shared memory."""

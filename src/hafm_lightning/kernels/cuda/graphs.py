@@ -3,9 +3,10 @@
 A graph starts all kernels of a step at once. It runs the same kernels at the same addresses each time, so nothing in a
 step may depend on Python's numbers: the step number is a tensor. There are two kinds of steps:
 
-* the chain of Triton kernels of :mod:`.fused_step`, in which one graph serves all codebooks, and two serve all lengths;
-* where that cannot run, PyTorch's operations (:class:`StaticDecoder`): a graph for each codebook and each power of two
-  of visible steps. Attention looks at that many steps of the cache; the bias masks what is not yet written.
+* the chain of Triton kernels of :mod:`.decoding.fused_step`: one graph serves all codebooks, two serve all lengths;
+* where that cannot run or is not right, PyTorch's operations (:class:`StaticDecoder`): a graph for each codebook and
+  each power of two of visible steps. Attention looks at that many steps of the cache; the bias masks what is not yet
+  written.
 
 Graphs are recorded when they are first needed, and share their memory.
 """
@@ -15,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hafm_lightning.kernels.base import Twin
-from hafm_lightning.kernels.cuda import fused_step
-from hafm_lightning.kernels.cuda.fused_step import FusedStep
+from hafm_lightning.kernels.cuda.decoding import step_trial
+from hafm_lightning.kernels.cuda.decoding.fused_step import FusedStep
 from hafm_lightning.modeling.cache import CachedSteps
 from hafm_lightning.modeling.decoding import Decoder, decoder_for
 from hafm_lightning.modeling.token_model import TokenModel
@@ -77,12 +79,12 @@ class StaticDecoder(Decoder):
 
 
 class FusedDecoder(StaticDecoder):
-    """A decoder whose steps are chains of Triton kernels, where they can run."""
+    """A decoder whose steps are chains of Triton kernels, where these are right."""
 
     @cached_property
     def fused(self) -> FusedStep | None:
         """The fused step; None where PyTorch's operations stand in."""
-        return fused_step.settings.step_of(self, self._index)
+        return step_trial.settings.step_of(self, self._index)
 
     def _compute(self, codebook: int) -> None:
         if self.fused is None:
@@ -107,8 +109,8 @@ class GraphDecoder(FusedDecoder):
         return {}
 
     @cached_property
-    def _pool(self) -> tuple[int, int]:
-        return torch.cuda.graph_pool_handle()  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+    def _pool(self) -> Any:  # its type differs between versions of PyTorch
+        return torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call, unused-ignore]
 
     def _compute(self, codebook: int) -> None:
         fused = self.fused

@@ -8,31 +8,26 @@ allocated once, so that a recorded step allocates nothing. Choices:
   or rows and heads alone fill the device, one part writes the result;
 * nothing depends on the other rows of a batch but the shapes of the products.
 
-Triton, a chip that is too old or a kernel that cannot be built leave decoding to PyTorch's operations
-(:class:`StepSettings`), as in :mod:`.triton_attention`.
+A step is used only after a trial beside PyTorch's operations (:mod:`.step_trial`).
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hafm_lightning.kernels.cuda.flex_tiles import build_failure
-from hafm_lightning.kernels.cuda.triton_blocks import Chip, padded, unusable
+from hafm_lightning.kernels.cuda.triton_blocks import padded
 from hafm_lightning.kernels.cuda.triton_passes import LOG2_E, precision_of
 from hafm_lightning.modeling.decoding import UNKNOWN, Decoder
 from hafm_lightning.modeling.sampling import LARGEST_UNIFORM
 from hafm_lightning.modeling.transformer import Layer
 from hafm_lightning.tokens import EMPTY
 
-DTYPES = (torch.bfloat16, torch.float32)
 SHORT = 256
 """Up to so many visible steps, one part of the cache is as fast as several and their joint."""
 MOST_PARTS = 32
@@ -118,6 +113,8 @@ class FusedStep:
         self._clips, self._rows, self._options = decoder.batch, decoder.rows * decoder.batch, decoder.options
         self._books, self._vocabulary, self._width = model.head_weight.shape
         self._tokens = model.layout.tokens_per_step
+        self._greedy = self._options.temperature == 0 or self._options.top_k == 1
+        self._kept = min(self._options.top_k or self._vocabulary, self._vocabulary)
         self._vectors, self._special = model.target.weight.detach(), model.target.special.detach()
         self._begin, self._head = model.begin.detach(), (model.head_weight.detach(), model.head_bias.detach())
         self._final_norm = model.backbone.final_norm
@@ -143,7 +140,7 @@ class FusedStep:
         self._mixed = room(self._rows, self._width)
         self._gated = room(self._rows, self._layers[0].contract[0].shape[1])  # what is padding stays zero
         self._sums = room(self._rows * self._heads, self._parts, padded(self._head_width) + 2, of=torch.float32)
-        self._logits = room(self._rows, self._tokens, self._vocabulary, of=torch.float32)
+        self.last_logits = room(self._rows, self._tokens, self._vocabulary, of=torch.float32)
 
     @property
     def draws(self) -> bool:
@@ -151,13 +148,21 @@ class FusedStep:
         top_p = self._options.top_p
         return (top_p is None or top_p >= 1) and self._vocabulary <= MOST_DRAWN_FROM
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What the kernels are built for, and which of their programs come once and which several times."""
+        built = (self._tiles, self._precision, self._keys_at_once, self._rows > self._clips)
+        drawn = (self.draws, self._greedy, self._kept < self._vocabulary)
+        several = (self._clips > 1, self._rows > self._tiles.rows, self.parts(self._capacity) > 1)
+        return (*built, *drawn, *several)
+
     def parts(self, visible: int) -> int:
         """How many parts attention has where ``visible`` steps are visible; steps of as many parts are alike."""
         return 1 if visible <= SHORT else self._parts
 
     def logits(self, parts: int) -> Tensor:
         """Logits ``[R, W, V]`` of the current step, float32; its keys and values go into the cache."""
-        from hafm_lightning.kernels.cuda.step_kernels import input_kernel
+        from hafm_lightning.kernels.cuda.decoding.step_kernels import input_kernel
 
         width = self._width
         clocked = self._places if self._clocked is None else self._clocked
@@ -178,25 +183,23 @@ class FusedStep:
         one_book = self._tokens == 1
         outputs = self._vocabulary if one_book else self._tokens * self._vocabulary
         self._product(
-            self._x, self._head, outputs, self._logits.flatten(1),
+            self._x, self._head, outputs, self.last_logits.flatten(1),
             norm=self._final_norm.weight.detach(), epsilon=self._final_norm.epsilon,
             books=self._books if one_book else 0,
         )  # fmt: skip
-        return self._logits
+        return self.last_logits
 
     def draw(self) -> None:
         """Draw the step's tokens from the logits into the grid, where they are unknown."""
-        from hafm_lightning.kernels.cuda.step_kernels import draw_kernel
+        from hafm_lightning.kernels.cuda.decoding.step_kernels import draw_kernel
 
         options = self._options
-        greedy = options.temperature == 0 or options.top_k == 1
-        kept = min(options.top_k or self._vocabulary, self._vocabulary)
         draw_kernel[(self._clips, self._tokens)](
-            self._logits, self._uniform, self._grid, self._index, self._clips, self._grid.shape[2],
-            kept, float(options.guidance), float(options.temperature), LARGEST_UNIFORM,
+            self.last_logits, self._uniform, self._grid, self._index, self._clips, self._grid.shape[2],
+            self._kept, float(options.guidance), float(options.temperature), LARGEST_UNIFORM,
             TOKENS=self._tokens, VOCABULARY=self._vocabulary, PADDED=padded(self._vocabulary),
-            GUIDED=self._rows > self._clips, GREEDY=greedy,
-            LIMITED=kept < self._vocabulary, UNKNOWN=UNKNOWN,
+            GUIDED=self._rows > self._clips, GREEDY=self._greedy,
+            LIMITED=self._kept < self._vocabulary, UNKNOWN=UNKNOWN,
         )  # fmt: skip
 
     def _product(
@@ -212,7 +215,7 @@ class FusedStep:
         residual: bool = False,
         books: int = 0,
     ) -> None:
-        from hafm_lightning.kernels.cuda.step_kernels import linear_kernel
+        from hafm_lightning.kernels.cuda.decoding.step_kernels import linear_kernel
 
         tiles, (weight, bias) = self._tiles, weights
         linear_kernel[(-(-outputs // tiles.columns), -(-self._rows // tiles.rows))](
@@ -225,7 +228,7 @@ class FusedStep:
         )  # fmt: skip
 
     def _attend(self, layer: LayerTensors, parts: int) -> None:
-        from hafm_lightning.kernels.cuda.step_kernels import attention_kernel, join_kernel
+        from hafm_lightning.kernels.cuda.decoding.step_kernels import attention_kernel, join_kernel
 
         pairs, width = self._rows * self._heads, padded(self._head_width)
         attention_kernel[(pairs, parts)](
@@ -243,59 +246,3 @@ class FusedStep:
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a device."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@dataclass
-class StepSettings:
-    """Why fused steps cannot run, for each device, type and size of network that was tried; None where they can."""
-
-    found: dict[object, str | None] = field(default_factory=dict)
-    warned: set[str] = field(default_factory=set)
-    chip_of: Callable[[torch.device], Chip] = Chip.of
-
-    def step_of(self, decoder: Decoder, index: Tensor) -> FusedStep | None:
-        """The fused step of a decoder, run once as a trial; None, with one warning, where it cannot run."""
-        model = decoder.model
-        key = (model.device, model.head_weight.dtype, model.config)
-        chip, step = self.chip_of(model.device), None
-        if key not in self.found:
-            dtype = model.head_weight.dtype
-            odd = None if dtype in DTYPES else f"the kernels have no weights of {dtype}"
-            self.found[key] = unusable(model.device) or chip.misfit or odd
-        if self.found[key] is None:
-            step = FusedStep(decoder, index)
-            self.found[key] = _failure(step, decoder)
-        reason = self.found[key]
-        if reason is None:
-            return step
-        line = f"fused decoding steps cannot run on {chip.name}; PyTorch's operations stand in: slower ({reason})"
-        if line not in self.warned:
-            self.warned.add(line)
-            warnings.warn(line, stacklevel=2)
-        return None
-
-
-def _failure(step: FusedStep, decoder: Decoder) -> str | None:
-    """Run a step in each way that the decoder will need: why a kernel cannot be built, or None.
-
-    The tokens of the step are unknown again afterwards, and its place in the cache is simply rewritten.
-    """
-    saved = decoder.grid.clone()
-    try:
-        for parts in {step.parts(1), step.parts(decoder.plan.steps)}:
-            step.logits(parts)
-            if step.draws:
-                step.draw()
-        if decoder.device.type == "cuda":
-            torch.cuda.synchronize(decoder.device)  # what fails on the way fails here
-    except Exception as error:
-        reason = build_failure(error)
-        if reason is None:
-            raise
-        return reason
-    finally:
-        decoder.grid.copy_(saved)
-    return None
-
-
-settings = StepSettings()

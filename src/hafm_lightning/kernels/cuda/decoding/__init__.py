@@ -1,0 +1,1 @@
+"""Decoding steps as chains of Triton kernels: the kernels, their arguments, and the trial before they are used."""
