@@ -18,7 +18,7 @@ from pathlib import Path
 import optuna
 
 from hafm_lightning.cli import DONE, main
-from hafm_lightning.cli.fit.curves import metrics_file, read_series
+from hafm_lightning.cli.runs.curves import metrics_file, read_series
 
 SCORE = "val/loss"
 

@@ -62,7 +62,7 @@ COMMANDS = {
     "predict": ("fit.command:predict", "write the loss of every test clip"),
     "describe": ("fit.describe:main", "print parameters, steps, FLOPs and memory of a configuration as JSON"),
     "configs": ("fit.configs:main", "list the configurations that come with the package, or copy them"),
-    "curves": ("fit.curves:main", "draw loss and accuracy of runs as PNG and SVG"),
+    "curves": ("runs.curves:main", "draw loss and accuracy of runs as PNG and SVG"),
     "compare": ("runs.compare:main", "compare runs: one table, settings that differ, curves in one picture"),
     "sweep": ("runs.sweep:main", "write a W&B sweep over settings of a configuration"),
     "prepare": ("prepare:main", "turn songs into shards of tokens; a stopped run continues"),

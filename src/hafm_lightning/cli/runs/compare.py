@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hafm_lightning.cli.evaluate.summary import aligned
-from hafm_lightning.cli.fit.curves import save_figure
 from hafm_lightning.cli.parser import Parser, check_writable
+from hafm_lightning.cli.runs.curves import save_figure
 from hafm_lightning.cli.runs.drawing import overlay
 from hafm_lightning.cli.runs.records import SCORES, Record, differing_settings, music_scores, read_records
 from hafm_lightning.errors import RequestError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hafm_lightning.cli.fit.curves import METRICS
+from hafm_lightning.cli.runs.curves import METRICS
 from hafm_lightning.cli.runs.records import Record
 from hafm_lightning.errors import RequestError
 from hafm_lightning.page.figures import COLOURS

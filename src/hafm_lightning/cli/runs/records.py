@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hafm_lightning.cli.fit.continuation import flat_settings
-from hafm_lightning.cli.fit.curves import Series, metrics_file, read_series
+from hafm_lightning.cli.runs.curves import Series, metrics_file, read_series
 from hafm_lightning.errors import RequestError
 
 CONFIG_FILE = "config.yaml"

@@ -6,7 +6,7 @@ import pytest
 
 from hafm_lightning.callbacks import CsvLog
 from hafm_lightning.cli import main
-from hafm_lightning.cli.fit.curves import Series, draw, read_series
+from hafm_lightning.cli.runs.curves import Series, draw, read_series
 
 
 def write_run(folder, points=200):
