@@ -30,6 +30,7 @@ __all__ = [
     "cache_folder",
     "expanded",
     "is_occupied",
+    "names_in",
     "printable",
     "remove_unfinished",
     "sha256_of",

@@ -1,6 +1,8 @@
 """The registry of backends: twins compute the same, keep names of parameters, and follow a network to its device."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,7 +46,7 @@ def test_kernels_of_the_cpu_give_the_numbers_and_gradients_of_the_plain_network(
 def test_twins_keep_the_names_of_parameters_and_can_be_given_back():
     model = TokenModel(tiny_config())
     names, classes = list(model.state_dict()), [type(module) for module in model.modules()]
-    for backend in (*BACKENDS.values(), Backend()):
+    for backend in (backend_for(torch.device("cpu")), backend_for(torch.device("cuda")), Backend()):
         backend.for_training(model)
         assert list(model.state_dict()) == names
     assert [type(module) for module in model.modules()] == classes
@@ -55,6 +57,16 @@ def test_backends_are_chosen_by_device():
     assert isinstance(backend_for(torch.device("cuda", 1)), CudaBackend)
     assert type(backend_for(torch.device("mps"))) is Backend
     assert type(backend_for(torch.device("cuda"), "none")) is Backend
+
+
+def test_on_a_cpu_nothing_waits_for_the_compiler_of_gpus():
+    """torch.compile takes seconds to import; a process that generates on a CPU needs none of it."""
+    program = (
+        "import sys, torch, hafm_lightning.accompanist; from hafm_lightning.kernels import backend_for; "
+        "backend_for(torch.device('cpu')); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_every_device_has_kernels_for_the_parts_that_it_names():

@@ -12,7 +12,6 @@ import torch
 
 from hafm_lightning.kernels.base import Backend, WeightPrecision
 from hafm_lightning.kernels.cpu import CpuBackend
-from hafm_lightning.kernels.cuda import CudaBackend
 from hafm_lightning.modeling.token_model import TokenModel
 
 __all__ = ["BACKENDS", "Kernels", "backend_for", "for_inference", "for_training"]
@@ -20,13 +19,19 @@ __all__ = ["BACKENDS", "Kernels", "backend_for", "for_inference", "for_training"
 Kernels = Literal["auto", "none"]
 """``auto``: the kernels of the device that a network is on; ``none``: PyTorch's operations."""
 
-BACKENDS: dict[str, Backend] = {"cpu": CpuBackend(), "cuda": CudaBackend()}
-"""By type of device; others run the plain network."""
+BACKENDS: dict[str, Backend] = {"cpu": CpuBackend()}
+"""By type of device; others run the plain network. ``cuda`` joins when it is first asked for."""
 
 
 def backend_for(device: torch.device, kernels: Kernels = "auto") -> Backend:
     """The backend of a device."""
-    return BACKENDS.get(device.type, Backend()) if kernels == "auto" else Backend()
+    if kernels == "none":
+        return Backend()
+    if device.type == "cuda" and "cuda" not in BACKENDS:
+        from hafm_lightning.kernels.cuda import CudaBackend  # brings torch.compile, which takes seconds to import
+
+        BACKENDS["cuda"] = CudaBackend()
+    return BACKENDS.get(device.type, Backend())
 
 
 def for_training(model: TokenModel, kernels: Kernels = "auto") -> None:

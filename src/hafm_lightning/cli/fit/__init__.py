@@ -5,11 +5,12 @@ from __future__ import annotations
 __all__ = [
     "checks",
     "command",
+    "configs",
     "continuation",
-    "curves",
     "describe",
     "ending",
     "errors",
+    "predicted_time",
     "runs",
     "saved_config",
     "training",

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["compare", "drawing", "records", "sweep"]
+__all__ = ["compare", "curves", "drawing", "records", "sweep"]
