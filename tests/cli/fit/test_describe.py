@@ -239,12 +239,17 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "clips", "precision"), [("semantic", 2, "32-true"), ("coarse", 1, "16-mixed")])
-def test_described_memory_is_what_fit_takes(repository, tmp_path, name, clips, precision):
-    """Two steps of the paper's stages on clips of 10 s: the process's peak, within a fifth."""
+@pytest.mark.parametrize(
+    ("name", "clips", "precision", "layers"), [("semantic", 2, "32-true", 12), ("coarse", 1, "16-mixed", 3)]
+)
+def test_described_memory_is_what_fit_takes(repository, tmp_path, name, clips, precision, layers):
+    """Two steps of the paper's stages on clips of 10 s: the process's peak, within a fifth.
+
+    Half precision has fewer layers: processors without such operations take half an hour for all of them.
+    """
     shards = write_tiny_shards(tmp_path / "shards", train=(4,), validation=(2,), test=(1,), duration_s=CLIP_DURATION_S)
     arguments = ["--config", str(repository / "experiments" / f"{name}.yaml"), "--data.global_batch_size", str(clips)]
-    arguments += ["--trainer.precision", precision]
+    arguments += ["--trainer.precision", precision, "--model.backbone.layers", str(layers)]
     estimated = describe(arguments)["memory_gib"]["cpu"]
     run = ["--data.root", str(shards), "--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path / "logs")]
     done = subprocess.run(
