@@ -12,7 +12,7 @@ import torch
 from hafm_lightning.cli import main
 from hafm_lightning.kernels import BACKENDS
 from hafm_lightning.kernels.base import Backend, swap
-from hafm_lightning.kernels.cuda import triton_attention, triton_blocks
+from hafm_lightning.kernels.cuda import triton_blocks, triton_passes
 from hafm_lightning.kernels.cuda.triton_attention import TritonRelativePosition
 from hafm_lightning.kernels.cuda.triton_blocks import Blocks
 from hafm_lightning.modeling.relative_position import RelativePosition
@@ -43,13 +43,13 @@ launches = 0
 
 def count_launches() -> None:
     """Let :data:`launches` of the imported module count."""
-    launch = triton_attention._launch
+    launch = triton_passes._launch
 
     def counted(*arguments):
         sys.modules["triton_ddp_child"].launches += 1
         return launch(*arguments)
 
-    triton_attention._launch = counted
+    triton_passes._launch = counted
 
 
 if __name__ == "__main__":
@@ -58,8 +58,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "triton":
         BACKENDS["cpu"] = triton_ddp_child.Interpreted()
-        triton_blocks.FORWARD = (Blocks(32, 16, 1, 1),)
-        triton_blocks.BACKWARD = (Blocks(16, 32, 1, 1),)
+        sizes = {"forward": (32, 16), "query_gradient": (16, 32), "key_gradient": (16, 16)}
+        triton_blocks.SIZES.update({kernel: (Blocks(*size, 1, 1),) for kernel, size in sizes.items()})
         triton_ddp_child.count_launches()
     else:
         BACKENDS["cpu"] = Backend()
