@@ -4,8 +4,11 @@ They need ``TRITON_INTERPRET=1`` before Triton is first imported, so they run in
 test-triton``. The interpreter is slow, so sequences are short, and the distance from which on buckets are shared too.
 """
 
+import copy
+import gc
 import math
 import os
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -122,6 +125,30 @@ def test_gradients_are_the_same_bits_in_every_run_and_inputs_of_other_types_are_
     assert mixed.dtype == torch.float32
     rounded = torch.stack((queries.half().float(), keys, values))
     assert difference(mixed, plain_attention(rounded, module, positions)) < 1e-5
+
+
+def test_a_bias_first_used_in_inference_serves_training():
+    """As in a run that validates before it trains; what autograd keeps must be no tensor of inference."""
+    module, positions, qkv = setting("causal", frames=12, heads=1, width=16, batch=1)
+    bias = TritonBias.of(module, positions)
+    with torch.inference_mode():
+        validated = bias.attend(*qkv.detach(), module.table())
+    output, expected = bias.attend(*qkv, module.table()), plain_attention(qkv, module, positions)
+    torch.testing.assert_close(validated.clone(), output.detach())
+    for found, true in zip(gradients(output, qkv, module), gradients(expected, qkv, module), strict=True):
+        assert difference(found, true) < TOLERANCE[qkv.dtype]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda bias: pickle.loads(pickle.dumps(bias))])
+def test_a_copy_outlives_the_bias_that_it_was_made_of(copied):
+    """As the averaged weights of a run, which are a copy of its network."""
+    module, positions, qkv = setting("causal", frames=12, heads=1, width=16, batch=1)
+    first = TritonBias.of(module, positions)
+    expected = first.attend(*qkv.detach(), module.table())
+    second = copied(first)
+    del first
+    gc.collect()
+    assert torch.equal(second.attend(*qkv.detach(), module.table()), expected)
 
 
 def test_what_is_no_number_shows():

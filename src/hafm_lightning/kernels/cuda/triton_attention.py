@@ -60,6 +60,10 @@ class TritonBias:
         """Mask and bias of a sequence on the device of ``positions``."""
         return cls(module, positions)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, here or in another process, is a bias of its own, with a number of its own."""
+        return TritonBias, (self.module, self.positions)
+
     def plan(self, blocks: Blocks) -> TilePlan:
         """The plan for tiles of one size."""
         size = (blocks.queries, blocks.keys)
@@ -95,7 +99,8 @@ class TritonBias:
         """The same as one operator, for compiled layers; :attr:`Settings.of` must have found tiles."""
         number = next(_numbers)
         _alive[number] = self
-        return TracedBias(torch.tensor(number))
+        with torch.inference_mode(False):  # is cached and must serve training too, wherever it was first made
+            return TracedBias(torch.tensor(number))
 
     # a compiled layer is given what is traceable, where there is tiles for it
     @torch.compiler.disable  # type: ignore[misc, untyped-decorator, unused-ignore]
