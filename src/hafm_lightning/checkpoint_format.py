@@ -41,6 +41,7 @@ __all__ = [
     "role_of",
     "shape_of",
     "tensor_problem",
+    "weights_of",
 ]
 
 CHECKPOINT_FORMAT = 2
@@ -177,6 +178,17 @@ def check_continues(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Non
             "set it back, or start a new run (without --ckpt_path)"
         )
     check_same_tokenizers(saved["tokenizers"], current["tokenizers"])
+
+
+def weights_of(state: Mapping[str, Any], network_alone: bool = False) -> dict[str, Any]:
+    """The state of a stage without sums of metrics (``train_means.clips``), which a version of torchmetrics may save.
+
+    Args:
+        state: Name -> tensor.
+        network_alone: Leave out everything beside the network, such as what a subclass adds.
+    """
+    kept = {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
+    return {name: kept[name] for name in kept if name.startswith("model.")} if network_alone else kept
 
 
 def check_weights(state: Mapping[str, Any], expected: Mapping[str, Tensor], where: str) -> None:

@@ -41,6 +41,7 @@ from hafm_lightning.checkpoint_format import (
     checked_metadata,
     read_checkpoint,
     role_of,
+    weights_of,
 )
 from hafm_lightning.errors import RequestError
 from hafm_lightning.kernels import Kernels, for_training
@@ -155,8 +156,7 @@ class Stage(NotesMoves, pl.LightningModule):
         With ``nonautoregressive`` and a ``codebook`` those of one, ``[B, 1, T, V]``.
         """
         streams = batch.streams if isinstance(batch, TokenBatch) else batch
-        logits: Tensor = self.model(streams, codebook)
-        return logits
+        return self.model(streams, codebook)  # type: ignore[no-any-return]
 
     # --- training ---------------------------------------------------------------------------------------------
 
@@ -165,8 +165,8 @@ class Stage(NotesMoves, pl.LightningModule):
         if stage == "fit":
             check_training(self.trainer)
         self._step_weights = StepWeights()
-        self.train_means.reset()
-        self.evaluation_means.reset()
+        for means in (self.train_means, self.evaluation_means):
+            means.reset()
         self.adopt(getattr(self.trainer, "datamodule", None))
 
     def adopt(self, data: Any) -> None:
@@ -273,11 +273,9 @@ class Stage(NotesMoves, pl.LightningModule):
     def on_train_start(self) -> None:
         """Set an optimizer that a checkpoint has brought back to the settings of this run."""
         if self.trainer.global_step and self.has_own_optimizer():
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            schedule = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
             for optimizer in self.trainer.optimizers:
-                follow_settings(
-                    optimizer, next(iter(schedulers), None), self.optimizer_config, self.trainer.global_step
-                )
+                follow_settings(optimizer, schedule, self.optimizer_config, self.trainer.global_step)
 
     @classmethod
     def has_own_optimizer(cls) -> bool:
@@ -330,7 +328,7 @@ class Stage(NotesMoves, pl.LightningModule):
         """Refuse a checkpoint of another stage or layout before any weight is copied."""
         saved = checked_metadata(checkpoint, "the checkpoint")
         check_continues(saved, self.metadata())
-        check_weights(_weights(checkpoint["state_dict"]), _weights(self.state_dict()), "the checkpoint")
+        check_weights(weights_of(checkpoint["state_dict"]), weights_of(self.state_dict()), "the checkpoint")
         self.duration_s = saved["duration_s"]
 
 
@@ -361,11 +359,6 @@ class FineStage(Stage):
 STAGES: Mapping[str, type[Stage]] = {kind.__name__: kind for kind in (SemanticStage, CoarseStage, FineStage)}
 
 
-def _weights(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state without sums of metrics (``train_means.clips``), which a version of torchmetrics may save."""
-    return {name: value for name, value in state.items() if not name.partition(".")[0].endswith("means")}
-
-
 def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: type[Stage] | None = None) -> Stage:
     """The stage in a local ``.ckpt`` file, in eval mode; only data is read.
 
@@ -377,13 +370,12 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: ty
     """
     checkpoint = read_checkpoint(path)
     saved = checked_metadata(checkpoint, str(path))
-    role = role_of(saved)
     known = {stage.role: stage for stage in STAGES.values()}
-    if kind is None and role not in known:
+    if kind is None and role_of(saved) not in known:
         raise RequestError(f"{path}: unknown stage {saved['stage']!r}; known: {', '.join(STAGES)}")
     if kind is not None and kind.target != saved["model"].get("target"):
         raise RequestError(f"{path}: holds a {saved['stage']}, not a {kind.__name__}")
-    built = known[str(role)] if kind is None else kind
+    built = known[str(role_of(saved))] if kind is None else kind
     settings = dict(saved["model"])
     target = settings.pop("target", None)
     try:
@@ -395,18 +387,14 @@ def load_stage(path: str | Path, *, device: torch.device | str = "cpu", kind: ty
         )
     except (ValueError, TypeError, KeyError) as error:
         raise RequestError(f"{path}: the description of its stage cannot be used ({error})") from error
-    if stage.model.layout.target.name != target:
-        raise RequestError(
-            f"{path}: a {saved['stage']} writes {stage.model.layout.target.name!r}, the file says {target!r}"
-        )
+    written = stage.model.layout.target.name
+    if written != target:
+        raise RequestError(f"{path}: a {saved['stage']} writes {written!r}, the file says {target!r}")
     stage.tokenizers, stage.duration_s = saved["tokenizers"], saved["duration_s"]
     stage.tokenizers_folder, stage.styles = saved["tokenizers_folder"], list(saved.get("styles", ()))
     stage.vocal_noise_sigma = saved.get("vocal_noise_sigma")
-    weights, expected = _weights(checkpoint["state_dict"]), _weights(stage.state_dict())
-    if built.__name__ != saved["stage"] and kind is None:  # a subclass may have more than its network
-        weights, expected = (
-            {name: value for name, value in state.items() if name.startswith("model.")} for state in (weights, expected)
-        )
+    subclass = kind is None and built.__name__ != saved["stage"]  # it may have more than its network
+    weights, expected = (weights_of(state, subclass) for state in (checkpoint["state_dict"], stage.state_dict()))
     check_weights(weights, expected, str(path))
     stage.load_state_dict(weights, strict=False)
     return stage.to(device).eval()
